@@ -1,0 +1,50 @@
+package engine
+
+import "time"
+
+// Image is CRI Image.
+type Image struct {
+	ID          ImageID
+	RepoTags    []string
+	RepoDigests []string
+	Size        uint64 // bytes, more than 0
+	// UID or Username is the image's user: UID when numeric, Username otherwise, neither for "" (root is then UID 0).
+	UID      *int64
+	Username string
+	Pinned   bool
+	// Config of the image that a container inherits.
+	User       string
+	Env        []string
+	Entrypoint []string
+	Cmd        []string
+	WorkingDir string
+	StopSignal string
+	Labels     map[string]string
+	Created    time.Time
+}
+
+// PullSpec is what PullImage is asked for.
+type PullSpec struct {
+	Ref         string
+	Annotations map[string]string
+	Auth        *Auth
+	// NoProgress ends a pull that gets no byte and extracts nothing for so long; 0 never does.
+	NoProgress time.Duration
+}
+
+// Auth is CRI AuthConfig with the "auth" form already split into username and password.
+type Auth struct {
+	Username      string
+	Password      string
+	ServerAddress string
+	IdentityToken string
+	RegistryToken string
+}
+
+// FSUsage is CRI FilesystemUsage: sampled at Timestamp.
+type FSUsage struct {
+	Timestamp  time.Time
+	Mountpoint string
+	UsedBytes  uint64
+	InodesUsed uint64
+}

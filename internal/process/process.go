@@ -1,0 +1,95 @@
+// Package process names a process so that another with a recycled pid is never taken for it: pid plus start time,
+// held by a pidfd.
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// StartTicks reads the start time of pid in clock ticks since boot: field 22 of /proc/PID/stat.
+func StartTicks(pid int) (uint64, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	// The command (field 2) may hold spaces and parentheses: count from the last ")".
+	end := bytes.LastIndexByte(data, ')')
+	fields := bytes.Fields(data[end+1:])
+	if end < 0 || len(fields) < 20 {
+		return 0, fmt.Errorf("/proc/%d/stat has an unknown form", pid)
+	}
+	return strconv.ParseUint(string(fields[19]), 10, 64)
+}
+
+// Handle is one process, pinned: signals through it never reach a later process with the same pid.
+type Handle struct {
+	pid int
+	fd  int
+}
+
+// Open pins the process pid that started at startTicks (0: whatever runs there now). The error is os.ErrProcessDone
+// when it is gone or another process has the pid.
+func Open(pid int, startTicks uint64) (*Handle, error) {
+	if pid <= 0 {
+		return nil, os.ErrProcessDone
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return nil, os.ErrProcessDone
+		}
+		return nil, fmt.Errorf("pidfd of %d: %w", pid, err)
+	}
+	h := &Handle{pid: pid, fd: fd}
+	if startTicks != 0 {
+		// Read after the pidfd is open: the pid cannot be recycled to another while a living process is pinned.
+		if ticks, err := StartTicks(pid); err != nil || ticks != startTicks {
+			h.Close()
+			return nil, os.ErrProcessDone
+		}
+	}
+	return h, nil
+}
+
+// Alive says whether the process has not exited.
+func (h *Handle) Alive() bool {
+	fds := []unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return err == nil && n == 0
+	}
+}
+
+// Signal sends sig; os.ErrProcessDone when the process has exited.
+func (h *Handle) Signal(sig unix.Signal) error {
+	err := unix.PidfdSendSignal(h.fd, sig, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// PID is the process's pid.
+func (h *Handle) PID() int { return h.pid }
+
+// Close drops the pin.
+func (h *Handle) Close() { _ = unix.Close(h.fd) }
+
+// Alive says whether the process pid that started at startTicks runs.
+func Alive(pid int, startTicks uint64) bool {
+	h, err := Open(pid, startTicks)
+	if err != nil {
+		return false
+	}
+	defer h.Close()
+	return h.Alive()
+}

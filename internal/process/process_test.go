@@ -1,0 +1,67 @@
+package process
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestHandleFollowsOneProcess(t *testing.T) {
+	cmd := exec.Command("sleep", "100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	ticks, err := StartTicks(pid)
+	if err != nil || ticks == 0 {
+		t.Fatalf("start ticks %d, %v", ticks, err)
+	}
+	if _, err := Open(pid, ticks+1); !errors.Is(err, os.ErrProcessDone) {
+		t.Fatalf("opened a process with another start time: %v", err)
+	}
+	h, err := Open(pid, ticks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if !h.Alive() || !Alive(pid, ticks) {
+		t.Fatal("a sleeping process is not alive")
+	}
+	if err := h.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if h.Alive() || Alive(pid, ticks) {
+		t.Fatal("a killed process is alive")
+	}
+	if err := h.Signal(unix.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
+		t.Fatalf("signal to a dead process: %v", err)
+	}
+}
+
+func TestStartTicksOfCommandWithParentheses(t *testing.T) {
+	script := t.TempDir() + "/a) 1 (b"
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nread x\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(script)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	own, err := StartTicks(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ticks, err := StartTicks(cmd.Process.Pid); err != nil || ticks < own {
+		t.Errorf("start ticks %d, %v; want at least our own %d", ticks, err, own)
+	}
+	_ = stdin.Close()
+	_ = cmd.Wait()
+}
