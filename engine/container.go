@@ -16,11 +16,12 @@ type ContainerSpec struct {
 	Env         []EnvVar          `json:"env,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
-	// LogPath is absolute: the pod's log directory joined with CRI log_path, checked. "" writes no log.
-	LogPath   string `json:"logPath,omitempty"`
-	Stdin     bool   `json:"stdin,omitempty"`
-	StdinOnce bool   `json:"stdinOnce,omitempty"`
-	TTY       bool   `json:"tty,omitempty"`
+	// LogPath is absolute: LogDirectory (the pod's, trusted) joined with CRI log_path, checked. "" writes no log.
+	LogPath      string `json:"logPath,omitempty"`
+	LogDirectory string `json:"logDirectory,omitempty"`
+	Stdin        bool   `json:"stdin,omitempty"`
+	StdinOnce    bool   `json:"stdinOnce,omitempty"`
+	TTY          bool   `json:"tty,omitempty"`
 	// StopSignal is "SIGTERM", "SIGRTMIN+3", … or "" for the image's.
 	StopSignal string     `json:"stopSignal,omitempty"`
 	Mounts     []Mount    `json:"mounts,omitempty"` // sorted by depth of ContainerPath
