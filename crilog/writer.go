@@ -1,0 +1,195 @@
+package crilog
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Writer appends a container's output to its log. Its methods may be called at once from several goroutines; entries of
+// different streams do not mix.
+//
+// A full or failing disk never holds the container up: the entries are dropped and counted, and an entry of which the
+// disk took a part is completed before the next one.
+type Writer struct {
+	root, path string
+
+	mu     sync.Mutex
+	file   *os.File // nil once closed
+	buf    []byte   // rendering, reused
+	rest   []byte   // the missing bytes of an entry that was written in part
+	torn   bool     // the file does not end with a newline
+	bytes  atomic.Uint64
+	failed atomic.Uint64
+	lost   atomic.Uint64
+}
+
+// Stats counts what a Writer did.
+type Stats struct {
+	// Bytes were written to the log, headers included; DroppedBytes were not because writing failed, in WriteErrors cases.
+	Bytes        uint64
+	WriteErrors  uint64
+	DroppedBytes uint64
+}
+
+// Open opens the log as OpenFile does. An entry that a crash left without its end gets a newline, so that the next one
+// stands on its own line.
+func Open(root, path string) (*Writer, error) {
+	w := &Writer{root: root, path: path}
+	if err := w.Reopen(); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Reopen goes on in a new file at the path (CRI ReopenContainerLog, after the kubelet renamed the old one). When it
+// returns without an error the old file gets nothing more; with an error the old file stays in use.
+func (w *Writer) Reopen() error {
+	file, err := OpenFile(w.root, w.path)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file != nil {
+		w.completeRest()
+		w.lost.Add(uint64(len(w.rest)))
+		w.rest = nil
+		_ = w.file.Close()
+	}
+	w.file = file
+	w.torn = !EndsWithNewline(file)
+	return nil
+}
+
+// Close closes the log. Writing afterwards drops and counts.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return nil
+	}
+	w.completeRest()
+	err := w.file.Close()
+	w.file = nil
+	return err
+}
+
+// Stats returns the counters.
+func (w *Writer) Stats() Stats {
+	return Stats{Bytes: w.bytes.Load(), WriteErrors: w.failed.Load(), DroppedBytes: w.lost.Load()}
+}
+
+// WriteText appends output of the container as AppendText renders it.
+func (w *Writer) WriteText(t time.Time, stream Stream, text []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf = AppendText(w.buf[:0], t, stream, text)
+	w.append(w.buf)
+}
+
+// append writes whole entries.
+func (w *Writer) append(entries []byte) {
+	if w.file == nil {
+		w.lost.Add(uint64(len(entries)))
+		return
+	}
+	if !w.completeRest() {
+		w.lost.Add(uint64(len(entries)))
+		return
+	}
+	n, err := w.file.Write(entries)
+	w.bytes.Add(uint64(n))
+	if err == nil {
+		return
+	}
+	w.failed.Add(1)
+	left := entries[n:]
+	if n > 0 && entries[n-1] != '\n' {
+		end := bytes.IndexByte(left, '\n') + 1
+		w.rest = slices.Clone(left[:end])
+		left = left[end:]
+	}
+	w.lost.Add(uint64(len(left)))
+}
+
+// completeRest brings the file to the end of an entry and says whether it is there.
+func (w *Writer) completeRest() bool {
+	if len(w.rest) == 0 && w.torn {
+		w.rest = []byte{'\n'}
+	}
+	w.torn = false
+	if len(w.rest) == 0 {
+		return true
+	}
+	n, err := w.file.Write(w.rest)
+	w.bytes.Add(uint64(n))
+	w.rest = w.rest[n:]
+	if err != nil {
+		w.failed.Add(1)
+	}
+	return len(w.rest) == 0
+}
+
+// Copy writes what comes from r, a pipe of the container, until it ends, and drains it also where the log cannot be
+// written. A line appears when it is complete or longer than MaxContent; a last line without newline is a P entry. The
+// error is r's, nil at its end.
+func (w *Writer) Copy(stream Stream, r io.Reader) error {
+	return w.copy(stream, r, func(text []byte) []byte { return text })
+}
+
+// CopyTerminal is Copy for a container with a terminal, whose line discipline writes "\r\n" for each newline: it is
+// written as the newline that the process meant.
+func (w *Writer) CopyTerminal(r io.Reader) error {
+	return w.copy(Stdout, r, trimTerminal)
+}
+
+func (w *Writer) copy(stream Stream, r io.Reader, edit func([]byte) []byte) error {
+	buf := make([]byte, 0, MaxContent)
+	for {
+		held := len(buf) // without a newline
+		n, err := r.Read(buf[held:cap(buf)])
+		now := time.Now()
+		buf = buf[:held+n]
+		cut := 0
+		if i := bytes.LastIndexByte(buf[held:], '\n'); i >= 0 {
+			cut = held + i + 1
+		} else if len(buf) == cap(buf) {
+			cut = len(buf)
+			// A "\r\n" of a terminal is not torn apart.
+			if buf[cut-1] == '\r' {
+				cut--
+			}
+		}
+		if err != nil {
+			cut = len(buf)
+		}
+		if cut > 0 {
+			w.WriteText(now, stream, edit(buf[:cut]))
+			buf = buf[:copy(buf, buf[cut:])]
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// trimTerminal replaces each "\r\n" by "\n", in place.
+func trimTerminal(text []byte) []byte {
+	out := text[:0]
+	for i, c := range text {
+		if c == '\r' && i+1 < len(text) && text[i+1] == '\n' {
+			continue
+		}
+		out = append(out, c)
+	}
+	return out
+}

@@ -1,0 +1,217 @@
+package crilog
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+
+	"golang.org/x/sys/unix"
+)
+
+func open(t *testing.T) (w *Writer, path string) {
+	t.Helper()
+	root := t.TempDir()
+	path = root + "/ctr/0.log"
+	w, err := Open(root, path)
+	must(t, err)
+	t.Cleanup(func() { _ = w.Close() })
+	return w, path
+}
+
+func TestCopyKeepsEveryByte(t *testing.T) {
+	text := []byte("one\n\nthree" + strings.Repeat("x", 3*MaxContent) + "\r\n\r\rno end")
+	for name, reader := range map[string]io.Reader{
+		"at once":      bytes.NewReader(text),
+		"byte by byte": iotest.OneByteReader(bytes.NewReader(text)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, path := open(t)
+			must(t, w.Copy(Stderr, reader))
+			log, err := os.ReadFile(path)
+			must(t, err)
+			if got := decode(t, log); !bytes.Equal(got, text) {
+				t.Fatalf("%d bytes came back of %d", len(got), len(text))
+			}
+			if !bytes.HasSuffix(log, []byte(" stderr P \r\rno end\n")) {
+				t.Fatalf("the last line ends %q", log[len(log)-30:])
+			}
+			if got := w.Stats(); got.Bytes != uint64(len(log)) || got.DroppedBytes != 0 || got.WriteErrors != 0 {
+				t.Fatalf("%+v for %d bytes", got, len(log))
+			}
+		})
+	}
+}
+
+func TestCopyTerminalWritesTheNewlineThatWasMeant(t *testing.T) {
+	text := "a\r\nb\rc\r\n" + strings.Repeat("x", MaxContent-1) + "\r\n$ "
+	want := strings.ReplaceAll(text, "\r\n", "\n")
+	for name, reader := range map[string]io.Reader{
+		"at once":      strings.NewReader(text),
+		"byte by byte": iotest.OneByteReader(strings.NewReader(text)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, path := open(t)
+			must(t, w.CopyTerminal(reader))
+			log, err := os.ReadFile(path)
+			must(t, err)
+			if got := decode(t, log); string(got) != want {
+				t.Fatalf("got %q", got)
+			}
+		})
+	}
+}
+
+// R26: rename and Reopen under heavy writing from two streams lose, double and tear nothing.
+func TestReopenUnderHeavyWritingLosesNothing(t *testing.T) {
+	w, path := open(t)
+	const lines = 20_000
+	var writers sync.WaitGroup
+	for _, stream := range []Stream{Stdout, Stderr} {
+		r, pw := io.Pipe()
+		writers.Go(func() {
+			for i := range lines {
+				_, _ = fmt.Fprintf(pw, "%s %d\n", stream, i)
+			}
+			_ = pw.Close()
+		})
+		writers.Go(func() {
+			if err := w.Copy(stream, r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { writers.Wait(); close(done) }()
+	var logs []string
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		old := fmt.Sprintf("%s.%d", path, len(logs))
+		must(t, os.Rename(path, old))
+		must(t, w.Reopen())
+		before, err := os.Stat(old)
+		must(t, err)
+		logs = append(logs, old)
+		defer func() {
+			if after, err := os.Stat(old); err != nil || after.Size() != before.Size() {
+				t.Errorf("%s grew after Reopen", old)
+			}
+		}()
+	}
+	next := map[Stream]int{}
+	for _, log := range append(logs, path) {
+		data, err := os.ReadFile(log)
+		must(t, err)
+		for line := range bytes.Lines(data) {
+			e, err := ParseEntry(line)
+			must(t, err)
+			if want := fmt.Sprintf("%s %d", e.Stream, next[e.Stream]); string(e.Content) != want {
+				t.Fatalf("read %q, want %q", e.Content, want)
+			}
+			next[e.Stream]++
+		}
+	}
+	if next[Stdout] != lines || next[Stderr] != lines {
+		t.Fatalf("%v lines of %d", next, lines)
+	}
+}
+
+func TestOpenEndsALineThatACrashTore(t *testing.T) {
+	root := t.TempDir()
+	path := root + "/0.log"
+	must(t, os.WriteFile(path, []byte("2024-02-29T12:00:00Z stdout F whole\n2024-02-29T12:0"), 0o640))
+	w, err := Open(root, path)
+	must(t, err)
+	w.WriteText(noon, Stdout, []byte("next\n"))
+	must(t, w.Close())
+	data, _ := os.ReadFile(path)
+	lines := slices.Collect(strings.Lines(string(data)))
+	if len(lines) != 3 || lines[2] != "2024-02-29T12:00:00.123456789Z stdout F next\n" {
+		t.Fatalf("got %q", lines)
+	}
+}
+
+// A limit on the file size stands in for a full disk, because it also makes short writes. It holds for a whole process, so
+// the test runs itself once more.
+func TestFullDiskDropsAndCountsAndLeavesNoTornEntry(t *testing.T) {
+	const child = "CRILOG_TEST_FULL_DISK"
+	if os.Getenv(child) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), child+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	signal.Ignore(unix.SIGXFSZ)
+	limit := func(bytes uint64) {
+		must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: bytes, Max: unix.RLIM_INFINITY}))
+	}
+	w, path := open(t)
+	limit(100)
+	for i := range 10 { // 47 bytes each: two fit, the third is torn
+		w.WriteText(noon, Stdout, fmt.Appendf(nil, "line %d\n", i))
+	}
+	full := w.Stats()
+	limit(1 << 20)
+	w.WriteText(noon, Stdout, []byte("after\n"))
+	data, err := os.ReadFile(path)
+	must(t, err)
+	if got := string(decode(t, data)); got != "line 0\nline 1\nline 2\nafter\n" {
+		t.Fatalf("the log holds %q", got)
+	}
+	if full.WriteErrors == 0 || full.DroppedBytes != 7*47 || w.Stats().DroppedBytes != full.DroppedBytes {
+		t.Fatalf("counted %+v, then %+v", full, w.Stats())
+	}
+}
+
+func TestHostilePathAtReopenKeepsTheOldFile(t *testing.T) { // S10
+	w, path := open(t)
+	canary := t.TempDir() + "/canary"
+	must(t, os.WriteFile(canary, []byte("canary"), 0o644))
+	must(t, os.Rename(path, path+".1"))
+	must(t, os.Symlink(canary, path))
+	if err := w.Reopen(); err == nil {
+		t.Fatal("a symlink was opened")
+	}
+	w.WriteText(noon, Stdout, []byte("still\n"))
+	if data, _ := os.ReadFile(path + ".1"); !bytes.HasSuffix(data, []byte("still\n")) {
+		t.Fatalf("the old file has %q", data)
+	}
+	if data, _ := os.ReadFile(canary); string(data) != "canary" {
+		t.Fatalf("the canary is %q", data)
+	}
+}
+
+func TestLastEntrySkipsATornTail(t *testing.T) {
+	path := t.TempDir() + "/0.log"
+	data := AppendEntry(nil, noon, Stdout, false, []byte("a"))
+	data = AppendEntry(data, noon, Stdout, false, []byte("b"))
+	must(t, os.WriteFile(path, append(data, "2024-02"...), 0o600))
+	f, err := os.Open(path)
+	must(t, err)
+	defer func() { _ = f.Close() }()
+	if e, ok := LastEntry(f); !ok || string(e.Content) != "b" || EndsWithNewline(f) {
+		t.Fatalf("%+v, %v", e, ok)
+	}
+}
+
+func TestClosedWriterCountsWhatItDrops(t *testing.T) {
+	w, _ := open(t)
+	must(t, w.Close())
+	must(t, w.Copy(Stdout, strings.NewReader("gone\n")))
+	if w.Stats().DroppedBytes == 0 {
+		t.Fatal("nothing was counted")
+	}
+}
