@@ -52,6 +52,8 @@ type Sink interface {
 
 // Snapshot is every pod and container of ours that the engine holds.
 type Snapshot struct {
+	// Taken is when the engine began to list: an object that was made later may be missing. Zero: at the delivery.
+	Taken      time.Time
 	Pods       []PodStatus
 	Containers []ContainerStatus
 }

@@ -1,0 +1,135 @@
+package state
+
+import (
+	"errors"
+	"time"
+
+	"crishim/internal/atomicfile"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// writeFile is replaced by tests that fill the disk.
+var writeFile = atomicfile.Write
+
+// Times of writeBehind: how often a write that failed is tried again, and the directory looked at.
+const (
+	retryMin    = time.Second
+	retryMax    = 30 * time.Second
+	probePeriod = 3 * time.Second
+)
+
+// wakeWriter has the dirty records written soon.
+func (s *Store) wakeWriter() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// writeBehind writes records that are newer in memory than on disk: exits the engines told of, and the ends of objects
+// that were reached while the disk was full or read-only. It also notices a directory that became read-only.
+func (s *Store) writeBehind() {
+	retry := time.NewTimer(retryMax)
+	retry.Stop()
+	defer retry.Stop()
+	probe := time.NewTicker(probePeriod)
+	defer probe.Stop()
+	backoff := retryMin
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-probe.C:
+			s.probe()
+			continue
+		case <-s.wake:
+		case <-retry.C:
+		}
+		if err := s.writeDirty(); err != nil {
+			klog.ErrorS(err, "Records could not be written, they are kept in memory", "retryIn", backoff)
+			retry.Reset(backoff)
+			backoff = min(2*backoff, retryMax)
+			continue
+		}
+		backoff = retryMin
+	}
+}
+
+// writeDirty writes every dirty record once.
+func (s *Store) writeDirty() error {
+	return errors.Join(s.pods.writeDirty(), s.containers.writeDirty())
+}
+
+func (t *table[S, R, P, V]) writeDirty() error {
+	var dirty []*entry[S, R]
+	t.store.mu.RLock()
+	for _, e := range t.bySeq {
+		if e.dirty {
+			dirty = append(dirty, e)
+		}
+	}
+	t.store.mu.RUnlock()
+	var errs []error
+	for _, e := range dirty {
+		if err := t.writeEntry(e); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t *table[S, R, P, V]) writeEntry(e *entry[S, R]) error {
+	e.writing.Lock()
+	defer e.writing.Unlock()
+	s := t.store
+	s.mu.Lock()
+	rec, path, due := e.rec, e.file, e.dirty && !e.deleted
+	e.dirty = false // a status that comes while the file is written sets it again
+	s.mu.Unlock()
+	if !due {
+		return nil
+	}
+	err := t.write("flush", path, &rec)
+	if err != nil {
+		s.mu.Lock()
+		e.dirty = !e.deleted
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// noteWrite keeps the outcome of the last write for WriteError.
+func (s *Store) noteWrite(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writeErr = err
+}
+
+// probe finds out about a read-only directory without writing, and about its return.
+func (s *Store) probe() {
+	err := unix.Access(s.pods.dir, unix.W_OK)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err != nil:
+		s.writeErr = diskError(&fsError{dir: s.pods.dir, err: err})
+	case isProbeError(s.writeErr):
+		s.writeErr = nil
+	}
+}
+
+// fsError is what probe finds.
+type fsError struct {
+	dir string
+	err error
+}
+
+func (e *fsError) Error() string { return e.dir + ": " + e.err.Error() }
+func (e *fsError) Unwrap() error { return e.err }
+
+func isProbeError(err error) bool {
+	var found *fsError
+	return errors.As(err, &found)
+}

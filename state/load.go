@@ -1,0 +1,190 @@
+package state
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"crishim/internal/atomicfile"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// Quarantined is a record that is not served.
+type Quarantined struct {
+	// Path is where the file is now: in the quarantine directory, or, for a newer schema, where it was.
+	Path   string
+	Kind   string // "pod" or "container"
+	Reason string
+	// Newer says that the record is intact and was written by a newer version.
+	Newer bool
+}
+
+// Quarantined lists the records that are not served, those of earlier starts that nobody has removed included.
+func (s *Store) Quarantined() []Quarantined {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(s.quarantined)
+}
+
+// load fills the store before it is shared.
+func (s *Store) load() error {
+	s.loadQuarantine()
+	if err := s.checkBoot(); err != nil {
+		return err
+	}
+	if err := s.pods.load(); err != nil {
+		return err
+	}
+	if err := s.containers.load(); err != nil {
+		return err
+	}
+	for _, e := range s.pods.bySeq {
+		e.status = podStatusOf(&e.rec)
+		e.over = s.rebooted && e.rec.Phase == PhaseRunning
+	}
+	for _, e := range s.containers.bySeq {
+		e.status = containerStatusOf(&e.rec)
+	}
+	return nil
+}
+
+// checkBoot finds out whether the machine was booted since the last use.
+func (s *Store) checkBoot() error {
+	now, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("learn the boot id: %w", err)
+	}
+	path := filepath.Join(s.root, "boot-id")
+	then, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("learn the last boot id: %w", err)
+	}
+	s.rebooted = len(then) > 0 && !bytes.Equal(now, then)
+	if s.readOnly || bytes.Equal(now, then) {
+		return nil
+	}
+	// With a full disk the old id stays: the next start finds a reboot again, which does no harm before new pods ran.
+	if err := atomicfile.Write(path, now, 0o600); err != nil {
+		s.writeErr = diskError(err)
+		klog.ErrorS(err, "The boot id could not be written")
+	}
+	return nil
+}
+
+// load reads every record of the kind. Only a directory that cannot be read is an error.
+func (t *table[S, R, P, V]) load() error {
+	files, err := os.ReadDir(t.dir)
+	if err != nil {
+		return fmt.Errorf("load %s records: %w", t.kind, err)
+	}
+	for _, f := range files {
+		path := filepath.Join(t.dir, f.Name())
+		if strings.HasPrefix(f.Name(), atomicfile.TempPrefix) {
+			if !t.store.readOnly {
+				_ = os.Remove(path)
+			}
+			continue
+		}
+		rec := new(R)
+		if err := t.read(path, rec); err != nil {
+			t.refuse(path, err)
+			continue
+		}
+		if t.store.rebooted {
+			P(rec).forgetProcess()
+		}
+		t.store.lastSeq = max(t.store.lastSeq, *P(rec).seq())
+		t.index(&entry[S, R]{rec: *rec, recorded: true, file: path})
+	}
+	return nil
+}
+
+// read decodes one file and checks that it may stand where it does.
+func (t *table[S, R, P, V]) read(path string, rec *R) error {
+	data, err := readRecord(path)
+	if err != nil {
+		return err
+	}
+	if err := decode(t.kind, data, P(rec)); err != nil {
+		return err
+	}
+	id, key := P(rec).identity()
+	if path != t.path(key) && path != t.path(hashName(key, id)) {
+		return errors.New("the file's name belongs to another record")
+	}
+	if id != "" && t.byID[id] != nil {
+		return fmt.Errorf("a second record of %s %s", t.kind, id)
+	}
+	if t.bySeq[*P(rec).seq()] != nil {
+		return fmt.Errorf("a second record with sequence number %d", *P(rec).seq())
+	}
+	return nil
+}
+
+func readRecord(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
+	if info.Size() > maxRecord {
+		return nil, fmt.Errorf("%d bytes, more than a record has", info.Size())
+	}
+	return io.ReadAll(io.LimitReader(f, maxRecord+1))
+}
+
+// refuse keeps a bad record from being served: one of a newer schema stays, others move to the quarantine.
+func (t *table[S, R, P, V]) refuse(path string, reason error) {
+	s := t.store
+	q := Quarantined{Path: path, Kind: t.kind, Reason: reason.Error(), Newer: errors.Is(reason, errNewer)}
+	switch {
+	case q.Newer:
+		t.newer[path] = struct{}{}
+	case !s.readOnly:
+		to := filepath.Join(s.root, "quarantine", fmt.Sprintf("%s-%d-%s", t.kind, time.Now().UnixNano(), filepath.Base(path)))
+		if err := os.Rename(path, to); err != nil {
+			klog.ErrorS(err, "A bad record could not be moved away", "path", path)
+			t.newer[path] = struct{}{} // nothing may be written in its place
+			break
+		}
+		q.Path = to
+		// The reason is for the operator: losing it on a full disk is no failure.
+		_ = os.WriteFile(to+".reason", []byte(q.Reason+"\n"), 0o600)
+	}
+	klog.ErrorS(reason, "A record is not served", "kind", t.kind, "path", q.Path)
+	s.quarantined = append(s.quarantined, q)
+}
+
+// loadQuarantine lists what earlier starts have put there.
+func (s *Store) loadQuarantine() {
+	dir := filepath.Join(s.root, "quarantine")
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f.Name(), ".reason") {
+			continue
+		}
+		path := filepath.Join(dir, f.Name())
+		kind, _, _ := strings.Cut(f.Name(), "-")
+		reason, _ := os.ReadFile(path + ".reason")
+		s.quarantined = append(s.quarantined, Quarantined{Path: path, Kind: kind, Reason: strings.TrimSpace(string(reason))})
+	}
+}

@@ -1,0 +1,215 @@
+package state
+
+import (
+	"time"
+
+	"crishim/engine"
+	"crishim/internal/process"
+)
+
+func newPodTable(s *Store) *table[engine.PodStatus, Pod, *Pod, PodView] {
+	t := newTable[engine.PodStatus, Pod, *Pod, PodView](s, "pod")
+	t.view = podView
+	t.stage = podStage
+	t.derive = func(*podEntry) bool { return false }
+	t.indexed = func(*podEntry, bool) {}
+	t.emit = func(from, to stage, e *podEntry) {
+		if to == stageNone && from != stageNone && e.deleted {
+			s.emit(EventDeleted, e.rec.ID, "")
+			return
+		}
+		s.emitStages(from, to, false, e.rec.ID, "")
+	}
+	return t
+}
+
+// PutPod records a new pod, normally in PhaseIntent, and sets its Seq. ErrAlreadyExists when its key or id has a record,
+// ErrResourceExhausted when the disk is full, ErrInvalidArgument when the record is incomplete. On an error nothing
+// changed.
+func (s *Store) PutPod(p Pod) error { return s.pods.put(p) }
+
+// UpdatePod changes the record of the pod with the id: change gets a copy to modify, an error from it changes nothing and
+// is returned as it is. Calls for one pod are ordered. ErrNotFound when there is no such pod. When the disk is full the
+// error is ErrResourceExhausted and nothing changed, except on the way out (Phase.Ending): then the change counts, is
+// kept in memory and written as soon as that is possible (see WriteError).
+func (s *Store) UpdatePod(id engine.PodID, change func(*Pod) error) error {
+	return s.pods.update(s.podEntry(id), change)
+}
+
+// UpdatePodByKey is UpdatePod for a pod that may not have an id yet.
+func (s *Store) UpdatePodByKey(key engine.PodKey, change func(*Pod) error) error {
+	return s.pods.update(s.podEntryByKey(key), change)
+}
+
+// DeletePod deletes the record and the entry of a pod that no longer exists. It needs no free space. OK when absent.
+func (s *Store) DeletePod(id engine.PodID) error { return s.pods.remove(s.podEntry(id)) }
+
+// DeletePodByKey is DeletePod for a pod that may not have an id.
+func (s *Store) DeletePodByKey(key engine.PodKey) error { return s.pods.remove(s.podEntryByKey(key)) }
+
+// Pod is the pod with exactly this id.
+func (s *Store) Pod(id engine.PodID) (PodView, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if e := s.pods.byID[string(id)]; e != nil {
+		return podView(e), true
+	}
+	return PodView{}, false
+}
+
+// PodByKey is the pod with this key, in whatever phase; where several share it, one with a record, then the newest.
+func (s *Store) PodByKey(key engine.PodKey) (PodView, bool) {
+	e := s.podEntryByKey(key)
+	if e == nil {
+		return PodView{}, false
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return podView(e), !e.deleted
+}
+
+// FindPod is the pod whose id is, or alone begins with, idOrPrefix. ErrNotFound when none does, ErrInvalidArgument when
+// several do or none was given.
+func (s *Store) FindPod(idOrPrefix string) (PodView, error) { return s.pods.search(idOrPrefix) }
+
+// Pods are all pods in order of creation, those in PhaseIntent (perhaps without an id) included. The slice is shared and
+// must not be written to.
+func (s *Store) Pods() []PodView { return s.pods.views() }
+
+// ApplyPod takes in a status that one of our own actions returned. A pod that the store does not know is ignored.
+func (s *Store) ApplyPod(st engine.PodStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.applyPod("", st)
+}
+
+func (s *Store) podEntry(id engine.PodID) *podEntry {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.pods.byID[string(id)]
+}
+
+func (s *Store) podEntryByKey(key engine.PodKey) *podEntry {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.pods.find(podKeyName(key))
+}
+
+func podView(e *podEntry) PodView {
+	return PodView{Pod: e.rec, Status: e.status, State: podState(e), Recorded: e.recorded}
+}
+
+func podState(e *podEntry) engine.PodState {
+	if e.rec.Phase == PhaseRunning && !e.over && e.status.State == engine.PodReady {
+		return engine.PodReady
+	}
+	return engine.PodNotReady
+}
+
+func podStage(e *podEntry) stage {
+	switch {
+	case e.deleted, e.rec.ID == "", e.rec.Phase == PhaseIntent:
+		return stageNone
+	case podState(e) == engine.PodReady:
+		return stageStarted
+	case e.over, e.rec.Phase.Ending():
+		return stageStopped
+	}
+	return stageCreated
+}
+
+// podStatusOf is what a record implies until the engine speaks.
+func podStatusOf(p *Pod) engine.PodStatus {
+	st := engine.PodStatus{
+		ID: p.ID, Key: p.Spec.Key, State: engine.PodNotReady, CreatedAt: p.CreatedAt,
+		PID: p.PID, StartTicks: p.StartTicks, NetNSPath: p.NetNSPath, IPs: p.Network.IPs,
+	}
+	if p.Phase == PhaseRunning {
+		st.State = engine.PodReady
+	}
+	return st
+}
+
+// applyPod takes in a status from the named engine, or from our own action (""). It requires mu.
+func (s *Store) applyPod(engineName string, st engine.PodStatus) {
+	e := s.pods.byID[string(st.ID)]
+	if e != nil && engineName != "" && e.rec.Engine != engineName {
+		return
+	}
+	if e == nil {
+		if s.buried(string(st.ID)) {
+			return
+		}
+		if e = s.pods.unidentified(podKeyName(st.Key), engineName); e != nil {
+			s.pods.identify(e, string(st.ID))
+		}
+	}
+	if e == nil {
+		if engineName != "" && st.Spec != nil {
+			s.discoverPod(engineName, st)
+		}
+		return
+	}
+	from := podStage(e)
+	mergePod(e, st)
+	s.pods.changed(e, from)
+}
+
+// mergePod keeps a pod from becoming READY twice:
+//
+//	not started ──► READY ──► over (NOTREADY for ever)
+//	      └────────────────────▲
+//
+// NOTREADY after READY is believed unless the process lives: an engine's status may have been taken before the start and
+// be delivered after it.
+func mergePod(e *podEntry, st engine.PodStatus) {
+	old := e.status
+	if st.CreatedAt.IsZero() {
+		st.CreatedAt = old.CreatedAt
+	}
+	// A spec that was read back serves only pods without a record.
+	st.Spec = nil
+	wasReady := old.State == engine.PodReady && !e.over
+	switch {
+	case e.over:
+		st.State = engine.PodNotReady
+	case wasReady && st.State != engine.PodReady:
+		if old.PID != 0 && process.Alive(old.PID, old.StartTicks) {
+			return
+		}
+		e.over = true
+	case st.State == engine.PodReady && e.rec.PID != 0 && st.PID != 0 &&
+		(st.PID != e.rec.PID || st.StartTicks != e.rec.StartTicks):
+		// Somebody started it again: its namespaces and addresses are not those of the record.
+		e.over = true
+		st.State = engine.PodNotReady
+	}
+	e.status, e.applied = st, time.Now()
+}
+
+// discoverPod makes the entry of a pod that has no record. It requires mu.
+func (s *Store) discoverPod(engineName string, st engine.PodStatus) {
+	p := Pod{
+		ID: st.ID, Engine: engineName, Spec: *st.Spec, CreatedAt: st.CreatedAt, Seq: s.nextSeq(), Phase: PhaseRunning,
+		Returned: true, NetNSPath: st.NetNSPath, PID: st.PID, StartTicks: st.StartTicks, Network: Network{IPs: st.IPs},
+	}
+	p.Spec.Key = st.Key
+	if st.State != engine.PodReady {
+		p.Phase = PhaseStopped
+	}
+	st.Spec = nil
+	e := &podEntry{rec: p, status: st, applied: time.Now()}
+	s.pods.publish(e, stageNone)
+}
+
+// losePod is told that the engine has the pod no more. It requires mu.
+func (s *Store) losePod(e *podEntry) {
+	if !e.recorded {
+		s.pods.drop(e)
+		return
+	}
+	from := podStage(e)
+	e.over, e.applied = true, time.Now()
+	e.status.State, e.status.PID, e.status.StartTicks, e.status.CgroupPath = engine.PodNotReady, 0, 0, ""
+	s.pods.changed(e, from)
+}

@@ -1,0 +1,256 @@
+// Package state owns what the shim knows: one record on disk for each pod and container, and the index in memory that
+// every List and Status is answered from.
+//
+// A daemon opens the store, hands Sink to each engine's Watch, waits for WaitSynced and reconciles; then it serves. A
+// handler looks objects up (FindPod, ContainerByKey, …), writes its intent (PutPod), acts through the engine, and writes
+// what it reached (UpdatePod); each is on disk before it is seen in the index and before an event tells of it. Statuses
+// come from the engines' sinks and from our own actions (ApplyPod, ApplyContainer); they never move an object back, so
+// it does not matter which of the two is late.
+//
+// On disk, below the root directory (0700): pods/HASH.json and containers/HASH.json, where HASH is of the object's key;
+// quarantine/ with records that cannot be read, each beside a .reason; boot-id; lock. Records (0600) are replaced
+// atomically, carry a schema version and a checksum, and are never trusted without both. A record of a newer schema is
+// left where it is, reported and not served. What a crash may leave:
+//
+//   - a temporary file, removed at the next start;
+//   - a record in PhaseIntent, whose object exists fully, half or not at all;
+//   - a record in any other phase whose object has moved on, or is gone: the first Resync of its engine says so.
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"crishim/engine"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Store is all records and the index. Its methods may be called from many goroutines; none but Put, Update, Delete and
+// Close waits for the disk.
+type Store struct {
+	root     string
+	readOnly bool
+	lock     *os.File
+	rebooted bool
+
+	wake    chan struct{} // tells writeBehind that something is dirty
+	stop    chan struct{}
+	writers sync.WaitGroup
+
+	mu            sync.RWMutex
+	closed        bool
+	pods          *table[engine.PodStatus, Pod, *Pod, PodView]
+	containers    *table[engine.ContainerStatus, Container, *Container, ContainerView]
+	podContainers map[engine.PodID]map[*containerEntry]struct{}
+	lastSeq       uint64
+	quarantined   []Quarantined
+	engines       map[string]*engineState
+	onHealth      []func(string, engine.Health)
+	onImages      []func(string)
+	subscriptions map[*Subscription]struct{}
+	// removed holds ids whose entries were deleted a short while ago: a late status does not bring them back.
+	removed  map[string]time.Time
+	swept    time.Time // when removed was last rid of old ids
+	writeErr error
+}
+
+type (
+	podEntry       = entry[engine.PodStatus, Pod]
+	containerEntry = entry[engine.ContainerStatus, Container]
+)
+
+// Open takes the root directory for this process and loads it. root holds what must survive a reboot, run what must not
+// (it is only made here). It fails where another daemon has the directory (ErrFailedPrecondition, within two seconds)
+// or the directories cannot be used; a record that cannot be read never makes it fail, see Quarantined.
+func Open(root, run string) (*Store, error) {
+	for _, dir := range []string{root, run, filepath.Join(root, "pods"), filepath.Join(root, "containers"), filepath.Join(root, "quarantine")} {
+		if err := makePrivate(dir); err != nil {
+			return nil, err
+		}
+	}
+	lock, err := lockRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	s := newStore(root)
+	s.lock = lock
+	if err := s.load(); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	s.writers.Go(s.writeBehind)
+	return s, nil
+}
+
+// OpenReadOnly loads the records without taking the directory or changing anything in it, beside a running daemon or
+// without one. Every change is refused with ErrFailedPrecondition.
+func OpenReadOnly(root string) (*Store, error) {
+	if _, err := os.Stat(root); err != nil {
+		return nil, fmt.Errorf("open the state directory: %w", err)
+	}
+	s := newStore(root)
+	s.readOnly = true
+	if err := s.load(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func newStore(root string) *Store {
+	s := &Store{
+		root:          root,
+		wake:          make(chan struct{}, 1),
+		stop:          make(chan struct{}),
+		podContainers: map[engine.PodID]map[*containerEntry]struct{}{},
+		engines:       map[string]*engineState{},
+		subscriptions: map[*Subscription]struct{}{},
+		removed:       map[string]time.Time{},
+	}
+	s.pods = newPodTable(s)
+	s.containers = newContainerTable(s)
+	return s
+}
+
+// makePrivate makes dir with its parents; an existing one is closed to others, one that is a link is refused.
+func makePrivate(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("the state directory %s is not a directory: %w", dir, errdefs.ErrFailedPrecondition)
+	}
+	if info.Mode().Perm() != 0o700 {
+		if err := os.Chmod(dir, 0o700); err != nil && !errors.Is(err, unix.EROFS) {
+			return fmt.Errorf("close the state directory to others: %w", err)
+		}
+	}
+	return nil
+}
+
+// Close ends all subscriptions, tries once more to write what is only in memory, and gives the directory back. The error
+// says what was not written.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	for sub := range s.subscriptions {
+		sub.end(fmt.Errorf("the store was closed: %w", errdefs.ErrUnavailable))
+	}
+	s.mu.Unlock()
+	if s.readOnly {
+		return nil
+	}
+	close(s.stop)
+	s.writers.Wait()
+	err := s.writeDirty()
+	return errors.Join(err, s.lock.Close())
+}
+
+// Rebooted says that the machine was booted since the records were last in use: recorded processes and namespaces are
+// gone, and every recorded pod is NOTREADY.
+func (s *Store) Rebooted() bool { return s.rebooted }
+
+// WriteError says why some change is only in memory, or why the directory cannot be written; nil when all is well. The
+// runtime is not ready while it is set.
+func (s *Store) WriteError() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.writeErr
+}
+
+// Health is what the engine last reported; not ready before it reported anything.
+func (s *Store) Health(engineName string) engine.Health {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if e := s.engines[engineName]; e != nil {
+		return e.health
+	}
+	return notConnected
+}
+
+// OnHealth has f called after each report of an engine's health, from the engine's goroutine.
+func (s *Store) OnHealth(f func(engineName string, health engine.Health)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onHealth = append(s.onHealth, f)
+}
+
+// OnImages has f called when an engine's images changed, from the engine's goroutine.
+func (s *Store) OnImages(f func(engineName string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onImages = append(s.onImages, f)
+}
+
+// Synced says whether the engine has delivered a Resync since the store was opened.
+func (s *Store) Synced(engineName string) bool {
+	select {
+	case <-s.engine(engineName).synced:
+		return true
+	default:
+		return false
+	}
+}
+
+// WaitSynced waits for the engine's first Resync, or returns ctx's error.
+func (s *Store) WaitSynced(ctx context.Context, engineName string) error {
+	select {
+	case <-s.engine(engineName).synced:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *Store) engine(name string) *engineState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.engines[name]
+	if e == nil {
+		e = &engineState{health: notConnected, synced: make(chan struct{})}
+		s.engines[name] = e
+	}
+	return e
+}
+
+// nextSeq requires mu.
+func (s *Store) nextSeq() uint64 {
+	s.lastSeq++
+	return s.lastSeq
+}
+
+// writable refuses changes to a store that is closed or only read.
+func (s *Store) writable() error {
+	if s.readOnly {
+		return fmt.Errorf("the state directory was opened for reading only: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// diskError gives a failed write its class.
+func diskError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("%w: free space in the state directory: %w", err, errdefs.ErrResourceExhausted)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO):
+		return fmt.Errorf("%w: the state directory cannot be written: %w", err, errdefs.ErrUnavailable)
+	}
+	return err
+}
