@@ -1,0 +1,217 @@
+package hosts
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// describe writes an endpoint in one line: URL, capabilities, whether it is the server.
+func describe(e Endpoint) string {
+	s := e.URL.String()
+	if e.Pull {
+		s += " pull"
+	}
+	if e.Resolve {
+		s += " resolve"
+	}
+	if e.Server {
+		s += " server"
+	}
+	if e.TLS.InsecureSkipVerify {
+		s += " insecure"
+	}
+	return s
+}
+
+func TestEndpoints(t *testing.T) {
+	tests := []struct {
+		name, registry, file string
+		isDefault            bool
+		want                 []string
+	}{
+		{"an empty file leaves the registry itself", "reg.example.org", "", false, []string{"https://reg.example.org/v2 pull resolve server"}},
+		{"docker.io is at registry-1", "docker.io", "", false, []string{"https://registry-1.docker.io/v2 pull resolve server"}},
+		{"a registry on loopback speaks http", "127.0.0.1:5000", "", false, []string{"http://127.0.0.1:5000/v2 pull resolve server"}},
+		{
+			"mirrors keep the order of the file, not of the alphabet", "docker.io",
+			"server = \"https://registry-1.docker.io\"\n[host.\"https://z.example\"]\n capabilities = [\"pull\", \"resolve\"]\n" +
+				"[host.\"https://a.example\"]\n capabilities = [\"pull\"]\n[host.\"http://m.example:30020\"]\n skip_verify = true\n",
+			false,
+			[]string{"https://z.example/v2 pull resolve", "https://a.example/v2 pull", "http://m.example:30020/v2 pull resolve insecure", "https://registry-1.docker.io/v2 pull resolve server"},
+		},
+		{
+			"a header table does not become a host", "docker.io", "[host.\"https://m\"]\n[host.\"https://m\".header]\n x-a = [\"1\", \"2\"]\n", false,
+			[]string{"https://m/v2 pull resolve", "https://registry-1.docker.io/v2 pull resolve server"},
+		},
+		{
+			"a path gets /v2 behind it unless it is overridden", "r.example", "[host.\"https://m/proxy/\"]\n[host.\"https://n/v2/cache\"]\noverride_path = true\n[host.\"https://o/x/v2\"]\n", false,
+			[]string{"https://m/proxy/v2 pull resolve", "https://n/v2/cache pull resolve", "https://o/x/v2 pull resolve", "https://r.example/v2 pull resolve server"},
+		},
+		{"inline tables are hosts too", "r.example", "[host]\n\"https://b\" = {capabilities = [\"pull\"]}\n\"https://a\" = {}\n", false, []string{"https://b/v2 pull", "https://a/v2 pull resolve", "https://r.example/v2 pull resolve server"}},
+		{"the server of one registry is that registry", "r.example", "server = \"10.0.0.1:5000\"\ncapabilities = [\"pull\"]\n", false, []string{"https://10.0.0.1:5000/v2 pull server"}},
+		{"the server of all registries is none of them", "r.example", "server = \"https://all.example\"\n", true, []string{"https://all.example/v2 pull resolve"}},
+		{"a default file without a server leaves each its own", "r.example", "", true, []string{"https://r.example/v2 pull resolve server"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			config, err := Parse([]byte(tt.file), tt.registry, t.TempDir(), tt.isDefault)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, e := range config.Endpoints {
+				got = append(got, describe(e))
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Fatalf("got\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(tt.want, "\n  "))
+			}
+		})
+	}
+}
+
+func TestCertificatesHeadersAndTimeoutAreRead(t *testing.T) {
+	dir := t.TempDir()
+	writeCertificate(t, dir)
+	file := `
+[host."https://m"]
+ca = "cert.pem"
+client = [["cert.pem", "key.pem"], "both.pem"]
+dial_timeout = "3s"
+[host."https://m".header]
+X-One = "1"
+x-many = ["a", "b"]
+`
+	config, err := Parse([]byte(file), "r.example", dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := config.Endpoints[0]
+	if e.TLS.RootCAs == nil || len(e.TLS.Certificates) != 2 || e.DialTimeout != 3*time.Second {
+		t.Fatalf("CAs %v, %d certificates, timeout %v", e.TLS.RootCAs != nil, len(e.TLS.Certificates), e.DialTimeout)
+	}
+	if e.Header.Get("X-One") != "1" || !slices.Equal(e.Header.Values("X-Many"), []string{"a", "b"}) {
+		t.Fatalf("header %v", e.Header)
+	}
+	if server := config.Endpoints[1]; server.TLS.RootCAs != nil || len(server.Header) != 0 {
+		t.Fatal("the mirror's settings reached the server")
+	}
+}
+
+func TestBadFilesAreRefused(t *testing.T) {
+	for name, file := range map[string]string{
+		"not TOML":                  "server = ",
+		"an unknown capability":     "capabilities = [\"fly\"]",
+		"another scheme":            "[host.\"ftp://m\"]",
+		"no host":                   "server = \"https://\"",
+		"a password in the URL":     "[host.\"https://u:canary@m\"]",
+		"a query":                   "[host.\"https://m?x=1\"]",
+		"a missing CA":              "ca = \"absent.pem\"",
+		"a number as CA":            "ca = 7",
+		"a line break in a header":  "[header]\nx = \"a\\nb\"",
+		"a header of the transport": "[header]\nHost = \"x\"",
+		"a bad timeout":             "dial_timeout = \"soon\"",
+		"three client files":        "client = [[\"a\",\"b\",\"c\"]]",
+		"hosts by dotted keys":      "host.\"https://m\".skip_verify = true",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse([]byte(file), "r.example", t.TempDir(), false)
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if strings.Contains(err.Error(), "canary") {
+				t.Fatalf("the message shows the password: %v", err)
+			}
+		})
+	}
+}
+
+func TestLookupTakesTheMostSpecificFolder(t *testing.T) {
+	first, second := t.TempDir(), t.TempDir()
+	write := func(dir, folder, mirror string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, folder, FileName), []byte(fmt.Sprintf("[host.\"https://%s\"]\n", mirror)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(first, "r.example", "named")
+	write(first, "r.example_5000_", "ported")
+	write(first, "q.example:5000", "colon")
+	write(second, "_default", "default")
+	dirs := []string{filepath.Join(first, "absent"), first, second}
+	for registry, want := range map[string]string{
+		"r.example": "named", "r.example:5000": "ported", "q.example:5000": "colon", "other.example": "default",
+	} {
+		config, err := Lookup(dirs, registry)
+		if err != nil || config == nil || config.Endpoints[0].URL.Host != want {
+			t.Errorf("%s: %+v, %v; want mirror %s", registry, config, err, want)
+		}
+	}
+	if config, err := Lookup([]string{first}, "other.example"); config != nil || err != nil {
+		t.Errorf("unknown registry: %+v, %v; want nothing", config, err)
+	}
+	for _, registry := range []string{"", "..", "../r.example", "a/b", "_default", ".hidden"} {
+		if _, err := Lookup(dirs, registry); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v, want InvalidArgument", registry, err)
+		}
+	}
+}
+
+func writeCertificate(t *testing.T, dir string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	private := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
+	for name, data := range map[string][]byte{"cert.pem": cert, "key.pem": private, "both.pem": append(slices.Clone(cert), private...)} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Whatever the bytes are, the parser answers, and what it accepts is usable.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("server = \"https://s\"\n[host.\"https://m\"]\ncapabilities = [\"pull\"]\n[host.\"https://m\".header]\na = \"b\"\n"))
+	f.Add([]byte("[host]\n\"x\" = {skip_verify = true}\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		config, err := Parse(data, "r.example", t.TempDir(), false)
+		if err != nil {
+			return
+		}
+		if len(config.Endpoints) == 0 {
+			t.Fatal("no endpoint")
+		}
+		for _, e := range config.Endpoints {
+			if e.URL.Host == "" || strings.HasSuffix(e.URL.Path, "/") || e.TLS == nil || (e.URL.Scheme != "http" && e.URL.Scheme != "https") {
+				t.Fatalf("unusable endpoint %+v", e)
+			}
+		}
+	})
+}
