@@ -1,0 +1,173 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+// check reports everything that is wrong with the values.
+func (c *Config) check() []error {
+	var errs []error
+	for _, row := range []struct {
+		key string
+		err error
+	}{
+		{"listen", each(c.Listen, unixAddress)},
+		{"listen", notEmpty(c.Listen)},
+		{"engine", oneOf(c.Engine, EngineAuto, EngineDocker)},
+		{"runtime_name", word(c.RuntimeName)},
+		{"root_dir", absolute(c.RootDir)},
+		{"run_dir", absolute(c.RunDir)},
+		{"seccomp_dir", optional(c.SeccompDir, absolute)},
+		{"container_log", oneOf(c.ContainerLog, "cri", "json-file")},
+		{"docker.endpoint", localEngine(c.Docker.Endpoint)},
+		{"docker.log_max_size", atLeast(int64(c.Docker.LogMaxSize), 64<<10)},
+		{"docker.log_max_files", atLeast(int64(c.Docker.LogMaxFiles), 1)},
+		{"network.mode", oneOf(c.Network.Mode, NetworkCNI, NetworkBridge)},
+		{"network.conf_dir", absolute(c.Network.ConfDir)},
+		{"network.bin_dirs", each(c.Network.BinDirs, absolute)},
+		{"network.bin_dirs", notEmpty(c.Network.BinDirs)},
+		{"network.template", optional(c.Network.Template, absolute)},
+		{"images.pause", imageReference(c.Images.Pause)},
+		{"images.pinned", each(c.Images.Pinned, imageReference)},
+		{"images.registry_dirs", each(c.Images.RegistryDirs, absolute)},
+		{"images.credentials", optional(c.Images.Credentials, absolute)},
+		{"streaming.address", hostPort(c.Streaming.Address)},
+		{"streaming", certificate(c.Streaming)},
+		{"metrics.listen", optional(c.Metrics.Listen, loopbackOrUnix)},
+		{"metrics.pprof", optional(c.Metrics.Pprof, unixAddress)},
+		{"tracing.endpoint", optional(c.Tracing.Endpoint, hostPort)},
+		{"log.level", between(c.Log.Level, 0, 10)},
+	} {
+		if row.err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", row.key, row.err))
+		}
+	}
+	return errs
+}
+
+func optional(v string, check func(string) error) error {
+	if v == "" {
+		return nil
+	}
+	return check(v)
+}
+
+func each(values []string, check func(string) error) error {
+	var errs []error
+	for _, v := range values {
+		errs = append(errs, check(v))
+	}
+	return errors.Join(errs...)
+}
+
+func notEmpty(values []string) error {
+	if len(values) == 0 {
+		return errors.New("at least one is needed")
+	}
+	return nil
+}
+
+func oneOf(v string, allowed ...string) error {
+	if !slices.Contains(allowed, v) {
+		return fmt.Errorf("%q is not one of %s", v, strings.Join(allowed, ", "))
+	}
+	return nil
+}
+
+func word(v string) error {
+	if v == "" || strings.ContainsFunc(v, func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789-", r) }) {
+		return fmt.Errorf("%q is not a word of a-z, 0-9 and -", v)
+	}
+	return nil
+}
+
+func absolute(v string) error {
+	if !filepath.IsAbs(v) || filepath.Clean(v) == "/" {
+		return fmt.Errorf("%q is not an absolute path below /", v)
+	}
+	return nil
+}
+
+// maxSocketPath is what fits sockaddr_un.
+const maxSocketPath = 107
+
+func unixAddress(v string) error {
+	path, ok := strings.CutPrefix(v, "unix://")
+	if !ok || absolute(path) != nil {
+		return fmt.Errorf("%q is not unix:///PATH", v)
+	}
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("%q is longer than the %d characters a socket's path can have", v, maxSocketPath)
+	}
+	return nil
+}
+
+// localEngine refuses engines on other hosts: their containers have no processes, namespaces or log files here.
+func localEngine(v string) error {
+	if err := unixAddress(v); err != nil {
+		return fmt.Errorf("%w; the Docker Engine must run on this host", err)
+	}
+	return nil
+}
+
+func hostPort(v string) error {
+	if _, _, err := net.SplitHostPort(v); err != nil {
+		return fmt.Errorf("%q is not host:port", v)
+	}
+	return nil
+}
+
+func loopbackOrUnix(v string) error {
+	if strings.HasPrefix(v, "unix://") {
+		return unixAddress(v)
+	}
+	host, _, err := net.SplitHostPort(v)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("%q is neither a loopback address with a port nor unix:///PATH", v)
+	}
+	return nil
+}
+
+func certificate(s Streaming) error {
+	if (s.Cert == "") != (s.Key == "") {
+		return errors.New("cert and key belong together")
+	}
+	for _, path := range []string{s.Cert, s.Key} {
+		if path == "" {
+			continue
+		}
+		if _, err := os.Stat(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func imageReference(v string) error {
+	if _, err := reference.ParseDockerRef(v); err != nil {
+		return fmt.Errorf("%q is no image reference: %w", v, err)
+	}
+	return nil
+}
+
+func atLeast(v, least int64) error {
+	if v < least {
+		return fmt.Errorf("%d is less than %d", v, least)
+	}
+	return nil
+}
+
+func between(v, low, high int) error {
+	if v < low || v > high {
+		return fmt.Errorf("%d is not from %d to %d", v, low, high)
+	}
+	return nil
+}

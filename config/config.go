@@ -1,0 +1,297 @@
+// Package config is the operator's settings: one TOML file, every key of which is a flag too, with defaults, checked as a
+// whole.
+//
+// A command registers flags with Flags and reads everything with Load. A new setting is one field of Config with its tags
+// and default, and, if it can be wrong, one line in checks; its flag, its line in the sample file and its place in
+// `crishim config` follow from the field. A setting that is taken away gets a line in removed, so that an old file is
+// told what to do.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/spf13/pflag"
+)
+
+// DefaultPath is where the file is looked for; there it may be absent.
+const DefaultPath = "/etc/crishim/config.toml"
+
+// Config is all settings. Sizes are bytes ("50MiB" in the file), durations as in "90s".
+type Config struct {
+	Listen       []string  `toml:"listen" help:"CRI sockets, unix:///PATH; a second one may be an old shim's"`
+	SocketGroup  string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root"`
+	Engine       string    `toml:"engine" help:"engine for pods: auto, docker or native"`
+	RuntimeName  string    `toml:"runtime_name" help:"name in container ids as the kubelet and its users see them"`
+	RootDir      string    `toml:"root_dir" help:"records and caches that survive a reboot"`
+	RunDir       string    `toml:"run_dir" help:"pinned namespaces and sockets, gone after a reboot"`
+	SeccompDir   string    `toml:"seccomp_dir" help:"folder of the Localhost seccomp profiles: the kubelet's"`
+	ContainerLog string    `toml:"container_log" help:"cri: logs in CRI format; json-file: dockershim's links to Docker's files"`
+	DrainTimeout Duration  `toml:"drain_timeout" help:"time for calls in flight when the daemon is told to end"`
+	Checkpoint   bool      `toml:"checkpoint" help:"let CheckpointContainer through, where the engine can"`
+	Docker       Docker    `toml:"docker"`
+	Network      Network   `toml:"network"`
+	Images       Images    `toml:"images"`
+	Streaming    Streaming `toml:"streaming"`
+	Metrics      Metrics   `toml:"metrics"`
+	Tracing      Tracing   `toml:"tracing"`
+	Log          Log       `toml:"log"`
+}
+
+// Docker is the Docker Engine.
+type Docker struct {
+	Endpoint    string `toml:"endpoint" help:"Docker Engine's socket, unix:///PATH"`
+	LogMaxSize  Size   `toml:"log_max_size" help:"size at which Docker rotates its own copy of a container's log"`
+	LogMaxFiles int    `toml:"log_max_files" help:"how many files of that copy Docker keeps"`
+}
+
+// Network is pod networking.
+type Network struct {
+	Mode     string   `toml:"mode" help:"cni, or docker-bridge for a single node without CNI"`
+	ConfDir  string   `toml:"conf_dir" help:"CNI configuration folder"`
+	BinDirs  []string `toml:"bin_dirs" help:"CNI plugin folders"`
+	GC       bool     `toml:"gc" help:"let CNI plugins free what no pod of ours holds; only where nobody else uses the network"`
+	Template string   `toml:"template" help:"CNI configuration template written to conf_dir when the node's pod CIDR is known"`
+}
+
+// Images is pulls and the pause image.
+type Images struct {
+	Pause          string   `toml:"pause" help:"image that holds a pod's namespaces; built in where it cannot be pulled"`
+	Pinned         []string `toml:"pinned" help:"further images that the kubelet must not remove"`
+	RegistryDirs   []string `toml:"registry_dirs" help:"folders of HOST/hosts.toml with mirrors and CAs, as containerd has them"`
+	Credentials    string   `toml:"credentials" help:"Docker config.json with the node's registry credentials"`
+	PullNoProgress Duration `toml:"pull_no_progress" help:"end a pull that makes no progress for so long; 0s never does"`
+}
+
+// Streaming is the server of exec, attach and port-forward.
+type Streaming struct {
+	Address     string   `toml:"address" help:"host:port; port 0 takes a free one"`
+	AllowRemote bool     `toml:"allow_remote" help:"permit an address that other hosts reach"`
+	Cert        string   `toml:"cert" help:"TLS certificate (PEM)"`
+	Key         string   `toml:"key" help:"TLS key (PEM)"`
+	IdleTimeout Duration `toml:"idle_timeout" help:"end a stream without traffic after so long"`
+}
+
+// Metrics is what operators look at.
+type Metrics struct {
+	Listen string `toml:"listen" help:"/metrics and /healthz on a loopback host:port or unix:///PATH; empty is off"`
+	Pprof  string `toml:"pprof" help:"Go profiles on this root-only unix:///PATH; empty is off"`
+}
+
+// Tracing is OpenTelemetry.
+type Tracing struct {
+	Endpoint string `toml:"endpoint" help:"OTLP gRPC collector, host:port; empty is off"`
+}
+
+// Log is klog.
+type Log struct {
+	Level int `toml:"level" help:"0 to 10; 2 shows what changes, 6 every call"`
+}
+
+// Default is the settings of an empty file.
+func Default() *Config {
+	return &Config{
+		Listen: []string{"unix:///run/crishim/crishim.sock"}, Engine: EngineAuto, RuntimeName: "docker",
+		RootDir: "/var/lib/crishim", RunDir: "/run/crishim", SeccompDir: "/var/lib/kubelet/seccomp", ContainerLog: "cri",
+		DrainTimeout: Duration(10e9),
+		Docker:       Docker{Endpoint: "unix:///var/run/docker.sock", LogMaxSize: 50 << 20, LogMaxFiles: 3},
+		Network:      Network{Mode: NetworkCNI, ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Images: Images{
+			Pause: "registry.k8s.io/pause:3.10.1", RegistryDirs: []string{"/etc/crishim/certs.d", "/etc/containerd/certs.d"},
+			Credentials: "/var/lib/kubelet/config.json", PullNoProgress: Duration(300e9),
+		},
+		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * 3600e9)},
+		Metrics:   Metrics{Listen: "127.0.0.1:9497"},
+		Log:       Log{Level: 2},
+	}
+}
+
+// The engines and network modes.
+const (
+	EngineAuto    = "auto"
+	EngineDocker  = "docker"
+	EngineNative  = "native"
+	NetworkCNI    = "cni"
+	NetworkBridge = "docker-bridge"
+)
+
+// removed are keys that were settings once, with what to do instead.
+var removed = map[string]string{}
+
+// Flags registers every setting as a flag ("docker.endpoint" is --docker-endpoint), and --config.
+func Flags(fs *pflag.FlagSet) {
+	fs.String("config", DefaultPath, "configuration file")
+	for _, s := range settings(Default()) {
+		s.flag(fs)
+	}
+}
+
+// Load reads defaults, then the file, then the flags that were set, and checks the whole. All that is wrong comes in one
+// error; file errors name their line. The default file may be absent.
+func Load(fs *pflag.FlagSet) (*Config, error) {
+	path, err := fs.GetString("config")
+	if err != nil {
+		return nil, err
+	}
+	c := Default()
+	var errs []error
+	switch data, err := os.ReadFile(path); {
+	case err == nil:
+		errs = append(errs, c.decode(path, data)...)
+	case errors.Is(err, os.ErrNotExist) && !fs.Changed("config"):
+	default:
+		errs = append(errs, fmt.Errorf("configuration file: %w", err))
+	}
+	for _, s := range settings(c) {
+		if f := fs.Lookup(s.flagName()); f != nil && f.Changed {
+			if err := s.setFlag(f); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	errs = append(errs, c.check()...)
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Config) decode(path string, data []byte) []error {
+	d := toml.NewDecoder(strings.NewReader(string(data)))
+	d.DisallowUnknownFields()
+	err := d.Decode(c)
+	var unknown *toml.StrictMissingError
+	var wrong *toml.DecodeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &unknown):
+		var errs []error
+		for _, e := range unknown.Errors {
+			row, _ := e.Position()
+			errs = append(errs, fmt.Errorf("%s:%d: unknown key %s%s", path, row, strings.Join(e.Key(), "."), advice(strings.Join(e.Key(), "."))))
+		}
+		return errs
+	case errors.As(err, &wrong):
+		row, _ := wrong.Position()
+		return []error{fmt.Errorf("%s:%d: %s", path, row, strings.TrimPrefix(wrong.Error(), "toml: "))}
+	}
+	return []error{fmt.Errorf("%s: %w", path, err)}
+}
+
+func advice(key string) string {
+	if instead, ok := removed[key]; ok {
+		return ": it was removed; " + instead
+	}
+	return ""
+}
+
+// setting is one field of Config.
+type setting struct {
+	key   string // "docker.endpoint"
+	help  string
+	value reflect.Value
+}
+
+// settings walks the fields of c in order, those of sections after those that are not in one.
+func settings(c *Config) []setting {
+	var all, sections []setting
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		field := v.Type().Field(i)
+		key := field.Tag.Get("toml")
+		if field.Type.Kind() != reflect.Struct {
+			all = append(all, setting{key, field.Tag.Get("help"), v.Field(i)})
+			continue
+		}
+		for j := range field.Type.NumField() {
+			sub := field.Type.Field(j)
+			sections = append(sections, setting{key + "." + sub.Tag.Get("toml"), sub.Tag.Get("help"), v.Field(i).Field(j)})
+		}
+	}
+	return append(all, sections...)
+}
+
+func (s setting) flagName() string { return strings.NewReplacer(".", "-", "_", "-").Replace(s.key) }
+
+func (s setting) flag(fs *pflag.FlagSet) {
+	switch v := s.value.Interface().(type) {
+	case bool:
+		fs.Bool(s.flagName(), v, s.help)
+	case int:
+		fs.Int(s.flagName(), v, s.help)
+	case []string:
+		fs.StringSlice(s.flagName(), v, s.help)
+	case fmt.Stringer:
+		fs.String(s.flagName(), v.String(), s.help)
+	default:
+		fs.String(s.flagName(), s.value.String(), s.help)
+	}
+}
+
+func (s setting) setFlag(f *pflag.Flag) error {
+	var err error
+	switch target := s.value.Addr().Interface().(type) {
+	case *bool:
+		*target = f.Value.String() == "true"
+	case *int:
+		_, err = fmt.Sscan(f.Value.String(), target)
+	case *[]string:
+		*target = slices.Clone(f.Value.(pflag.SliceValue).GetSlice())
+	case interface{ UnmarshalText([]byte) error }:
+		err = target.UnmarshalText([]byte(f.Value.String()))
+	case *string:
+		*target = f.Value.String()
+	}
+	if err != nil {
+		return fmt.Errorf("--%s: %w", f.Name, err)
+	}
+	return nil
+}
+
+// Write prints the settings as a file that Load accepts; with comments, it is the sample file: everything commented out.
+func (c *Config) Write(w io.Writer, comments bool) error {
+	section := ""
+	for _, s := range settings(c) {
+		key := s.key
+		if head, tail, ok := strings.Cut(s.key, "."); ok {
+			key = tail
+			if head != section {
+				section = head
+				if _, err := fmt.Fprintf(w, "\n[%s]\n", section); err != nil {
+					return err
+				}
+			}
+		}
+		line := fmt.Sprintf("%s = %s\n", key, s.toml())
+		if comments {
+			line = fmt.Sprintf("# %s\n#%s\n", s.help, line)
+		}
+		if _, err := io.WriteString(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s setting) toml() string {
+	switch v := s.value.Interface().(type) {
+	case bool, int:
+		return fmt.Sprint(v)
+	case []string:
+		quoted := make([]string, len(v))
+		for i, e := range v {
+			quoted[i] = fmt.Sprintf("%q", e)
+		}
+		return "[" + strings.Join(quoted, ", ") + "]"
+	case fmt.Stringer:
+		return fmt.Sprintf("%q", v.String())
+	}
+	return fmt.Sprintf("%q", s.value.String())
+}

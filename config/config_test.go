@@ -1,0 +1,141 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+func load(t *testing.T, file string, args ...string) (*Config, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fs := pflag.NewFlagSet("crishim", pflag.ContinueOnError)
+	Flags(fs)
+	if err := fs.Parse(append([]string{"--config", path}, args...)); err != nil {
+		t.Fatal(err)
+	}
+	return Load(fs)
+}
+
+func TestAnEmptyFileIsTheDefaults(t *testing.T) {
+	c, err := load(t, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(c, Default()) {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestFlagsWinOverTheFileAndTheFileOverDefaults(t *testing.T) {
+	c, err := load(t, `
+root_dir = "/file"
+run_dir = "/file-run"
+[docker]
+log_max_size = "1MiB"
+[network]
+bin_dirs = ["/a", "/b"]
+[images]
+pull_no_progress = "90s"
+`, "--root-dir=/flag", "--docker-log-max-files=7", "--network-bin-dirs=/c,/d", "--network-gc", "--streaming-idle-timeout=1m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.RootDir, want.RunDir = "/flag", "/file-run"
+	want.Docker.LogMaxSize, want.Docker.LogMaxFiles = 1<<20, 7
+	want.Network.BinDirs, want.Network.GC = []string{"/c", "/d"}, true
+	want.Images.PullNoProgress = Duration(90 * time.Second)
+	want.Streaming.IdleTimeout = Duration(time.Minute)
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got  %+v\nwant %+v", c, want)
+	}
+}
+
+func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
+	_, err := load(t, "engine = \"podman\"\nroot_dir = \"relative\"\n[docker]\nendpoint = \"tcp://10.0.0.1:2375\"\n[log]\nlevel = 11\n", "--metrics-listen=0.0.0.0:1")
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{`engine: "podman"`, `root_dir: "relative"`, "must run on this host", "log.level: 11", `metrics.listen: "0.0.0.0:1"`} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in: %v", want, err)
+		}
+	}
+}
+
+func TestUnknownKeysAndWrongTypesNameTheirLine(t *testing.T) {
+	for _, row := range []struct{ file, want string }{
+		{"\nengin = \"auto\"\n[docker]\nsocket = 1\n", ":2: unknown key engin"},
+		{"\nengin = \"auto\"\n[docker]\nsocket = 1\n", ":4: unknown key docker.socket"},
+		{"[log]\nlevel = \"high\"\n", ":2: "},
+		{"[images]\npull_no_progress = \"soon\"\n", ":2: "},
+		{"engine = \n", ":1: "},
+	} {
+		if _, err := load(t, row.file); err == nil || !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%q: got %v, want %q", row.file, err, row.want)
+		}
+	}
+}
+
+func TestAMissingFileIsAnErrorOnlyWhereItWasNamed(t *testing.T) {
+	fs := pflag.NewFlagSet("crishim", pflag.ContinueOnError)
+	Flags(fs)
+	if err := fs.Parse([]string{"--config", filepath.Join(t.TempDir(), "absent")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(fs); err == nil {
+		t.Error("accepted")
+	}
+}
+
+func TestWhatIsWrittenIsReadBack(t *testing.T) {
+	want := Default()
+	want.Images.Pinned = []string{"docker.io/library/busybox:1"}
+	var b strings.Builder
+	if err := want.Write(&b, false); err != nil {
+		t.Fatal(err)
+	}
+	got, err := load(t, b.String())
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	b.Reset()
+	if err := want.Write(&b, true); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := load(t, b.String()); err != nil || !reflect.DeepEqual(got, Default()) {
+		t.Errorf("the sample changes something: %+v, %v", got, err)
+	}
+	if got, err := load(t, strings.ReplaceAll(b.String(), "\n#", "\n")); err == nil {
+		t.Errorf("comments are no settings, yet accepted: %+v", got)
+	}
+	for _, s := range settings(want) {
+		if s.help == "" {
+			t.Errorf("%s has no help", s.key)
+		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]Size{"0B": 0, "1B": 1, "50MiB": 50 << 20, "2GiB": 2 << 30, "3KiB": 3 << 10} {
+		var s Size
+		if err := s.UnmarshalText([]byte(text)); err != nil || s != want || s.String() != text {
+			t.Errorf("%s: %d (%s), %v", text, s, s, err)
+		}
+	}
+	for _, text := range []string{"", "1", "-1B", "1MB", "99999999999GiB", "x MiB"} {
+		var s Size
+		if err := s.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q was accepted as %d", text, s)
+		}
+	}
+}
