@@ -62,6 +62,9 @@ func (t *Tree) libraries(program string) error {
 			return err
 		}
 		loader := strings.TrimRight(string(data), "\x00")
+		if t.Has(loader) { // libc names it too
+			continue
+		}
 		if err := t.HostFile(loader, loader, 0o755); err != nil {
 			return err
 		}

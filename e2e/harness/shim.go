@@ -1,0 +1,271 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ShimOptions say how the daemon is built and configured. The zero value is the daemon as it ships.
+type ShimOptions struct {
+	// Race builds it with the race detector (E2E_RACE=1 does for all), Failpoints with the failpoint tag.
+	Race, Failpoints bool
+	// Settings are merged over the harness's own, section by section.
+	Settings map[string]any
+	// Env is added to the daemon's environment.
+	Env []string
+	// NotReady starts it without waiting for RuntimeReady and NetworkReady.
+	NotReady bool
+}
+
+// Shim is the daemon as a subprocess, with clients connected to its socket.
+type Shim struct {
+	*Process
+	Socket     string
+	ConfigFile string
+	// RootDir is what it keeps over a reboot, RunDir what it does not, PodLogs a folder for the pods' log directories.
+	RootDir, RunDir, PodLogs string
+	Client
+
+	t       T
+	dir     string
+	binary  string
+	options ShimOptions
+	docker  *Docker
+	cni     *CNI
+	pulled  map[string]string
+}
+
+// StartShim writes a configuration for the engine and network, starts the daemon and waits until it is ready for pods.
+func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
+	t.Helper()
+	dir := WorkDir(t, "s")
+	s := &Shim{
+		t: t, dir: dir, options: options, docker: docker, cni: network, pulled: map[string]string{},
+		Socket: filepath.Join(dir, "crishim.sock"), ConfigFile: filepath.Join(dir, "config.toml"),
+		RootDir: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run"), PodLogs: filepath.Join(dir, "pods"),
+	}
+	s.binary = crishim(t, options.Race || os.Getenv("E2E_RACE") != "", options.Failpoints)
+	if err := os.Mkdir(s.PodLogs, 0o755); err != nil {
+		t.Fatalf("making the pod log folder: %v", err)
+	}
+	s.writeConfig()
+	t.Cleanup(s.cleanup)
+	s.launch()
+	s.connect(t, s.Socket)
+	s.WaitReady()
+	return s
+}
+
+// Settings are the daemon's configuration as the harness would write it.
+func (s *Shim) Settings() map[string]any {
+	settings := map[string]any{
+		"engine":   "docker",
+		"listen":   []string{"unix://" + s.Socket},
+		"root_dir": s.RootDir,
+		"run_dir":  s.RunDir,
+		"docker":   map[string]any{"endpoint": s.docker.Endpoint()},
+		"network":  map[string]any{"conf_dir": s.cni.ConfDir, "bin_dirs": []string{s.cni.BinDir}},
+		"metrics":  map[string]any{"listen": "unix://" + s.metricsSocket()},
+	}
+	merge(settings, s.options.Settings)
+	return settings
+}
+
+// merge lays one tree of settings over another.
+func merge(into, over map[string]any) {
+	for key, value := range over {
+		section, isSection := value.(map[string]any)
+		existing, hasSection := into[key].(map[string]any)
+		if isSection && hasSection {
+			merge(existing, section)
+			continue
+		}
+		into[key] = value
+	}
+}
+
+func (s *Shim) metricsSocket() string { return filepath.Join(s.dir, "metrics.sock") }
+
+func (s *Shim) writeConfig() {
+	s.t.Helper()
+	data, err := toml.Marshal(s.Settings())
+	if err != nil {
+		s.t.Fatalf("describing the daemon: %v", err)
+	}
+	if err := os.WriteFile(s.ConfigFile, data, 0o644); err != nil {
+		s.t.Fatalf("writing the daemon's configuration: %v", err)
+	}
+}
+
+func (s *Shim) launch() {
+	s.t.Helper()
+	s.Process = start(s.t, "crishim", filepath.Join(s.dir, "crishim.log"), s.options.Env, s.binary, "serve", "--config", s.ConfigFile)
+}
+
+// WaitReady polls Status until the runtime and the network are ready.
+func (s *Shim) WaitReady() {
+	s.t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := s.ready()
+		if err == nil {
+			return
+		}
+		if !s.Running() {
+			s.t.Fatalf("the daemon ended with status %d:\n%s", s.ExitCode(), s.LogTail())
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("the daemon is not ready: %v\n%s", err, s.LogTail())
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (s *Shim) ready() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	reply, err := s.Runtime.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	if s.options.NotReady {
+		return nil
+	}
+	for _, condition := range reply.Status.Conditions {
+		if !condition.Status {
+			return fmt.Errorf("%s is false: %s: %s", condition.Type, condition.Reason, condition.Message)
+		}
+	}
+	return nil
+}
+
+// Stop ends the daemon with SIGTERM and expects a clean exit.
+func (s *Shim) Stop() {
+	s.t.Helper()
+	if err := s.Terminate(30 * time.Second); err != nil {
+		s.t.Errorf("%v:\n%s", err, s.LogTail())
+		return
+	}
+	if code := s.ExitCode(); code != 0 {
+		s.t.Errorf("the daemon ended with status %d:\n%s", code, s.LogTail())
+	}
+}
+
+// Start starts it again after Stop or Kill and waits until it is ready.
+func (s *Shim) Start() {
+	s.t.Helper()
+	s.launch()
+	s.WaitReady()
+}
+
+// StartWithoutWaiting starts it again and returns at once.
+func (s *Shim) StartWithoutWaiting() {
+	s.t.Helper()
+	s.launch()
+}
+
+// Restart is Stop and Start.
+func (s *Shim) Restart() {
+	s.t.Helper()
+	s.Stop()
+	s.Start()
+}
+
+// KillAndRestart is kill -9 and Start.
+func (s *Shim) KillAndRestart() {
+	s.t.Helper()
+	s.Kill()
+	s.Start()
+}
+
+// Command runs another sub-command of the same binary ("check", "version", "state") and returns its output and exit status.
+func (s *Shim) Command(args ...string) (output string, code int) {
+	s.t.Helper()
+	return runStatus(s.t, s.binary, args...)
+}
+
+// Reconfigure merges further settings into the configuration file; Restart makes them count.
+func (s *Shim) Reconfigure(settings map[string]any) {
+	s.t.Helper()
+	if s.options.Settings == nil {
+		s.options.Settings = map[string]any{}
+	}
+	merge(s.options.Settings, settings)
+	s.writeConfig()
+}
+
+// PullOnce pulls an image unless this shim did before, and returns its id.
+func (s *Shim) PullOnce(t T, ref string) string {
+	t.Helper()
+	if id := s.pulled[ref]; id != "" {
+		if reply, err := s.Images.ImageStatus(within(t, time.Minute), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err == nil && reply.Image != nil {
+			return id
+		}
+	}
+	reply, err := s.Images.PullImage(within(t, 2*time.Minute), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	if err != nil {
+		t.Fatalf("pulling %s: %v", ref, err)
+	}
+	s.pulled[ref] = reply.ImageRef
+	return reply.ImageRef
+}
+
+// cleanup removes all pods, stops the daemon and reports a detected race.
+func (s *Shim) cleanup() {
+	s.t.Helper()
+	if s.Running() {
+		s.removePods()
+		if err := s.Terminate(30 * time.Second); err != nil {
+			s.t.Errorf("%v:\n%s", err, s.LogTail())
+		}
+	}
+	s.close()
+	log, err := os.ReadFile(s.LogFile)
+	if err != nil {
+		s.t.Errorf("reading the daemon's log: %v", err)
+	}
+	for _, bad := range []string{"WARNING: DATA RACE", "panic:", "fatal error:"} {
+		if at := bytes.Index(log, []byte(bad)); at >= 0 {
+			s.t.Errorf("the daemon's log has %q:\n%s", bad, log[at:min(len(log), at+4000)])
+		}
+	}
+	unmountAll(s.dir)
+	if left := mountsUnder(s.dir); len(left) > 0 {
+		s.t.Errorf("mounts are left: %v", left)
+	}
+	for _, pid := range processesNaming(s.dir) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		s.t.Errorf("process %d of the daemon was left", pid)
+	}
+}
+
+func (s *Shim) removePods() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	reply, err := s.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		s.t.Logf("listing pods at the end: %v", err)
+		return
+	}
+	for _, pod := range reply.Items {
+		_, err1 := s.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.Id})
+		_, err2 := s.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod.Id})
+		if err := errors.Join(err1, err2); err != nil {
+			s.t.Errorf("removing pod %s at the end: %v", pod.Id, err)
+		}
+	}
+}
+
+// Code is the gRPC code of an error.
+func Code(err error) codes.Code { return status.Code(err) }
