@@ -1,0 +1,117 @@
+package streaming
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/klog/v2"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
+)
+
+func (s *Server) servePortForward(podID string, ports []int32) http.HandlerFunc {
+	ports = slices.Clone(ports)
+	return func(w http.ResponseWriter, r *http.Request) {
+		session(w, r, 0, func(w http.ResponseWriter, r *http.Request) {
+			f := &forwards{runtime: s.runtime, ports: ports, ctx: r.Context()}
+			defer f.wait()
+			if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
+				s.serveTunnel(w, r, podID, f)
+				return
+			}
+			s.servePorts(w, r, podID, f)
+		})
+	}
+}
+
+func (s *Server) servePorts(w http.ResponseWriter, r *http.Request, podID string, f *forwards) {
+	portforward.ServePortForward(w, r, f, podID, "", &portforward.V4Options{Ports: f.ports},
+		s.opts.IdleTimeout, s.opts.CreationTimeout, portforward.SupportedProtocols)
+}
+
+// forwards are the connections forwarded in one session. cri-streaming gives each a context that never ends and does not wait
+// for it, so both are done here.
+type forwards struct {
+	runtime Runtime
+	ports   []int32         // what the request named; empty: any
+	ctx     context.Context // the session's
+
+	mu      sync.Mutex
+	ended   bool
+	running sync.WaitGroup // added to under mu while not ended
+}
+
+// PortForward implements portforward.PortForwarder.
+func (f *forwards) PortForward(_ context.Context, podID, _ string, port int32, stream io.ReadWriteCloser) (err error) {
+	if err := checkPort(port); err != nil {
+		return err
+	}
+	if len(f.ports) > 0 && !slices.Contains(f.ports, port) {
+		return fmt.Errorf("port %d is not one that was asked for: %w", port, errdefs.ErrInvalidArgument)
+	}
+	if !f.begin() {
+		return nil
+	}
+	defer f.running.Done()
+	// This is a goroutine of cri-streaming's, where a panic would end the daemon.
+	defer func() {
+		if p := recover(); p != nil {
+			klog.ErrorS(nil, "Panic in port-forward", "pod", podID, "port", port, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	end := forwardStream{stream}
+	defer end.Close()
+	err = f.runtime.PortForward(f.ctx, podID, port, end)
+	if err != nil && clientGone(f.ctx) {
+		return nil // nobody is there to be told
+	}
+	return err
+}
+
+func (f *forwards) begin() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended || f.ctx.Err() != nil {
+		return false
+	}
+	f.running.Add(1)
+	return true
+}
+
+// wait refuses further connections and waits for those there are: their streams have been reset.
+func (f *forwards) wait() {
+	f.mu.Lock()
+	f.ended = true
+	f.mu.Unlock()
+	f.running.Wait()
+}
+
+// forwardStream is a client's data stream. A SPDY stream's Close is only the end of our side, and what the client goes on sending
+// to a stream that nobody reads would block the connection's other streams: Close ends both sides.
+type forwardStream struct{ io.ReadWriteCloser }
+
+// CloseWrite tells the client that no more will come; it may go on sending.
+func (s forwardStream) CloseWrite() error {
+	if _, ok := s.ReadWriteCloser.(resetter); ok {
+		return s.ReadWriteCloser.Close()
+	}
+	return nil // a WebSocket channel has no half close
+}
+
+func (s forwardStream) Close() error {
+	err := s.ReadWriteCloser.Close()
+	if r, ok := s.ReadWriteCloser.(resetter); ok {
+		// After our end was sent this is local: the client's end of the stream sees no reset.
+		_ = r.Reset()
+	}
+	return err
+}
+
+type resetter interface{ Reset() error }

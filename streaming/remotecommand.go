@@ -1,0 +1,158 @@
+package streaming
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
+)
+
+// wanted are the streams that a CRI request asks for.
+type wanted struct {
+	stdin, stdout, stderr, tty bool
+}
+
+func (w wanted) validate(containerID string) error {
+	switch {
+	case containerID == "":
+		return fmt.Errorf("the request has no container_id: %w", errdefs.ErrInvalidArgument)
+	case w.tty && w.stderr:
+		return fmt.Errorf("a terminal has no stderr of its own, ask for tty or stderr: %w", errdefs.ErrInvalidArgument)
+	case !w.stdin && !w.stdout && !w.stderr:
+		return fmt.Errorf("the request asks for none of stdin, stdout and stderr: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// spdyStreams is how many streams a SPDY client opens: one for the status beside those asked for.
+func (w wanted) spdyStreams() int {
+	n := 1
+	for _, asked := range []bool{w.stdin, w.stdout, w.stderr, w.tty /* its sizes */} {
+		if asked {
+			n++
+		}
+	}
+	return n
+}
+
+// runStreams is the Runtime's part of an exec or attach.
+type runStreams func(context.Context, Streams) error
+
+func (s *Server) serveExec(containerID string, cmd []string, want wanted) http.HandlerFunc {
+	cmd = slices.Clone(cmd)
+	run := want.runner(func(ctx context.Context, streams Streams) error {
+		code, err := s.runtime.Exec(ctx, containerID, cmd, streams)
+		if err == nil && code != 0 {
+			return exitError(code)
+		}
+		return err
+	})
+	return s.serveRemoteCommand(want, run, func(w http.ResponseWriter, r *http.Request) {
+		remotecommand.ServeExec(w, r, executor(run), "", "", containerID, cmd, want.options(),
+			s.opts.IdleTimeout, s.opts.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+	})
+}
+
+func (s *Server) serveAttach(containerID string, want wanted) http.HandlerFunc {
+	run := want.runner(func(ctx context.Context, streams Streams) error {
+		return s.runtime.Attach(ctx, containerID, streams)
+	})
+	return s.serveRemoteCommand(want, run, func(w http.ResponseWriter, r *http.Request) {
+		remotecommand.ServeAttach(w, r, attacher(run), "", "", containerID, want.options(),
+			s.opts.IdleTimeout, s.opts.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+	})
+}
+
+// serveRemoteCommand serves WebSocket v5 here and every other protocol by cri-streaming.
+func (s *Server) serveRemoteCommand(want wanted, run runStreams, others http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		serve := others
+		if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+			serve = func(w http.ResponseWriter, r *http.Request) { serveWebSocketV5(w, r, want, s.opts.IdleTimeout, run) }
+		}
+		session(w, r, want.spdyStreams(), serve)
+	}
+}
+
+func (w wanted) options() *remotecommand.Options {
+	return &remotecommand.Options{Stdin: w.stdin, Stdout: w.stdout, Stderr: w.stderr, TTY: w.tty}
+}
+
+// runner prepares the streams for the Runtime: exactly those asked for (a WebSocket has all of them, a SPDY client may have
+// opened others), a failed write ends the context, and output is closed behind the last write.
+func (w wanted) runner(run runStreams) runStreams {
+	return func(ctx context.Context, streams Streams) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		streams.TTY = w.tty
+		if !w.stdin {
+			streams.Stdin = nil
+		}
+		if !w.tty {
+			streams.Resize = nil
+		}
+		for _, out := range []struct {
+			stream *io.WriteCloser
+			asked  bool
+		}{{&streams.Stdout, w.stdout}, {&streams.Stderr, w.stderr}} {
+			if !out.asked {
+				*out.stream = nil
+			} else if *out.stream != nil {
+				o := &output{WriteCloser: *out.stream, cancel: cancel}
+				defer o.Close()
+				*out.stream = o
+			}
+		}
+		if w.stdin && streams.Stdin == nil || w.stdout && streams.Stdout == nil || w.stderr && streams.Stderr == nil {
+			return errors.New("the client did not open the streams that it asked for")
+		}
+		err := run(ctx, streams)
+		if err != nil && clientGone(ctx) {
+			return nil // cri-streaming would log an error for every client that leaves
+		}
+		return err
+	}
+}
+
+// output is a stream to the client. A write that fails ends the session: a process whose output nobody takes would stand
+// still for ever.
+type output struct {
+	io.WriteCloser
+	cancel context.CancelCauseFunc
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.WriteCloser.Write(p)
+	if err != nil {
+		o.cancel(fmt.Errorf("%w: write: %w", errClientGone, err))
+	}
+	return n, err
+}
+
+// exitError is how cri-streaming takes an exit code: the shape of k8s.io/utils/exec.ExitError, not wrapped.
+type exitError int
+
+func (e exitError) Error() string   { return "exit status " + strconv.Itoa(int(e)) }
+func (e exitError) String() string  { return e.Error() }
+func (e exitError) Exited() bool    { return true }
+func (e exitError) ExitStatus() int { return int(e) }
+
+type executor runStreams
+
+func (e executor) ExecInContainer(ctx context.Context, _, _, _ string, _ []string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan TerminalSize, _ time.Duration) error {
+	return e(ctx, Streams{Stdin: in, Stdout: out, Stderr: err, Resize: resize})
+}
+
+type attacher runStreams
+
+func (a attacher) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan TerminalSize) error {
+	return a(ctx, Streams{Stdin: in, Stdout: out, Stderr: err, Resize: resize})
+}

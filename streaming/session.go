@@ -1,0 +1,257 @@
+package streaming
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// watchInterval and goneGrace together bound how long a client's end takes to reach the Runtime: below the 5 s promised.
+	watchInterval = time.Second
+	// goneGrace lets what the client sent before it left reach its destination.
+	goneGrace = time.Second
+	// lingerTimeout bounds the wait for the client's close after ours: a close with unread input would reset the connection
+	// and take the exit status with it.
+	lingerTimeout = time.Second
+	// lastWords is for the status of a session that was cut.
+	lastWords = time.Second
+)
+
+var (
+	errClientGone = errors.New("the client is gone")
+	errConnClosed = errors.New("the connection was closed")
+)
+
+// session runs serve, whose request's context ends when the client is gone, which net/http does not notice on a hijacked
+// connection. However serve returns (a panic too), the connection is closed behind it: cri-streaming leaves it open where
+// the client did not open its streams in time. maxStreams bounds the SPDY streams, 0 does not.
+func session(w http.ResponseWriter, r *http.Request, maxStreams int, serve http.HandlerFunc) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	h := &hijacker{ResponseWriter: w, ctx: ctx, cancel: cancel}
+	if strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") {
+		h.wrap = func(c net.Conn) net.Conn { return newSPDYConn(c, maxStreams) }
+	}
+	defer h.finish()
+	serve(h, r.WithContext(ctx))
+}
+
+// clientGone says whether the context of a session ended because nobody is there to be told anything.
+func clientGone(ctx context.Context) bool {
+	return errors.Is(context.Cause(ctx), errClientGone)
+}
+
+// hijacker is the response of a session. It has no Unwrap on purpose: nobody shall hijack behind its back.
+type hijacker struct {
+	http.ResponseWriter
+	ctx    context.Context // the session's, for the connection's life
+	cancel context.CancelCauseFunc
+	wrap   func(net.Conn) net.Conn // nil for none
+	conn   *clientConn             // nil before Hijack
+	cutoff func() bool
+}
+
+// Hijack implements http.Hijacker. All bytes pass through the connection returned, those that the client sent right behind its
+// request included: net/http's reader keeps none.
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	raw, buffered, err := h.ResponseWriter.(http.Hijacker).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	early := make([]byte, buffered.Reader.Buffered())
+	_, _ = io.ReadFull(buffered.Reader, early) // from memory
+	h.conn = newClientConn(raw, early, h.cancel)
+	h.cutoff = context.AfterFunc(h.ctx, h.conn.interrupt)
+	var conn net.Conn = h.conn
+	if h.wrap != nil {
+		conn = h.wrap(conn)
+	}
+	return conn, bufio.NewReadWriter(bufio.NewReaderSize(conn, 32<<10), bufio.NewWriter(conn)), nil
+}
+
+func (h *hijacker) finish() {
+	if h.conn == nil {
+		return
+	}
+	h.cutoff()
+	_ = h.conn.Close()
+	h.conn.linger()
+}
+
+// clientConn is the connection to a client, watched for its end: by reading, and where nobody reads (a process that takes
+// no input) by asking the kernel.
+type clientConn struct {
+	net.Conn
+	cancel context.CancelCauseFunc
+	early  []byte // read before the connection
+
+	closed    atomic.Bool
+	closeOnce sync.Once
+	deadlines sync.Mutex
+	final     bool // the deadlines are ours; guarded by deadlines
+	goneOnce  sync.Once
+	grace     atomic.Pointer[time.Timer]
+	done      chan struct{} // closed by Close
+	watching  sync.WaitGroup
+}
+
+func newClientConn(raw net.Conn, early []byte, cancel context.CancelCauseFunc) *clientConn {
+	c := &clientConn{Conn: raw, cancel: cancel, early: early, done: make(chan struct{})}
+	if tcp, ok := plain(raw).(*net.TCPConn); ok {
+		// A peer that vanished without a FIN is found within 30 s, though nothing is sent.
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3})
+	}
+	c.watching.Go(c.watch)
+	return c
+}
+
+// plain is the connection under TLS.
+func plain(c net.Conn) net.Conn {
+	if t, ok := c.(*tls.Conn); ok {
+		return t.NetConn()
+	}
+	return c
+}
+
+func (c *clientConn) Read(p []byte) (int, error) {
+	if c.closed.Load() {
+		return 0, io.EOF
+	}
+	if len(c.early) > 0 {
+		n := copy(p, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
+	n, err := c.Conn.Read(p)
+	if err != nil && !c.closed.Load() {
+		c.gone()
+	}
+	return n, err
+}
+
+func (c *clientConn) Write(p []byte) (int, error) {
+	if c.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	n, err := c.Conn.Write(p)
+	if err != nil && !c.closed.Load() {
+		c.gone()
+	}
+	return n, err
+}
+
+// Close ends our side and the protocol's reading; the session closes the socket after the client has. It returns no error and
+// may be repeated: spdystream waits for somebody to take an error.
+func (c *clientConn) Close() error {
+	c.closeOnce.Do(func() {
+		c.closed.Store(true)
+		close(c.done)
+		if t := c.grace.Load(); t != nil {
+			t.Stop()
+		}
+		if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+		c.setFinal(time.Time{})
+		c.cancel(errConnClosed)
+	})
+	return nil
+}
+
+// interrupt makes a session that was cut end: reads fail at once, writes after a moment for the status.
+func (c *clientConn) interrupt() {
+	if !c.closed.Load() {
+		c.setFinal(time.Now().Add(lastWords))
+	}
+}
+
+// setFinal ends reading now and writing then (the zero time: not), whatever deadlines the protocols set from now on.
+func (c *clientConn) setFinal(write time.Time) {
+	c.deadlines.Lock()
+	defer c.deadlines.Unlock()
+	c.final = true
+	_ = c.Conn.SetReadDeadline(time.Now())
+	if !write.IsZero() {
+		_ = c.Conn.SetWriteDeadline(write)
+	}
+}
+
+func (c *clientConn) setDeadline(set func(time.Time) error, t time.Time) error {
+	c.deadlines.Lock()
+	defer c.deadlines.Unlock()
+	if c.final {
+		return nil
+	}
+	return set(t)
+}
+
+func (c *clientConn) SetDeadline(t time.Time) error { return c.setDeadline(c.Conn.SetDeadline, t) }
+func (c *clientConn) SetReadDeadline(t time.Time) error {
+	return c.setDeadline(c.Conn.SetReadDeadline, t)
+}
+func (c *clientConn) SetWriteDeadline(t time.Time) error {
+	return c.setDeadline(c.Conn.SetWriteDeadline, t)
+}
+
+// linger reads until the client has closed too, for a moment at most, and closes the socket.
+func (c *clientConn) linger() {
+	c.watching.Wait()
+	_ = c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout))
+	_, _ = io.Copy(io.Discard, c.Conn)
+	_ = c.Conn.Close()
+}
+
+func (c *clientConn) gone() {
+	c.goneOnce.Do(func() {
+		c.grace.Store(time.AfterFunc(goneGrace, func() { c.cancel(errClientGone) }))
+	})
+}
+
+// watch finds the client's FIN or RST also behind input that nobody reads. Neither SPDY nor WebSocket half-closes TCP, so
+// either means that the client is gone.
+func (c *clientConn) watch() {
+	sc, ok := plain(c.Conn).(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-tick.C:
+		}
+		if hungUp(raw) {
+			c.gone()
+			return
+		}
+	}
+}
+
+func hungUp(raw syscall.RawConn) bool {
+	var events int16
+	err := raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		if n, err := unix.Poll(fds, 0); err == nil && n > 0 {
+			events = fds[0].Revents
+		}
+	})
+	return err != nil || events&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+}

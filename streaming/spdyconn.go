@@ -1,0 +1,228 @@
+package streaming
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// Frames of SPDY/3.1: eight bytes of header (of a control frame, the type in bytes 2 and 3; the payload's length in bytes
+// 5 to 7), then the payload, which in the control frames below begins with the stream's id.
+const (
+	frameHeader    = 8
+	frameSynStream = 1
+	frameSynReply  = 2
+	frameRstStream = 3
+)
+
+const (
+	// maxDataFrame bounds what a client can have us hold: spdystream queues 50 whole frames of up to 16 MiB for each of its
+	// workers when nobody reads the stream. Clients send 32 KiB at a time.
+	maxDataFrame    = 1 << 20
+	maxControlFrame = 64 << 10
+	// maxUnanswered bounds the streams that a client opens before it has our answers.
+	maxUnanswered = 4096
+	// answerTimeout bounds the wait for answers at the client's end.
+	answerTimeout = 2 * time.Second
+	// coalesce is up to how many bytes of a frame are sent with one system call: spdystream writes a frame in pieces.
+	coalesce = 64 << 10
+)
+
+// spdyConn stands between spdystream and the client, and follows the frames in both directions. It refuses frames and streams
+// beyond a bound, sends each frame in one piece, and holds back the client's end until every stream that it opened has been
+// answered: cri-streaming stops taking streams at the end, and a worker of spdystream that still hands one over would wait for
+// ever, with all its connection's goroutines.
+type spdyConn struct {
+	net.Conn
+	maxStreams int // 0: no bound
+	opened     int
+	in         frameScanner // used by the reader
+
+	mu       sync.Mutex // over writing
+	out      frameScanner
+	pending  []byte
+	writeErr error
+
+	answerMu   sync.Mutex
+	unanswered map[uint32]bool
+	answered   chan struct{} // made by the reader that waits, closed when none is unanswered
+}
+
+func newSPDYConn(conn net.Conn, maxStreams int) *spdyConn {
+	return &spdyConn{Conn: conn, maxStreams: maxStreams, unanswered: map[uint32]bool{}}
+}
+
+func (c *spdyConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		if err := c.in.scan(p[:n], c.received); err != nil {
+			c.awaitAnswers()
+			return 0, err
+		}
+		return n, nil // an error comes again
+	}
+	if err != nil {
+		c.awaitAnswers()
+	}
+	return n, err
+}
+
+// received checks a frame of the client's.
+func (c *spdyConn) received(f frame) error {
+	switch {
+	case !f.control && f.length > maxDataFrame:
+		return fmt.Errorf("the client sent a data frame of %d bytes, above %d", f.length, maxDataFrame)
+	case !f.control:
+		return nil
+	case f.length > maxControlFrame:
+		return fmt.Errorf("the client sent a control frame of %d bytes, above %d", f.length, maxControlFrame)
+	case f.kind != frameSynStream:
+		return nil
+	}
+	c.opened++
+	if c.maxStreams > 0 && c.opened > c.maxStreams {
+		return fmt.Errorf("the client opened more than the %d streams of its request", c.maxStreams)
+	}
+	c.answerMu.Lock()
+	defer c.answerMu.Unlock()
+	if len(c.unanswered) >= maxUnanswered {
+		return errors.New("the client opened too many streams at once")
+	}
+	c.unanswered[f.stream] = true
+	return nil
+}
+
+func (c *spdyConn) awaitAnswers() {
+	c.answerMu.Lock()
+	if len(c.unanswered) == 0 {
+		c.answerMu.Unlock()
+		return
+	}
+	answered := make(chan struct{})
+	c.answered = answered
+	c.answerMu.Unlock()
+	timeout := time.NewTimer(answerTimeout)
+	defer timeout.Stop()
+	select {
+	case <-answered:
+	case <-timeout.C:
+	}
+}
+
+// Write keeps the pieces of a frame until it is whole or large. Answers count also when the client cannot get them any more.
+func (c *spdyConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.out.scan(p, c.sent)
+	if c.writeErr != nil {
+		return 0, c.writeErr
+	}
+	if len(c.pending)+len(p) > coalesce {
+		if err := c.flush(); err != nil {
+			return 0, err
+		}
+		n, err := c.Conn.Write(p)
+		c.writeErr = err
+		return n, err
+	}
+	c.pending = append(c.pending, p...)
+	if c.out.within() {
+		return len(p), nil
+	}
+	if err := c.flush(); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (c *spdyConn) flush() error {
+	if len(c.pending) > 0 {
+		_, c.writeErr = c.Conn.Write(c.pending)
+		c.pending = c.pending[:0]
+	}
+	return c.writeErr
+}
+
+func (c *spdyConn) sent(f frame) error {
+	if f.control && (f.kind == frameSynReply || f.kind == frameRstStream) {
+		c.answerMu.Lock()
+		defer c.answerMu.Unlock()
+		delete(c.unanswered, f.stream)
+		if len(c.unanswered) == 0 && c.answered != nil {
+			close(c.answered)
+			c.answered = nil
+		}
+	}
+	return nil
+}
+
+// frame is what is known of a frame before its payload. The stream is set for control frames of the three kinds that name one.
+type frame struct {
+	control bool
+	kind    uint16
+	length  int
+	stream  uint32
+}
+
+// frameScanner finds the frames in one direction's bytes, however they are cut.
+type frameScanner struct {
+	head [frameHeader + 4]byte
+	have int // bytes in head
+	left int // bytes of the payload still to come, the stream id in head not counted
+}
+
+// scan calls found for every frame whose head p completes, and stops at its error.
+func (s *frameScanner) scan(p []byte, found func(frame) error) error {
+	for len(p) > 0 {
+		if s.have == 0 && s.left > 0 {
+			skip := min(s.left, len(p))
+			s.left -= skip
+			p = p[skip:]
+			continue
+		}
+		n := copy(s.head[s.have:s.headSize()], p)
+		s.have += n
+		p = p[n:]
+		if s.have < s.headSize() {
+			continue
+		}
+		f := s.frame()
+		s.left = f.length - (s.have - frameHeader)
+		s.have = 0
+		if err := found(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// within says whether a frame is begun and not complete.
+func (s *frameScanner) within() bool { return s.have > 0 || s.left > 0 }
+
+func (s *frameScanner) headSize() int {
+	if s.have < frameHeader || s.head[0]&0x80 == 0 || s.length() < 4 {
+		return frameHeader
+	}
+	switch s.kind() {
+	case frameSynStream, frameSynReply, frameRstStream:
+		return len(s.head)
+	}
+	return frameHeader
+}
+
+func (s *frameScanner) kind() uint16 { return binary.BigEndian.Uint16(s.head[2:4]) }
+func (s *frameScanner) length() int  { return int(binary.BigEndian.Uint32(s.head[4:8]) & 0xffffff) }
+
+func (s *frameScanner) frame() frame {
+	f := frame{control: s.head[0]&0x80 != 0, length: s.length()}
+	if f.control {
+		f.kind = s.kind()
+	}
+	if s.headSize() > frameHeader {
+		f.stream = binary.BigEndian.Uint32(s.head[frameHeader:]) & 0x7fffffff
+	}
+	return f
+}

@@ -1,0 +1,200 @@
+package streaming
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+)
+
+const (
+	// messageSize bounds a message to the client; a message of the client's is passed on in parts, whatever its size.
+	messageSize = 64 << 10
+	// resizeLimit bounds a message with terminal sizes.
+	resizeLimit = 4 << 10
+	// controlTimeout bounds the write of a close or pong.
+	controlTimeout = time.Second
+)
+
+// upgradeWebSocket accepts the subprotocol. The origin is not checked: the token is what a stranger's page lacks.
+func upgradeWebSocket(w http.ResponseWriter, r *http.Request, protocol string) (*websocket.Conn, error) {
+	upgrader := websocket.Upgrader{
+		Subprotocols:    []string{protocol},
+		ReadBufferSize:  32 << 10,
+		WriteBufferSize: messageSize + 1,
+		CheckOrigin:     func(*http.Request) bool { return true },
+	}
+	return upgrader.Upgrade(w, r, nil) // it answers the client on error
+}
+
+// serveWebSocketV5 serves v5.channel.k8s.io: binary messages that begin with a channel's number, a message 255 N for the half
+// close of channel N (what v4 lacked: the end of stdin), and the status as JSON on the error channel before the close.
+func serveWebSocketV5(w http.ResponseWriter, r *http.Request, want wanted, idleTimeout time.Duration, run runStreams) {
+	ws, err := upgradeWebSocket(w, r, remotecommand.StreamProtocolV5Name)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	c := &channels{ws: ws, idle: time.AfterFunc(idleTimeout, func() { cancel(errors.New("the connection was idle")) }), timeout: idleTimeout}
+	defer c.idle.Stop()
+	stdin, input := io.Pipe()
+	resize := make(chan TerminalSize, 1)
+	var reading sync.WaitGroup
+	reading.Go(func() { c.receive(input, resize) })
+
+	// An empty message tells the client that the connection stands, as in the older versions.
+	_, _ = c.send(c.firstOutput(want), nil)
+	err = run(ctx, Streams{
+		Stdin:  stdin,
+		Stdout: channel{c, remotecommand.StreamStdOut},
+		Stderr: channel{c, remotecommand.StreamStdErr},
+		Resize: resize,
+	})
+	_ = stdin.Close()
+	if status, jerr := json.Marshal(statusOf(err)); jerr == nil {
+		_, _ = c.send(remotecommand.StreamErr, status)
+	}
+	closing := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
+	_ = ws.WriteControl(websocket.CloseMessage, closing, time.Now().Add(controlTimeout))
+	_ = ws.Close()
+	reading.Wait()
+}
+
+// channels is a WebSocket with numbered channels.
+type channels struct {
+	ws      *websocket.Conn
+	idle    *time.Timer
+	timeout time.Duration
+
+	mu  sync.Mutex // over writing
+	buf [1 + messageSize]byte
+}
+
+func (c *channels) firstOutput(want wanted) byte {
+	switch {
+	case want.stdout:
+		return remotecommand.StreamStdOut
+	case want.stderr:
+		return remotecommand.StreamStdErr
+	}
+	return remotecommand.StreamErr
+}
+
+func (c *channels) send(number byte, p []byte) (sent int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.buf[0] = number
+	for first := true; first || sent < len(p); first = false {
+		c.idle.Reset(c.timeout)
+		n := copy(c.buf[1:], p[sent:])
+		if err := c.ws.WriteMessage(websocket.BinaryMessage, c.buf[:1+n]); err != nil {
+			return sent, err
+		}
+		sent += n
+	}
+	return sent, nil
+}
+
+// receive hands out the client's messages until the connection ends.
+func (c *channels) receive(stdin *io.PipeWriter, resize chan TerminalSize) {
+	defer close(resize)
+	defer stdin.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		_, message, err := c.ws.NextReader()
+		if err != nil {
+			return
+		}
+		c.idle.Reset(c.timeout)
+		var number [1]byte
+		if _, err := io.ReadFull(message, number[:]); err != nil {
+			continue // an empty message
+		}
+		switch number[0] {
+		case remotecommand.StreamStdIn:
+			// A process that has closed its stdin does not end the connection: the rest is skipped by NextReader.
+			_, _ = io.CopyBuffer(struct{ io.Writer }{stdin}, message, buf)
+		case remotecommand.StreamResize:
+			var size TerminalSize
+			for d := json.NewDecoder(io.LimitReader(message, resizeLimit)); d.Decode(&size) == nil; {
+				offer(resize, size)
+			}
+		case remotecommand.StreamClose:
+			if _, err := io.ReadFull(message, number[:]); err == nil && number[0] == remotecommand.StreamStdIn {
+				_ = stdin.Close()
+			}
+		}
+	}
+}
+
+// offer replaces a size that nobody has taken: only the last one counts. It has one caller at a time.
+func offer(sizes chan TerminalSize, size TerminalSize) {
+	select {
+	case <-sizes:
+	default:
+	}
+	sizes <- size
+}
+
+// channel is one direction of a channel: output.
+type channel struct {
+	c      *channels
+	number byte
+}
+
+func (ch channel) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	return ch.c.send(ch.number, p)
+}
+
+// Close does nothing: the protocol has no close towards the client; the status is the end of every output.
+func (channel) Close() error { return nil }
+
+// status is what of a Kubernetes metav1.Status tells an exec's end.
+type status struct {
+	Status  string         `json:"status"`
+	Message string         `json:"message,omitempty"`
+	Reason  string         `json:"reason,omitempty"`
+	Details *statusDetails `json:"details,omitempty"`
+	Code    int            `json:"code,omitempty"`
+}
+
+type statusDetails struct {
+	Causes []statusCause `json:"causes"`
+}
+
+type statusCause struct {
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+func statusOf(err error) status {
+	if err == nil {
+		return status{Status: "Success"}
+	}
+	if code, ok := errors.AsType[exitError](err); ok {
+		return status{
+			Status:  "Failure",
+			Reason:  remotecommand.NonZeroExitCodeReason,
+			Message: fmt.Sprintf("command terminated with non-zero exit code: %v", err),
+			Details: &statusDetails{Causes: []statusCause{{remotecommand.ExitCodeCauseType, strconv.Itoa(int(code))}}},
+		}
+	}
+	return status{
+		Status:  "Failure",
+		Reason:  "InternalError",
+		Message: fmt.Sprintf("Internal error occurred: %v", err),
+		Code:    http.StatusInternalServerError,
+	}
+}
