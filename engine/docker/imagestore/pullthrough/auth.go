@@ -1,0 +1,273 @@
+package pullthrough
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/net/publicsuffix"
+
+	"crishim/engine/docker/imagestore/hosts"
+)
+
+const (
+	// authRounds bounds how often one request is repeated with other credentials.
+	authRounds = 3
+	// maxToken bounds the answer of a token server.
+	maxToken = 64 << 10
+)
+
+// authorizer answers the challenges of one endpoint (https://distribution.github.io/distribution/spec/auth/token/).
+type authorizer struct {
+	endpoint    *hosts.Endpoint
+	credentials func(context.Context) (Credentials, error)
+	// own is for a token server on the endpoint's own host, other for one elsewhere.
+	own, other *http.Client
+
+	mu     sync.Mutex
+	header string // the Authorization header in use
+}
+
+func newAuthorizer(pull *Pull, endpoint *hosts.Endpoint, transport *http.Transport, timeout time.Duration) *authorizer {
+	a := &authorizer{endpoint: endpoint}
+	switch {
+	case endpoint.Server:
+		a.credentials = func(context.Context) (Credentials, error) { return pull.Credentials, nil }
+		if token := pull.Credentials.RegistryToken; token != "" {
+			a.header = "Bearer " + token
+		}
+	case pull.MirrorCredentials != nil:
+		a.credentials = func(ctx context.Context) (Credentials, error) {
+			return pull.MirrorCredentials(ctx, endpoint.URL.Host)
+		}
+	default:
+		a.credentials = func(context.Context) (Credentials, error) { return Credentials{}, nil }
+	}
+	// skip_verify was said of the endpoint, not of whatever host it names as token server.
+	verifying := transport.Clone()
+	verifying.TLSClientConfig.InsecureSkipVerify = false
+	a.own, a.other = tokenClient(transport, timeout), tokenClient(verifying, timeout)
+	return a
+}
+
+// tokenClient follows no redirect: it would carry the credentials on.
+func tokenClient(transport *http.Transport, timeout time.Duration) *http.Client {
+	return &http.Client{Transport: transport, Timeout: timeout, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse
+	}}
+}
+
+func (a *authorizer) close() { a.other.CloseIdleConnections() }
+
+// do sends the request, again with credentials where the endpoint itself asks for them.
+func (a *authorizer) do(client *http.Client, req *http.Request) (*http.Response, error) {
+	for round := 1; ; round++ {
+		a.mu.Lock()
+		header := a.header
+		a.mu.Unlock()
+		attempt := req.Clone(req.Context())
+		if header != "" {
+			attempt.Header.Set("Authorization", header)
+		}
+		resp, err := client.Do(attempt)
+		if err != nil {
+			return nil, err
+		}
+		asker := resp.Request.URL
+		if resp.StatusCode != http.StatusUnauthorized || round == authRounds || asker.Host != a.endpoint.URL.Host || asker.Scheme != a.endpoint.URL.Scheme {
+			return resp, nil
+		}
+		challenges := resp.Header.Values("WWW-Authenticate")
+		discard(resp)
+		next, err := a.answer(req.Context(), challenges)
+		if err != nil {
+			return nil, err
+		}
+		if next == header {
+			return nil, fmt.Errorf("refused the credentials: %w", errdefs.ErrUnauthenticated)
+		}
+		a.mu.Lock()
+		a.header = next
+		a.mu.Unlock()
+	}
+}
+
+// answer makes an Authorization header for the first challenge that it can.
+func (a *authorizer) answer(ctx context.Context, challenges []string) (string, error) {
+	credentials, err := a.credentials(ctx)
+	if err != nil {
+		return "", err
+	}
+	basic := false
+	for _, line := range challenges {
+		scheme, params := parseChallenge(line)
+		switch strings.ToLower(scheme) {
+		case "bearer":
+			token, err := a.token(ctx, params, credentials)
+			if err != nil {
+				return "", fmt.Errorf("get a token: %w", err)
+			}
+			return "Bearer " + token, nil
+		case "basic":
+			basic = true
+		}
+	}
+	if !basic || credentials.Username == "" {
+		return "", fmt.Errorf("asks for credentials and there are none for this host: %w", errdefs.ErrUnauthenticated)
+	}
+	req := &http.Request{Header: http.Header{}}
+	req.SetBasicAuth(credentials.Username, credentials.Password)
+	return req.Header.Get("Authorization"), nil
+}
+
+// token asks the challenge's token server, with credentials only where it belongs to the endpoint's site (S32).
+func (a *authorizer) token(ctx context.Context, params map[string]string, credentials Credentials) (string, error) {
+	realm, err := url.Parse(params["realm"])
+	if err != nil || realm.Hostname() == "" || realm.User != nil || (realm.Scheme != "https" && realm.Scheme != "http") {
+		return "", fmt.Errorf("the challenge names no token server: %w", errdefs.ErrUnauthenticated)
+	}
+	if realm.Scheme == "http" && a.endpoint.URL.Scheme == "https" {
+		return "", fmt.Errorf("the token server %s is not on https: %w", realm.Host, errdefs.ErrUnauthenticated)
+	}
+	withheld := ""
+	if !sameSite(a.endpoint.URL, realm) {
+		if credentials != (Credentials{}) {
+			withheld = fmt.Sprintf(" (no credentials were sent: %s is of another domain than %s)", realm.Host, a.endpoint.URL.Host)
+		}
+		credentials = Credentials{}
+	}
+	req, err := tokenRequest(ctx, realm, params, credentials)
+	if err != nil {
+		return "", err
+	}
+	client := a.other
+	if realm.Host == a.endpoint.URL.Host {
+		client = a.own
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		class := statusError(resp.StatusCode)
+		return "", fmt.Errorf("token server %s%s: %w", realm.Host, withheld, class)
+	}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxToken+1))
+	if err != nil {
+		return "", err
+	}
+	var reply struct {
+		Token       string `json:"token"`
+		AccessToken string `json:"access_token"`
+	}
+	if len(data) > maxToken || json.Unmarshal(data, &reply) != nil {
+		return "", fmt.Errorf("token server %s: not a token of at most %d bytes: %w", realm.Host, maxToken, errdefs.ErrUnauthenticated)
+	}
+	if reply.Token == "" {
+		reply.Token = reply.AccessToken
+	}
+	if reply.Token == "" || strings.ContainsAny(reply.Token, "\r\n\x00 ") {
+		return "", fmt.Errorf("token server %s gave no token: %w", realm.Host, errdefs.ErrUnauthenticated)
+	}
+	return reply.Token, nil
+}
+
+func tokenRequest(ctx context.Context, realm *url.URL, params map[string]string, credentials Credentials) (*http.Request, error) {
+	query := url.Values{}
+	for _, key := range []string{"service", "scope"} {
+		if params[key] != "" {
+			query.Set(key, params[key])
+		}
+	}
+	if credentials.IdentityToken != "" {
+		query.Set("grant_type", "refresh_token")
+		query.Set("client_id", userAgent)
+		query.Set("refresh_token", credentials.IdentityToken)
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, realm.String(), strings.NewReader(query.Encode()))
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		req.Header.Set("User-Agent", userAgent)
+		return req, nil
+	}
+	location := *realm
+	own := location.Query()
+	for key, values := range query {
+		own[key] = values
+	}
+	location.RawQuery = own.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, location.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("User-Agent", userAgent)
+	if credentials.Username != "" {
+		req.SetBasicAuth(credentials.Username, credentials.Password)
+	}
+	return req, nil
+}
+
+// sameSite says whether a token server may see the credentials of an endpoint: it is the same host, or one under the
+// same registrable domain (registry-1.docker.io and auth.docker.io). Addresses and "localhost" have no domain.
+func sameSite(endpoint, realm *url.URL) bool {
+	if endpoint.Host == realm.Host {
+		return true
+	}
+	a, b := strings.ToLower(endpoint.Hostname()), strings.ToLower(realm.Hostname())
+	if net.ParseIP(a) != nil || net.ParseIP(b) != nil || a == "localhost" || b == "localhost" {
+		return false
+	}
+	if a == b {
+		return true
+	}
+	siteA, errA := publicsuffix.EffectiveTLDPlusOne(a)
+	siteB, errB := publicsuffix.EffectiveTLDPlusOne(b)
+	return errA == nil && errB == nil && siteA == siteB
+}
+
+// parseChallenge reads one WWW-Authenticate value: a scheme and its parameters (RFC 9110, 11.6.1).
+func parseChallenge(line string) (scheme string, params map[string]string) {
+	scheme, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+	params = map[string]string{}
+	for {
+		rest = strings.TrimLeft(rest, " \t,")
+		key, after, ok := strings.Cut(rest, "=")
+		if !ok {
+			return scheme, params
+		}
+		value := ""
+		value, rest = challengeValue(after)
+		params[strings.ToLower(strings.TrimSpace(key))] = value
+	}
+}
+
+// challengeValue takes a token or a quoted string off the front.
+func challengeValue(s string) (value, rest string) {
+	if !strings.HasPrefix(s, `"`) {
+		value, rest, _ = strings.Cut(s, ",")
+		return strings.TrimSpace(value), rest
+	}
+	var b strings.Builder
+	for i := 1; i < len(s); i++ {
+		switch {
+		case s[i] == '\\' && i+1 < len(s):
+			i++
+			b.WriteByte(s[i])
+		case s[i] == '"':
+			return b.String(), s[i+1:]
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return b.String(), ""
+}
