@@ -1,0 +1,107 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxResult = 4 << 20  // bytes of a plugin's answer
+	maxStderr = 32 << 10 // bytes of its messages that an error may carry
+	// drainDelay is how long a plugin's answer is waited for after its end, where a child of it holds the pipe.
+	drainDelay = time.Second
+)
+
+// pluginExec runs plugins for libcni, each in a process group of its own that dies whole with its context: libcni's own
+// exec kills the plugin alone and then waits for the children that hold its pipes.
+type pluginExec struct{ version.PluginDecoder }
+
+var _ invoke.Exec = (*pluginExec)(nil)
+
+// FindInPath implements invoke.Exec; it refuses a plugin name with a path separator.
+func (*pluginExec) FindInPath(plugin string, dirs []string) (string, error) {
+	return invoke.FindInPath(plugin, dirs)
+}
+
+// ExecPlugin implements invoke.Exec. A binary that is just being written is tried again until ctx ends or two seconds passed.
+func (*pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	for try := 0; ; try++ {
+		stdout, _, err := runPlugin(ctx, path, stdin, environ)
+		if !errors.Is(err, unix.ETXTBSY) || try == 20 {
+			return stdout, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("plugin %s: %w", path, context.Cause(ctx))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func runPlugin(ctx context.Context, path string, stdin []byte, environ []string, args ...string) (stdout, stderr []byte, err error) {
+	out, messages := &cappedBuffer{limit: maxResult}, &cappedBuffer{limit: maxStderr, discard: true}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = environ
+	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Stdout, cmd.Stderr = out, messages
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = drainDelay
+	err = cmd.Run()
+	if errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success() && ctx.Err() == nil {
+		err = nil // it ended well; something it started lives on with its pipes
+	}
+	if err == nil {
+		return out.Bytes(), messages.Bytes(), nil
+	}
+	if cmd.Process != nil {
+		// What a failed plugin left running must not work against the DEL that follows.
+		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+	}
+	return nil, messages.Bytes(), pluginError(ctx, path, err, out.Bytes(), messages.Bytes())
+}
+
+// pluginError prefers what the plugin says of itself: a *types.Error on stdout, else its messages.
+func pluginError(ctx context.Context, path string, err error, stdout, stderr []byte) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("plugin %s was killed, its time was up: %w", path, context.Cause(ctx))
+	}
+	var said types.Error
+	if json.Unmarshal(stdout, &said) == nil && (said.Code != 0 || said.Msg != "") {
+		return &said
+	}
+	if text := strings.TrimSpace(string(stderr)); text != "" {
+		return fmt.Errorf("plugin %s: %w: %s", path, err, text)
+	}
+	return fmt.Errorf("plugin %s: %w", path, err)
+}
+
+// cappedBuffer keeps at most limit bytes; what is beyond fails the write, or is dropped with discard.
+type cappedBuffer struct {
+	bytes.Buffer
+	limit   int
+	discard bool
+}
+
+func (b *cappedBuffer) Write(p []byte) (int, error) {
+	room := b.limit - b.Len()
+	if len(p) <= room {
+		return b.Buffer.Write(p)
+	}
+	if !b.discard {
+		return 0, fmt.Errorf("more than %d bytes of output", b.limit)
+	}
+	_, _ = b.Buffer.Write(p[:room])
+	return len(p), nil
+}

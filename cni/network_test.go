@@ -1,0 +1,527 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+)
+
+func testPod(id string) Pod {
+	return Pod{
+		ID: id, Name: "web", Namespace: "shop", UID: "1-2-3", NetNSPath: "/run/netns/" + id,
+		Ports:       []PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: "TCP"}, {ContainerPort: 81, Protocol: "tcp"}},
+		Annotations: map[string]string{IngressBandwidth: "10M"},
+		DNS:         &DNS{Servers: []string{"10.96.0.10"}},
+	}
+}
+
+func TestPodIsAttachedAndDetached(t *testing.T) {
+	n := newNode(t, func(o *Options) { o.PodCIDRs = []string{"10.9.0.0/16", "fd00::/64"} })
+	n.plugins("first", "second")
+	n.write("10-net.conflist", n.list("net", "1.0.0", nil, "first", "second"))
+	n.reload()
+	if err := n.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	added, ips, err := n.Add(t.Context(), planned)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"10.9.0.5", "fd00::5"}; !slices.Equal(ips, want) || !slices.Equal(added[0].IPs(), want) {
+		t.Errorf("addresses %v, want %v", ips, want)
+	}
+	args, err := os.ReadFile(filepath.Join(n.dir, "first.args"))
+	if want := "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=pod1;K8S_POD_UID=1-2-3"; err != nil || string(args) != want {
+		t.Errorf("CNI_ARGS %q, %v", args, err)
+	}
+	var seen struct {
+		RuntimeConfig map[string]json.RawMessage `json:"runtimeConfig"`
+		PrevResult    json.RawMessage            `json:"prevResult"`
+	}
+	wantRuntime := map[string]string{
+		"portMappings": `[{"containerPort":80,"hostPort":8080,"protocol":"tcp"}]`,
+		"bandwidth":    `{"ingressBurst":2147483647,"ingressRate":10000000}`,
+		"ipRanges":     `[[{"subnet":"10.9.0.0/16"}],[{"subnet":"fd00::/64"}]]`,
+		"dns":          `{"servers":["10.96.0.10"]}`,
+	}
+	check := func(file string) {
+		t.Helper()
+		data, err := os.ReadFile(filepath.Join(n.dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(data, &seen); err != nil {
+			t.Fatal(err)
+		}
+		if len(seen.RuntimeConfig) != len(wantRuntime) {
+			t.Errorf("%s: runtimeConfig %s", file, data)
+		}
+		for key, want := range wantRuntime {
+			var a, b any
+			if err := json.Unmarshal(seen.RuntimeConfig[key], &a); err != nil {
+				t.Errorf("%s: %s: %v", file, key, err)
+			}
+			_ = json.Unmarshal([]byte(want), &b)
+			if !reflect.DeepEqual(a, b) {
+				t.Errorf("%s: %s is %s, want %s", file, key, seen.RuntimeConfig[key], want)
+			}
+		}
+	}
+	check("second.ADD")
+
+	// The record survives JSON, and DEL gets what ADD got, with the result.
+	data, err := json.Marshal(added)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var recorded []Attachment
+	if err := json.Unmarshal(data, &recorded); err != nil {
+		t.Fatal(err)
+	}
+	n.calls()
+	if err := n.Check(t.Context(), recorded); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Del(t.Context(), recorded); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`CHECK first pod1 netns="/run/netns/pod1"`, `CHECK second pod1 netns="/run/netns/pod1"`,
+		`DEL second pod1 netns="/run/netns/pod1"`, `DEL first pod1 netns="/run/netns/pod1"`,
+	}
+	if got := n.calls(); !slices.Equal(got, want) {
+		t.Errorf("calls %q, want %q", got, want)
+	}
+	check("first.DEL")
+	if !strings.Contains(string(seen.PrevResult), "10.9.0.5") {
+		t.Errorf("DEL got the previous result %s", seen.PrevResult)
+	}
+	if files := n.cached(); len(files) != 0 {
+		t.Errorf("cache left: %v", files)
+	}
+	if err := n.Del(t.Context(), recorded); err != nil {
+		t.Errorf("second DEL: %v", err)
+	}
+}
+
+func TestFailedAddIsUndoneForEveryPluginOfTheChain(t *testing.T) {
+	chain := []string{"p1", "p2", "p3", "p4"}
+	for _, failure := range []string{"fail", "crash", "garbage", "nothing", "version", "flood"} {
+		for _, at := range chain {
+			t.Run(failure+" in "+at, func(t *testing.T) {
+				t.Parallel()
+				n := newNode(t)
+				n.plugins(chain...)
+				// DEL of another plugin fails too: the others still get theirs.
+				n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{at: {"ADD": failure}, "p3": {"ADD": map[bool]string{true: failure}[at == "p3"], "DEL": "fail"}}, chain...))
+				n.reload()
+				planned, err := n.Plan(testPod("pod1"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _, err = n.Add(t.Context(), planned)
+				if err == nil {
+					t.Fatal("attached")
+				}
+				var undo *UndoError
+				if !errors.As(err, &undo) || !strings.Contains(err.Error(), "DEL of plugin p3") {
+					t.Errorf("the DEL that failed is not told: %v", err)
+				}
+				calls := n.calls()
+				for _, p := range chain {
+					if !slices.Contains(calls, `DEL `+p+` pod1 netns="/run/netns/pod1"`) {
+						t.Errorf("no DEL of %s in %q", p, calls)
+					}
+				}
+				if files := n.cached(); len(files) != 0 {
+					t.Errorf("cache left: %v", files)
+				}
+			})
+		}
+	}
+}
+
+func TestMissingBinaryDoesNotKeepOtherPluginsFromTheirDel(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1", "p2")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1", "p2"))
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	if err := os.Remove(filepath.Join(n.bin, "p2")); err != nil {
+		t.Fatal(err)
+	}
+	n.calls()
+	if err := n.Del(t.Context(), added); err == nil {
+		t.Fatal("DEL without the plugin succeeded")
+	}
+	if calls := n.calls(); !slices.Equal(calls, []string{`DEL p1 pod1 netns="/run/netns/pod1"`}) {
+		t.Errorf("calls %q", calls)
+	}
+	if len(n.cached()) != 1 {
+		t.Error("the cached result is gone before the DEL is done")
+	}
+	n.plugins("p2")
+	if err := n.Del(t.Context(), added); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustAdd(t *testing.T, n *node, id string) []Attachment {
+	t.Helper()
+	planned, err := n.Plan(testPod(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	added, _, err := n.Add(t.Context(), planned)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return added
+}
+
+func TestHangingPluginDiesWithItsChildrenAtTheBudget(t *testing.T) {
+	n := newNode(t, func(o *Options) { o.AddTimeout = 2 * time.Second })
+	n.plugins("slow", "quick")
+	n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{"slow": {"ADD": "hang"}}, "slow"))
+	n.reload()
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, _, err := n.Add(t.Context(), planned)
+		done <- err
+	}()
+	child := filepath.Join(n.dir, "child")
+	eventually(t, "the plugin hangs", 2*time.Second, func() bool { _, err := os.Stat(child); return err == nil })
+	// Meanwhile Status answers at once and another pod is attached.
+	began := time.Now()
+	if err := n.Status(t.Context()); err != nil || time.Since(began) > 250*time.Millisecond {
+		t.Errorf("Status %v after %v", err, time.Since(began))
+	}
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "quick"))
+	n.reload()
+	mustAdd(t, n, "pod2")
+	err = <-done
+	if !errors.Is(err, context.DeadlineExceeded) || !errdefs.IsUnavailable(err) {
+		t.Errorf("error %v, want a deadline of class unavailable", err)
+	}
+	data, err := os.ReadFile(child)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(string(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the plugin's child is dead", 2*time.Second, func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return errors.Is(unix.Kill(pid, 0), unix.ESRCH) || err == nil && strings.Contains(string(stat), ") Z ")
+	})
+}
+
+func TestHangingDelLeavesTimeForTheOtherPlugins(t *testing.T) {
+	n := newNode(t, func(o *Options) { o.DelTimeout = 3 * time.Second })
+	n.plugins("p1", "p2")
+	n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{"p2": {"DEL": "hang"}}, "p1", "p2"))
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	n.calls()
+	if err := n.Del(t.Context(), added); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	if calls := n.calls(); !slices.Contains(calls, `DEL p1 pod1 netns="/run/netns/pod1"`) {
+		t.Errorf("calls %q", calls)
+	}
+}
+
+func TestCallerWhoLeavesEndsThePluginAndTheAddIsUndone(t *testing.T) {
+	n := newNode(t)
+	n.plugins("slow")
+	n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{"slow": {"ADD": "hang"}}, "slow"))
+	n.reload()
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := os.Stat(filepath.Join(n.dir, "child")); err == nil {
+				cancel()
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	if _, _, err := n.Add(ctx, planned); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if calls := n.calls(); !slices.Contains(calls, `DEL slow pod1 netns="/run/netns/pod1"`) {
+		t.Errorf("calls %q", calls)
+	}
+}
+
+func TestDelUsesTheRecordAfterTheConfigurationChanged(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1", "p2")
+	one, two := n.list("one", "1.0.0", nil, "p1"), n.list("two", "1.0.0", nil, "p2")
+	n.write("10.conflist", one)
+	n.write("20.conflist", two)
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	// The two files swapped, then all gone, and the cache too.
+	n.write("10.conflist", two)
+	n.write("20.conflist", one)
+	n.reload()
+	if n.Name() != "two" {
+		t.Fatalf("network %q", n.Name())
+	}
+	other := mustAdd(t, n, "pod2")
+	for _, dir := range []string{n.conf, filepath.Join(n.opts.CacheDir, "results")} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.reload()
+	n.calls()
+	if err := errors.Join(n.Del(t.Context(), added), n.Del(t.Context(), other)); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{`DEL p1 pod1 netns="/run/netns/pod1"`, `DEL p2 pod2 netns="/run/netns/pod2"`}
+	if calls := n.calls(); !slices.Equal(calls, want) {
+		t.Errorf("calls %q", calls)
+	}
+	data, err := os.ReadFile(filepath.Join(n.dir, "p1.DEL"))
+	if err != nil || !strings.Contains(string(data), "10.9.0.5") {
+		t.Errorf("DEL without the recorded result: %s, %v", data, err)
+	}
+}
+
+func TestDelAfterACrashBeforeTheResultWasRecorded(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := n.Add(t.Context(), planned); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Del(t.Context(), planned); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(n.dir, "p1.DEL"))
+	if err != nil || !strings.Contains(string(data), "10.9.0.5") {
+		t.Errorf("DEL without the cached result: %s, %v", data, err)
+	}
+}
+
+func TestDelOfADeadOrForeignNamespaceGetsNone(t *testing.T) {
+	t.Setenv("PATH", t.TempDir()) // no iptables: this test must not look at the host's rules
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	dead, foreign := mustAdd(t, n, "dead"), mustAdd(t, n, "foreign")
+	n.ns.gone["/run/netns/dead"] = true
+	foreign[0].NetNSInode++ // another namespace is at the path by now
+	n.calls()
+	if err := errors.Join(n.Del(t.Context(), dead), n.Del(t.Context(), foreign)); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{`DEL p1 dead netns=""`, `DEL p1 foreign netns=""`}
+	if calls := n.calls(); !slices.Equal(calls, want) {
+		t.Errorf("calls %q", calls)
+	}
+}
+
+func TestHostsNamespaceAndPlainFilesAreNoPodNamespace(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"", file, filepath.Dir(file), file + "-absent", "/proc/self/ns/net", "/proc/self/ns/mnt", "/dev/null"} {
+		if _, err := (kernelNamespaces{}).inode(path); err == nil {
+			t.Errorf("%q is taken for a pod's namespace", path)
+		}
+	}
+}
+
+func TestHostileNamesAreRefused(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	for what, change := range map[string]func(*Pod){
+		"a name that adds a key":      func(p *Pod) { p.Name = "a;K8S_POD_UID=0" },
+		"a namespace with a =":        func(p *Pod) { p.Namespace = "a=b" },
+		"a uid with a ;":              func(p *Pod) { p.UID = ";" },
+		"a name with a line break":    func(p *Pod) { p.Name = "a\nb" },
+		"an id that is a path":        func(p *Pod) { p.ID = "../../etc" },
+		"an empty id":                 func(p *Pod) { p.ID = "" },
+		"an unknown protocol":         func(p *Pod) { p.Ports[0].Protocol = "icmp" },
+		"a host port beyond 65535":    func(p *Pod) { p.Ports[0].HostPort = 65536 },
+		"a container port of 0":       func(p *Pod) { p.Ports[0].ContainerPort = 0 },
+		"a host address with a shell": func(p *Pod) { p.Ports[0].HostIP = "$(id)" },
+		"a bandwidth of nothing":      func(p *Pod) { p.Annotations[IngressBandwidth] = "0" },
+		"a bandwidth of words":        func(p *Pod) { p.Annotations[EgressBandwidth] = "much" },
+	} {
+		pod := testPod("pod1")
+		change(&pod)
+		if _, err := n.Plan(pod); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestBitRate(t *testing.T) {
+	for text, want := range map[string]uint64{
+		"1k": 1000, "10M": 10_000_000, "1.5G": 1_500_000_000, "1Mi": 1 << 20, "1000000": 1_000_000, "1P": 1e15,
+		"": 0, "M": 0, "-1M": 0, "1e6": 0, "10MB": 0, "999": 0, "2P": 0, "1..2M": 0, "1/2M": 0, "1 M": 0,
+		"99999999999999999999999999999999999999": 0,
+	} {
+		if got, err := bitRate(text); got != want || (err != nil) != (want == 0) {
+			t.Errorf("%q: %d, %v; want %d", text, got, err, want)
+		}
+	}
+}
+
+func TestOnlyOneVerbPerPodAtATime(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	unlock, err := n.pods.Lock(t.Context(), "pod1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := n.Del(ctx, added); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("DEL beside another call on the pod: %v", err)
+	}
+	unlock()
+	if err := n.Del(t.Context(), added); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestGCEndsWhatIsNotRecordedAndNothingElse(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.1.0", nil, "p1"))
+	n.reload()
+	kept, stale, owed := mustAdd(t, n, "kept"), mustAdd(t, n, "stale"), mustAdd(t, n, "owed")
+	if err := n.Owe(owed, "test"); err != nil {
+		t.Fatal(err)
+	}
+	n.ns.gone[stale[0].NetNSPath] = true
+	n.calls()
+	if err := n.GC(t.Context(), kept); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{`DEL p1 stale netns=""`, `GC p1  netns=""`}
+	if calls := n.calls(); !slices.Equal(calls, want) {
+		t.Errorf("calls %q, want %q", calls, want)
+	}
+	data, err := os.ReadFile(filepath.Join(n.dir, "p1.GC"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conf struct {
+		Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
+	}
+	if err := json.Unmarshal(data, &conf); err != nil || len(conf.Valid) != 2 {
+		t.Errorf("valid attachments %s, %v", data, err)
+	}
+	leave, err := n.verbs.enter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.GC(t.Context(), kept); !errdefs.IsUnavailable(err) {
+		t.Errorf("GC beside an ADD: %v", err)
+	}
+	leave()
+	alone, err := n.verbs.enterAlone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := n.Del(t.Context(), kept); err != nil {
+			t.Error(err)
+		}
+	})
+	alone()
+	wg.Wait()
+}
+
+func TestAdoptedPodIsDetachedWithTheOldShimsCache(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	n := newNode(t)
+	n.plugins("p1")
+	old := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(old, "results"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	entry := map[string]any{
+		"kind": "cniCacheV1", "containerId": "old1", "ifName": "eth0", "networkName": "kubenet", "netns": "/proc/4711/ns/net",
+		"config":  []byte(n.list("kubenet", "0.4.0", nil, "p1")),
+		"cniArgs": [][2]string{{"IgnoreUnknown", "1"}},
+		"capabilityArgs": map[string]any{
+			"portMappings": []any{map[string]any{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}},
+		},
+		"result": map[string]any{"cniVersion": "0.4.0", "ips": []any{map[string]any{"version": "4", "address": "10.8.0.9/24"}}},
+	}
+	data, err := json.Marshal(entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(old, "results", "kubenet-old1-eth0")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	adopted, err := Adopt(old, "old1")
+	if err != nil || len(adopted) != 1 {
+		t.Fatalf("%v, %v", adopted, err)
+	}
+	a := adopted[0]
+	if a.NetNSPath != "" || !slices.Equal(a.IPs(), []string{"10.8.0.9"}) || !strings.Contains(string(a.CapabilityArgs["portMappings"]), "8080") {
+		t.Errorf("adopted %+v", a)
+	}
+	if err := n.Del(t.Context(), adopted); err != nil {
+		t.Fatal(err)
+	}
+	if calls := n.calls(); !slices.Equal(calls, []string{`DEL p1 old1 netns=""`}) {
+		t.Errorf("calls %q", calls)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the old cache entry is still there: %v", err)
+	}
+	if none, err := Adopt(old, "old2"); err != nil || len(none) != 0 {
+		t.Errorf("%v, %v", none, err)
+	}
+}
