@@ -1,0 +1,47 @@
+package docker
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
+
+	"crishim/engine"
+)
+
+// Attach joins the container's main process until the client or the container ends. What was written before is not given.
+func (e *Engine) Attach(ctx context.Context, id engine.ContainerID, streams *engine.Streams) error {
+	if !validID(string(id)) {
+		return notFound("container", string(id))
+	}
+	options := container.AttachOptions{
+		Stream: true, DetachKeys: detachKeys,
+		Stdin: streams.Stdin != nil, Stdout: streams.Stdout != nil, Stderr: streams.Stderr != nil && !streams.TTY,
+	}
+	stream, err := e.hijack(ctx, "attach to container "+string(id), func(ctx context.Context, s *session) (types.HijackedResponse, error) {
+		return s.cli.ContainerAttach(ctx, string(id), options)
+	})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	if streams.Resize != nil {
+		go e.resize(running, streams.Resize, func(ctx context.Context, s *session, size container.ResizeOptions) error {
+			return s.cli.ContainerResize(ctx, string(id), size)
+		})
+	}
+	output := pump(stream, streams)
+	select {
+	case err := <-output:
+		if err != nil {
+			return fmt.Errorf("output of container %s: %w", id, err)
+		}
+		return nil
+	case <-ctx.Done():
+		cut(output, stream)
+		return ctx.Err()
+	}
+}

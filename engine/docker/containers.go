@@ -1,0 +1,371 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/internal/failpoint"
+	"crishim/internal/process"
+	"crishim/internal/undo"
+)
+
+// CreateContainer makes a container after everything that Docker would notice at the start only has been checked.
+func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec) (status engine.ContainerStatus, err error) {
+	s, err := e.session()
+	if err != nil {
+		return status, fmt.Errorf("create container: %w", err)
+	}
+	if err := checkAppArmor(&spec.Security.AppArmor, s.facts); err != nil && !spec.Security.Privileged {
+		return status, err
+	}
+	user, err := e.userOf(ctx, spec)
+	if err != nil {
+		return status, err
+	}
+	body, err := lowerContainer(spec, user, s.facts)
+	if err != nil {
+		return status, err
+	}
+	if err := e.checkImagePaths(ctx, spec.Mounts); err != nil {
+		return status, err
+	}
+	if err := makeMountSources(spec.Mounts); err != nil {
+		return status, err
+	}
+	id, err := e.create(ctx, body)
+	if err != nil {
+		return status, err
+	}
+	var back undo.Stack
+	defer func() {
+		if uerr := back.Run(ctx); uerr != nil {
+			err = errors.Join(err, uerr)
+		}
+	}()
+	back.Push("container "+id, func(ctx context.Context) error { return e.RemoveContainer(ctx, engine.ContainerID(id)) })
+	in, err := e.inspect(ctx, id, workload)
+	if err != nil {
+		return status, err
+	}
+	if err := relabelMounts(spec, in.MountLabel); err != nil {
+		return status, err
+	}
+	back.Release()
+	return e.containerStatus(in, s.facts), nil
+}
+
+func (e *Engine) inspect(ctx context.Context, id string, kind object) (*container.InspectResponse, error) {
+	return ask(ctx, e, "inspect "+id, quickLimit, func(ctx context.Context, s *session) (*container.InspectResponse, error) {
+		return inspect(ctx, s, id, kind)
+	})
+}
+
+// StartContainer starts the log first, so that a short-lived container's output is there when its exit is seen.
+func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec *engine.ContainerSpec) (engine.ContainerStatus, error) {
+	if !validID(string(id)) {
+		return engine.ContainerStatus{}, notFound("container", string(id))
+	}
+	return ask(ctx, e, "start container "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
+		if spec.LogPath != "" {
+			if err := e.logs.Load().start(id, jsonPath(s.facts, id), spec.LogPath, spec.TTY); err != nil {
+				return engine.ContainerStatus{}, fmt.Errorf("log %s: %w", spec.LogPath, err)
+			}
+		}
+		startErr := s.cli.ContainerStart(ctx, string(id), container.StartOptions{})
+		if err := failpoint.Hit("docker.start.after"); err != nil {
+			return engine.ContainerStatus{}, err
+		}
+		in, err := inspect(ctx, s, string(id), workload)
+		if err != nil {
+			return engine.ContainerStatus{}, errors.Join(startErr, err)
+		}
+		status := e.containerStatus(in, s.facts)
+		if startErr != nil {
+			return startFailed(status, startErr), startError(status, startErr)
+		}
+		if status.PID == 0 {
+			return status, nil
+		}
+		files := limitsByFile(containerCgroup(status.PID, s.facts), &spec.Resources, &engine.Resources{}, s.facts.cgroupV2)
+		if err := writeCgroupFiles(files); err != nil && process.Alive(status.PID, status.StartTicks) {
+			// It runs without a limit that was asked for: it must not.
+			return status, errors.Join(err, killAndWait(ctx, s, string(id)))
+		}
+		return status, nil
+	})
+}
+
+// startFailed is the status of a container whose process could not be made. dockerd leaves it "created"; its exit code is
+// 126, 127 or 128 there.
+func startFailed(status engine.ContainerStatus, err error) engine.ContainerStatus {
+	if status.State == engine.ContainerCreated {
+		status.State, status.Reason, status.ExitCode, status.Message = engine.ContainerExited, engine.ReasonStartError, exitUnknown, err.Error()
+		status.StartedAt, status.FinishedAt = status.CreatedAt, status.CreatedAt
+	}
+	return status
+}
+
+// startError is of ErrFailedPrecondition unless the engine was not reached: dockerd calls a missing file of the image
+// "not found" or "invalid parameter", which the caller would take for the container.
+func startError(status engine.ContainerStatus, err error) error {
+	if status.Reason == engine.ReasonStartError && (errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err)) {
+		return fmt.Errorf("%v: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
+// containerCgroup is the cgroup of a container whose first process is pid.
+func containerCgroup(pid int, f *facts) string { return cgroupPath(pid, f.cgroupV2) }
+
+// StopContainer uses signals of its own, because dockerd's stop goes on to kill after its caller has left.
+func (e *Engine) StopContainer(ctx context.Context, id engine.ContainerID, grace time.Duration) error {
+	if !validID(string(id)) {
+		return nil
+	}
+	if grace > 0 {
+		stopped, err := e.stopGently(ctx, id, grace)
+		if stopped || err != nil {
+			return err
+		}
+	}
+	return e.do(ctx, "kill container "+string(id), slowLimit, func(ctx context.Context, s *session) error {
+		return killAndWait(ctx, s, string(id))
+	})
+}
+
+// stopGently sends the stop signal and waits for grace; stopped says whether the container has exited.
+func (e *Engine) stopGently(ctx context.Context, id engine.ContainerID, grace time.Duration) (stopped bool, err error) {
+	end := time.Now().Add(grace)
+	in, err := e.inspect(ctx, string(id), workload)
+	switch {
+	case errdefs.IsNotFound(err):
+		return true, nil
+	case err != nil:
+		return false, err
+	case !in.State.Running && !in.State.Paused:
+		return true, nil
+	}
+	return ask(ctx, e, "stop container "+string(id), grace+quickLimit, func(ctx context.Context, s *session) (bool, error) {
+		waiting, cancel := context.WithDeadline(ctx, end)
+		defer cancel()
+		exited, failed := s.cli.ContainerWait(waiting, string(id), container.WaitConditionNotRunning)
+		err := s.cli.ContainerKill(ctx, string(id), signalName(in.Config.StopSignal))
+		if errdefs.IsNotFound(err) {
+			return true, nil
+		}
+		if err != nil && !errdefs.IsConflict(err) { // a conflict: it is not running any more, which the wait tells
+			return false, err
+		}
+		select {
+		case <-exited:
+			return true, nil
+		case err := <-failed:
+			if waiting.Err() != nil && ctx.Err() == nil {
+				return false, nil
+			}
+			if errdefs.IsNotFound(err) {
+				return true, nil
+			}
+			return false, err
+		}
+	})
+}
+
+// killAndWait returns when the container does not run.
+func killAndWait(ctx context.Context, s *session, id string) error {
+	err := s.cli.ContainerKill(ctx, id, "KILL")
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil && !errdefs.IsConflict(err) {
+		return err
+	}
+	exited, failed := s.cli.ContainerWait(ctx, id, container.WaitConditionNotRunning)
+	select {
+	case <-exited:
+		return nil
+	case err := <-failed:
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}
+}
+
+// RemoveContainer completes the log before Docker's file goes away with the container.
+func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) error {
+	if !validID(string(id)) {
+		return nil
+	}
+	err := e.do(ctx, "remove container "+string(id), slowLimit, func(ctx context.Context, s *session) error {
+		if err := s.cli.ContainerKill(ctx, string(id), "KILL"); err == nil {
+			if err := killAndWait(ctx, s, string(id)); err != nil {
+				return err
+			}
+		}
+		// A log that cannot be written must not keep a container from going (catalogue R19).
+		if err := e.logs.Load().finish(ctx, id); err != nil {
+			klog.ErrorS(err, "A container is removed before its log is complete", "id", id)
+		}
+		return removeContainer(ctx, s, string(id))
+	})
+	if err != nil {
+		return err
+	}
+	return e.logs.Load().forget(id)
+}
+
+// ContainerStatus asks the engine.
+func (e *Engine) ContainerStatus(ctx context.Context, id engine.ContainerID) (engine.ContainerStatus, error) {
+	return ask(ctx, e, "inspect container "+string(id), quickLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
+		in, err := inspect(ctx, s, string(id), workload)
+		if err != nil {
+			return engine.ContainerStatus{}, err
+		}
+		return e.containerStatus(in, s.facts), nil
+	})
+}
+
+// UpdateContainer sets limits through Docker and, where its API has no word for them, in the cgroup files. Where the
+// second part fails the first is taken back.
+func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *engine.Resources) error {
+	return e.do(ctx, "update container "+string(id), slowLimit, func(ctx context.Context, s *session) error {
+		in, err := inspect(ctx, s, string(id), workload)
+		if err != nil {
+			return err
+		}
+		pid, path := 0, ""
+		if in.State.Running {
+			pid = in.State.Pid
+			path = containerCgroup(pid, s.facts)
+		}
+		change, err := lowerUpdate(r, path, s.facts)
+		if err != nil {
+			return err
+		}
+		if err := fitsUsage(r, path, s.facts); err != nil {
+			return err
+		}
+		if _, err := s.cli.ContainerUpdate(ctx, string(id), container.UpdateConfig{Resources: change}); err != nil {
+			return err
+		}
+		if pid == 0 {
+			return nil
+		}
+		if err := e.updateByFile(id, path, r, in, s.facts); err != nil {
+			old := resourcesOf(in.HostConfig)
+			back, lerr := lowerUpdate(&old, path, s.facts)
+			if lerr == nil {
+				_, lerr = s.cli.ContainerUpdate(context.WithoutCancel(ctx), string(id), container.UpdateConfig{Resources: back})
+			}
+			return errors.Join(err, lerr)
+		}
+		return nil
+	})
+}
+
+// updateByFile writes unified and huge page limits, and oom_score_adj of every process.
+func (e *Engine) updateByFile(id engine.ContainerID, path string, r *engine.Resources, in *container.InspectResponse, f *facts) error {
+	if err := writeCgroupFiles(limitsByFile(path, r, &engine.Resources{}, f.cgroupV2)); err != nil {
+		return err
+	}
+	if r.OOMScoreAdj == int64(in.HostConfig.OomScoreAdj) {
+		return nil
+	}
+	score := strconv.FormatInt(max(r.OOMScoreAdj, f.oomScoreAdjMin), 10)
+	for _, pid := range cgroupProcesses(path, f.cgroupV2) {
+		err := writeCgroupFile(procPath(pid, "oom_score_adj"), score)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("oom_score_adj of container %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// lowerUpdate says "no limit" in the ways that Docker's update takes: it keeps what is 0 or "".
+func lowerUpdate(r *engine.Resources, path string, f *facts) (container.Resources, error) {
+	out, err := lowerResources(r, f)
+	if err != nil {
+		return container.Resources{}, err
+	}
+	out.MemorySwappiness = nil
+	if out.Memory == 0 {
+		out.Memory, out.MemorySwap = noMemoryLimit, noMemoryLimit
+	}
+	if out.CPUQuota == 0 {
+		out.CPUQuota = -1
+	}
+	if out.CPUPeriod == 0 {
+		out.CPUPeriod = 100000
+	}
+	if out.CPUShares == 0 {
+		out.CPUShares = 1024
+	}
+	if out.CpusetCpus == "" {
+		out.CpusetCpus = allOf("cpus", path, f.cgroupV2)
+	}
+	if out.CpusetMems == "" {
+		out.CpusetMems = allOf("mems", path, f.cgroupV2)
+	}
+	return out, nil
+}
+
+// allOf are the CPUs or memory nodes that a container in the cgroup may have at most: its parent's, or the host's.
+func allOf(what, path string, v2 bool) string {
+	var candidates []string
+	if path != "" {
+		parent := cgroupDir(filepath.Dir(path), "cpuset", v2)
+		if v2 {
+			candidates = append(candidates, filepath.Join(parent, "cpuset."+what+".effective"))
+		} else {
+			candidates = append(candidates, filepath.Join(parent, "cpuset.effective_"+what), filepath.Join(parent, "cpuset."+what))
+		}
+	}
+	if what == "cpus" {
+		candidates = append(candidates, "/sys/devices/system/cpu/online")
+	} else {
+		candidates = append(candidates, "/sys/devices/system/node/online")
+	}
+	for _, file := range candidates {
+		if data, err := os.ReadFile(file); err == nil {
+			if set := strings.TrimSpace(string(data)); set != "" {
+				return set
+			}
+		}
+	}
+	return ""
+}
+
+// fitsUsage refuses a memory limit below what is in use: cgroup v2 would kill for it, where v1 refuses by itself.
+func fitsUsage(r *engine.Resources, path string, f *facts) error {
+	if path == "" || r.MemoryLimit == 0 || !f.cgroupV2 {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Join(cgroupDir(path, "", true), "memory.current"))
+	if err != nil {
+		return nil
+	}
+	used, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+	if err == nil && used > r.MemoryLimit {
+		return fmt.Errorf("memory limit %d is below the %d bytes in use: %w", r.MemoryLimit, used, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// CheckpointContainer is not offered: Docker writes a folder inside its data root, in its own layout, and only with
+// "experimental" on.
+func (e *Engine) CheckpointContainer(context.Context, engine.ContainerID, string) error {
+	return fmt.Errorf("checkpoints on a Docker Engine are not supported, use the native engine: %w", errdefs.ErrNotImplemented)
+}

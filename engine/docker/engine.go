@@ -1,0 +1,301 @@
+// Package docker is engine.Engine on a Docker Engine of this host, through its API 1.41 (Docker 20.10) to 1.51.
+//
+// A caller makes one Engine with New, runs Watch for as long as the daemon lives, and calls the other methods while the
+// sink's last Health is ready; otherwise they answer ErrUnavailable at once. This package and its sub-packages are the
+// only ones that see the Docker client.
+//
+// Pods are made as dockershim made them: a pause container holds the namespaces, containers join it; names, labels and
+// the annotation prefix are dockershim's, so that its pods and cri-dockerd's are served like our own and ours can be
+// taken back. What to create is decided by pure functions (lower.go), what is seen is read by pure functions (status.go).
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/system"
+	"github.com/docker/docker/client"
+	"go.opentelemetry.io/otel/trace"
+
+	"crishim/engine"
+)
+
+// Name is the engine's name in records and among runtime handlers.
+const Name = "docker"
+
+// The values of Options.ContainerLog and Options.Network.
+const (
+	ContainerLogCRI      = "cri"
+	ContainerLogJSONFile = "json-file"
+	NetworkCNI           = "cni"
+	NetworkBridge        = "docker-bridge"
+)
+
+// Options say how to use the engine. Socket, RunDir and RootDir are required.
+type Options struct {
+	// Socket is the engine's: a unix:// address. Other addresses are other hosts, whose pods cannot be served.
+	Socket string
+	// RunDir is gone after a reboot: the pins of network namespaces are in its folder "netns".
+	RunDir string
+	// RootDir is kept: where the log of each container has got to, and what the image store remembers.
+	RootDir string
+	// ContainerLog is ContainerLogCRI (the default: CRI log files written by us) or ContainerLogJSONFile (dockershim's
+	// symbolic links to Docker's files).
+	ContainerLog string
+	// LogRoot is the trusted folder of pod logs: below it no symbolic link is followed; outside of it no link at all.
+	// Default: /var/log/pods.
+	LogRoot string
+	// LogMaxSize (bytes) and LogMaxFiles bound Docker's own copy of each container's output. Defaults: 50 MiB and 3.
+	LogMaxSize  int64
+	LogMaxFiles int
+	// Network is NetworkCNI (the default) or NetworkBridge.
+	Network string
+	// PullNoProgress ends a pull without progress, where the caller's PullSpec says nothing; 0 never does.
+	PullNoProgress time.Duration
+	// TracerProvider traces requests to the engine; nil traces nothing.
+	TracerProvider trace.TracerProvider
+}
+
+func (o *Options) complete() error {
+	var errs []error
+	if path, ok := strings.CutPrefix(o.Socket, "unix://"); !ok || !filepath.IsAbs(path) {
+		errs = append(errs, fmt.Errorf("docker socket %q: only unix:///PATH is supported, the engine must run on this host", o.Socket))
+	}
+	for _, dir := range []struct{ what, path string }{{"run", o.RunDir}, {"root", o.RootDir}} {
+		if !filepath.IsAbs(dir.path) {
+			errs = append(errs, fmt.Errorf("docker %s folder %q is not absolute", dir.what, dir.path))
+		}
+	}
+	switch o.ContainerLog {
+	case "":
+		o.ContainerLog = ContainerLogCRI
+	case ContainerLogCRI, ContainerLogJSONFile:
+	default:
+		errs = append(errs, fmt.Errorf("container log %q: it is %q or %q", o.ContainerLog, ContainerLogCRI, ContainerLogJSONFile))
+	}
+	switch o.Network {
+	case "":
+		o.Network = NetworkCNI
+	case NetworkCNI, NetworkBridge:
+	default:
+		errs = append(errs, fmt.Errorf("network %q: it is %q or %q", o.Network, NetworkCNI, NetworkBridge))
+	}
+	if o.LogRoot == "" {
+		o.LogRoot = "/var/log/pods"
+	}
+	if o.LogMaxSize == 0 {
+		o.LogMaxSize = 50 << 20
+	}
+	if o.LogMaxFiles == 0 {
+		o.LogMaxFiles = 3
+	}
+	if o.LogMaxSize < 0 || o.LogMaxFiles < 1 {
+		errs = append(errs, fmt.Errorf("docker log bounds of %d files with %d bytes", o.LogMaxFiles, o.LogMaxSize))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Engine drives one Docker Engine. Make it with New.
+type Engine struct {
+	engine.Images
+	images imageStore
+	opts   Options
+	// logs are there while Watch runs.
+	logs  atomic.Pointer[logs]
+	pins  pins
+	users userCache
+	execs execWaiters
+	// current is nil while the engine is away.
+	current atomic.Pointer[session]
+	info    atomic.Pointer[engine.Info]
+	// first is what the first connection found; only Watch uses it.
+	first *facts
+}
+
+var _ engine.Engine = (*Engine)(nil)
+
+// New prepares the folders; nothing is connected before Watch. Its errors are of ErrInvalidArgument where an option is wrong.
+func New(opts Options) (*Engine, error) {
+	if err := opts.complete(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{opts.RunDir, opts.RootDir} {
+		if err := privateDir(dir); err != nil {
+			return nil, err
+		}
+	}
+	e := &Engine{opts: opts, pins: pins{dir: filepath.Join(opts.RunDir, "netns")}}
+	if err := privateDir(e.pins.dir); err != nil {
+		return nil, err
+	}
+	var err error
+	if e.images, err = newImageStore(e); err != nil {
+		return nil, err
+	}
+	e.Images = e.images
+	return e, nil
+}
+
+// privateDir makes dir, or repairs its mode where it is there.
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o700)
+}
+
+// Name is "docker".
+func (e *Engine) Name() string { return Name }
+
+// Info is what was learnt at the last connect.
+func (e *Engine) Info() engine.Info {
+	if info := e.info.Load(); info != nil {
+		return *info
+	}
+	return engine.Info{}
+}
+
+// session is one connection: from a successful connect to the first sign that the engine is away.
+type session struct {
+	cli   *client.Client
+	facts *facts
+	// life ends with the session; requests in flight end with it.
+	life context.Context
+}
+
+// The times that requests may take. An engine that does not answer at all is noticed much sooner, by its pings.
+const (
+	connectLimit = 5 * time.Second
+	quickLimit   = 30 * time.Second
+	slowLimit    = 2 * time.Minute
+)
+
+var errAway = fmt.Errorf("the Docker Engine does not answer: %w", errdefs.ErrUnavailable)
+
+// session returns the current one, or ErrUnavailable.
+func (e *Engine) session() (*session, error) {
+	if s := e.current.Load(); s != nil {
+		return s, nil
+	}
+	return nil, errAway
+}
+
+// client is for the image store.
+func (e *Engine) client() (*client.Client, error) {
+	s, err := e.session()
+	if err != nil {
+		return nil, err
+	}
+	return s.cli, nil
+}
+
+// ask makes one request to the engine, or a few that belong together. It ends with ctx, after limit, and when the engine
+// goes away; what says what was being done.
+func ask[T any](ctx context.Context, e *Engine, what string, limit time.Duration, request func(context.Context, *session) (T, error)) (T, error) {
+	var zero T
+	s, err := e.session()
+	if err != nil {
+		return zero, fmt.Errorf("%s: %w", what, err)
+	}
+	asking, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s: %w", limit, errAway))
+	defer cancel()
+	asking, away := context.WithCancelCause(asking)
+	defer away(nil)
+	defer context.AfterFunc(s.life, func() { away(errAway) })()
+	answer, err := request(asking, s)
+	if err != nil {
+		return answer, fmt.Errorf("%s: %w", what, requestError(ctx, asking, err))
+	}
+	return answer, nil
+}
+
+// do is ask for a request without an answer.
+func (e *Engine) do(ctx context.Context, what string, limit time.Duration, request func(context.Context, *session) error) error {
+	_, err := ask(ctx, e, what, limit, func(ctx context.Context, s *session) (struct{}, error) {
+		return struct{}{}, request(ctx, s)
+	})
+	return err
+}
+
+// requestError gives an error of the Docker client its class. The client's answers have one already.
+func requestError(caller, asking context.Context, err error) error {
+	if caller.Err() != nil {
+		return caller.Err()
+	}
+	if cause := context.Cause(asking); cause != nil && errdefs.IsUnavailable(cause) {
+		return cause
+	}
+	var network net.Error
+	if client.IsErrConnectionFailed(err) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+// unusable is an engine that no retry makes usable.
+type unusable struct{ error }
+
+func (u unusable) Unwrap() error { return u.error }
+
+// connect makes a client of its own, so that the API version is negotiated again with what may be another dockerd.
+func (e *Engine) connect(ctx context.Context) (*client.Client, *facts, error) {
+	socket := strings.TrimPrefix(e.opts.Socket, "unix://")
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+		DisableCompression:  true,
+		MaxIdleConns:        64,
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     30 * time.Second,
+	}
+	opts := []client.Opt{
+		client.WithHTTPClient(&http.Client{Transport: transport, CheckRedirect: client.CheckRedirect}),
+		client.WithHost(e.opts.Socket),
+		client.WithVersion(""),
+	}
+	if e.opts.TracerProvider != nil {
+		opts = append(opts, client.WithTraceProvider(e.opts.TracerProvider))
+	}
+	cli, err := client.NewClientWithOpts(opts...)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := greet(ctx, cli)
+	if err == nil {
+		if rerr := refuse(&info, cli.ClientVersion()); rerr != nil {
+			err = unusable{rerr}
+		}
+	}
+	if err != nil {
+		_ = cli.Close()
+		return nil, nil, err
+	}
+	return cli, newFacts(&info, cli.ClientVersion(), &e.opts, restrictedOOMScoreAdj()), nil
+}
+
+// greet negotiates the API version and asks what the engine is.
+func greet(ctx context.Context, cli *client.Client) (system.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	ping, err := cli.Ping(ctx)
+	if err != nil {
+		return system.Info{}, err
+	}
+	cli.NegotiateAPIVersionPing(ping)
+	return cli.Info(ctx)
+}

@@ -1,0 +1,322 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/pkg/stdcopy"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+)
+
+// detachKeys replace Docker's ctrl-p ctrl-q, which would hold back every ctrl-p of a terminal until the next key; nobody
+// types these.
+const detachKeys = "ctrl-^,ctrl-],ctrl-^,ctrl-],ctrl-_,ctrl-^,ctrl-],ctrl-_"
+
+// The ways to an exec's exit code: its event comes with the end of its output or just after. Where it does not come (the
+// stream of events broke), inspects ask, ever slower; while output is open they are a safety net only.
+const (
+	eventWait   = 25 * time.Millisecond
+	pollFirst   = 5 * time.Millisecond
+	pollMost    = 50 * time.Millisecond
+	pollRunning = 5 * time.Second
+	// killLimit bounds the end of a cancelled exec.
+	killLimit = 10 * time.Second
+)
+
+// Exec runs a process in a container.
+//
+//	create → attach and start → output ends │ process ends │ ctx ends
+//	                                   ↓            ↓            ↓
+//	                              exit code   drain, bounded   kill the whole process tree
+func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, spec *engine.ExecSpec) (int, error) {
+	if !validID(string(id)) {
+		return 0, notFound("container", string(id))
+	}
+	if len(spec.Command) == 0 {
+		return 0, invalid("exec without a command")
+	}
+	options := container.ExecOptions{
+		Cmd:         spec.Command,
+		Tty:         spec.TTY,
+		AttachStdin: spec.Stdin != nil, AttachStdout: spec.Stdout != nil, AttachStderr: spec.Stderr != nil && !spec.TTY,
+		DetachKeys: detachKeys,
+	}
+	if !options.AttachStdin && !options.AttachStdout && !options.AttachStderr {
+		// Something must be attached, or the end of the output cannot be seen.
+		options.AttachStdout = true
+	}
+	execID, err := ask(ctx, e, "exec in container "+string(id), quickLimit, func(ctx context.Context, s *session) (string, error) {
+		made, err := s.cli.ContainerExecCreate(ctx, string(id), options)
+		return made.ID, err
+	})
+	if err != nil {
+		return 0, err
+	}
+	ended := e.execs.expect(execID)
+	defer e.execs.forget(execID)
+	stream, err := e.hijack(ctx, "start exec in container "+string(id), func(ctx context.Context, s *session) (types.HijackedResponse, error) {
+		return s.cli.ContainerExecAttach(ctx, execID, container.ExecAttachOptions{Tty: spec.TTY})
+	})
+	if err != nil {
+		e.killExec(ctx, execID)
+		return 0, err
+	}
+	defer stream.Close()
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	if spec.Resize != nil {
+		go e.resize(running, spec.Resize, func(ctx context.Context, s *session, size container.ResizeOptions) error {
+			return s.cli.ContainerExecResize(ctx, execID, size)
+		})
+	}
+	output := pump(stream, &spec.Streams)
+	return e.waitExec(ctx, execID, ended, output, stream)
+}
+
+// waitExec returns the exit code once the process has ended and its output was delivered.
+func (e *Engine) waitExec(ctx context.Context, execID string, ended <-chan int, output <-chan error, stream *types.HijackedResponse) (int, error) {
+	net := time.NewTicker(pollRunning)
+	defer net.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			e.killExec(ctx, execID)
+			cut(output, stream)
+			return 0, ctx.Err()
+		case err := <-output:
+			if err != nil {
+				// Nobody takes the output any more: the process would wait for ever.
+				e.killExec(ctx, execID)
+				return 0, fmt.Errorf("output of exec %s: %w", execID, err)
+			}
+			return e.exitCode(ctx, execID, ended)
+		case code := <-ended:
+			return code, drain(ctx, output, stream)
+		case <-net.C:
+			if in, err := e.inspectExec(ctx, execID); err == nil && !in.Running {
+				return in.ExitCode, drain(ctx, output, stream)
+			}
+		}
+	}
+}
+
+// drain waits for output that was written before the process ended. Children may hold it open for ever.
+func drain(ctx context.Context, output <-chan error, stream *types.HijackedResponse) error {
+	late := time.NewTimer(engine.DrainTimeout)
+	defer late.Stop()
+	select {
+	case err := <-output:
+		return err
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	cut(output, stream)
+	return nil
+}
+
+// cut ends the output, so that nothing is written to the caller's streams after this; a write that hangs is not waited for.
+func cut(output <-chan error, stream *types.HijackedResponse) {
+	stream.Close()
+	select {
+	case <-output:
+	case <-time.After(engine.DrainTimeout):
+	}
+}
+
+// exitCode is asked for once the output has ended.
+func (e *Engine) exitCode(ctx context.Context, execID string, ended <-chan int) (int, error) {
+	wait := time.NewTimer(eventWait)
+	defer wait.Stop()
+	for poll := pollFirst; ; poll = min(2*poll, pollMost) {
+		select {
+		case code := <-ended:
+			return code, nil
+		case <-ctx.Done():
+			e.killExec(ctx, execID)
+			return 0, ctx.Err()
+		case <-wait.C:
+		}
+		in, err := e.inspectExec(ctx, execID)
+		if err != nil {
+			return 0, err
+		}
+		if !in.Running {
+			return in.ExitCode, nil
+		}
+		wait.Reset(poll)
+	}
+}
+
+func (e *Engine) inspectExec(ctx context.Context, execID string) (container.ExecInspect, error) {
+	return ask(ctx, e, "inspect exec "+execID, quickLimit, func(ctx context.Context, s *session) (container.ExecInspect, error) {
+		return s.cli.ContainerExecInspect(ctx, execID)
+	})
+}
+
+// hijack makes a request whose connection becomes a stream. The client's own function does not heed its context once it
+// has dialled, so that one is left behind when the context ends, and closes what it still gets.
+func (e *Engine) hijack(ctx context.Context, what string, request func(context.Context, *session) (types.HijackedResponse, error)) (*types.HijackedResponse, error) {
+	return ask(ctx, e, what, quickLimit, func(ctx context.Context, s *session) (*types.HijackedResponse, error) {
+		type answer struct {
+			stream types.HijackedResponse
+			err    error
+		}
+		answers := make(chan answer, 1)
+		go func() {
+			stream, err := request(ctx, s)
+			answers <- answer{stream, err}
+		}()
+		select {
+		case a := <-answers:
+			if a.err != nil {
+				return nil, a.err
+			}
+			return &a.stream, nil
+		case <-ctx.Done():
+			go func() {
+				if a := <-answers; a.err == nil {
+					a.stream.Close()
+				}
+			}()
+			return nil, ctx.Err()
+		}
+	})
+}
+
+// pump copies both ways and reports the end of the output. A write error is one of the caller's stream.
+func pump(stream *types.HijackedResponse, s *engine.Streams) <-chan error {
+	if s.Stdin != nil {
+		go func() {
+			// Its end is the end of the process's input; an error here shows in the output as well.
+			_, _ = io.Copy(stream.Conn, s.Stdin)
+			_ = stream.CloseWrite()
+		}()
+	}
+	done := make(chan error, 1)
+	go func() {
+		stdout, stderr := &sink{w: s.Stdout}, &sink{w: s.Stderr}
+		if s.TTY {
+			_, _ = io.Copy(stdout, stream.Reader)
+		} else {
+			_, _ = stdcopy.StdCopy(stdout, stderr, stream.Reader)
+		}
+		done <- errors.Join(stdout.err, stderr.err)
+		close(done)
+	}()
+	return done
+}
+
+// sink is a stream of the caller, or none; it remembers a failed write, which tells it from a lost connection.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	if s.w == nil {
+		return len(p), nil
+	}
+	n, err := s.w.Write(p)
+	if err != nil {
+		s.err = err
+	}
+	return n, err
+}
+
+// resize passes sizes on until the exec or attach ends. The first may come before the process is there.
+func (e *Engine) resize(ctx context.Context, sizes <-chan engine.TerminalSize, set func(context.Context, *session, container.ResizeOptions) error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case size, ok := <-sizes:
+			if !ok {
+				return
+			}
+			if size.Width == 0 || size.Height == 0 {
+				continue
+			}
+			for wait := pollFirst; wait < time.Second; wait *= 2 {
+				err := e.do(ctx, "resize terminal", quickLimit, func(ctx context.Context, s *session) error {
+					return set(ctx, s, container.ResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
+				})
+				if err == nil || ctx.Err() != nil || errdefs.IsNotFound(err) {
+					break
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(wait):
+				}
+			}
+		}
+	}
+}
+
+// killExec ends an exec that nobody waits for any more, with all of its processes. ctx may have ended.
+func (e *Engine) killExec(ctx context.Context, execID string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+	defer cancel()
+	for wait := pollFirst; ; wait = min(2*wait, pollMost) {
+		in, err := e.inspectExec(ctx, execID)
+		switch {
+		case err != nil:
+			if !errdefs.IsNotFound(err) {
+				klog.ErrorS(err, "Cannot end an exec", "exec", execID)
+			}
+			return
+		case in.Pid > 0:
+			killSession(ctx, in.Pid, in.ContainerID)
+			return
+		case !in.Running:
+			return // never started
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// execWaiters hand the exit codes in events to those who wait for them.
+type execWaiters struct {
+	mu      sync.Mutex
+	waiting map[string]chan int
+}
+
+func (w *execWaiters) expect(execID string) <-chan int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiting == nil {
+		w.waiting = map[string]chan int{}
+	}
+	ended := make(chan int, 1)
+	w.waiting[execID] = ended
+	return ended
+}
+
+func (w *execWaiters) forget(execID string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.waiting, execID)
+}
+
+func (w *execWaiters) ended(execID string, code int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ended := w.waiting[execID]; ended != nil {
+		select {
+		case ended <- code:
+		default:
+		}
+	}
+}

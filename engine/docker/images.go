@@ -1,0 +1,113 @@
+package docker
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+
+	"crishim/engine"
+)
+
+// imageStore is what this package needs of the image store.
+type imageStore interface {
+	engine.Images
+	// Invalidate says that the engine's images have changed.
+	Invalidate()
+	// EnsurePause makes the pause image present.
+	EnsurePause(ctx context.Context, ref string) (engine.ImageID, error)
+}
+
+// configUser is the USER of an image.
+func (e *Engine) configUser(ctx context.Context, id engine.ImageID) (string, error) {
+	if user, ok := e.users.configUser(id); ok {
+		return user, nil
+	}
+	image, err := e.Image(ctx, string(id))
+	if err != nil {
+		return "", err
+	}
+	e.users.learnConfig(id, image.User)
+	return image.User, nil
+}
+
+// files reads an image's passwd and group files.
+func (e *Engine) files(ctx context.Context, id engine.ImageID) (passwd, group []byte, err error) {
+	err = e.probe(ctx, id, func(ctx context.Context, s *session, probe string) error {
+		if passwd, err = readImageFile(ctx, s.cli, probe, "/etc/passwd"); err != nil {
+			return err
+		}
+		group, err = readImageFile(ctx, s.cli, probe, "/etc/group")
+		return err
+	})
+	return passwd, group, err
+}
+
+// probe runs f on a container of the image that is never started.
+func (e *Engine) probe(ctx context.Context, id engine.ImageID, f func(ctx context.Context, s *session, probe string) error) error {
+	return e.do(ctx, "look into image "+string(id), slowLimit, func(ctx context.Context, s *session) error {
+		config := &container.Config{
+			Image: string(id), Cmd: []string{"/"}, NetworkDisabled: true,
+			Labels: map[string]string{labelProbe: e.opts.RootDir, labelType: ""},
+		}
+		made, err := s.cli.ContainerCreate(ctx, config, &container.HostConfig{NetworkMode: "none"}, nil, nil, "crishim-probe-"+rand.Text())
+		if err != nil {
+			return err
+		}
+		defer func() {
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickLimit)
+			defer cancel()
+			_ = s.cli.ContainerRemove(undo, made.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		}()
+		return f(ctx, s, made.ID)
+	})
+}
+
+// userOf is the user of a container to make, from the cache where it has been asked before.
+func (e *Engine) userOf(ctx context.Context, spec *engine.ContainerSpec) (processUser, error) {
+	q := question(&spec.Security, spec.Image.ID)
+	if user, ok := e.users.answer(q); ok {
+		return user, nil
+	}
+	user, err := resolveUser(ctx, &spec.Security, spec.Image.ID, e)
+	if err != nil {
+		return processUser{}, err
+	}
+	e.users.learn(q, user)
+	return user, nil
+}
+
+// checkImagePaths finds out now whether image volumes have their sub-paths; Docker would tell at the start only.
+func (e *Engine) checkImagePaths(ctx context.Context, mounts []engine.Mount) error {
+	for _, m := range mounts {
+		if m.Image == nil || m.ImageSubPath == "" {
+			continue
+		}
+		err := e.probe(ctx, m.Image.ID, func(ctx context.Context, s *session, probe string) error {
+			name := "/" + m.ImageSubPath
+			for range maxUserLinks {
+				stat, err := s.cli.ContainerStatPath(ctx, probe, name)
+				switch {
+				case errdefs.IsNotFound(err):
+					return invalid("image volume %.200s: the image has no %.200q", m.ContainerPath, m.ImageSubPath)
+				case err != nil:
+					return err
+				case stat.Mode.IsDir():
+					return nil
+				case stat.LinkTarget == "" || stat.LinkTarget == name:
+					return invalid("image volume %.200s: %.200q is not a folder", m.ContainerPath, m.ImageSubPath)
+				}
+				name = stat.LinkTarget
+			}
+			return invalid("image volume %.200s: %.200q is a chain of links", m.ContainerPath, m.ImageSubPath)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errNoStore = fmt.Errorf("no image store: %w", errdefs.ErrNotImplemented)

@@ -1,0 +1,108 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim/internal/process"
+)
+
+// proc is a process as /proc/PID/stat shows it to us.
+type proc struct {
+	pid, parent, session int
+	startTicks           uint64
+}
+
+// killSession kills the first process of an exec, root, with its descendants and every process of a session that one of
+// them leads: the OCI runtime makes each exec a session of its own, by which children that outlived their parent are
+// found. Only processes in the container's cgroup are killed, whatever became of the pid. It goes on until none is left
+// or ctx ends.
+func killSession(ctx context.Context, root int, containerID string) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		left := 0
+		for _, victim := range execProcesses(processes(), root) {
+			h, err := process.Open(victim.pid, victim.startTicks)
+			if err != nil {
+				continue
+			}
+			// Read while the process is pinned.
+			if inContainer(victim.pid, containerID) && h.Signal(unix.SIGKILL) == nil {
+				left++
+			}
+			h.Close()
+		}
+		if left == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// inContainer goes by the cgroup's name, which has the container's id with both drivers.
+func inContainer(pid int, containerID string) bool {
+	data, err := os.ReadFile(procPath(pid, "cgroup"))
+	return err == nil && bytes.Contains(data, []byte(containerID))
+}
+
+// execProcesses are those of the exec whose first process is or was root.
+func execProcesses(all []proc, root int) []proc {
+	ours := map[int]bool{}
+	var victims []proc
+	for grown := true; grown; {
+		grown = false
+		for _, p := range all {
+			if ours[p.pid] || p.pid != root && p.session != root && !ours[p.parent] && !ours[p.session] {
+				continue
+			}
+			ours[p.pid] = true
+			victims = append(victims, p)
+			grown = true
+		}
+	}
+	return victims
+}
+
+// processes reads the process table, without zombies.
+func processes() []proc {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var all []proc
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		data, err := os.ReadFile(procPath(pid, "stat"))
+		if err != nil {
+			continue
+		}
+		if p, ok := parseStat(pid, data); ok {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// parseStat reads the fields after the command's closing parenthesis: state, parent, group, session, … start time.
+func parseStat(pid int, data []byte) (proc, bool) {
+	end := bytes.LastIndexByte(data, ')')
+	fields := bytes.Fields(data[end+1:])
+	if end < 0 || len(fields) < 20 || fields[0][0] == 'Z' || fields[0][0] == 'X' {
+		return proc{}, false
+	}
+	parent, err1 := strconv.Atoi(string(fields[1]))
+	session, err2 := strconv.Atoi(string(fields[3]))
+	start, err3 := strconv.ParseUint(string(fields[19]), 10, 64)
+	return proc{pid, parent, session, start}, err1 == nil && err2 == nil && err3 == nil
+}

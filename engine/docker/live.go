@@ -1,0 +1,125 @@
+package docker
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/internal/process"
+)
+
+// podStatus adds to an inspected sandbox what the kernel knows. The network namespace of a running one is pinned where it
+// is not yet: a pod of dockershim or cri-dockerd, or one that was started when we crashed.
+func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodStatus {
+	status := podStatus(in)
+	if status.PID > 0 {
+		status.StartTicks, _ = process.StartTicks(status.PID)
+		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
+	}
+	if in.HostConfig.NetworkMode.IsHost() {
+		return status
+	}
+	status.NetNSPath = e.pins.pinned(status.ID)
+	if status.NetNSPath == "" && status.StartTicks != 0 {
+		path, err := e.pins.pin(status.ID, status.PID, status.StartTicks)
+		if err != nil {
+			klog.ErrorS(err, "Pod without a pinned network namespace", "id", status.ID)
+		}
+		status.NetNSPath = path
+	}
+	return status
+}
+
+// containerStatus adds to an inspected container what the kernel knows.
+func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine.ContainerStatus {
+	status := containerStatus(in)
+	if status.PID > 0 {
+		status.StartTicks, _ = process.StartTicks(status.PID)
+		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
+		status.User = userOfProcess(status.PID)
+		if status.UpperDir == "" {
+			// The containerd image store names no folder.
+			status.UpperDir = overlayUpperDir(status.PID)
+		}
+	}
+	return status
+}
+
+// userOfProcess reads the effective ids of a process; nil when it is gone.
+func userOfProcess(pid int) *engine.User {
+	data, err := os.ReadFile(procPath(pid, "status"))
+	if err != nil {
+		return nil
+	}
+	return parseUser(string(data))
+}
+
+// parseUser reads the lines Uid, Gid (real, effective, …) and Groups of /proc/PID/status.
+func parseUser(status string) *engine.User {
+	user := &engine.User{UID: -1, GID: -1}
+	for line := range strings.Lines(status) {
+		key, rest, _ := strings.Cut(line, ":")
+		fields := strings.Fields(rest)
+		switch key {
+		case "Uid", "Gid":
+			if len(fields) < 2 {
+				return nil
+			}
+			n, err := strconv.ParseInt(fields[1], 10, 64)
+			if err != nil {
+				return nil
+			}
+			if key == "Uid" {
+				user.UID = n
+			} else {
+				user.GID = n
+			}
+		case "Groups":
+			for _, field := range fields {
+				if n, err := strconv.ParseInt(field, 10, 64); err == nil {
+					user.Groups = append(user.Groups, n)
+				}
+			}
+		}
+	}
+	if user.UID < 0 || user.GID < 0 {
+		return nil
+	}
+	user.Groups = append(user.Groups, user.GID)
+	slices.Sort(user.Groups)
+	user.Groups = slices.Compact(user.Groups)
+	return user
+}
+
+// overlayUpperDir finds the writable layer in the mount table of a process in the container.
+func overlayUpperDir(pid int) string {
+	file, err := os.Open(procPath(pid, "mountinfo"))
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = file.Close() }()
+	scanner := bufio.NewScanner(file)
+	scanner.Buffer(nil, 1<<20)
+	for scanner.Scan() {
+		before, after, ok := strings.Cut(scanner.Text(), " - ")
+		fields, fs := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 5 || fields[4] != "/" || len(fs) < 3 || fs[0] != "overlay" {
+			continue
+		}
+		for option := range strings.SplitSeq(fs[2], ",") {
+			if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
+				return dir
+			}
+		}
+	}
+	return ""
+}
+
+func procPath(pid int, file string) string { return fmt.Sprintf("/proc/%d/%s", pid, file) }

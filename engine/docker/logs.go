@@ -1,0 +1,177 @@
+package docker
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/engine/docker/logpump"
+)
+
+// finishLimit bounds the wait for a log that cannot be written (a full or frozen disk) before an exit is reported.
+const finishLimit = 10 * time.Second
+
+// logs make each container's CRI log: pumped from Docker's json-file, or a link to it.
+type logs struct {
+	e     *Engine
+	pumps *logpump.Pumps // nil in the mode of links
+	root  string
+	// finished are the exited containers whose logs are complete, so that each Resync does not open all of them again.
+	finished sync.Map // engine.ContainerID → struct{}
+}
+
+func newLogs(ctx context.Context, e *Engine) (*logs, error) {
+	l := &logs{e: e, root: e.opts.LogRoot}
+	if e.opts.ContainerLog == ContainerLogJSONFile {
+		return l, nil
+	}
+	var err error
+	l.pumps, err = logpump.New(ctx, logpump.Options{Dir: filepath.Join(e.opts.RootDir, "logs")})
+	return l, err
+}
+
+func (l *logs) close() {
+	if l.pumps != nil {
+		l.pumps.Close()
+	}
+}
+
+// trustedRoot is the folder below which no link is followed.
+func (l *logs) trustedRoot(logPath string) string {
+	if strings.HasPrefix(logPath, l.root+"/") {
+		return l.root
+	}
+	return "/"
+}
+
+// start begins or goes on. jsonPath is "" with a log driver that writes none.
+func (l *logs) start(id engine.ContainerID, jsonPath, logPath string, tty bool) error {
+	if l.pumps == nil {
+		if jsonPath == "" {
+			return nil
+		}
+		return logpump.Link(logPath, l.trustedRoot(logPath), jsonPath)
+	}
+	return l.pumps.Start(logpump.Container{
+		ID: string(id), JSONPath: jsonPath, Source: l.source(id), LogPath: logPath, LogRoot: l.trustedRoot(logPath), TTY: tty,
+	})
+}
+
+// source reads through the API, for the containers of another shim whose log driver writes no json-file.
+func (l *logs) source(id engine.ContainerID) logpump.Source {
+	return func(ctx context.Context, since time.Time) (io.ReadCloser, error) {
+		s, err := l.e.session()
+		if err != nil {
+			return nil, err
+		}
+		options := container.LogsOptions{ShowStdout: true, ShowStderr: true, Timestamps: true, Follow: true}
+		if !since.IsZero() {
+			options.Since = strconv.FormatInt(since.Unix(), 10) + "." + fmt.Sprintf("%09d", since.Nanosecond())
+		}
+		return s.cli.ContainerLogs(ctx, string(id), options)
+	}
+}
+
+// finish completes the log of an exited container.
+func (l *logs) finish(ctx context.Context, id engine.ContainerID) error {
+	if l.pumps == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, finishLimit)
+	defer cancel()
+	err := l.pumps.Finish(ctx, string(id))
+	if err == nil {
+		l.finished.Store(id, struct{}{})
+	}
+	return err
+}
+
+// forget drops what is remembered of a removed container.
+func (l *logs) forget(id engine.ContainerID) error {
+	l.finished.Delete(id)
+	if l.pumps == nil {
+		return nil
+	}
+	return l.pumps.Forget(string(id))
+}
+
+// forgetOthers drops what is remembered of containers that went while nobody looked.
+func (l *logs) forgetOthers(there map[string]seenObject) {
+	if l.pumps == nil {
+		return
+	}
+	known, err := l.pumps.Known()
+	for _, id := range known {
+		if _, ok := there[id]; !ok && err == nil {
+			err = l.forget(engine.ContainerID(id))
+		}
+	}
+	if err != nil {
+		klog.ErrorS(err, "Cannot forget the logs of removed containers")
+	}
+}
+
+// follow keeps the log of a container that the engine shows running, and completes it once it has exited.
+func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status *engine.ContainerStatus) {
+	logPath := in.Config.Labels[labelLogPath]
+	if logPath == "" || in.HostConfig.LogConfig.Type == "" || in.HostConfig.LogConfig.Type == "none" {
+		return
+	}
+	if target, err := os.Readlink(logPath); err == nil && target == in.LogPath && l.pumps != nil {
+		return // another shim's container: its log is a link to Docker's file, and that is as good
+	}
+	_, finished := l.finished.Load(status.ID)
+	var err error
+	switch status.State {
+	case engine.ContainerRunning:
+		err = l.start(status.ID, in.LogPath, logPath, in.Config.Tty)
+	case engine.ContainerExited:
+		if finished {
+			return
+		}
+		if err = l.start(status.ID, in.LogPath, logPath, in.Config.Tty); err == nil {
+			err = l.finish(ctx, status.ID)
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		klog.ErrorS(err, "Cannot write a container's log", "id", status.ID, "path", logPath)
+	}
+}
+
+// jsonPath is where dockerd writes a container's json-file: known before it runs.
+func jsonPath(f *facts, id engine.ContainerID) string {
+	return filepath.Join(f.rootDir, "containers", string(id), string(id)+"-json.log")
+}
+
+// ReopenLog goes on in a new file.
+func (e *Engine) ReopenLog(ctx context.Context, id engine.ContainerID) error {
+	l := e.logs.Load()
+	switch {
+	case !validID(string(id)):
+		return notFound("container", string(id))
+	case l == nil:
+		return fmt.Errorf("reopen the log of container %s: %w", id, errAway)
+	case l.pumps == nil:
+		return fmt.Errorf("with the container log %q Docker rotates the logs itself: %w", ContainerLogJSONFile, errdefs.ErrNotImplemented)
+	}
+	return l.pumps.Reopen(ctx, string(id))
+}
+
+// LogStats counts what was written to CRI logs and what was lost, for metrics.
+func (e *Engine) LogStats() logpump.Stats {
+	if l := e.logs.Load(); l != nil && l.pumps != nil {
+		return l.pumps.Stats()
+	}
+	return logpump.Stats{}
+}

@@ -1,0 +1,109 @@
+package docker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+	"crishim/internal/process"
+)
+
+// pins keep network namespaces alive by bind mounts, dir/POD-ID, so that plugins find them after the pause process
+// has died: portmap and others leak rules where the namespace is gone.
+type pins struct{ dir string }
+
+// nsfsMagic is NSFS_MAGIC: the file system of namespaces.
+const nsfsMagic = 0x6e736673
+
+func (p pins) path(id engine.PodID) string { return filepath.Join(p.dir, string(id)) }
+
+// pinned is the path of the pod's pin, "" when there is none.
+func (p pins) pinned(id engine.PodID) string {
+	if path := p.path(id); isNamespace(path) {
+		return path
+	}
+	return ""
+}
+
+func isNamespace(path string) bool {
+	var fs unix.Statfs_t
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return unix.Fstatfs(fd, &fs) == nil && fs.Type == nsfsMagic
+}
+
+// pin binds the network namespace of the process pid that started at startTicks. A pin of the same namespace is kept,
+// anything else in its place is removed.
+func (p pins) pin(id engine.PodID, pid int, startTicks uint64) (string, error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("pin the network namespace of pod %s: %w", id, err)
+	}
+	// The namespace is opened first and the process checked after: the pid cannot have been another's in between.
+	ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net")
+	if err != nil {
+		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
+	}
+	defer func() { _ = ns.Close() }()
+	if ticks, err := process.StartTicks(pid); err != nil || ticks != startTicks {
+		return fail(fmt.Errorf("process %d has ended: %w", pid, errdefs.ErrUnavailable))
+	}
+	path := p.path(id)
+	if same, err := sameInode(path, int(ns.Fd())); err == nil && same {
+		return path, nil
+	}
+	if err := p.release(id); err != nil {
+		return fail(err)
+	}
+	file, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o400)
+	if err != nil {
+		return fail(err)
+	}
+	_ = file.Close()
+	if err := unix.Mount("/proc/self/fd/"+strconv.Itoa(int(ns.Fd())), path, "", unix.MS_BIND, ""); err != nil {
+		_ = os.Remove(path)
+		return fail(err)
+	}
+	return path, nil
+}
+
+func sameInode(path string, fd int) (bool, error) {
+	var a, b unix.Stat_t
+	if err := unix.Lstat(path, &a); err != nil {
+		return false, err
+	}
+	if err := unix.Fstat(fd, &b); err != nil {
+		return false, err
+	}
+	return a.Dev == b.Dev && a.Ino == b.Ino, nil
+}
+
+// release unmounts and removes the pin, or whatever somebody put in its place; links are not followed.
+func (p pins) release(id engine.PodID) error {
+	if !validID(string(id)) {
+		return nil
+	}
+	path := p.path(id)
+	for range 16 {
+		// EINVAL: not a mount point, or a link.
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return fmt.Errorf("release the network namespace of pod %s: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,257 @@
+package docker
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+	"crishim/internal/failpoint"
+)
+
+// CreatePod makes the pause container. Its image is made present first.
+func (e *Engine) CreatePod(ctx context.Context, spec *engine.PodSpec) (engine.PodID, error) {
+	s, err := e.session()
+	if err != nil {
+		return "", fmt.Errorf("create pod: %w", err)
+	}
+	if err := checkAppArmor(&spec.Security.AppArmor, s.facts); err != nil {
+		return "", err
+	}
+	if err := checkDNS(spec.DNS); err != nil {
+		return "", err
+	}
+	body, err := lowerPod(spec, s.facts)
+	if err != nil {
+		return "", err
+	}
+	image, err := e.images.EnsurePause(ctx, spec.PauseImage)
+	if err != nil {
+		return "", fmt.Errorf("pause image %s: %w", spec.PauseImage, err)
+	}
+	if image != "" {
+		body.Config.Image = string(image)
+	}
+	id, err := e.create(ctx, body)
+	return engine.PodID(id), err
+}
+
+// create makes a container. Where its name is taken by one of ours (of a crash, or of a caller who left) that is removed
+// first: the caller has no record of it.
+func (e *Engine) create(ctx context.Context, body *createBody) (string, error) {
+	return ask(ctx, e, "create "+body.Name, slowLimit, func(ctx context.Context, s *session) (string, error) {
+		if err := failpoint.Hit("docker.create.before"); err != nil {
+			return "", err
+		}
+		for attempt := 0; ; attempt++ {
+			made, err := s.cli.ContainerCreate(ctx, body.Config, body.HostConfig, nil, nil, body.Name)
+			if err == nil {
+				return made.ID, failpoint.Hit("docker.create.after")
+			}
+			if !errdefs.IsConflict(err) || attempt == 5 {
+				return "", err
+			}
+			if cerr := removeLeftover(ctx, s, body); cerr != nil {
+				return "", fmt.Errorf("%w: %w", err, cerr)
+			}
+		}
+	})
+}
+
+// removeLeftover removes the container that has the name. It never goes by what an error says.
+func removeLeftover(ctx context.Context, s *session, body *createBody) error {
+	old, err := s.cli.ContainerInspect(ctx, body.Name)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !complete(&old) || classify(old.Config.Labels, old.Name) == foreign ||
+		old.Config.Labels[labelType] != body.Config.Labels[labelType] || strings.TrimPrefix(old.Name, "/") != body.Name {
+		return fmt.Errorf("the name %s is taken by container %s, which is not ours: %w", body.Name, old.ID, errdefs.ErrAlreadyExists)
+	}
+	return removeContainer(ctx, s, old.ID)
+}
+
+// removeContainer removes by force and returns when it is gone, also where another removal is under way.
+func removeContainer(ctx context.Context, s *session, id string) error {
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		err := s.cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+			return nil
+		case !errdefs.IsConflict(err):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// StartPod starts the pause container, pins its network namespace and writes its resolv.conf.
+func (e *Engine) StartPod(ctx context.Context, id engine.PodID, spec *engine.PodSpec) (engine.PodStatus, error) {
+	if !validID(string(id)) {
+		return engine.PodStatus{}, notFound("pod", string(id))
+	}
+	return ask(ctx, e, "start pod "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.PodStatus, error) {
+		if err := s.cli.ContainerStart(ctx, string(id), container.StartOptions{}); err != nil {
+			return engine.PodStatus{}, err
+		}
+		if err := failpoint.Hit("docker.start.after"); err != nil {
+			return engine.PodStatus{}, err
+		}
+		in, err := inspect(ctx, s, string(id), sandbox)
+		if err != nil {
+			return engine.PodStatus{}, err
+		}
+		status := e.podStatus(in, s.facts)
+		hostNetwork := spec.Namespaces.Network == engine.NamespaceNode
+		switch {
+		case status.State != engine.PodReady:
+			return status, fmt.Errorf("the pause container ended at once (exit code %d, %s): %w", in.State.ExitCode, in.State.Error, errdefs.ErrFailedPrecondition)
+		case status.NetNSPath == "" && !hostNetwork:
+			return status, fmt.Errorf("its network namespace could not be pinned in %s: %w", e.pins.dir, errdefs.ErrFailedPrecondition)
+		}
+		if spec.DNS == nil && s.facts.bridge {
+			return status, nil
+		}
+		return status, writeResolvConf(in, s.facts, spec.DNS)
+	})
+}
+
+// checkDNS refuses what would become further lines of resolv.conf.
+func checkDNS(dns *engine.DNS) error {
+	if dns == nil {
+		return nil
+	}
+	for _, field := range []struct {
+		what   string
+		values []string
+	}{{"server", dns.Servers}, {"search domain", dns.Searches}, {"option", dns.Options}} {
+		for _, value := range field.values {
+			if value == "" || strings.ContainsAny(value, " \t\r\n\x00") {
+				return invalid("dns %s %.80q", field.what, value)
+			}
+		}
+	}
+	return nil
+}
+
+// resolvConf is the file for a pod: dns as given, or the host's file as it is (Docker would take loopback servers out).
+func resolvConf(dns *engine.DNS) ([]byte, error) {
+	if dns == nil {
+		data, err := os.ReadFile("/etc/resolv.conf")
+		if os.IsNotExist(err) {
+			return nil, nil
+		}
+		return data, err
+	}
+	var b strings.Builder
+	if len(dns.Searches) > 0 {
+		b.WriteString("search " + strings.Join(dns.Searches, " ") + "\n")
+	}
+	for _, server := range dns.Servers {
+		b.WriteString("nameserver " + server + "\n")
+	}
+	if len(dns.Options) > 0 {
+		b.WriteString("options " + strings.Join(dns.Options, " ") + "\n")
+	}
+	return []byte(b.String()), nil
+}
+
+// writeResolvConf writes the file that Docker mounts into the pod's containers, in place: the mounts hold its inode.
+func writeResolvConf(in *container.InspectResponse, f *facts, dns *engine.DNS) error {
+	data, err := resolvConf(dns)
+	if err != nil {
+		return fmt.Errorf("read /etc/resolv.conf: %w", err)
+	}
+	path := in.ResolvConfPath
+	if want := filepath.Join(f.rootDir, "containers", in.ID, "resolv.conf"); path != want {
+		return fmt.Errorf("the engine says that the pod's resolv.conf is %q, not %q: %w", path, want, errdefs.ErrFailedPrecondition)
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	if err := file.Truncate(0); err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	return err
+}
+
+// inspect returns a container of the kind; others do not exist for us.
+func inspect(ctx context.Context, s *session, id string, kind object) (*container.InspectResponse, error) {
+	if !validID(id) {
+		return nil, notFound("container", id)
+	}
+	in, err := s.cli.ContainerInspect(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if !complete(&in) {
+		return nil, fmt.Errorf("the engine's answer about %s is incomplete: %w", id, errdefs.ErrDataLoss)
+	}
+	if classify(in.Config.Labels, in.Name) != kind {
+		return nil, notFound("container", id)
+	}
+	return &in, nil
+}
+
+// StopPod kills the pause process, which has nothing to finish. The network namespace stays pinned.
+func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
+	if !validID(string(id)) {
+		return nil
+	}
+	return e.do(ctx, "stop pod "+string(id), slowLimit, func(ctx context.Context, s *session) error {
+		return killAndWait(ctx, s, string(id))
+	})
+}
+
+// ReleaseNetNS drops the pin.
+func (e *Engine) ReleaseNetNS(_ context.Context, id engine.PodID) error { return e.pins.release(id) }
+
+// RemovePod removes the pause container and the pin.
+func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
+	if !validID(string(id)) {
+		return nil
+	}
+	err := e.do(ctx, "remove pod "+string(id), slowLimit, func(ctx context.Context, s *session) error {
+		return removeContainer(ctx, s, string(id))
+	})
+	if err != nil {
+		return err
+	}
+	return e.pins.release(id)
+}
+
+// UpdatePod does nothing: the pod's cgroup is the kubelet's.
+func (e *Engine) UpdatePod(context.Context, engine.PodID, *engine.Resources, *engine.Resources) error {
+	return nil
+}
+
+// PodStatus asks the engine.
+func (e *Engine) PodStatus(ctx context.Context, id engine.PodID) (engine.PodStatus, error) {
+	return ask(ctx, e, "inspect pod "+string(id), quickLimit, func(ctx context.Context, s *session) (engine.PodStatus, error) {
+		in, err := inspect(ctx, s, string(id), sandbox)
+		if err != nil {
+			return engine.PodStatus{}, err
+		}
+		return e.podStatus(in, s.facts), nil
+	})
+}

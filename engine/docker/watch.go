@@ -1,0 +1,541 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+)
+
+// The pace of watching. A dockerd that stops is noticed within pingEvery + pingLimit; one that dies, at once.
+const (
+	pingEvery      = 300 * time.Millisecond
+	pingLimit      = 1500 * time.Millisecond
+	retryFirst     = 50 * time.Millisecond
+	retryMost      = time.Second
+	reconcileEvery = 30 * time.Second
+	inspectLimit   = 5 * time.Second
+	// inspectors bounds the inspects in flight: dockerd answers no faster with more.
+	inspectors = 16
+)
+
+// The reasons of a Health that is not ready.
+const (
+	reasonUnavailable   = "EngineUnavailable"
+	reasonNotResponding = "EngineNotResponding"
+	reasonChanged       = "EngineChanged"
+)
+
+// notReady is the end of a session, as Health reports it.
+type notReady struct {
+	reason string
+	err    error
+}
+
+func (n *notReady) Error() string { return n.err.Error() }
+func (n *notReady) Unwrap() error { return n.err }
+
+// Watch connects, and again after each loss, until ctx ends.
+//
+//	connect → subscribe to events → list and inspect all → Resync, ready → events, each inspected → loss: not ready ↩
+//
+// dockerd keeps 256 past events only and drops those that a slow subscriber does not take, so events never carry state
+// here: each only says which container to look at, every gap ends in a full Resync, and a comparison every
+// reconcileEvery finds what an event was lost for.
+func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
+	logs, err := newLogs(ctx, e)
+	if err != nil {
+		return err
+	}
+	e.logs.Store(logs)
+	defer logs.close()
+	health := engine.Health{}
+	told := false
+	retry := retryFirst
+	for {
+		started := time.Now()
+		err := e.watchSession(ctx, sink, func() {
+			health, told = engine.Health{Ready: true}, true
+			sink.Health(health)
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		next := engine.Health{Reason: reasonUnavailable, Message: err.Error()}
+		if why := (*notReady)(nil); errors.As(err, &why) {
+			next.Reason = why.reason
+		}
+		if !told || health.Ready || health.Reason != next.Reason {
+			health, told = next, true
+			klog.InfoS("Docker Engine is away", "reason", next.Reason, "err", err)
+			sink.Health(health)
+		}
+		if u := (unusable{}); errors.As(err, &u) {
+			return err
+		}
+		if time.Since(started) > 10*time.Second {
+			retry = retryFirst
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retry):
+		}
+		retry = min(2*retry, retryMost)
+	}
+}
+
+// watchSession runs one session and returns why it ended. ready is called after its Resync.
+func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func()) error {
+	life, end := context.WithCancelCause(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer end(errAway)
+
+	cli, facts, err := e.connect(life)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = cli.Close() }()
+	if err := e.sameEngine(facts); err != nil {
+		return err
+	}
+	s := &session{cli: cli, facts: facts, life: life}
+	w := &watcher{
+		e: e, s: s, sink: sink,
+		dirty: map[string]object{}, busy: map[string]bool{}, seen: map[string]seenObject{},
+		failed: map[string]object{}, wake: make(chan struct{}, 1), results: make(chan observed), lists: make(chan []container.Summary),
+	}
+	// The watchdog comes first: the subscription and the list hang with a hung engine.
+	running.Go(func() { end(e.watchdog(life, s)) })
+	if err := w.subscribe(&running, end); err != nil {
+		return causeOr(life, err)
+	}
+	snapshot, err := w.snapshot()
+	if err != nil {
+		return causeOr(life, err)
+	}
+	e.removeProbes(life, s)
+	e.logs.Load().forgetOthers(w.seen)
+	info := facts.info()
+	e.info.Store(&info)
+	e.current.Store(s)
+	defer e.current.CompareAndSwap(s, nil)
+	e.images.Invalidate()
+	sink.Resync(snapshot)
+	ready()
+	w.loop(&running)
+	// Nothing is answered any more before anybody is told.
+	e.current.CompareAndSwap(s, nil)
+	return causeOr(life, errAway)
+}
+
+// causeOr prefers why the session ended to what that made fail.
+func causeOr(life context.Context, err error) error {
+	if cause := context.Cause(life); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// sameEngine refuses an engine whose containers are kept in other cgroups or another store than before: what was
+// recorded of them does not hold.
+func (e *Engine) sameEngine(f *facts) error {
+	if e.first == nil {
+		e.first = f
+		return nil
+	}
+	if e.first.cgroupDriver != f.cgroupDriver || e.first.storageDriver != f.storageDriver || e.first.rootDir != f.rootDir {
+		return &notReady{reasonChanged, fmt.Errorf(
+			"the Docker Engine has changed from %s/%s in %s to %s/%s in %s: undo it, or drain the node and restart this daemon: %w",
+			e.first.cgroupDriver, e.first.storageDriver, e.first.rootDir, f.cgroupDriver, f.storageDriver, f.rootDir, errdefs.ErrFailedPrecondition)}
+	}
+	return nil
+}
+
+// watchdog returns when the engine stops answering pings.
+func (e *Engine) watchdog(ctx context.Context, s *session) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pingEvery):
+		}
+		pinging, cancel := context.WithTimeout(ctx, pingLimit)
+		_, err := s.cli.Ping(pinging)
+		late := pinging.Err() != nil
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && late:
+			return &notReady{reasonNotResponding, fmt.Errorf("no answer to a ping within %s: %w", pingLimit, errAway)}
+		case err != nil:
+			return &notReady{reasonUnavailable, fmt.Errorf("ping: %w: %w", err, errdefs.ErrUnavailable)}
+		}
+	}
+}
+
+// watcher is what one session knows. The reader of events touches only the fields under mu.
+type watcher struct {
+	e    *Engine
+	s    *session
+	sink engine.Sink
+
+	mu     sync.Mutex
+	dirty  map[string]object // to look at
+	images bool
+	wake   chan struct{}
+
+	busy    map[string]bool // being looked at
+	seen    map[string]seenObject
+	failed  map[string]object // to look at again
+	results chan observed
+	lists   chan []container.Summary
+}
+
+// seenObject is what the sink was told last.
+type seenObject struct {
+	kind  object
+	state string
+}
+
+// observed is one object after a look: a status, or gone, or neither when the look failed.
+type observed struct {
+	id        string
+	kind      object
+	state     string
+	pod       *engine.PodStatus
+	container *engine.ContainerStatus
+	gone      bool
+	err       error
+}
+
+// subscribe returns once the engine sends events.
+func (w *watcher) subscribe(running *sync.WaitGroup, end context.CancelCauseFunc) error {
+	args := filters.NewArgs(filters.Arg("type", string(events.ContainerEventType)), filters.Arg("type", string(events.ImageEventType)))
+	for _, action := range []events.Action{
+		events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionOOM, events.ActionPause, events.ActionUnPause,
+		events.ActionUpdate, events.ActionDestroy, events.ActionExecDie,
+		events.ActionPull, events.ActionTag, events.ActionUnTag, events.ActionDelete, events.ActionLoad, events.ActionImport, events.ActionPrune,
+	} {
+		args.Add("event", string(action))
+	}
+	messages, errs := w.s.cli.Events(w.s.life, events.ListOptions{Filters: args})
+	select {
+	case err := <-errs:
+		return err
+	default:
+	}
+	running.Go(func() {
+		for {
+			select {
+			case message := <-messages:
+				w.note(&message)
+			case err := <-errs:
+				end(&notReady{reasonUnavailable, fmt.Errorf("the stream of events ended: %w: %w", err, errdefs.ErrUnavailable)})
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// note never waits: dockerd drops the events of those who do.
+func (w *watcher) note(m *events.Message) {
+	attributes := m.Actor.Attributes
+	if m.Action == events.ActionExecDie {
+		if code, err := strconv.Atoi(attributes["exitCode"]); err == nil {
+			w.e.execs.ended(attributes["execID"], code)
+		}
+		return
+	}
+	switch m.Type {
+	case events.ImageEventType:
+		w.mu.Lock()
+		w.images = true
+		w.mu.Unlock()
+	case events.ContainerEventType:
+		// An event's attributes are the container's labels and its name.
+		kind := classify(attributes, attributes["name"])
+		if kind == foreign || !validID(m.Actor.ID) {
+			return
+		}
+		w.mark(m.Actor.ID, kind)
+	}
+	w.poke()
+}
+
+func (w *watcher) mark(id string, kind object) {
+	w.mu.Lock()
+	w.dirty[id] = kind
+	w.mu.Unlock()
+}
+
+func (w *watcher) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// loop tells the sink until the session ends.
+func (w *watcher) loop(running *sync.WaitGroup) {
+	life := w.s.life
+	reconcile := time.NewTicker(reconcileEvery)
+	defer reconcile.Stop()
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	w.poke()
+	for {
+		select {
+		case <-life.Done():
+			return
+		case <-w.wake:
+			w.look(running)
+		case o := <-w.results:
+			delete(w.busy, o.id)
+			w.tell(&o)
+			w.look(running)
+		case <-again.C:
+			for id, kind := range w.failed {
+				w.mark(id, kind)
+			}
+			clear(w.failed)
+			w.look(running)
+		case summaries := <-w.lists:
+			w.compare(summaries)
+			w.look(running)
+		case <-reconcile.C:
+			running.Go(w.reconcile)
+		}
+	}
+}
+
+// look starts looking at what changed. One object is looked at by one goroutine at a time, so its statuses stay in order.
+func (w *watcher) look(running *sync.WaitGroup) {
+	w.mu.Lock()
+	images := w.images
+	w.images = false
+	var start []observed
+	for id, kind := range w.dirty {
+		if len(w.busy) >= inspectors {
+			break
+		}
+		if w.busy[id] {
+			continue
+		}
+		w.busy[id] = true
+		delete(w.dirty, id)
+		start = append(start, observed{id: id, kind: kind})
+	}
+	w.mu.Unlock()
+	if images {
+		w.e.images.Invalidate()
+		w.sink.ImagesChanged()
+	}
+	for _, o := range start {
+		running.Go(func() {
+			w.observe(&o)
+			select {
+			case w.results <- o:
+			case <-w.s.life.Done():
+			}
+		})
+	}
+}
+
+// observe asks the engine. A container that has exited is reported after its log is complete.
+func (w *watcher) observe(o *observed) {
+	ctx, cancel := context.WithTimeout(w.s.life, inspectLimit)
+	in, err := w.s.cli.ContainerInspect(ctx, o.id)
+	cancel()
+	switch {
+	case errdefs.IsNotFound(err):
+		o.gone = true
+	case err != nil:
+		o.err = err
+	case !complete(&in):
+		o.err = fmt.Errorf("inspect %s: the answer is incomplete: %w", o.id, errdefs.ErrDataLoss)
+	default:
+		w.e.fill(w.s.life, w.s.facts, o, &in)
+	}
+}
+
+// fill makes the status of o.
+func (e *Engine) fill(ctx context.Context, f *facts, o *observed, in *container.InspectResponse) {
+	o.state = in.State.Status
+	if o.kind == sandbox {
+		status := e.podStatus(in, f)
+		o.pod = &status
+		return
+	}
+	status := e.containerStatus(in, f)
+	e.logs.Load().follow(ctx, in, &status)
+	o.container = &status
+}
+
+func (w *watcher) tell(o *observed) {
+	if o.err != nil {
+		if w.s.life.Err() == nil {
+			klog.ErrorS(o.err, "Cannot look at a container, it is tried again", "id", o.id)
+			w.failed[o.id] = o.kind
+		}
+		return
+	}
+	if o.gone {
+		delete(w.seen, o.id)
+		if o.kind == sandbox {
+			w.sink.PodRemoved(engine.PodID(o.id))
+		} else {
+			if err := w.e.logs.Load().forget(engine.ContainerID(o.id)); err != nil {
+				klog.ErrorS(err, "Cannot forget a removed container's log", "id", o.id)
+			}
+			w.sink.ContainerRemoved(engine.ContainerID(o.id))
+		}
+		return
+	}
+	w.seen[o.id] = seenObject{o.kind, o.state}
+	if o.pod != nil {
+		w.sink.PodChanged(*o.pod)
+	} else {
+		w.sink.ContainerChanged(*o.container)
+	}
+}
+
+// snapshot lists and inspects everything of ours. A container whose inspect hangs or fails is taken from the list and
+// looked at again, so that it keeps nobody else from being served.
+func (w *watcher) snapshot() (engine.Snapshot, error) {
+	summaries, err := w.list()
+	if err != nil {
+		return engine.Snapshot{}, err
+	}
+	all := make([]observed, len(summaries))
+	slots := make(chan struct{}, inspectors)
+	var looking sync.WaitGroup
+	for i := range summaries {
+		slots <- struct{}{}
+		looking.Go(func() {
+			defer func() { <-slots }()
+			o := &all[i]
+			*o = observed{id: summaries[i].ID, kind: classify(summaries[i].Labels, summaryName(&summaries[i]))}
+			if w.observe(o); o.err != nil && w.s.life.Err() == nil {
+				klog.ErrorS(o.err, "Cannot look at a container, the list's entry is used", "id", o.id)
+				in := inspectOf(&summaries[i])
+				w.e.fill(w.s.life, w.s.facts, o, &in)
+				w.mark(o.id, o.kind)
+			}
+		})
+	}
+	looking.Wait()
+	if err := w.s.life.Err(); err != nil {
+		return engine.Snapshot{}, err
+	}
+	var snapshot engine.Snapshot
+	for i := range all {
+		o := &all[i]
+		if o.gone {
+			continue
+		}
+		w.seen[o.id] = seenObject{o.kind, o.state}
+		if o.pod != nil {
+			snapshot.Pods = append(snapshot.Pods, *o.pod)
+		} else {
+			snapshot.Containers = append(snapshot.Containers, *o.container)
+		}
+	}
+	return snapshot, nil
+}
+
+// list is every container of ours.
+func (w *watcher) list() ([]container.Summary, error) {
+	ctx, cancel := context.WithTimeout(w.s.life, quickLimit)
+	defer cancel()
+	all, err := w.s.cli.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labelType))})
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	ours := all[:0]
+	for _, summary := range all {
+		if validID(summary.ID) && classify(summary.Labels, summaryName(&summary)) != foreign {
+			ours = append(ours, summary)
+		}
+	}
+	return ours, nil
+}
+
+func summaryName(s *container.Summary) string {
+	if len(s.Names) == 0 {
+		return ""
+	}
+	return s.Names[0]
+}
+
+// inspectOf is the little of an inspect that a list knows.
+func inspectOf(s *container.Summary) container.InspectResponse {
+	return container.InspectResponse{
+		ContainerJSONBase: &container.ContainerJSONBase{
+			ID: s.ID, Name: summaryName(s), Image: s.ImageID, Created: time.Unix(s.Created, 0).UTC().Format(time.RFC3339Nano),
+			State: &container.State{
+				Status: s.State, Running: s.State == container.StateRunning, Paused: s.State == container.StatePaused,
+				Dead: s.State != container.StateRunning && s.State != container.StatePaused && s.State != container.StateCreated,
+			},
+			HostConfig: &container.HostConfig{NetworkMode: container.NetworkMode(s.HostConfig.NetworkMode)},
+		},
+		Config: &container.Config{Labels: s.Labels, Image: s.Image},
+	}
+}
+
+// reconcile hands the loop a list to compare with what the sink was told.
+func (w *watcher) reconcile() {
+	summaries, err := w.list()
+	if err != nil {
+		return // the watchdog decides what that means
+	}
+	select {
+	case w.lists <- summaries:
+	case <-w.s.life.Done():
+	}
+}
+
+// compare marks what differs from what the sink was told: its event was lost.
+func (w *watcher) compare(summaries []container.Summary) {
+	listed := map[string]bool{}
+	for i := range summaries {
+		s := &summaries[i]
+		listed[s.ID] = true
+		if seen, ok := w.seen[s.ID]; !ok || seen.state != s.State {
+			w.mark(s.ID, classify(s.Labels, summaryName(s)))
+		}
+	}
+	for id, seen := range w.seen {
+		if !listed[id] {
+			w.mark(id, seen.kind)
+		}
+	}
+}
+
+// removeProbes removes what a crash left of the containers that images are read through.
+func (e *Engine) removeProbes(ctx context.Context, s *session) {
+	ctx, cancel := context.WithTimeout(ctx, quickLimit)
+	defer cancel()
+	left, err := s.cli.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labelProbe+"="+e.opts.RootDir))})
+	if err != nil {
+		return
+	}
+	for _, probe := range left {
+		if probe.State == container.StateCreated {
+			_ = s.cli.ContainerRemove(ctx, probe.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		}
+	}
+}
