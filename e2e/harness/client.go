@@ -3,8 +3,13 @@ package harness
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os/exec"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -64,6 +69,26 @@ func (r renamed) NewStream(ctx context.Context, desc *grpc.StreamDesc, method st
 
 func alphaName(method string) string {
 	return strings.Replace(method, "/runtime.v1.", "/runtime.v1alpha2.", 1)
+}
+
+// getUnix is an HTTP GET on a unix socket.
+func getUnix(socket, path string) (string, error) {
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+		DisableKeepAlives: true,
+	}}
+	reply, err := client.Get("http://unix" + path)
+	if err != nil {
+		return "", err
+	}
+	defer reply.Body.Close()
+	body, err := io.ReadAll(reply.Body)
+	if err == nil && reply.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %s", path, reply.Status, body)
+	}
+	return string(body), err
 }
 
 // runStatus runs a program and returns all of its output and its exit status.

@@ -76,7 +76,14 @@ func (s *Shim) Settings() map[string]any {
 		"run_dir":  s.RunDir,
 		"docker":   map[string]any{"endpoint": s.docker.Endpoint()},
 		"network":  map[string]any{"conf_dir": s.cni.ConfDir, "bin_dirs": []string{s.cni.BinDir}},
-		"metrics":  map[string]any{"listen": "unix://" + s.metricsSocket()},
+		"metrics":  map[string]any{"listen": "unix://" + s.MetricsSocket(), "pprof": "unix://" + s.pprofSocket()},
+		// Nothing of this machine's own settings counts, and the pause image comes from loopback.
+		"seccomp_dir": filepath.Join(s.dir, "seccomp"),
+		"images": map[string]any{
+			"pause": SharedRegistry(s.t).Ref(Pause), "registry_dirs": []string{filepath.Join(s.dir, "certs.d")},
+			"credentials": filepath.Join(s.dir, "docker-config.json"),
+		},
+		"log": map[string]any{"level": 4},
 	}
 	merge(settings, s.options.Settings)
 	return settings
@@ -95,7 +102,33 @@ func merge(into, over map[string]any) {
 	}
 }
 
-func (s *Shim) metricsSocket() string { return filepath.Join(s.dir, "metrics.sock") }
+// MetricsSocket serves /metrics and /healthz.
+func (s *Shim) MetricsSocket() string { return filepath.Join(s.dir, "metrics.sock") }
+
+func (s *Shim) pprofSocket() string { return filepath.Join(s.dir, "pprof.sock") }
+
+// Goroutines is how many the daemon has, 0 where it cannot be asked.
+func (s *Shim) Goroutines() int {
+	body, err := getUnix(s.pprofSocket(), "/debug/pprof/goroutine?debug=1")
+	if err != nil {
+		return 0
+	}
+	var n int
+	if _, err := fmt.Sscanf(body, "goroutine profile: total %d", &n); err != nil {
+		return 0
+	}
+	return n
+}
+
+// Get asks the daemon's metrics and health server.
+func (s *Shim) Get(path string) string {
+	s.t.Helper()
+	body, err := getUnix(s.MetricsSocket(), path)
+	if err != nil {
+		s.t.Fatalf("asking for %s: %v", path, err)
+	}
+	return body
+}
 
 func (s *Shim) writeConfig() {
 	s.t.Helper()

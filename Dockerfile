@@ -1,0 +1,15 @@
+# crishim as an image: one static binary and nothing else. To be run privileged, in the host's PID, network and mount
+# namespaces, or to copy the binary from. GOLANG names the image that it is built in.
+ARG GOLANG=golang:1.26-bookworm
+FROM ${GOLANG} AS build
+ARG VERSION=unknown
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o /crishim ./cmd/shim
+
+FROM scratch
+COPY --from=build /crishim /crishim
+ENTRYPOINT ["/crishim"]
+CMD ["serve"]

@@ -1,0 +1,86 @@
+# crishim: a CRI server for the Docker Engine. `make help` says what there is; `make run` and `make test` need nothing
+# but Go >= 1.26, make and git on a Debian machine, and install the rest.
+SHELL := /bin/sh
+.DEFAULT_GOAL := build
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+ARCH ?= $(shell go env GOARCH 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+# Everything but the end-to-end tests, which run after the rest and one package at a time.
+UNIT = $$(go list ./... | grep -v '^crishim/e2e')
+FUZZTIME ?= 30s
+SOAK ?= 30m
+ENGINE ?= 20.10
+
+.PHONY: help
+help: ## this list
+	@echo 'crishim $(VERSION). make TARGET:'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | sort | awk -F '\t' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.PHONY: need
+need: # one clear line where a prerequisite is absent
+	@hack/need.sh
+
+.PHONY: build
+build: need ## bin/crishim for this machine, static (the default)
+	$(GOBUILD) -o bin/crishim ./cmd/shim
+
+.PHONY: build-all
+build-all: need ## bin/crishim-linux-amd64 and -arm64
+	for arch in amd64 arm64; do GOOS=linux GOARCH=$$arch $(GOBUILD) -o bin/crishim-linux-$$arch ./cmd/shim || exit 1; done
+
+.PHONY: run
+run: build ## a node on this machine: engine, pod network, crishim, and `crishim check` against it
+	@hack/run.sh
+
+.PHONY: test
+test: need ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd
+	@hack/packages.sh test
+	go test -race $(UNIT)
+	go test -count=1 -timeout 30m -p 1 ./e2e/...
+
+.PHONY: unit
+unit: need ## the part of `make test` that needs neither root nor dockerd
+	go test -race $(UNIT)
+
+.PHONY: e2e
+e2e: need ## the part of `make test` on a real dockerd; RUN=REGEXP picks tests
+	@hack/packages.sh test
+	go test -count=1 -timeout 30m -p 1 -run '$(RUN)' ./e2e/...
+
+.PHONY: test-docker
+test-docker: need ## the end-to-end tests on another Docker Engine: ENGINE=20.10, or the path of a dockerd
+	@hack/packages.sh test
+	hack/test-docker.sh '$(ENGINE)'
+
+.PHONY: bench
+bench: need ## benchmarks
+	@hack/packages.sh test
+	go test -run '^$$' -bench . -benchmem $(UNIT)
+	go test -count=1 -timeout 60m -p 1 -run '^$$' -bench . ./e2e/...
+
+.PHONY: fuzz
+fuzz: need ## every fuzz test for FUZZTIME (30s)
+	@hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: soak
+soak: need ## random work on a real dockerd for SOAK (30m), under the race detector
+	@hack/packages.sh test
+	E2E_RACE=1 E2E_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e
+
+.PHONY: lint
+lint: need ## gofmt, go vet and staticcheck, clean
+	@hack/lint.sh
+
+.PHONY: deb
+deb: build ## a Debian package in dist/
+	@hack/deb.sh '$(VERSION)' '$(ARCH)'
+
+.PHONY: image
+image: need ## a container image, by docker
+	docker build --build-arg VERSION='$(VERSION)' -t crishim:'$(VERSION)' .
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin dist .cache

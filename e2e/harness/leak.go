@@ -1,0 +1,199 @@
+package harness
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// footprint is everything that a pod could leave on a node: lists that must be equal before and after, and the daemon's
+// own numbers, which may grow a little.
+type footprint struct {
+	lists      map[string][]string
+	goroutines int
+	fds        int
+	threads    int
+	rss        int // KiB
+}
+
+// NoLeaks is gate LEAK0: call it at the start of a test, on a node without calls under way. The cleanup, which runs after
+// those registered later, polls until mounts, namespaces, veths, cgroups, addresses, firewall rules, containers, temporary
+// files and children are what they were, and the daemon's descriptors, threads and memory nearly so.
+func (n *Node) NoLeaks(t T) {
+	t.Helper()
+	before := n.footprint()
+	t.Cleanup(func() { n.checkLeaks(t, before) })
+}
+
+func (n *Node) checkLeaks(t T, before footprint) {
+	t.Helper()
+	var problems []string
+	deadline := time.Now().Add(leakLimit)
+	for {
+		after := n.footprint()
+		if problems = after.beyond(before); len(problems) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("left behind after %v:\n%s", leakLimit, strings.Join(problems, "\n"))
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// leakLimit is shorter than the 60 s of the catalogue: what a suite of minutes waits for, a node does not want either.
+const leakLimit = 20 * time.Second
+
+// beyond says what is more in f than before.
+func (f footprint) beyond(before footprint) []string {
+	var problems []string
+	for kind, list := range f.lists {
+		for _, item := range list {
+			if !slices.Contains(before.lists[kind], item) {
+				problems = append(problems, kind+": "+item)
+			}
+		}
+	}
+	for _, number := range []struct {
+		name                  string
+		before, after, margin int
+	}{
+		{"goroutines of the daemon", before.goroutines, f.goroutines, 5},
+		{"descriptors of the daemon", before.fds, f.fds, 5},
+		{"threads of the daemon", before.threads, f.threads, 10}, // the Go runtime's own come and go
+		{"resident KiB of the daemon", before.rss, f.rss, 40 << 10},
+	} {
+		if number.before > 0 && number.after > number.before+number.margin {
+			problems = append(problems, fmt.Sprintf("%s: %d, before %d", number.name, number.after, number.before))
+		}
+	}
+	slices.Sort(problems)
+	return problems
+}
+
+func (n *Node) footprint() footprint {
+	f := footprint{lists: map[string][]string{
+		"mount":         append(mountsUnder(n.Docker.dir), mountsUnder(n.Shim.dir)...),
+		"cgroup":        Cgroups(n.Docker.CgroupParent),
+		"address":       n.CNI.Addresses(),
+		"link":          links(),
+		"firewall rule": firewallRules(),
+		"file":          files(n.Shim.RunDir, n.Shim.RootDir),
+		"child":         children(n.Shim.PID()),
+	}}
+	// The parents of pods are the kubelet's.
+	f.lists["cgroup"] = slices.DeleteFunc(f.lists["cgroup"], func(name string) bool {
+		return name == "/kubepods" || name == "/kubepods/besteffort"
+	})
+	if n.Docker.Running() {
+		if containers, err := n.Docker.Containers(); err == nil {
+			f.lists["container"] = containers
+		}
+	}
+	f.goroutines = n.Shim.Goroutines()
+	proc := filepath.Join("/proc", strconv.Itoa(n.Shim.PID()))
+	if entries, err := os.ReadDir(filepath.Join(proc, "fd")); err == nil {
+		f.fds = len(entries)
+	}
+	status, _ := os.ReadFile(filepath.Join(proc, "status"))
+	for line := range strings.Lines(string(status)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		switch fields[0] {
+		case "Threads:":
+			f.threads, _ = strconv.Atoi(fields[1])
+		case "VmRSS:":
+			f.rss, _ = strconv.Atoi(fields[1])
+		}
+	}
+	return f
+}
+
+// links are the network interfaces, but for the pod bridge, which the first pod makes and every later one uses.
+func links() []string {
+	list, err := netlink.LinkList()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var names []string
+	for _, link := range list {
+		if link.Type() != "bridge" {
+			names = append(names, fmt.Sprintf("%d %s", link.Attrs().Index, link.Attrs().Name))
+		}
+	}
+	return names
+}
+
+// firewallRules are all rules and chains, but for the chains that the portmap plugin makes once and keeps.
+func firewallRules() []string {
+	var rules []string
+	for _, command := range []string{"iptables-save", "ip6tables-save"} {
+		out, err := exec.Command(command).Output()
+		if err != nil {
+			return []string{command + ": " + err.Error()}
+		}
+		for line := range strings.Lines(string(out)) {
+			line = strings.TrimSpace(line)
+			if strings.HasPrefix(line, "#") || keptByPortmap(line) {
+				continue
+			}
+			if name, _, counted := strings.Cut(line, " ["); strings.HasPrefix(line, ":") && counted {
+				line = name // without the packet counters
+			}
+			rules = append(rules, command+" "+line)
+		}
+	}
+	return rules
+}
+
+// keptByPortmap recognizes the top chains and their jumps, which mention no pod.
+func keptByPortmap(line string) bool {
+	if strings.Contains(line, "CNI-DN-") || strings.Contains(line, "dnat name:") || strings.Contains(line, "id: \\\"") {
+		return false
+	}
+	for _, chain := range []string{"CNI-HOSTPORT-", "CNI-FORWARD", "CNI-ADMIN"} {
+		if strings.Contains(line, chain) {
+			return true
+		}
+	}
+	return strings.HasPrefix(line, "*") || strings.HasPrefix(line, ":PREROUTING") || strings.HasPrefix(line, ":INPUT") ||
+		strings.HasPrefix(line, ":FORWARD") || strings.HasPrefix(line, ":OUTPUT") || strings.HasPrefix(line, ":POSTROUTING") || line == "COMMIT"
+}
+
+func files(dirs ...string) []string {
+	var list []string
+	for _, dir := range dirs {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				list = append(list, path)
+			}
+			return nil // files vanish while one looks
+		})
+	}
+	return list
+}
+
+// children are the child processes of a process by name, zombies included: a plugin or mount helper that stays.
+func children(parent int) []string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
+	if err != nil {
+		return nil
+	}
+	var list []string
+	for pid := range strings.FieldsSeq(string(data)) {
+		name, _ := os.ReadFile("/proc/" + pid + "/comm")
+		list = append(list, pid+" "+strings.TrimSpace(string(name)))
+	}
+	return list
+}

@@ -1,0 +1,96 @@
+package harness
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Chatty is a container that writes numbered lines without pause, for gate SURV.
+type Chatty struct {
+	*Container
+	pid   int
+	start string
+}
+
+// RunChatty starts one in a pod, at rate lines a second.
+func (p *Pod) RunChatty(image string, rate int) *Chatty {
+	p.t.Helper()
+	c := &Chatty{Container: p.Run("chatty", image, []string{"/bin/testserver", "log", strconv.Itoa(rate)})}
+	c.WaitLines(5)
+	c.pid, c.start = c.process()
+	return c
+}
+
+// process is the host's number and start time of the container's first process.
+func (c *Chatty) process() (int, string) {
+	c.t.Helper()
+	pid := c.pod.node.HostPID(c.t, c.ID)
+	return pid, StartTime(pid)
+}
+
+// CheckSurvived is gate SURV: the same process still runs, and its log has every line once, whole and in order, and grows.
+func (c *Chatty) CheckSurvived() {
+	c.t.Helper()
+	status := c.Status()
+	if status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		c.t.Errorf("the container is %v, exit code %d, reason %q", status.State, status.ExitCode, status.Reason)
+		return
+	}
+	if pid, start := c.process(); pid != c.pid || start != c.start {
+		c.t.Errorf("process %d of %s became %d of %s: the container was restarted", c.pid, c.start, pid, start)
+	}
+	lines, err := ReadLog(c.Log)
+	if err != nil {
+		c.t.Fatalf("%v", err)
+	}
+	c.WaitLines(len(lines) + 5)
+	c.CheckLog()
+}
+
+// CheckLog checks that the log has every line from 0 on, each once, whole and in order.
+func (c *Chatty) CheckLog() {
+	c.t.Helper()
+	lines, err := ReadLog(c.Log)
+	if err != nil {
+		c.t.Fatalf("%v", err)
+	}
+	for i, line := range lines {
+		if want := fmt.Sprintf("line %d ", i); line.Text != want {
+			c.t.Errorf("record %d of the log is %q, want %q: a line was lost, doubled or torn", i, line.Text, want)
+			return
+		}
+	}
+	if !slices.IsSortedFunc(lines, func(a, b LogLine) int { return a.Time.Compare(b.Time) }) {
+		c.t.Errorf("the times of the log go backwards")
+	}
+}
+
+// HostPID is the number on the host of a container's first process, as the engine itself says.
+func (n *Node) HostPID(t T, id string) int {
+	t.Helper()
+	var inspect struct {
+		State struct {
+			Pid     int
+			Running bool
+		}
+	}
+	Eventually(t, 30*time.Second, "dockerd to know the container", func() error {
+		return n.Docker.call("GET", "/containers/"+id+"/json", nil, &inspect)
+	})
+	return inspect.State.Pid
+}
+
+// StartTime is field 22 of /proc/PID/stat, which tells a process from a later one of the same number; "" when it is gone.
+func StartTime(pid int) string {
+	stat := readString("/proc/" + strconv.Itoa(pid) + "/stat")
+	end := strings.LastIndexByte(stat, ')')
+	if fields := strings.Fields(stat[end+1:]); len(fields) > 19 {
+		return fields[19]
+	}
+	return ""
+}

@@ -1,0 +1,42 @@
+#!/bin/sh
+# packages.sh run|test: installs from Debian what is missing of the programs that `make run` or `make test` need.
+set -eu
+purpose=$1
+missing=
+want() { # PROGRAM PACKAGE
+	command -v "$1" >/dev/null || missing="$missing $2"
+}
+PATH=$PATH:/usr/sbin:/sbin
+want iptables iptables
+want ip iproute2
+want mount mount
+# A Docker Engine that answers will do for `make run`; the tests start their own.
+if [ "$purpose" = test ] || ! [ -S /var/run/docker.sock ]; then
+	want dockerd docker.io
+	want containerd containerd
+	want runc runc
+fi
+if [ "$purpose" = test ]; then
+	want gcc gcc # the race detector
+	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
+	want ps procps
+	[ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins" # the old version is tested too
+fi
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ]; then
+	[ "$purpose" = test ] && { echo "not root: the end-to-end tests are left out; they need$missing" >&2; exit 0; }
+	echo "make run needs root" >&2
+	exit 1
+fi
+command -v apt-get >/dev/null || { echo "please install$missing" >&2; exit 1; }
+echo "installing$missing" >&2
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+# shellcheck disable=SC2086 # a list of words
+if ! { apt-get update && apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1; then
+	tail -20 "$log" >&2
+	rm -f "$log"
+	echo "could not install$missing" >&2
+	exit 1
+fi
+rm -f "$log"
