@@ -43,9 +43,10 @@ type ImageRef struct {
 	UserSpecified  string            `json:"userSpecified,omitempty"`
 	Annotations    map[string]string `json:"annotations,omitempty"`
 	RuntimeHandler string            `json:"runtimeHandler,omitempty"`
-	// ID and RepoDigest are resolved by the server before CreateContainer. RepoDigest may be "".
+	// ID, RepoDigest and Name (a tag) are resolved by the server before CreateContainer. The latter two may be "".
 	ID         ImageID `json:"id"`
 	RepoDigest string  `json:"repoDigest,omitempty"`
+	Name       string  `json:"name,omitempty"`
 }
 
 // EnvVar is CRI KeyValue; the value is bytes since v0.37.

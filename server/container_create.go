@@ -1,0 +1,214 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crishim/crilog"
+	"crishim/engine"
+	"crishim/internal/failpoint"
+	"crishim/state"
+	"crishim/translator"
+)
+
+// containerCreation identifies a creation before the container has an id.
+type containerCreation struct {
+	pod engine.PodID
+	key engine.ContainerKey
+}
+
+// CreateContainer makes a container in a running pod. A repeated call with the same metadata joins the work in flight or
+// gets the same id, as with RunPodSandbox.
+func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	pod, err := s.store.FindPod(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	eng, err := s.engineOf(pod.Engine)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := translator.Container(&pod.Spec, pod.ID, req.GetConfig(), s.opts.Translation)
+	if err != nil {
+		return nil, err
+	}
+	if err := translator.CheckContainer(spec, eng.Info().Features); err != nil {
+		return nil, err
+	}
+	creation := containerCreation{pod.ID, spec.Key}
+	hash := translator.ConfigHash(req.GetConfig())
+	id, err := s.containerFlights.do(ctx, creation, hash, func(ctx context.Context, awaited func() bool) (engine.ContainerID, error) {
+		if id, err := s.reuseContainer(ctx, creation, hash); id != "" || err != nil {
+			return id, err
+		}
+		return s.createContainer(ctx, eng, spec, hash, awaited)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.markContainerReturned(id); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.CreateContainerResponse{ContainerId: string(id)}, nil
+}
+
+// reuseContainer is reusePod for containers: one that has been started or removed halfway is not handed out again.
+func (s *Server) reuseContainer(ctx context.Context, creation containerCreation, hash string) (engine.ContainerID, error) {
+	c, ok := s.store.ContainerByKey(creation.pod, creation.key)
+	if !ok {
+		return "", nil
+	}
+	fresh := c.Phase == state.PhaseCreated && c.State == engine.ContainerCreated
+	switch {
+	case fresh && c.ConfigHash == hash:
+		return c.ID, nil
+	case c.Returned && c.Phase != state.PhaseIntent:
+		return "", fmt.Errorf("container %s, attempt %d, of pod sandbox %s exists already as %s, %s; remove it first: %w",
+			creation.key.Name, creation.key.Attempt, creation.pod, c.ID, c.State, errdefs.ErrAlreadyExists)
+	}
+	klog.InfoS("Taking back a container that nobody was given", "container", creation.key.Name, "pod", creation.pod, "id", c.ID, "phase", c.Phase)
+	return "", s.removeContainer(ctx, c)
+}
+
+func (s *Server) createContainer(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec, hash string, awaited func() bool) (_ engine.ContainerID, err error) {
+	if err := s.ready(eng.Name()); err != nil {
+		return "", err
+	}
+	if pod, ok := s.store.Pod(spec.Pod); !ok || pod.State != engine.PodReady {
+		return "", fmt.Errorf("pod sandbox %s is not ready, a container cannot be made in it: %w", spec.Pod, errdefs.ErrFailedPrecondition)
+	}
+	if err := s.checkTarget(spec); err != nil {
+		return "", err
+	}
+	if err := s.resolve(ctx, eng, spec); err != nil {
+		return "", err
+	}
+	record := state.Container{
+		PodID: spec.Pod, Engine: eng.Name(), Spec: *spec, ConfigHash: hash, CreatedAt: time.Now(), Phase: state.PhaseIntent,
+		ImageID: spec.Image.ID, Resources: spec.Resources,
+	}
+	if err := s.store.PutContainer(record); err != nil {
+		return "", fmt.Errorf("record the container: %w", err)
+	}
+	var status engine.ContainerStatus
+	defer func() {
+		if err != nil {
+			err = s.takeBackContainer(ctx, eng, spec, status.ID, err)
+		}
+	}()
+	if err := failpoint.Hit("CreateContainer.recorded"); err != nil {
+		return "", err
+	}
+	if status, err = eng.CreateContainer(ctx, spec); err != nil {
+		return "", fmt.Errorf("create the container: %w", err)
+	}
+	if err := failpoint.Hit("CreateContainer.created"); err != nil {
+		return "", err
+	}
+	err = s.store.UpdateContainerByKey(spec.Pod, spec.Key, func(c *state.Container) error {
+		c.ID, c.Phase, c.Returned = status.ID, state.PhaseCreated, awaited()
+		c.StopSignal, c.User = status.StopSignal, status.User
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("record the created container: %w", err)
+	}
+	s.store.ApplyContainer(status)
+	if !awaited() {
+		s.parkContainer(ctx, containerCreation{spec.Pod, spec.Key}, status.ID)
+	}
+	return status.ID, nil
+}
+
+// resolve fills in what the translation, which does no I/O, could not know: image ids, profiles, the log's folder.
+func (s *Server) resolve(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec) error {
+	if err := resolveImage(ctx, eng, &spec.Image); err != nil {
+		return err
+	}
+	for i := range spec.Mounts {
+		ref := spec.Mounts[i].Image
+		if ref == nil {
+			continue
+		}
+		if err := resolveImage(ctx, eng, ref); err != nil {
+			return fmt.Errorf("%w: image volume at %s: %w", errImageVolume, spec.Mounts[i].ContainerPath, err)
+		}
+	}
+	if err := s.loadSeccomp(&spec.Security.Seccomp); err != nil {
+		return err
+	}
+	return makeLogFolder(spec)
+}
+
+// makeLogFolder makes the folder of the log now, so that a path that cannot be used fails here and not at the start.
+func makeLogFolder(spec *engine.ContainerSpec) error {
+	if spec.LogPath == "" {
+		return nil
+	}
+	dir, _, err := crilog.MakeParent(spec.LogDirectory, spec.LogPath)
+	if err != nil {
+		return fmt.Errorf("folder of the container's log: %w", err)
+	}
+	return dir.Close()
+}
+
+// checkTarget checks a TARGET pid namespace: a running container of the same pod. CRI wants it at create and at start.
+func (s *Server) checkTarget(spec *engine.ContainerSpec) error {
+	if spec.Namespaces.PID != engine.NamespaceTarget {
+		return nil
+	}
+	target, ok := s.store.Container(spec.Namespaces.PIDTarget)
+	if !ok || target.PodID != spec.Pod || target.State != engine.ContainerRunning {
+		return fmt.Errorf("namespace_options.target_id %q is no running container of pod sandbox %s: %w", spec.Namespaces.PIDTarget, spec.Pod, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// takeBackContainer removes a container whose making failed; where that fails too its record stays for RemoveContainer.
+func (s *Server) takeBackContainer(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec, id engine.ContainerID, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	var undoErr error
+	if id != "" {
+		undoErr = eng.RemoveContainer(ctx, id)
+	}
+	if undoErr == nil {
+		return errors.Join(cause, s.store.DeleteContainerByKey(spec.Pod, spec.Key))
+	}
+	err := fmt.Errorf("%w; and taking it back failed, RemoveContainer will finish it: %w", cause, undoErr)
+	return errors.Join(err, s.store.UpdateContainerByKey(spec.Pod, spec.Key, func(c *state.Container) error {
+		c.ID, c.Phase, c.Leftover = id, state.PhaseRemoving, err.Error()
+		return nil
+	}))
+}
+
+func (s *Server) markContainerReturned(id engine.ContainerID) error {
+	c, ok := s.store.Container(id)
+	if !ok || c.Returned {
+		return nil
+	}
+	return s.store.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *state.Container) error { c.Returned = true; return nil })
+}
+
+// parkContainer takes back a container that nobody came for.
+func (s *Server) parkContainer(ctx context.Context, creation containerCreation, id engine.ContainerID) {
+	s.later(ctx, parkedFor, func(ctx context.Context) {
+		if err := s.containerFlights.wait(ctx, creation); err != nil {
+			return
+		}
+		c, ok := s.store.Container(id)
+		if !ok || c.Returned {
+			return
+		}
+		klog.InfoS("Removing a container whose caller never came back", "container", creation.key.Name, "id", id)
+		if err := s.removeContainer(ctx, c); err != nil {
+			klog.ErrorS(err, "Could not remove an abandoned container; RemoveContainer will", "id", id)
+		}
+	})
+}

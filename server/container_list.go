@@ -1,0 +1,56 @@
+package server
+
+import (
+	"context"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/state"
+	"crishim/translator"
+)
+
+// ListContainers answers from the index.
+func (s *Server) ListContainers(ctx context.Context, req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	items, err := s.listContainers(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListContainersResponse{Containers: items}, nil
+}
+
+// StreamContainers sends the same list in parts (KEP-5825).
+func (s *Server) StreamContainers(req *runtimeapi.StreamContainersRequest, stream runtimeapi.RuntimeService_StreamContainersServer) error {
+	items, err := s.listContainers(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inParts(items, func(part []*runtimeapi.Container) error {
+		return stream.Send(&runtimeapi.StreamContainersResponse{Containers: part})
+	})
+}
+
+func (s *Server) listContainers(filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
+	containers := s.store.Containers()
+	if err := s.confirmContainers(containers); err != nil {
+		return nil, err
+	}
+	items := make([]*runtimeapi.Container, 0, len(containers))
+	for i := range containers {
+		if containers[i].ID == "" {
+			continue // an intent: nothing that a caller could name
+		}
+		if view := containerView(&containers[i]); translator.ContainerMatches(filter, &view) {
+			items = append(items, translator.ContainerListItem(&view))
+		}
+	}
+	return items, nil
+}
+
+func containerView(c *state.ContainerView) translator.ContainerView {
+	status := c.Status
+	status.State, status.CreatedAt = c.State, c.CreatedAt
+	return translator.ContainerView{
+		ID: c.ID, PodID: c.PodID, Spec: &c.Spec, Status: status, Resources: c.Resources,
+		ImageID: c.ImageID, ImageRef: c.Spec.Image.RepoDigest, ImageName: c.Spec.Image.Name,
+	}
+}

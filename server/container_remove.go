@@ -1,0 +1,61 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/internal/failpoint"
+	"crishim/state"
+)
+
+// RemoveContainer removes the container, by force if it runs; its log files stay. OK for an unknown one.
+func (s *Server) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+	c, err := s.store.FindContainer(req.GetContainerId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.RemoveContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.removeContainer(ctx, c); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemoveContainerResponse{}, nil
+}
+
+func (s *Server) removeContainer(ctx context.Context, c state.ContainerView) error {
+	eng, err := s.engineOf(c.Engine)
+	if err != nil {
+		return err
+	}
+	if c.ID == "" {
+		// Only an intent: CreateContainer of the same key would take the engine's object away, nothing else knows it.
+		return s.store.DeleteContainerByKey(c.PodID, c.Spec.Key)
+	}
+	unlock, err := s.containerLocks.Lock(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if c, ok := s.store.Container(c.ID); !ok || c.Phase != state.PhaseRemoving {
+		if !ok {
+			return nil
+		}
+		if err := s.store.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *state.Container) error { c.Phase = state.PhaseRemoving; return nil }); err != nil {
+			return err
+		}
+	}
+	if err := failpoint.Hit("RemoveContainer.recorded"); err != nil {
+		return err
+	}
+	if err := eng.RemoveContainer(ctx, c.ID); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
+	}
+	if err := failpoint.Hit("RemoveContainer.removed"); err != nil {
+		return err
+	}
+	return s.store.DeleteContainerByKey(c.PodID, c.Spec.Key)
+}

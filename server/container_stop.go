@@ -1,0 +1,106 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/engine"
+	"crishim/internal/failpoint"
+)
+
+// StopContainer sends the stop signal and kills after the timeout. OK for an unknown, never started or exited container.
+// A second call while the first one waits sends no second signal; it kills if its own timeout ends earlier.
+func (s *Server) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	c, err := s.store.FindContainer(req.GetContainerId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.StopContainerResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if c.State == engine.ContainerExited || c.State == engine.ContainerCreated {
+		return &runtimeapi.StopContainerResponse{}, nil
+	}
+	eng, err := s.engineOf(c.Engine)
+	if err != nil {
+		return nil, err
+	}
+	grace := max(0, time.Duration(req.GetTimeout())*time.Second)
+	err = s.stops.stop(ctx, c.ID, grace, func(grace time.Duration) error { return eng.StopContainer(ctx, c.ID, grace) })
+	if err != nil {
+		return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
+	}
+	if err := failpoint.Hit("StopContainer.stopped"); err != nil {
+		return nil, err
+	}
+	// The reply promises that the container has exited: what the next Status says must agree.
+	if err := s.awaitExit(ctx, eng, c.ID); err != nil {
+		return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
+	}
+	return &runtimeapi.StopContainerResponse{}, nil
+}
+
+// awaitExit brings the index up to date after a stop, without waiting for the engine's event.
+func (s *Server) awaitExit(ctx context.Context, eng engine.Engine, id engine.ContainerID) error {
+	if c, ok := s.store.Container(id); !ok || c.State == engine.ContainerExited {
+		return nil
+	}
+	status, err := eng.ContainerStatus(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.store.ApplyContainer(status)
+	return nil
+}
+
+// stops are the stops under way, one per container.
+type stops struct {
+	mu sync.Mutex
+	m  map[engine.ContainerID]chan struct{}
+}
+
+// stop runs act with the grace, or, while another call's act runs, waits for that one and kills when grace ends first.
+func (s *stops) stop(ctx context.Context, id engine.ContainerID, grace time.Duration, act func(grace time.Duration) error) error {
+	deadline := time.Now().Add(grace)
+	for {
+		s.mu.Lock()
+		other, busy := s.m[id]
+		if !busy {
+			if s.m == nil {
+				s.m = map[engine.ContainerID]chan struct{}{}
+			}
+			s.m[id] = make(chan struct{})
+		}
+		s.mu.Unlock()
+		if !busy {
+			defer s.end(id)
+			return act(time.Until(deadline))
+		}
+		timer := time.NewTimer(time.Until(deadline))
+		select {
+		case <-other:
+			// It ended, perhaps only because its caller left: then this call takes over. act returns at once if it succeeded.
+			timer.Stop()
+		case <-timer.C:
+			return act(0)
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *stops) end(id engine.ContainerID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.m[id])
+	delete(s.m, id)
+}

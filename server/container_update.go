@@ -1,0 +1,74 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/engine"
+	"crishim/state"
+	"crishim/translator"
+)
+
+// UpdateContainerResources sets a container's resources, all or nothing; limits can be removed again.
+func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	if req.GetLinux() == nil {
+		return nil, fmt.Errorf("linux: resources are missing: %w", errdefs.ErrInvalidArgument)
+	}
+	c, unlock, err := s.lockContainer(ctx, req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if c.State != engine.ContainerRunning && c.State != engine.ContainerCreated {
+		return nil, fmt.Errorf("container %s is %s, its resources cannot be changed: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
+	}
+	resources, err := translator.UpdateResources(c.Resources, req.GetLinux())
+	if err != nil {
+		return nil, err
+	}
+	eng, err := s.engineOf(c.Engine)
+	if err != nil {
+		return nil, err
+	}
+	if err := translator.CheckResources(&resources, eng.Info().Features); err != nil {
+		return nil, err
+	}
+	if err := s.ready(c.Engine); err != nil {
+		return nil, err
+	}
+	if err := eng.UpdateContainer(ctx, c.ID, &resources); err != nil {
+		return nil, fmt.Errorf("update the resources of container %s: %w", c.ID, err)
+	}
+	err = s.store.UpdateContainer(c.ID, func(c *state.Container) error { c.Resources = resources; return nil })
+	if err != nil {
+		return nil, fmt.Errorf("record the resources of container %s: %w", c.ID, err)
+	}
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
+// UpdatePodSandboxResources takes the pod's sums after a resize. The kubelet has written the pod's cgroup itself.
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	pod, err := s.store.FindPod(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	overhead, err := translator.Resources(req.GetOverhead())
+	if err != nil {
+		return nil, fmt.Errorf("overhead: %w", err)
+	}
+	resources, err := translator.Resources(req.GetResources())
+	if err != nil {
+		return nil, fmt.Errorf("resources: %w", err)
+	}
+	eng, err := s.engineOf(pod.Engine)
+	if err != nil {
+		return nil, err
+	}
+	if err := eng.UpdatePod(ctx, pod.ID, &overhead, &resources); err != nil {
+		return nil, fmt.Errorf("update the resources of pod sandbox %s: %w", pod.ID, err)
+	}
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}

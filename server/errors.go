@@ -1,0 +1,52 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// codeOf is the one table from error classes to gRPC codes. The order matters where an error carries two classes: the
+// caller's own end comes first, since everything that breaks because of it carries it too.
+var codeOf = []struct {
+	is   func(error) bool
+	code codes.Code
+}{
+	{func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, codes.DeadlineExceeded},
+	{func(err error) bool { return errors.Is(err, context.Canceled) }, codes.Canceled},
+	{errdefs.IsDeadlineExceeded, codes.DeadlineExceeded},
+	{errdefs.IsCanceled, codes.Canceled},
+	{errdefs.IsUnavailable, codes.Unavailable},
+	{errdefs.IsNotFound, codes.NotFound},
+	{errdefs.IsAlreadyExists, codes.AlreadyExists},
+	{errdefs.IsInvalidArgument, codes.InvalidArgument},
+	{errdefs.IsResourceExhausted, codes.ResourceExhausted},
+	{errdefs.IsOutOfRange, codes.OutOfRange},
+	{errdefs.IsFailedPrecondition, codes.FailedPrecondition},
+	{errdefs.IsConflict, codes.FailedPrecondition},
+	{errdefs.IsNotImplemented, codes.Unimplemented},
+	{errdefs.IsPermissionDenied, codes.PermissionDenied},
+	{errdefs.IsUnauthorized, codes.Unauthenticated},
+	{errdefs.IsAborted, codes.Aborted},
+	{errdefs.IsDataLoss, codes.DataLoss},
+	{errdefs.IsInternal, codes.Internal},
+}
+
+// toStatus gives err its gRPC code and keeps its whole text. An error that is a status already stays as it is.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // only a bare status passes unchanged
+		return s.GRPCStatus().Err()
+	}
+	for _, row := range codeOf {
+		if row.is(err) {
+			return status.Error(row.code, err.Error())
+		}
+	}
+	return status.Error(codes.Unknown, err.Error())
+}

@@ -1,0 +1,103 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// flightTimeout bounds a creation whose caller has left: longer than the kubelet's own deadline for RunPodSandbox (4 min)
+// is of no use to anyone, and the CNI budget (200 s) must fit.
+const flightTimeout = 225 * time.Second
+
+// flights makes a repeated creation meet the work in flight. The work outlives the caller who began it: a caller that
+// comes back with the same request gets the result instead of a "name is reserved" error (CRI says nothing of it;
+// containerd fails, CRI-O parks the result, and the kubelet retries for ever).
+type flights[K comparable, R any] struct {
+	mu      sync.Mutex
+	flights map[K]*flight[R]
+}
+
+type flight[R any] struct {
+	hash    string
+	done    chan struct{}
+	waiters int // guarded by flights.mu
+
+	// Written before done is closed.
+	result R
+	err    error
+}
+
+// do runs work for key, or joins work of the same key and hash. Work of another hash is waited for, and then this call
+// begins anew. work is told how to ask whether anybody still waits for its result.
+func (f *flights[K, R]) do(ctx context.Context, key K, hash string, work func(ctx context.Context, awaited func() bool) (R, error)) (R, error) {
+	var none R
+	for {
+		f.mu.Lock()
+		fl, running := f.flights[key]
+		if !running {
+			if f.flights == nil {
+				f.flights = map[K]*flight[R]{}
+			}
+			fl = &flight[R]{hash: hash, done: make(chan struct{})}
+			f.flights[key] = fl
+			go f.run(ctx, key, fl, work)
+		}
+		same := fl.hash == hash
+		if same {
+			fl.waiters++
+		}
+		f.mu.Unlock()
+
+		select {
+		case <-fl.done:
+			if same {
+				return fl.result, fl.err
+			}
+		case <-ctx.Done():
+			if same {
+				f.mu.Lock()
+				fl.waiters--
+				f.mu.Unlock()
+			}
+			return none, ctx.Err()
+		}
+	}
+}
+
+func (f *flights[K, R]) run(ctx context.Context, key K, fl *flight[R], work func(context.Context, func() bool) (R, error)) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTimeout)
+	defer cancel()
+	// Recovered here because the interceptor's recover is on another goroutine.
+	defer func() {
+		if p := recover(); p != nil {
+			fl.err = panicError(p)
+		}
+		f.mu.Lock()
+		delete(f.flights, key)
+		f.mu.Unlock()
+		close(fl.done)
+	}()
+	fl.result, fl.err = work(ctx, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return fl.waiters > 0
+	})
+}
+
+// wait returns when no work is in flight for key.
+func (f *flights[K, R]) wait(ctx context.Context, key K) error {
+	for {
+		f.mu.Lock()
+		fl, running := f.flights[key]
+		f.mu.Unlock()
+		if !running {
+			return nil
+		}
+		select {
+		case <-fl.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,105 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+)
+
+// Listen opens the CRI sockets: those that systemd hands over, else addresses ("unix:///run/…" or a path), mode 0660,
+// root and the given group ("" is root's). A stale socket file is replaced; a living one, a symlink or any other file is
+// an error. The sockets' own folders are made 0755 if absent.
+func Listen(addresses []string, group string) ([]net.Listener, error) {
+	handed, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("take sockets from systemd: %w", err)
+	}
+	var listeners []net.Listener
+	for _, l := range handed {
+		if l != nil {
+			listeners = append(listeners, l)
+		}
+	}
+	have := map[string]bool{}
+	for _, l := range listeners {
+		have[l.Addr().String()] = true
+	}
+	gid, err := groupID(group)
+	if err != nil {
+		return nil, err
+	}
+	for _, address := range addresses {
+		path := strings.TrimPrefix(address, "unix://")
+		if have[path] {
+			continue
+		}
+		l, err := listenUnix(path, gid)
+		if err != nil {
+			for _, opened := range listeners {
+				_ = opened.Close()
+			}
+			return nil, fmt.Errorf("listen on %s: %w", path, err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+func groupID(name string) (int, error) {
+	if name == "" {
+		return 0, nil
+	}
+	if gid, err := strconv.Atoi(name); err == nil {
+		return gid, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, fmt.Errorf("socket group %q: %w; create it or set socket_group to another", name, err)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+func listenUnix(path string, gid int) (net.Listener, error) {
+	if !filepath.IsAbs(path) {
+		return nil, errors.New("the path must be absolute")
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case info.Mode()&os.ModeSocket == 0:
+		return nil, fmt.Errorf("there is a %s that is not a socket; remove it", info.Mode().Type())
+	default:
+		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			_ = conn.Close()
+			return nil, errors.New("another process answers there; stop it first")
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	// The umask makes the socket 0600 from its first moment; it is opened to the group when it has its owner.
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.Chown(path, 0, gid), os.Chmod(path, 0o660)); err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
+}

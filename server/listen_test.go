@@ -1,0 +1,60 @@
+package server
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestTheSocketIsForRootAndItsGroupOnly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "crishim.sock")
+	listeners, err := Listen([]string{"unix://" + path}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listeners[0].Close() }()
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o660 {
+		t.Fatalf("mode %v, %v; want 0660", info.Mode(), err)
+	}
+}
+
+func TestAStaleSocketIsReplacedAndAnythingElseRefused(t *testing.T) {
+	dir := t.TempDir()
+	stale := filepath.Join(dir, "stale.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	_ = l.Close()
+	listeners, err := Listen([]string{stale}, "")
+	if err != nil {
+		t.Fatalf("a stale socket: %v", err)
+	}
+	defer func() { _ = listeners[0].Close() }()
+
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	for name, path := range map[string]string{
+		"a living socket": stale, "a regular file": file, "a symlink": link, "a relative path": "crishim.sock",
+	} {
+		if _, err := Listen([]string{path}, ""); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	if _, err := Listen([]string{filepath.Join(dir, "x")}, "no-such-group"); err == nil || !strings.Contains(err.Error(), "socket_group") {
+		t.Errorf("an unknown group: %v", err)
+	}
+	if data, err := os.ReadFile(file); err != nil || string(data) != "precious" {
+		t.Errorf("the file was changed: %q, %v", data, err)
+	}
+}

@@ -1,0 +1,154 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"crishim/cni"
+	"crishim/state"
+)
+
+// What recovery assumes is written down in docs/architecture.md: records are true about what we did, the engine is true
+// about what runs, and an object that no caller was ever given may be taken back.
+
+// retryTakeBack is the pause between attempts to take back what a crash left half made.
+const retryTakeBack = 10 * time.Second
+
+// Run keeps the index fed by the engines, recovers as soon as every engine has been listed once, and goes on until ctx
+// ends or an engine can never be used.
+func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for name, eng := range s.engines {
+		group.Go(func() error {
+			if err := eng.Watch(ctx, s.store.Sink(name)); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("engine %s: %w", name, err)
+			}
+			return ctx.Err()
+		})
+	}
+	group.Go(func() error { return s.followDisk(ctx) })
+	group.Go(func() error { return s.recover(ctx) })
+	return group.Wait()
+}
+
+func (s *Server) recover(ctx context.Context) error {
+	for name := range s.engines {
+		if err := s.store.WaitSynced(ctx, name); err != nil {
+			return err
+		}
+	}
+	pods, containers := s.store.Pods(), s.store.Containers()
+	for _, q := range s.store.Quarantined() {
+		klog.ErrorS(nil, "A record cannot be read and was set aside; its pod or container is known from the engine only", "record", q.Path, "reason", q.Reason)
+	}
+	for i := range containers {
+		if c := &containers[i]; c.Recorded && !c.Returned && !c.Adopted {
+			s.takeBackUnreturned(ctx, *c)
+		}
+	}
+	for i := range pods {
+		if p := &pods[i]; p.Recorded && !p.Returned && !p.Adopted {
+			s.takeBackUnreturnedPod(ctx, *p)
+		}
+	}
+	s.collectNetworks(ctx, pods)
+	close(s.recovered)
+	klog.InfoS("Ready to serve", "pods", len(pods), "containers", len(containers), "rebooted", s.store.Rebooted())
+	return nil
+}
+
+// takeBackUnreturnedPod removes what a crash left half made, in the background: a retry of its creation meets reusePod,
+// which does the same at once. A whole pod waits for its caller's retry as if parked just now.
+func (s *Server) takeBackUnreturnedPod(ctx context.Context, pod state.PodView) {
+	if pod.Phase == state.PhaseRunning {
+		s.parkPod(ctx, pod.Spec.Key, pod.ID)
+		return
+	}
+	key := pod.Spec.Key
+	var attempt func(ctx context.Context)
+	attempt = func(ctx context.Context) {
+		pod, ok := s.store.PodByKey(key)
+		if !ok || pod.Returned || pod.Phase == state.PhaseRunning || s.podFlights.wait(ctx, key) != nil {
+			return
+		}
+		if err := s.removePod(ctx, pod); err != nil {
+			klog.ErrorS(err, "Could not take back a half-made pod sandbox; trying again", "pod", klog.KRef(key.Namespace, key.Name), "id", pod.ID)
+			s.later(ctx, retryTakeBack, attempt)
+		}
+	}
+	s.later(ctx, 0, attempt)
+}
+
+func (s *Server) takeBackUnreturned(ctx context.Context, c state.ContainerView) {
+	creation := containerCreation{c.PodID, c.Spec.Key}
+	if c.Phase == state.PhaseCreated {
+		s.parkContainer(ctx, creation, c.ID)
+		return
+	}
+	s.later(ctx, 0, func(ctx context.Context) {
+		c, ok := s.store.ContainerByKey(creation.pod, creation.key)
+		if !ok || c.Returned || c.Phase == state.PhaseCreated || s.containerFlights.wait(ctx, creation) != nil {
+			return
+		}
+		if err := s.removeContainer(ctx, c); err != nil {
+			klog.ErrorS(err, "Could not take back a half-made container; RemovePodSandbox will", "container", creation.key.Name, "id", c.ID)
+		}
+	})
+}
+
+// collectNetworks lets CNI plugins free what no record holds, where the operator said that the network is only ours.
+func (s *Server) collectNetworks(ctx context.Context, pods []state.PodView) {
+	if !s.opts.CNIGC || s.opts.BridgeNetwork {
+		return
+	}
+	var valid []cni.Attachment
+	for i := range pods {
+		attachments, err := attachmentsOf(pods[i].Pod)
+		if err != nil {
+			klog.ErrorS(err, "CNI GC is left out: it would free what a record that cannot be read still holds")
+			return
+		}
+		valid = append(valid, attachments...)
+	}
+	s.later(ctx, 0, func(ctx context.Context) {
+		if err := s.network.GC(ctx, valid); err != nil {
+			klog.ErrorS(err, "CNI GC failed; the next start tries again")
+		}
+	})
+}
+
+// followDisk keeps the disk sampler looking at the writable layers that there are.
+func (s *Server) followDisk(ctx context.Context) error {
+	for {
+		sub := s.store.Subscribe(eventBuffer)
+		for _, c := range s.store.Containers() {
+			s.watchDisk(&c)
+		}
+		for open := true; open; {
+			select {
+			case <-ctx.Done():
+				sub.Close()
+				return ctx.Err()
+			case ev, ok := <-sub.Events():
+				if open = ok; !ok || ev.Container == "" {
+					continue
+				}
+				if ev.Type == state.EventDeleted {
+					s.disk.Forget(string(ev.Container))
+				} else if c, ok := s.store.Container(ev.Container); ok {
+					s.watchDisk(&c)
+				}
+			}
+		}
+	}
+}
+
+func (s *Server) watchDisk(c *state.ContainerView) {
+	if c.ID != "" && c.Status.UpperDir != "" {
+		s.disk.Watch(string(c.ID), c.Status.UpperDir)
+	}
+}

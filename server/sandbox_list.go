@@ -1,0 +1,107 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/engine"
+	"crishim/internal/process"
+	"crishim/state"
+	"crishim/translator"
+)
+
+// ListPodSandbox answers from the index.
+func (s *Server) ListPodSandbox(ctx context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	items, err := s.listPods(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListPodSandboxResponse{Items: items}, nil
+}
+
+// StreamPodSandboxes sends the same list in parts (KEP-5825).
+func (s *Server) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, stream runtimeapi.RuntimeService_StreamPodSandboxesServer) error {
+	items, err := s.listPods(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inParts(items, func(part []*runtimeapi.PodSandbox) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: part})
+	})
+}
+
+func (s *Server) listPods(filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
+	pods := s.store.Pods()
+	if err := s.confirmPods(pods); err != nil {
+		return nil, err
+	}
+	items := make([]*runtimeapi.PodSandbox, 0, len(pods))
+	for i := range pods {
+		if pods[i].ID == "" {
+			continue // an intent: nothing that a caller could name
+		}
+		if view := podView(&pods[i]); translator.PodMatches(filter, &view) {
+			items = append(items, translator.PodListItem(&view))
+		}
+	}
+	return items, nil
+}
+
+// confirmPods says whether the pods may be answered. While their engine is away each one that is listed as READY must be
+// confirmed by its own process: an omitted or stale pod would make the kubelet act on it.
+func (s *Server) confirmPods(pods []state.PodView) error {
+	away := s.away()
+	for i := range pods {
+		if p := &pods[i]; away[p.Engine] != "" && p.State == engine.PodReady && !process.Alive(p.Status.PID, p.Status.StartTicks) {
+			return fmt.Errorf("%s, and pod sandbox %s cannot be confirmed without it: %w", away[p.Engine], p.ID, errdefs.ErrUnavailable)
+		}
+	}
+	return nil
+}
+
+// confirmContainers is confirmPods for containers.
+func (s *Server) confirmContainers(containers []state.ContainerView) error {
+	away := s.away()
+	for i := range containers {
+		if c := &containers[i]; away[c.Engine] != "" && c.State == engine.ContainerRunning && !process.Alive(c.Status.PID, c.Status.StartTicks) {
+			return fmt.Errorf("%s, and container %s cannot be confirmed without it: %w", away[c.Engine], c.ID, errdefs.ErrUnavailable)
+		}
+	}
+	return nil
+}
+
+// away maps the engines that do not answer to the reason; empty in all normal times.
+func (s *Server) away() map[string]string {
+	var away map[string]string
+	for name := range s.engines {
+		if h := s.store.Health(name); !h.Ready {
+			if away == nil {
+				away = map[string]string{}
+			}
+			away[name] = fmt.Sprintf("engine %s is not ready: %s: %s", name, h.Reason, h.Message)
+		}
+	}
+	return away
+}
+
+func podView(p *state.PodView) translator.PodView {
+	return translator.PodView{ID: p.ID, Spec: &p.Spec, State: p.State, CreatedAt: p.CreatedAt, IPs: p.Network.IPs}
+}
+
+// streamPart is how many items one message of a Stream* call holds: the largest item (512 KiB of labels and annotations)
+// times this stays below the 16 MiB of a message.
+const streamPart = 30
+
+func inParts[T any](items []T, send func([]T) error) error {
+	for len(items) > 0 {
+		n := min(streamPart, len(items))
+		if err := send(items[:n]); err != nil {
+			return err
+		}
+		items = items[n:]
+	}
+	return nil
+}

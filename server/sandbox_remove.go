@@ -1,0 +1,72 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/internal/failpoint"
+	"crishim/state"
+)
+
+// RemovePodSandbox stops the pod if need be and removes it with its containers. OK for an unknown pod.
+func (s *Server) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	pod, err := s.store.FindPod(req.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.RemovePodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.removePod(ctx, pod); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+func (s *Server) removePod(ctx context.Context, pod state.PodView) error {
+	eng, err := s.engineOf(pod.Engine)
+	if err != nil {
+		return err
+	}
+	if pod.ID == "" {
+		// Only an intent: CreatePod of the same key would take the engine's object away, nothing else knows it.
+		return s.store.DeletePodByKey(pod.Spec.Key)
+	}
+	unlock, err := s.podLocks.Lock(ctx, pod.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Read again under the lock: another call may have removed it.
+	pod, ok := s.store.Pod(pod.ID)
+	if !ok {
+		return nil
+	}
+	if err := s.stopPod(ctx, pod.ID); err != nil {
+		return err
+	}
+	if err := s.setPodPhase(pod, state.PhaseRemoving); err != nil {
+		return err
+	}
+	var containers errgroup.Group
+	for _, c := range s.store.ContainersOf(pod.ID) {
+		containers.Go(func() error { return s.removeContainer(ctx, c) })
+	}
+	if err := containers.Wait(); err != nil {
+		return fmt.Errorf("remove the pod's containers: %w", err)
+	}
+	if err := failpoint.Hit("RemovePodSandbox.emptied"); err != nil {
+		return err
+	}
+	if err := eng.RemovePod(ctx, pod.ID); err != nil {
+		return fmt.Errorf("remove the pod sandbox: %w", err)
+	}
+	if err := failpoint.Hit("RemovePodSandbox.removed"); err != nil {
+		return err
+	}
+	return s.store.DeletePodByKey(pod.Spec.Key)
+}

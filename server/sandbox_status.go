@@ -1,0 +1,66 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/internal/process"
+	"crishim/state"
+	"crishim/translator"
+)
+
+// PodSandboxStatus answers from the index, the containers' statuses included (evented PLEG wants them).
+func (s *Server) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	pod, err := s.store.FindPod(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	containers := s.store.ContainersOf(pod.ID)
+	if err := s.confirmPods([]state.PodView{pod}); err != nil {
+		return nil, err
+	}
+	if err := s.confirmContainers(containers); err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.PodSandboxStatusResponse{
+		Status:             translator.PodStatusReply(new(podView(&pod))),
+		ContainersStatuses: s.containerStatuses(containers),
+		Timestamp:          now(),
+	}
+	if req.GetVerbose() {
+		resp.Info = jsonInfo(map[string]any{"info": podInfo{
+			PID: pod.Status.PID, ProcessAlive: process.Alive(pod.Status.PID, pod.Status.StartTicks), NetNS: pod.NetNSPath,
+			Engine: pod.Engine, Phase: pod.Phase, RuntimeHandler: pod.Spec.RuntimeHandler, Runtime: pod.Spec.Handler,
+			CgroupPath: pod.Status.CgroupPath, Config: pod.Spec, Attachments: pod.Network.Attachments, Leftover: pod.Leftover, Adopted: pod.Adopted,
+		}})
+	}
+	return resp, nil
+}
+
+// podInfo is the verbose "info" of a pod: what people look for with crictl inspectp.
+type podInfo struct {
+	PID            int               `json:"pid"`
+	ProcessAlive   bool              `json:"processAlive"`
+	NetNS          string            `json:"netns,omitempty"`
+	Engine         string            `json:"engine"`
+	Phase          state.Phase       `json:"phase"`
+	RuntimeHandler string            `json:"runtimeHandler"`
+	Runtime        string            `json:"runtime"`
+	CgroupPath     string            `json:"cgroupPath,omitempty"`
+	Config         any               `json:"config"`
+	Attachments    []json.RawMessage `json:"attachments,omitempty"`
+	Leftover       string            `json:"leftover,omitempty"`
+	Adopted        bool              `json:"adopted,omitempty"`
+}
+
+func (s *Server) containerStatuses(containers []state.ContainerView) []*runtimeapi.ContainerStatus {
+	statuses := make([]*runtimeapi.ContainerStatus, 0, len(containers))
+	for i := range containers {
+		if containers[i].ID != "" {
+			statuses = append(statuses, translator.ContainerStatusReply(new(containerView(&containers[i]))))
+		}
+	}
+	return statuses
+}

@@ -1,0 +1,160 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/internal/failpoint"
+	"crishim/state"
+)
+
+// A DEL that keeps failing stops holding the pod back after so many tries or so long; it is then owed.
+const (
+	delTries = 5
+	delAfter = 10 * time.Minute
+)
+
+// StopPodSandbox kills what runs in the pod, detaches its network and stops it. OK for an unknown or stopped pod; after
+// an error everything that was not done is done by the next call.
+func (s *Server) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	pod, err := s.store.FindPod(req.GetPodSandboxId())
+	if errdefs.IsNotFound(err) {
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := s.podLocks.Lock(ctx, pod.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := s.stopPod(ctx, pod.ID); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+// stopPod requires the pod's lock.
+func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
+	pod, ok := s.store.Pod(id)
+	if !ok || pod.Phase == state.PhaseStopped && pod.State == engine.PodNotReady {
+		return nil
+	}
+	eng, err := s.engineOf(pod.Engine)
+	if err != nil {
+		return err
+	}
+	if err := s.setPodPhase(pod, state.PhaseStopping); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("StopPodSandbox.recorded"); err != nil {
+		return err
+	}
+	var containers errgroup.Group
+	for _, c := range s.store.ContainersOf(id) {
+		if c.State == engine.ContainerRunning || c.State == engine.ContainerUnknown {
+			containers.Go(func() error { return eng.StopContainer(ctx, c.ID, 0) })
+		}
+	}
+	if err := containers.Wait(); err != nil {
+		return fmt.Errorf("kill the pod's containers: %w", err)
+	}
+	// The network namespace is pinned, so DEL finds it whether or not the pod's process is still there.
+	var delErr, stopErr error
+	var both sync.WaitGroup
+	both.Go(func() { delErr = s.detach(ctx, pod) })
+	both.Go(func() {
+		if stopErr = eng.StopPod(ctx, id); stopErr != nil {
+			stopErr = fmt.Errorf("stop the pod sandbox: %w", stopErr)
+		}
+	})
+	both.Wait()
+	if err := errors.Join(delErr, stopErr); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("StopPodSandbox.stopped"); err != nil {
+		return err
+	}
+	if err := eng.ReleaseNetNS(ctx, id); err != nil {
+		return fmt.Errorf("release the network namespace: %w", err)
+	}
+	return s.store.UpdatePodByKey(pod.Spec.Key, func(p *state.Pod) error {
+		p.Phase, p.PID, p.StartTicks, p.NetNSPath, p.Network, p.Leftover = state.PhaseStopped, 0, 0, "", state.Network{Done: true}, ""
+		return nil
+	})
+}
+
+func (s *Server) setPodPhase(pod state.PodView, phase state.Phase) error {
+	if pod.Phase == phase {
+		return nil
+	}
+	return s.store.UpdatePodByKey(pod.Spec.Key, func(p *state.Pod) error { p.Phase = phase; return nil })
+}
+
+// detach runs CNI DEL for what the record holds, or hands it over as owed once it has failed often enough.
+func (s *Server) detach(ctx context.Context, pod state.PodView) error {
+	attachments, err := attachmentsOf(pod.Pod)
+	if err != nil {
+		klog.ErrorS(err, "A recorded attachment cannot be read; what it holds may be left on the node", "id", pod.ID)
+	}
+	if len(attachments) == 0 {
+		return nil
+	}
+	err = s.network.Del(ctx, attachments)
+	if err == nil {
+		s.delFailures.forget(pod.ID)
+		return failpoint.Hit("StopPodSandbox.detached")
+	}
+	if !s.delFailures.enough(pod.ID) {
+		return fmt.Errorf("detach the pod's network: %w", err)
+	}
+	if oweErr := s.network.Owe(attachments, err.Error()); oweErr != nil {
+		return fmt.Errorf("detach the pod's network: %w", errors.Join(err, oweErr))
+	}
+	klog.ErrorS(err, "The pod's network could not be detached; the DEL is owed and will be retried", "id", pod.ID)
+	s.delFailures.forget(pod.ID)
+	return nil
+}
+
+// delFailures counts failed DELs per pod, in memory: after a restart a pod gets its tries anew.
+type delFailures struct {
+	mu    sync.Mutex
+	since map[engine.PodID]delFailure
+}
+
+type delFailure struct {
+	first time.Time
+	tries int
+}
+
+// enough notes one more failure and says whether the pod should wait no longer.
+func (d *delFailures) enough(id engine.PodID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.since == nil {
+		d.since = map[engine.PodID]delFailure{}
+	}
+	f := d.since[id]
+	if f.tries == 0 {
+		f.first = time.Now()
+	}
+	f.tries++
+	d.since[id] = f
+	return f.tries >= delTries || time.Since(f.first) >= delAfter
+}
+
+func (d *delFailures) forget(id engine.PodID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.since, id)
+}

@@ -1,0 +1,266 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"crishim/cni"
+	"crishim/engine"
+	"crishim/internal/keymutex"
+	"crishim/state"
+	"crishim/stats"
+	"crishim/streaming"
+	"crishim/translator"
+)
+
+// Options are what an operator decides and what the process brings along.
+type Options struct {
+	// RuntimeName is Version.runtime_name: the kubelet writes it into container ids ("docker://…").
+	RuntimeName string
+	// Version is our own, for Version.runtime_version beside the engine's and for the verbose Status.
+	Version string
+	// Handlers maps runtime handler names to engines and their OCI runtimes; "" is the default one.
+	Handlers map[string]Handler
+	// Defaults of the translation.
+	Translation translator.Defaults
+	// BridgeNetwork leaves pod networking to the engine (docker-bridge) instead of CNI.
+	BridgeNetwork bool
+	// CNIGC lets the start-up collect attachments that no record knows.
+	CNIGC bool
+	// PullNoProgress ends a pull without progress; 0 never does.
+	PullNoProgress time.Duration
+	// Checkpoint lets CheckpointContainer through to the engine.
+	Checkpoint bool
+	// Settings are the configuration as shown by the verbose Status, secrets left out.
+	Settings any
+	Metrics  prometheus.Registerer
+	Tracer   trace.TracerProvider // nil traces nothing
+}
+
+// Handler is what a runtime handler name stands for.
+type Handler struct {
+	Engine  string // engine.Engine.Name
+	Runtime string // the engine's OCI runtime, "" its default
+}
+
+// Network is what the server needs of package cni.
+type Network interface {
+	Status(ctx context.Context) error
+	Plan(pod cni.Pod) ([]cni.Attachment, error)
+	Add(ctx context.Context, attachments []cni.Attachment) ([]cni.Attachment, []string, error)
+	Del(ctx context.Context, attachments []cni.Attachment) error
+	GC(ctx context.Context, valid []cni.Attachment) error
+	SetPodCIDRs(cidrs []string) error
+	Owe(attachments []cni.Attachment, reason string) error
+	Config() []byte
+	Problem() error
+}
+
+// Server is the CRI services over a set of engines. Make it with New.
+type Server struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+
+	opts          Options
+	engines       map[string]engine.Engine
+	defaultEngine engine.Engine
+	store         *state.Store
+	network       Network
+	streams       *streaming.Server // set by ServeStreams
+	reader        *stats.Reader
+	disk          *stats.Disk
+	collector     *stats.Collector
+
+	podFlights       flights[engine.PodKey, engine.PodID]
+	containerFlights flights[containerCreation, engine.ContainerID]
+	podLocks         keymutex.Mutex[engine.PodID]
+	containerLocks   keymutex.Mutex[engine.ContainerID]
+	stops            stops
+	delFailures      delFailures
+
+	recovered chan struct{} // closed when calls can be answered
+	grpc      *grpc.Server
+	// Background work that creations left behind (parked results) ends with the server.
+	background sync.WaitGroup
+	ended      chan struct{}
+}
+
+// New wires a server; it does no I/O. engines must hold every engine that a handler or a record names.
+func New(opts Options, engines []engine.Engine, store *state.Store, network Network, reader *stats.Reader, disk *stats.Disk) (*Server, error) {
+	s := &Server{
+		opts: opts, engines: map[string]engine.Engine{}, store: store, network: network,
+		reader: reader, disk: disk, collector: stats.NewCollector(reader, disk),
+		recovered: make(chan struct{}), ended: make(chan struct{}),
+	}
+	for _, e := range engines {
+		s.engines[e.Name()] = e
+	}
+	for name, h := range opts.Handlers {
+		if s.engines[h.Engine] == nil {
+			return nil, fmt.Errorf("runtime handler %q names engine %q, which is not configured: %w", name, h.Engine, errdefs.ErrInvalidArgument)
+		}
+	}
+	def, ok := opts.Handlers[""]
+	if !ok {
+		return nil, fmt.Errorf("there is no default runtime handler: %w", errdefs.ErrInvalidArgument)
+	}
+	s.defaultEngine = s.engines[def.Engine]
+
+	calls := newCalls(opts.Metrics, s.gate)
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessageSize),
+		grpc.MaxSendMsgSize(maxMessageSize),
+		grpc.MaxConcurrentStreams(maxConcurrentRPCs),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.ChainUnaryInterceptor(calls.unary),
+		grpc.ChainStreamInterceptor(calls.stream),
+	}
+	if opts.Tracer != nil {
+		options = append(options, grpc.StatsHandler(otelgrpc.NewServerHandler(otelgrpc.WithTracerProvider(opts.Tracer))))
+	}
+	s.grpc = grpc.NewServer(options...)
+	register(s.grpc, s)
+	return s, nil
+}
+
+// register serves runtime.v1 and, under its service names, runtime.v1alpha2: the messages of the two are the same on the
+// wire (kubelets 1.20 to 1.25 speak v1alpha2, and those from 1.23 fall back to it).
+func register(g *grpc.Server, s *Server) {
+	for _, desc := range []grpc.ServiceDesc{runtimeapi.RuntimeService_ServiceDesc, runtimeapi.ImageService_ServiceDesc} {
+		g.RegisterService(&desc, s)
+		old := desc
+		old.ServiceName = "runtime.v1alpha2." + desc.ServiceName[len("runtime.v1."):]
+		g.RegisterService(&old, s)
+	}
+}
+
+// SetStreams gives the server the streaming server, which in turn needs the server as its runtime.
+func (s *Server) SetStreams(streams *streaming.Server) { s.streams = streams }
+
+// gate refuses calls until the state is known. What does not depend on it is answered at once.
+func (s *Server) gate(method string) error {
+	select {
+	case <-s.recovered:
+		return nil
+	default:
+	}
+	switch method {
+	case "Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig":
+		return nil
+	}
+	for name := range s.engines {
+		if err := s.ready(name); err != nil {
+			return fmt.Errorf("crishim was just started and needs the engine to know what runs: %w", err)
+		}
+	}
+	return fmt.Errorf("crishim is still reading its records and the engine's state, try again: %w", errdefs.ErrUnavailable)
+}
+
+// Recovered is closed when the state is known and every call is answered.
+func (s *Server) Recovered() <-chan struct{} { return s.recovered }
+
+// Alive says that the index can be read: what a watchdog wants to know. A deadlock there would stop everything.
+func (s *Server) Alive(ctx context.Context) bool {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.store.Pods()
+	}()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	case <-time.After(10 * time.Second):
+		return false
+	}
+}
+
+// Serve answers on the listeners until Stop. It returns the first listener's failure.
+func (s *Server) Serve(listeners []net.Listener) error {
+	errs := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { errs <- s.grpc.Serve(l) }()
+	}
+	for range listeners {
+		if err := <-errs; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			return fmt.Errorf("serve CRI: %w", err)
+		}
+	}
+	return nil
+}
+
+// Stop lets calls in flight end for grace, then cuts them. Work that callers have left is given the same time.
+func (s *Server) Stop(grace time.Duration) {
+	close(s.ended)
+	done := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		s.background.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(grace):
+		klog.InfoS("Cutting the calls that are still running", "after", grace)
+		s.grpc.Stop()
+	}
+}
+
+// engineOf routes by the record.
+func (s *Server) engineOf(name string) (engine.Engine, error) {
+	if e := s.engines[name]; e != nil {
+		return e, nil
+	}
+	return nil, fmt.Errorf("the record names engine %q, which is not configured: %w", name, errdefs.ErrFailedPrecondition)
+}
+
+// handler routes by the runtime handler of a new pod.
+func (s *Server) handler(name string) (engine.Engine, Handler, error) {
+	h, ok := s.opts.Handlers[name]
+	if !ok {
+		// Docker's own OCI runtimes are handlers too, known only once it has answered.
+		if _, known := s.defaultEngine.Info().Handlers[name]; known {
+			h, ok = Handler{Engine: s.defaultEngine.Name(), Runtime: name}, true
+		}
+	}
+	if !ok {
+		return nil, Handler{}, fmt.Errorf("unknown runtime handler %q; known are %q: %w", name, s.handlerNames(), errdefs.ErrInvalidArgument)
+	}
+	return s.engines[h.Engine], h, nil
+}
+
+func (s *Server) handlerNames() []string {
+	var names []string
+	for name := range s.opts.Handlers {
+		names = append(names, name)
+	}
+	for name := range s.defaultEngine.Info().Handlers {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// ready says that the engine can be asked; ErrUnavailable with its reason otherwise.
+func (s *Server) ready(name string) error {
+	health := s.store.Health(name)
+	if health.Ready {
+		return nil
+	}
+	return fmt.Errorf("engine %s is not ready: %s: %s: %w", name, health.Reason, health.Message, errdefs.ErrUnavailable)
+}

@@ -1,0 +1,213 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/engine"
+	"crishim/state"
+	"crishim/stats"
+	"crishim/translator"
+)
+
+// ContainerStats reads one container's statistics.
+func (s *Server) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+	c, err := s.store.FindContainer(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	st, err := s.collector.ContainerStats(s.target(&c))
+	if err != nil {
+		return nil, fmt.Errorf("statistics of container %s: %w", c.ID, err)
+	}
+	return &runtimeapi.ContainerStatsResponse{Stats: st}, nil
+}
+
+// ListContainerStats reads the running containers'; one that ends meanwhile is left out.
+func (s *Server) ListContainerStats(ctx context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+	all, err := s.listContainerStats(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListContainerStatsResponse{Stats: all}, nil
+}
+
+// StreamContainerStats sends the same list in parts (KEP-5825).
+func (s *Server) StreamContainerStats(req *runtimeapi.StreamContainerStatsRequest, stream runtimeapi.RuntimeService_StreamContainerStatsServer) error {
+	all, err := s.listContainerStats(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inParts(all, func(part []*runtimeapi.ContainerStats) error {
+		return stream.Send(&runtimeapi.StreamContainerStatsResponse{ContainerStats: part})
+	})
+}
+
+func (s *Server) listContainerStats(filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
+	containers := s.store.Containers()
+	if err := s.confirmContainers(containers); err != nil {
+		return nil, err
+	}
+	want := translator.ContainerStatsFilter(filter)
+	all := make([]*runtimeapi.ContainerStats, 0, len(containers))
+	for i := range containers {
+		c := &containers[i]
+		if c.State != engine.ContainerRunning || !translator.ContainerMatches(want, new(containerView(c))) {
+			continue
+		}
+		st, err := s.collector.ContainerStats(s.target(c))
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("statistics of container %s: %w", c.ID, err)
+		}
+		all = append(all, st)
+	}
+	return all, nil
+}
+
+// PodSandboxStats reads one pod's statistics. An empty id, by which the kubelet asks whether there are any, is NotFound.
+func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	pod, err := s.store.FindPod(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	st, err := s.collector.PodSandboxStats(s.podTarget(&pod, s.store.ContainersOf(pod.ID)))
+	if err != nil {
+		return nil, fmt.Errorf("statistics of pod sandbox %s: %w", pod.ID, err)
+	}
+	return &runtimeapi.PodSandboxStatsResponse{Stats: st}, nil
+}
+
+// ListPodSandboxStats reads the ready pods'; one that ends meanwhile is left out.
+func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	all, err := s.listPodStats(req.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: all}, nil
+}
+
+// StreamPodSandboxStats sends the same list in parts (KEP-5825).
+func (s *Server) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxStatsServer) error {
+	all, err := s.listPodStats(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inParts(all, func(part []*runtimeapi.PodSandboxStats) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: part})
+	})
+}
+
+func (s *Server) listPodStats(filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
+	want := translator.PodStatsFilter(filter)
+	return eachReadyPod(s, func(p *state.PodView, target stats.PodTarget) (*runtimeapi.PodSandboxStats, error) {
+		if !translator.PodMatches(want, new(podView(p))) {
+			return nil, errdefs.ErrNotFound
+		}
+		return s.collector.PodSandboxStats(target)
+	})
+}
+
+// ListMetricDescriptors names the metrics that this host can give.
+func (s *Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
+	return &runtimeapi.ListMetricDescriptorsResponse{Descriptors: s.collector.MetricDescriptors()}, nil
+}
+
+// ListPodSandboxMetrics reads the ready pods' metrics: what the kubelet's cAdvisor no longer has for Docker.
+func (s *Server) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
+	all, err := s.listPodMetrics()
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: all}, nil
+}
+
+// StreamPodSandboxMetrics sends the same list in parts (KEP-5825).
+func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
+	all, err := s.listPodMetrics()
+	if err != nil {
+		return err
+	}
+	return inParts(all, func(part []*runtimeapi.PodSandboxMetrics) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: part})
+	})
+}
+
+func (s *Server) listPodMetrics() ([]*runtimeapi.PodSandboxMetrics, error) {
+	return eachReadyPod(s, func(_ *state.PodView, target stats.PodTarget) (*runtimeapi.PodSandboxMetrics, error) {
+		return s.collector.PodMetrics(target)
+	})
+}
+
+// eachReadyPod builds something for every ready pod, leaving out those for which build finds nothing.
+func eachReadyPod[T any](s *Server, build func(p *state.PodView, target stats.PodTarget) (T, error)) ([]T, error) {
+	pods := s.store.Pods()
+	if err := s.confirmPods(pods); err != nil {
+		return nil, err
+	}
+	byPod := map[engine.PodID][]state.ContainerView{}
+	for _, c := range s.store.Containers() {
+		byPod[c.PodID] = append(byPod[c.PodID], c)
+	}
+	all := make([]T, 0, len(pods))
+	for i := range pods {
+		p := &pods[i]
+		if p.State != engine.PodReady {
+			continue
+		}
+		one, err := build(p, s.podTarget(p, byPod[p.ID]))
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("statistics of pod sandbox %s: %w", p.ID, err)
+		}
+		all = append(all, one)
+	}
+	return all, nil
+}
+
+func (s *Server) target(c *state.ContainerView) stats.Target {
+	spec := &c.Spec
+	image := spec.Image.UserSpecified
+	if image == "" {
+		image = spec.Image.Ref
+	}
+	return stats.Target{
+		PodID: string(c.PodID), PodName: spec.PodKey.Name, Namespace: spec.PodKey.Namespace,
+		ContainerID: string(c.ID), ContainerName: spec.Key.Name, Image: image, Attempt: spec.Key.Attempt,
+		Labels: spec.Labels, Annotations: spec.Annotations,
+		CgroupPath: c.Status.CgroupPath, PID: c.Status.PID, Mountpoint: s.mountpoint(c.Engine),
+		Limits: c.Resources, StartedAt: c.Status.StartedAt,
+	}
+}
+
+func (s *Server) mountpoint(engineName string) string {
+	if e := s.engines[engineName]; e != nil {
+		return e.Info().RootDir
+	}
+	return ""
+}
+
+func (s *Server) podTarget(p *state.PodView, containers []state.ContainerView) stats.PodTarget {
+	target := stats.PodTarget{
+		PodID: string(p.ID), PodName: p.Spec.Key.Name, Namespace: p.Spec.Key.Namespace, UID: p.Spec.Key.UID, Attempt: p.Spec.Key.Attempt,
+		Labels: p.Spec.Labels, Annotations: p.Spec.Annotations,
+		PauseCgroup: p.Status.CgroupPath, PID: p.Status.PID,
+		HostNetwork: p.Spec.Namespaces.Network == engine.NamespaceNode, StartedAt: p.CreatedAt,
+	}
+	if p.Spec.CgroupParent != "" {
+		target.CgroupPath = stats.ParentCgroup(p.Status.CgroupPath)
+	}
+	for i := range containers {
+		if containers[i].State == engine.ContainerRunning {
+			target.Containers = append(target.Containers, s.target(&containers[i]))
+		}
+	}
+	return target
+}
