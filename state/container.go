@@ -178,11 +178,13 @@ func containerStatusOf(c *Container) engine.ContainerStatus {
 	return st
 }
 
-// deriveContainer keeps in the record what the engine told. Only an exit is worth a write of its own: the rest is written
+// deriveContainer keeps in the record what the engine told, or gives a container that its engine has not spoken of yet
+// the status that the record implies. Only an exit is worth a write of its own: the rest is written
 // with the next update, and told again by the engine after a restart.
 func deriveContainer(e *containerEntry) bool {
 	c, st := &e.rec, &e.status
 	if st.State == "" {
+		e.status = containerStatusOf(c)
 		return false
 	}
 	if !st.StartedAt.IsZero() {

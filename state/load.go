@@ -48,11 +48,7 @@ func (s *Store) load() error {
 		return err
 	}
 	for _, e := range s.pods.bySeq {
-		e.status = podStatusOf(&e.rec)
 		e.over = s.rebooted && e.rec.Phase == PhaseRunning
-	}
-	for _, e := range s.containers.bySeq {
-		e.status = containerStatusOf(&e.rec)
 	}
 	return nil
 }
@@ -103,7 +99,9 @@ func (t *table[S, R, P, V]) load() error {
 			P(rec).forgetProcess()
 		}
 		t.store.lastSeq = max(t.store.lastSeq, *P(rec).seq())
-		t.index(&entry[S, R]{rec: *rec, recorded: true, file: path})
+		e := &entry[S, R]{rec: *rec, recorded: true, file: path}
+		t.derive(e)
+		t.index(e)
 	}
 	return nil
 }

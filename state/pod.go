@@ -11,7 +11,7 @@ func newPodTable(s *Store) *table[engine.PodStatus, Pod, *Pod, PodView] {
 	t := newTable[engine.PodStatus, Pod, *Pod, PodView](s, "pod")
 	t.view = podView
 	t.stage = podStage
-	t.derive = func(*podEntry) bool { return false }
+	t.derive = derivePod
 	t.indexed = func(*podEntry, bool) {}
 	t.emit = func(from, to stage, e *podEntry) {
 		if to == stageNone && from != stageNone && e.deleted {
@@ -128,6 +128,15 @@ func podStatusOf(p *Pod) engine.PodStatus {
 		st.State = engine.PodReady
 	}
 	return st
+}
+
+// derivePod gives a pod that its engine has not spoken of yet the status that the record implies. The record takes
+// nothing from the status: what it needs is written by the action that made it true.
+func derivePod(e *podEntry) bool {
+	if e.status.State == "" && e.rec.ID != "" && e.rec.Phase != PhaseIntent {
+		e.status = podStatusOf(&e.rec)
+	}
+	return false
 }
 
 // applyPod takes in a status from the named engine, or from our own action (""). It requires mu.

@@ -57,7 +57,8 @@ type table[S, R any, P recordOf[R], V any] struct {
 	// stage is what readers of events know of the entry, emit tells them of a change.
 	stage func(*entry[S, R]) stage
 	emit  func(from, to stage, e *entry[S, R])
-	// derive brings what rec takes from status up to date and says whether something worth writing changed.
+	// derive brings what rec takes from status up to date, or a missing status from rec, and says whether something of
+	// rec changed that is worth writing.
 	derive func(*entry[S, R]) bool
 	// indexed is told of entries that come and go.
 	indexed func(e *entry[S, R], present bool)
@@ -225,14 +226,14 @@ func (t *table[S, R, P, V]) adoptStatus(e *entry[S, R], rec *R) stage {
 		return stageNone
 	}
 	var none S
-	e.status, e.over = none, false
+	e.status, e.over, e.applied = none, false, time.Now()
 	other := t.byID[id]
 	if other == nil {
 		return stageNone
 	}
 	// Of an object that was told of too early, only that it exists is taken as told.
 	known := min(t.stage(other), stageCreated)
-	e.status, e.over, e.applied = other.status, other.over, other.applied
+	e.status, e.over = other.status, other.over
 	other.deleted = true
 	t.unindex(other)
 	return known
