@@ -3,6 +3,7 @@ package crilog
 import (
 	"bytes"
 	"os"
+	"time"
 )
 
 // EndsWithNewline says whether the file is empty or ends with a whole entry.
@@ -16,23 +17,27 @@ func EndsWithNewline(f *os.File) bool {
 	return n == 1 && err == nil && last[0] == '\n'
 }
 
-// LastEntry returns the last whole entry of the file; ok is false where there is none in its last 256 KiB.
-func LastEntry(f *os.File) (entry Entry, ok bool) {
+// LastMoment returns the time of the last whole entry of the file and the offset of the first of the entries at its end
+// that have this time (the parts of a long line do). ok is false where the last 256 KiB hold no entry.
+func LastMoment(f *os.File) (moment time.Time, offset int64, ok bool) {
 	info, err := f.Stat()
 	if err != nil {
-		return Entry{}, false
+		return time.Time{}, 0, false
 	}
-	window := min(info.Size(), 256<<10)
-	data := make([]byte, window)
-	n, _ := f.ReadAt(data, info.Size()-window)
-	data = data[:n]
-	end := bytes.LastIndexByte(data, '\n') + 1
-	for data = data[:end]; len(data) > 0; {
+	base := max(0, info.Size()-256<<10)
+	data := make([]byte, info.Size()-base)
+	n, _ := f.ReadAt(data, base)
+	data = data[:bytes.LastIndexByte(data[:n], '\n')+1]
+	for len(data) > 0 {
 		start := bytes.LastIndexByte(data[:len(data)-1], '\n') + 1
-		if entry, err := ParseEntry(data[start:]); err == nil {
-			return entry, true
+		entry, err := ParseEntry(data[start:])
+		switch {
+		case err != nil && ok, err == nil && ok && !entry.Time.Equal(moment):
+			return moment, offset, true
+		case err == nil:
+			moment, offset, ok = entry.Time, base+int64(start), true
 		}
 		data = data[:start]
 	}
-	return Entry{}, false
+	return moment, offset, ok
 }

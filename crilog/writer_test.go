@@ -194,16 +194,19 @@ func TestHostilePathAtReopenKeepsTheOldFile(t *testing.T) { // S10
 	}
 }
 
-func TestLastEntrySkipsATornTail(t *testing.T) {
+func TestLastMomentFindsAllPartsOfTheLastLine(t *testing.T) {
 	path := t.TempDir() + "/0.log"
-	data := AppendEntry(nil, noon, Stdout, false, []byte("a"))
-	data = AppendEntry(data, noon, Stdout, false, []byte("b"))
+	before := AppendEntry(nil, noon.Add(-1), Stdout, false, []byte("a"))
+	data := AppendText(before, noon, Stdout, bytes.Repeat([]byte("b"), 2*MaxContent))
 	must(t, os.WriteFile(path, append(data, "2024-02"...), 0o600))
 	f, err := os.Open(path)
 	must(t, err)
 	defer func() { _ = f.Close() }()
-	if e, ok := LastEntry(f); !ok || string(e.Content) != "b" || EndsWithNewline(f) {
-		t.Fatalf("%+v, %v", e, ok)
+	if moment, offset, ok := LastMoment(f); !ok || !moment.Equal(noon) || offset != int64(len(before)) {
+		t.Fatalf("%v at %d, %v; want %v at %d", moment, offset, ok, noon, len(before))
+	}
+	if EndsWithNewline(f) {
+		t.Fatal("the torn tail was not seen")
 	}
 }
 

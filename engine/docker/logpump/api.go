@@ -1,0 +1,212 @@
+package logpump
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"crishim/crilog"
+
+	"github.com/containerd/errdefs"
+)
+
+// apiSource reads a container's output from the Engine API's log stream, where Docker's file cannot be read. A goroutine
+// follows the stream and opens it again where it ends early; its place is a time and how many entries of that time were
+// read, because the parts of a long line share theirs.
+//
+// With a TTY the stream has no frames, so the time stamps that Docker puts before the later parts of lines over 16 KiB
+// stay in the content there.
+type apiSource struct {
+	render  renderer
+	entries chan entry
+	place   apiOffset // after what read gave
+	ending  atomic.Bool
+	kick    chan struct{}
+	cancel  context.CancelFunc
+	done    chan struct{} // closed when the goroutine has ended
+}
+
+// reopenDelay is the pause before the stream is opened again.
+const reopenDelay = time.Second
+
+func newAPISource(ctx context.Context, open Source, render renderer, resume *apiOffset, wake chan<- struct{}) *apiSource {
+	s := &apiSource{render: render, entries: make(chan entry, 64), kick: make(chan struct{}, 1), done: make(chan struct{})}
+	if resume != nil {
+		s.place = *resume
+	} else {
+		s.place.Time = render.from
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	f := follower{apiSource: s, open: open, wake: wake, place: s.place}
+	go f.run(ctx)
+	return s
+}
+
+func (s *apiSource) look() error { return nil }
+
+func (s *apiSource) read(buf *buffers) (batch, error) {
+	b := batch{out: buf.out[:0]}
+	for len(b.out) < readSize {
+		select {
+		case e := <-s.entries:
+			s.place.pass(e.time)
+			s.render.append(&b, e)
+			continue
+		default:
+		}
+		break
+	}
+	return b, nil
+}
+
+func (o *apiOffset) pass(t time.Time) {
+	if !t.Equal(o.Time) {
+		*o = apiOffset{Time: t}
+	}
+	o.Count++
+}
+
+func (s *apiSource) fill(pos *position) error {
+	place := s.place
+	pos.From = s.render.from
+	pos.API = &place
+	return nil
+}
+
+func (s *apiSource) finish() {
+	if !s.ending.Swap(true) {
+		s.kick <- struct{}{}
+	}
+}
+
+func (s *apiSource) drained() bool {
+	select {
+	case <-s.done:
+		return len(s.entries) == 0
+	default:
+		return false
+	}
+}
+
+func (s *apiSource) close() {
+	s.cancel()
+	<-s.done
+}
+
+// follower is the goroutine's side.
+type follower struct {
+	*apiSource
+	open  Source
+	wake  chan<- struct{}
+	place apiOffset // after what was sent
+}
+
+func (f *follower) run(ctx context.Context) {
+	defer f.signal()
+	defer close(f.done)
+	for {
+		// Only a stream that was opened after the exit is known to be whole when it ends.
+		last := f.ending.Load()
+		err := f.stream(ctx)
+		if ctx.Err() != nil || err == nil && last {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.kick:
+		case <-time.After(reopenDelay):
+		}
+	}
+}
+
+func (f *follower) signal() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// stream opens the log once and sends its entries.
+func (f *follower) stream(ctx context.Context) error {
+	body, err := f.open(ctx, f.place.Time)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = body.Close() })
+	defer func() {
+		if stop() {
+			_ = body.Close()
+		}
+	}()
+	resume := f.place
+	r := bufio.NewReaderSize(body, 64<<10)
+	for {
+		e, err := f.readEntry(r)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if e.time.Before(resume.Time) {
+			continue
+		}
+		if e.time.Equal(resume.Time) && resume.Count > 0 {
+			resume.Count--
+			continue
+		}
+		resume = apiOffset{}
+		f.place.pass(e.time)
+		select {
+		case f.entries <- e:
+			f.signal()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// readEntry reads one frame (Engine API, "Stream format": stream, three zeros, length in big endian), or one line with a TTY.
+func (f *follower) readEntry(r *bufio.Reader) (entry, error) {
+	if f.render.tty {
+		line, err := r.ReadBytes('\n')
+		if len(line) == 0 {
+			return entry{}, err
+		}
+		return parseStamped(crilog.Stdout, line)
+	}
+	var header [8]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return entry{}, err
+	}
+	length := binary.BigEndian.Uint32(header[4:])
+	if length > maxLine || header[0] == 0 || header[0] > 2 {
+		return entry{}, fmt.Errorf("read log stream of Docker: unknown frame: %w", errdefs.ErrDataLoss)
+	}
+	text := make([]byte, length)
+	if _, err := io.ReadFull(r, text); err != nil {
+		return entry{}, io.ErrUnexpectedEOF
+	}
+	stream := crilog.Stdout
+	if header[0] == 2 {
+		stream = crilog.Stderr
+	}
+	return parseStamped(stream, text)
+}
+
+// parseStamped splits off the time stamp that the API puts before each message.
+func parseStamped(stream crilog.Stream, text []byte) (entry, error) {
+	stamp, content, ok := bytes.Cut(text, []byte{' '})
+	t, err := time.Parse(time.RFC3339Nano, string(stamp))
+	if !ok || err != nil {
+		return entry{}, fmt.Errorf("read log stream of Docker: no time stamp: %w", errdefs.ErrDataLoss)
+	}
+	return entry{time: t, stream: stream, text: content}, nil
+}

@@ -1,0 +1,234 @@
+package logpump
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"crishim/crilog"
+)
+
+var soak = flag.Bool("soak", false, "crash at each byte rather than at each third, and tell 200 random stories")
+
+// crasher ends the goroutine of a pump, as kill -9 would: in the middle of a write after so many bytes, or at a step.
+type crasher struct {
+	mu      sync.Mutex
+	armed   bool
+	bytes   int // until the crash, counting each step as one byte
+	crashed bool
+}
+
+func (c *crasher) arm(bytes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed, c.bytes, c.crashed = true, bytes, false
+}
+
+func (c *crasher) spend(n int) (left int, crash bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.armed {
+		return n, false
+	}
+	if c.crashed || c.bytes < n {
+		c.crashed = true
+		left, c.bytes = c.bytes, 0
+		return left, true
+	}
+	c.bytes -= n
+	return n, false
+}
+
+func (c *crasher) hooks() hooks {
+	return hooks{
+		write: func(f *os.File, b []byte) (int, error) {
+			n, crash := c.spend(len(b))
+			m, err := f.Write(b[:n])
+			if crash {
+				runtime.Goexit()
+			}
+			return m, err
+		},
+		step: func(string) error {
+			if _, crash := c.spend(1); crash {
+				runtime.Goexit()
+			}
+			return nil
+		},
+	}
+}
+
+func (c *crasher) start(t testing.TB, dir string, container Container) *Pumps {
+	t.Helper()
+	ps, err := newPumps(t.Context(), Options{Dir: dir}, c.hooks())
+	must(t, err)
+	ps.saveBytes = 200
+	must(t, ps.Start(container))
+	return ps
+}
+
+// kill ends a Pumps without anything that Close does for the logs.
+func (c *crasher) kill(ps *Pumps) {
+	c.arm(0)
+	ps.mu.Lock()
+	pumps := ps.pumps
+	ps.pumps = nil
+	ps.closed = true
+	ps.mu.Unlock()
+	for _, p := range pumps {
+		p.halt() // its save meets the crash
+	}
+	ps.cancel()
+	ps.notify.close()
+}
+
+// TestACrashAtEachByteLosesAndDoublesNothing runs one story, with a rotation of each kind in it, once for each byte that is
+// written and each step between (with -soak; else for each third).
+func TestACrashAtEachByteLosesAndDoublesNothing(t *testing.T) {
+	story := func(t *testing.T, budget int) (crashed bool) {
+		d, k := newDockerLog(t, 300, 10), newKubelet(t)
+		dir := t.TempDir()
+		var c crasher
+		c.arm(budget)
+		ps := c.start(t, dir, k.container(d))
+		revive := func() {
+			crashed = true
+			c.kill(ps)
+			c.armed = false
+			ps = c.start(t, dir, k.container(d))
+		}
+		for round := range 2 {
+			d.log(crilog.Stdout, "one\n")
+			d.log(crilog.Stderr, "two")
+			d.log(crilog.Stderr, "two\n")
+			want := len(d.expected())
+			for len(k.log()) < want {
+				if ps.running("c0ffee") == nil {
+					revive()
+				}
+				time.Sleep(50 * time.Microsecond)
+			}
+			if round == 0 {
+				if err := k.rotate(func() error { return ps.Reopen(t.Context(), "c0ffee") }); err != nil {
+					revive()
+				}
+			}
+		}
+		finish(t, ps, "c0ffee")
+		if ps.running("c0ffee") == nil && c.crashed {
+			revive()
+			finish(t, ps, "c0ffee")
+		}
+		ps.Close()
+		checkLog(t, k, d.expected())
+		return crashed
+	}
+	budget, step := 0, 3
+	if *soak {
+		step = 1
+	}
+	for ; story(t, budget); budget += step {
+	}
+	if budget < 240 {
+		t.Fatalf("only %d bytes and steps", budget)
+	}
+	t.Logf("%d crashes", budget/step)
+}
+
+// TestRandomStories lets everything happen in any order: lines of all kinds, Docker's rotation, the kubelet's, crashes, orderly
+// restarts and lost positions. The log must be what Docker was given, byte for byte.
+func TestRandomStories(t *testing.T) {
+	seeds := uint64(5)
+	if *soak {
+		seeds = 200
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { randomStory(t, seed) })
+	}
+}
+
+func randomStory(t *testing.T, seed uint64) {
+	random := rand.New(rand.NewPCG(seed, 1))
+	d, k := newDockerLog(t, 2000+int64(random.IntN(20_000)), 1000), newKubelet(t)
+	d.tty = seed%4 == 0
+	dir := t.TempDir()
+	var c crasher
+	ps := c.start(t, dir, k.container(d))
+	revive := func() {
+		c.kill(ps)
+		c.mu.Lock()
+		c.armed = false
+		c.mu.Unlock()
+		ps = c.start(t, dir, k.container(d))
+	}
+	for range 150 {
+		switch random.IntN(12) {
+		case 0:
+			c.arm(random.IntN(3000))
+		case 1:
+			revive()
+		case 2:
+			ps.Close()
+			ps = c.start(t, dir, k.container(d))
+		case 3, 4:
+			if err := k.rotate(func() error { return ps.Reopen(t.Context(), "c0ffee") }); err != nil {
+				revive()
+			}
+		case 5:
+			finishOrRevive(t, ps, revive)
+			must(t, ps.Start(k.container(d)))
+		case 6:
+			time.Sleep(time.Duration(random.IntN(3)) * time.Millisecond)
+		default:
+			for range random.IntN(30) {
+				d.log([]crilog.Stream{crilog.Stdout, crilog.Stderr}[random.IntN(2)], randomText(random))
+			}
+		}
+		if ps.running("c0ffee") == nil {
+			revive()
+		}
+	}
+	revive()
+	finish(t, ps, "c0ffee")
+	ps.Close()
+	checkLog(t, k, d.expected())
+	if s := ps.Stats(); s.Gaps > 0 || s.BadLines > 0 {
+		t.Fatalf("%+v", s)
+	}
+}
+
+func finishOrRevive(t *testing.T, ps *Pumps, revive func()) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err := ps.Finish(ctx, "c0ffee")
+	if errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	if err != nil {
+		revive()
+	}
+}
+
+func randomText(random *rand.Rand) string {
+	text := strings.Repeat(string(rune('a'+random.IntN(26))), random.IntN(300))
+	switch random.IntN(20) {
+	case 0:
+		return strings.Repeat("long ", 4000) + "\n"
+	case 1, 2:
+		return strings.Repeat("p", 16<<10) // a part of a line
+	case 3:
+		return text + "\r\n"
+	case 4:
+		return "\n"
+	}
+	return text + "\n"
+}
