@@ -38,6 +38,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err != nil {
 		return nil, err
 	}
+	spec.LogDirectory = pod.Spec.LogDirectory
 	if err := translator.CheckContainer(spec, eng.Info().Features); err != nil {
 		return nil, err
 	}

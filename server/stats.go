@@ -70,7 +70,7 @@ func (s *Server) listContainerStats(filter *runtimeapi.ContainerStatsFilter) ([]
 	return all, nil
 }
 
-// PodSandboxStats reads one pod's statistics. An empty id, by which the kubelet asks whether there are any, is NotFound.
+// PodSandboxStats reads one pod's statistics. An empty id, by which the kubelet asks whether there are any, is InvalidArgument and so not Unimplemented.
 func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	pod, err := s.store.FindPod(req.GetPodSandboxId())
 	if err != nil {

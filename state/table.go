@@ -175,7 +175,7 @@ func (t *table[S, R, P, V]) update(e *entry[S, R], change func(P) error) error {
 	if err := change(&rec); err != nil {
 		return err
 	}
-	if err := t.checkChange(&old, &rec); err != nil {
+	if err := t.checkChange(e, &old, &rec); err != nil {
 		return err
 	}
 	werr := t.write("update", path, &rec)
@@ -194,8 +194,9 @@ func (t *table[S, R, P, V]) update(e *entry[S, R], change func(P) error) error {
 	return nil
 }
 
-// checkChange refuses changes of what never changes, and ids that are another record's.
-func (t *table[S, R, P, V]) checkChange(old, rec *R) error {
+// checkChange refuses changes of what never changes, and ids that are another record's. The engine may have told e's own
+// id since old was read.
+func (t *table[S, R, P, V]) checkChange(e *entry[S, R], old, rec *R) error {
 	oldID, oldKey := P(old).identity()
 	id, key := P(rec).identity()
 	if key != oldKey || *P(rec).seq() != *P(old).seq() || P(rec).engineName() != P(old).engineName() {
@@ -206,7 +207,7 @@ func (t *table[S, R, P, V]) checkChange(old, rec *R) error {
 	}
 	t.store.mu.RLock()
 	defer t.store.mu.RUnlock()
-	if other := t.byID[id]; id != "" && id != oldID && other != nil && other.recorded {
+	if other := t.byID[id]; id != "" && id != oldID && other != nil && other != e && other.recorded {
 		return fmt.Errorf("update %s: id %s belongs to another record: %w", t.kind, id, errdefs.ErrAlreadyExists)
 	}
 	return nil
