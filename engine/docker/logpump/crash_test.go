@@ -146,7 +146,7 @@ func TestACrashAtEachByteLosesAndDoublesNothing(t *testing.T) {
 // TestRandomStories lets everything happen in any order: lines of all kinds, Docker's rotation, the kubelet's, crashes, orderly
 // restarts and lost positions. The log must be what Docker was given, byte for byte.
 func TestRandomStories(t *testing.T) {
-	seeds := uint64(5)
+	seeds := uint64(4)
 	if *soak {
 		seeds = 200
 	}
@@ -169,7 +169,7 @@ func randomStory(t *testing.T, seed uint64) {
 		c.mu.Unlock()
 		ps = c.start(t, dir, k.container(d))
 	}
-	for range 150 {
+	for range 100 {
 		switch random.IntN(12) {
 		case 0:
 			c.arm(random.IntN(3000))

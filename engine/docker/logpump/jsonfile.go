@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -204,7 +205,7 @@ func (s *jsonSource) read(buf *buffers) (batch, error) {
 	}
 	head := s.files[0]
 	if head.gap {
-		appendGap(&b, head.lost)
+		appendGap(&b, s.firstTime(head, buf.in), head.lost)
 		head.gap = false
 		return b, nil
 	}
@@ -223,6 +224,17 @@ func (s *jsonSource) read(buf *buffers) (batch, error) {
 		b.advanced, b.save = true, true
 	}
 	return b, nil
+}
+
+// firstTime is when the file's first entry was written, or now where it has none: the line about a gap stands before it,
+// and times in a log do not go back.
+func (s *jsonSource) firstTime(f *jsonFile, in []byte) time.Time {
+	n, _ := f.ReadAt(in, 0)
+	line, _, _ := bytes.Cut(in[:n], []byte{'\n'})
+	if e, ok := s.parser.parse(line); ok {
+		return e.time
+	}
+	return time.Now()
 }
 
 // readLines reads once and renders the whole lines.

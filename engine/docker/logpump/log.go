@@ -35,13 +35,15 @@ type criLog struct {
 // leave out: entries before from. An intact pair of places has none.
 func openLog(root, path string, write func(*os.File, []byte) (int, error), pos *position) (l *criLog, from time.Time, intact bool, err error) {
 	l = &criLog{root: root, path: path, write: write, whole: true}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
 	if pos != nil {
 		found, err := l.find(pos.Log)
-		if err != nil {
-			return nil, time.Time{}, false, err
-		}
-		if found {
-			return l, time.Time{}, true, l.settle()
+		if err != nil || found {
+			return l, time.Time{}, found, errors.Join(err, l.settle())
 		}
 		if pos.Finished {
 			l.renamed = true // whoever removed the log need not see it come back empty
@@ -49,15 +51,12 @@ func openLog(root, path string, write func(*os.File, []byte) (int, error), pos *
 		}
 	}
 	if err := l.next(); err != nil {
-		return nil, time.Time{}, false, err
+		return l, time.Time{}, false, err
 	}
 	// Without a pair the log itself says how far it is: the entries of its last moment are compared, older ones left out.
-	if moment, offset, ok := crilog.LastMoment(l.file); ok {
-		l.rewind(offset)
-		return l, moment, false, nil
-	}
-	l.rewind(0)
-	return l, time.Time{}, pos != nil, nil
+	from, offset, ok := crilog.LastMoment(l.file)
+	l.rewind(offset)
+	return l, from, pos != nil && !ok, nil
 }
 
 // find looks for the position's file at the path and under the names that the kubelet's rotation gives (NAME.TIME).

@@ -157,8 +157,9 @@ func (ps *Pumps) Reopen(ctx context.Context, id string) error {
 	return nil
 }
 
-// Finish writes what is left of an exited container's output, saves the position for good and ends the pump. When ctx ends
-// first its error is returned, and the pump goes on by itself and ends when it is done. OK when it is not being pumped.
+// Finish writes what is left of an exited container's output, saves the position and ends the pump. It is called after
+// Docker has said that the container exited ("die"), because dockerd has then written its last line. When ctx ends first
+// its error is returned, and the pump goes on by itself and ends when it is done. OK when it is not being pumped.
 func (ps *Pumps) Finish(ctx context.Context, id string) error {
 	p := ps.running(id)
 	if p == nil {

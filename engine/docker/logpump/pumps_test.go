@@ -283,6 +283,9 @@ func TestAGapIsMarked(t *testing.T) {
 		e, err := crilog.ParseEntry(line)
 		must(t, err)
 		got = append(got, string(e.Content))
+		if e.Time.After(d.clock) {
+			t.Errorf("%q is of %v, later than what follows", e.Content, e.Time)
+		}
 	}
 	if len(got) != 3 || !strings.HasPrefix(got[0], "crishim: log may have been dropped by Docker") || got[1] != "unread 1" || got[2] != "unread 2" {
 		t.Fatalf("the log goes on with %q", got)

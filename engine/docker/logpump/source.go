@@ -75,7 +75,7 @@ func (r *renderer) append(b *batch, e entry) {
 }
 
 // appendGap adds the one line that says that output is missing.
-func appendGap(b *batch, lost int64) {
+func appendGap(b *batch, at time.Time, lost int64) {
 	b.advanced, b.save, b.gap = true, true, true
 	b.gaps++
 	b.lost += lost
@@ -83,5 +83,5 @@ func appendGap(b *batch, lost int64) {
 	if lost > 0 {
 		text = fmt.Sprintf("crishim: %d bytes of log were dropped by Docker before they could be read\n", lost)
 	}
-	b.out = crilog.AppendText(b.out, time.Now(), crilog.Stderr, []byte(text))
+	b.out = crilog.AppendText(b.out, at, crilog.Stderr, []byte(text))
 }
