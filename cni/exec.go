@@ -89,19 +89,22 @@ func pluginError(ctx context.Context, path string, err error, stdout, stderr []b
 
 // cappedBuffer keeps at most limit bytes; what is beyond fails the write, or is dropped with discard.
 type cappedBuffer struct {
-	bytes.Buffer
+	// Not embedded: io.Copy would find bytes.Buffer's ReadFrom and pass Write by.
+	buf     bytes.Buffer
 	limit   int
 	discard bool
 }
 
+func (b *cappedBuffer) Bytes() []byte { return b.buf.Bytes() }
+
 func (b *cappedBuffer) Write(p []byte) (int, error) {
-	room := b.limit - b.Len()
+	room := b.limit - b.buf.Len()
 	if len(p) <= room {
-		return b.Buffer.Write(p)
+		return b.buf.Write(p)
 	}
 	if !b.discard {
 		return 0, fmt.Errorf("more than %d bytes of output", b.limit)
 	}
-	_, _ = b.Buffer.Write(p[:room])
+	_, _ = b.buf.Write(p[:room])
 	return len(p), nil
 }

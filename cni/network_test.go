@@ -123,26 +123,25 @@ func TestPodIsAttachedAndDetached(t *testing.T) {
 }
 
 func TestFailedAddIsUndoneForEveryPluginOfTheChain(t *testing.T) {
-	chain := []string{"p1", "p2", "p3", "p4"}
+	chain := []string{"p1", "p2", "p3"}
 	for _, failure := range []string{"fail", "crash", "garbage", "nothing", "version", "flood"} {
-		for _, at := range chain {
+		for _, at := range []string{"p1", "p3"} {
 			t.Run(failure+" in "+at, func(t *testing.T) {
-				t.Parallel()
 				n := newNode(t)
 				n.plugins(chain...)
 				// DEL of another plugin fails too: the others still get theirs.
-				n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{at: {"ADD": failure}, "p3": {"ADD": map[bool]string{true: failure}[at == "p3"], "DEL": "fail"}}, chain...))
+				n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{at: {"ADD": failure}, "p2": {"DEL": "fail"}}, chain...))
 				n.reload()
 				planned, err := n.Plan(testPod("pod1"))
 				if err != nil {
 					t.Fatal(err)
 				}
 				_, _, err = n.Add(t.Context(), planned)
-				if err == nil {
-					t.Fatal("attached")
+				if err == nil || errors.Is(err, context.DeadlineExceeded) {
+					t.Fatalf("error %v, want the plugin's", err)
 				}
 				var undo *UndoError
-				if !errors.As(err, &undo) || !strings.Contains(err.Error(), "DEL of plugin p3") {
+				if !errors.As(err, &undo) || !strings.Contains(err.Error(), "DEL of plugin p2") {
 					t.Errorf("the DEL that failed is not told: %v", err)
 				}
 				calls := n.calls()

@@ -1,0 +1,74 @@
+package cni
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+func TestOwedDelIsPaidAfterARestart(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	if err := os.WriteFile(filepath.Join(n.dir, "do.DEL"), []byte("fail"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Owe(added, "pod is gone"); err != nil {
+		t.Fatal(err)
+	}
+	// A broken file beside it, and one that a crash left.
+	for _, name := range []string{"bad.json", ".tmp-pod1.json-1"} {
+		if err := os.WriteFile(filepath.Join(n.opts.OwedDir, name), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	network, err := New(n.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	network.ns = n.ns
+	n.Network = network
+	n.running()
+	eventually(t, "a try that fails", 10*time.Second, func() bool {
+		o := n.Owed()
+		return len(o) == 1 && o[0].Tries == 1 && o[0].LastError != "" && o[0].Reason == "pod is gone" && time.Until(o[0].NextTry) > owedFirst
+	})
+	if err := os.Remove(filepath.Join(n.dir, "do.DEL")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Owe(added, "again"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the DEL is done", 2*owedFirst, func() bool { return len(n.Owed()) == 0 })
+	entries, err := os.ReadDir(n.opts.OwedDir)
+	if err != nil || len(entries) != 1 || entries[0].Name() != "bad.json.bad" {
+		t.Errorf("left in the folder: %v, %v", entries, err)
+	}
+	if len(n.cached()) != 0 {
+		t.Error("cache left")
+	}
+}
+
+func TestPausesGrowToTenMinutes(t *testing.T) {
+	last := time.Duration(0)
+	for tries := 1; tries < 100; tries++ {
+		p := pause(tries)
+		if p < last || p > owedMost || p <= 0 {
+			t.Fatalf("pause after %d tries is %v, before %v", tries, p, last)
+		}
+		last = p
+	}
+	if last != owedMost {
+		t.Errorf("longest pause %v", last)
+	}
+}
+
+func TestOwedRefusesAPodIDThatIsAPath(t *testing.T) {
+	n := newNode(t)
+	if err := n.Owe([]Attachment{{PodID: "../x"}}, ""); err == nil {
+		t.Error("took it")
+	}
+}
