@@ -33,7 +33,7 @@ type memoryContainer struct {
 	message   string
 	oom       bool
 
-	proc   *process
+	proc   *program
 	exited chan struct{}
 	log    *crilog.Writer // nil without a log
 	output *output
@@ -166,7 +166,7 @@ func (m *Memory) launch(c *memoryContainer) {
 		stderr = stdout
 	}
 	// The process outlives the call that started it.
-	c.proc = newProcess(context.Background(), stdin, stdout, stderr)
+	c.proc = newProgram(context.Background(), stdin, stdout, stderr)
 	c.state, c.started = engine.ContainerRunning, time.Now()
 	m.processes.Go(func() {
 		code := c.proc.run(c.argv(), commands["run"])

@@ -24,6 +24,7 @@ const (
 //
 //	true, false, exit N        end with 0, 1, N
 //	echo WORDS, print OUT ERR  write and end; print writes a line to each stream
+//	lines N                    writes the lines 1 to N and ends
 //	sleep SECONDS              ends with 0 after that, 143 when stopped
 //	cat                        copies its input to its output
 //	yes                        writes "y" lines until stopped
@@ -35,27 +36,35 @@ const (
 //	sh -c "A; B"               runs the above one after another
 //
 // A container's unknown command runs like "run"; an exec of an unknown one fails with 127.
-var commands = map[string]func(p *process, args []string) int{}
+var commands = map[string]func(p *program, args []string) int{}
 
 func init() {
-	commands["true"] = func(*process, []string) int { return 0 }
-	commands["false"] = func(*process, []string) int { return 1 }
-	commands["exit"] = func(_ *process, args []string) int { return int(number(args)) }
-	commands["echo"] = func(p *process, args []string) int {
+	commands["true"] = func(*program, []string) int { return 0 }
+	commands["false"] = func(*program, []string) int { return 1 }
+	commands["exit"] = func(_ *program, args []string) int { return int(number(args)) }
+	commands["echo"] = func(p *program, args []string) int {
 		return p.print(p.stdout, strings.Join(args, " ")+"\n")
 	}
 	commands["print"] = runPrint
-	commands["sleep"] = func(p *process, args []string) int {
+	commands["lines"] = func(p *program, args []string) int {
+		for n := range int(number(args)) {
+			if p.print(p.stdout, strconv.Itoa(n+1)+"\n") != 0 {
+				return 1
+			}
+		}
+		return 0
+	}
+	commands["sleep"] = func(p *program, args []string) int {
 		return p.wait(time.Duration(number(args)*float64(time.Second)), codeTerm)
 	}
 	commands["cat"] = runCat
-	commands["yes"] = func(p *process, _ []string) int { return p.repeat(0, func(int) string { return "y\n" }) }
-	commands["tick"] = func(p *process, _ []string) int {
+	commands["yes"] = func(p *program, _ []string) int { return p.repeat(0, func(int) string { return "y\n" }) }
+	commands["tick"] = func(p *program, _ []string) int {
 		return p.repeat(10*time.Millisecond, func(n int) string { return fmt.Sprintf("tick %d\n", n) })
 	}
-	commands["run"] = func(p *process, _ []string) int { return p.wait(forever, 0) }
-	commands["stubborn"] = func(p *process, _ []string) int { <-p.killed.Done(); return codeKilled }
-	commands["hold"] = func(p *process, args []string) int {
+	commands["run"] = func(p *program, _ []string) int { return p.wait(forever, 0) }
+	commands["stubborn"] = func(p *program, _ []string) int { <-p.killed.Done(); return codeKilled }
+	commands["hold"] = func(p *program, args []string) int {
 		p.held = time.Duration(number(args) * float64(time.Second))
 		return 0
 	}
@@ -64,8 +73,8 @@ func init() {
 
 const forever = time.Duration(1<<63 - 1)
 
-// process is a fake one.
-type process struct {
+// program is a fake process.
+type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
@@ -80,7 +89,7 @@ type process struct {
 	held time.Duration
 }
 
-func newProcess(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) *process {
+func newProgram(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) *program {
 	if stdin == nil {
 		stdin = strings.NewReader("")
 	}
@@ -90,21 +99,21 @@ func newProcess(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) 
 	if stderr == nil {
 		stderr = io.Discard
 	}
-	p := &process{stdin: stdin, stdout: stdout, stderr: stderr, termed: make(chan struct{}), exitNow: make(chan struct{})}
+	p := &program{stdin: stdin, stdout: stdout, stderr: stderr, termed: make(chan struct{}), exitNow: make(chan struct{})}
 	p.killed, p.killFunc = context.WithCancel(ctx)
 	return p
 }
 
-func (p *process) kill()      { p.killFunc() }
-func (p *process) terminate() { p.termOnce.Do(func() { close(p.termed) }) }
+func (p *program) kill()      { p.killFunc() }
+func (p *program) terminate() { p.termOnce.Do(func() { close(p.termed) }) }
 
-func (p *process) exit(code int) {
+func (p *program) exit(code int) {
 	p.exitOnce.Do(func() { p.exitCode = code; close(p.exitNow) })
 	p.kill()
 }
 
 // run runs the command to its end; an unknown one runs unknown.
-func (p *process) run(argv []string, unknown func(*process, []string) int) int {
+func (p *program) run(argv []string, unknown func(*program, []string) int) int {
 	command := unknown
 	if len(argv) > 0 {
 		if known, ok := commands[path.Base(argv[0])]; ok {
@@ -123,12 +132,12 @@ func (p *process) run(argv []string, unknown func(*process, []string) int) int {
 	return code
 }
 
-func unknownCommand(p *process, argv []string) int {
+func unknownCommand(p *program, argv []string) int {
 	return max(p.print(p.stderr, strings.Join(argv, " ")+": not found\n"), codeNotFound)
 }
 
 // wait returns 0 after d, onTerm when stopped.
-func (p *process) wait(d time.Duration, onTerm int) int {
+func (p *program) wait(d time.Duration, onTerm int) int {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -141,14 +150,14 @@ func (p *process) wait(d time.Duration, onTerm int) int {
 	}
 }
 
-func (p *process) print(w io.Writer, text string) int {
+func (p *program) print(w io.Writer, text string) int {
 	if _, err := io.WriteString(w, text); err != nil {
 		return 1
 	}
 	return 0
 }
 
-func (p *process) repeat(pause time.Duration, text func(n int) string) int {
+func (p *program) repeat(pause time.Duration, text func(n int) string) int {
 	for n := 0; ; n++ {
 		if p.print(p.stdout, text(n)) != 0 {
 			return 1
@@ -163,7 +172,7 @@ func (p *process) repeat(pause time.Duration, text func(n int) string) int {
 	}
 }
 
-func runPrint(p *process, args []string) int {
+func runPrint(p *program, args []string) int {
 	for i, w := range []io.Writer{p.stdout, p.stderr} {
 		if i < len(args) && p.print(w, args[i]+"\n") != 0 {
 			return 1
@@ -172,7 +181,7 @@ func runPrint(p *process, args []string) int {
 	return 0
 }
 
-func runCat(p *process, _ []string) int {
+func runCat(p *program, _ []string) int {
 	ended := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(p.stdout, p.stdin)
@@ -191,7 +200,7 @@ func runCat(p *process, _ []string) int {
 	}
 }
 
-func runShell(p *process, args []string) int {
+func runShell(p *program, args []string) int {
 	if len(args) < 2 || args[0] != "-c" {
 		return p.wait(forever, codeTerm)
 	}
@@ -231,7 +240,7 @@ func runExec(ctx context.Context, argv []string, streams *engine.Streams) (int, 
 	if streams.TTY {
 		stderr = streams.Stdout
 	}
-	p := newProcess(ctx, streams.Stdin, streams.Stdout, stderr)
+	p := newProgram(ctx, streams.Stdin, streams.Stdout, stderr)
 	defer p.kill()
 	code := p.run(argv, unknownCommand)
 	if ctx.Err() != nil {
