@@ -178,6 +178,17 @@ func (p *Session) Close() {
 	}
 }
 
+// Serves says whether the helper reference is one of a session that is open.
+func (s *Server) Serves(helper string) bool {
+	named, err := reference.ParseNormalizedNamed(helper)
+	if err != nil {
+		return false
+	}
+	name := named.Name()
+	session := s.session(name[strings.LastIndexByte(name, '/')+1:])
+	return session != nil && session.name == name
+}
+
 func (s *Server) session(secret string) *Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,0 +1,223 @@
+package imagestore
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/image"
+	"golang.org/x/sync/errgroup"
+
+	"crishim/engine"
+)
+
+// inspectors bounds how many inspects of one list are under way.
+const inspectors = 4
+
+// snapshot is every image at one generation, on one connection. Immutable.
+type snapshot struct {
+	generation uint64
+	from       docker
+	images     []*engine.Image
+	byID       map[engine.ImageID]*engine.Image
+	byName     map[string]*engine.Image // by query.name, tags and digests
+}
+
+// images returns the snapshot of now. Where nothing changed it costs no call.
+func (s *Store) images(ctx context.Context) (*snapshot, error) {
+	d, err := s.docker()
+	if err != nil {
+		return nil, err
+	}
+	if snap := s.current(d); snap != nil {
+		return snap, nil
+	}
+	select {
+	case s.loading <- struct{}{}:
+		defer func() { <-s.loading }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("list images: %w", ctx.Err())
+	}
+	if snap := s.current(d); snap != nil {
+		return snap, nil
+	}
+	snap, err := s.load(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	s.cache.Store(snap)
+	return snap, nil
+}
+
+// current is the cache if it is still true.
+func (s *Store) current(d docker) *snapshot {
+	snap := s.cache.Load()
+	if snap == nil || snap.from != d || snap.generation != s.generation.Load() {
+		return nil
+	}
+	return snap
+}
+
+// load lists the images and inspects those that the last snapshot does not know: an image's content never changes under
+// its id, its names and size do.
+func (s *Store) load(ctx context.Context, d docker) (*snapshot, error) {
+	snap := &snapshot{
+		generation: s.generation.Load(), from: d,
+		byID: map[engine.ImageID]*engine.Image{}, byName: map[string]*engine.Image{},
+	}
+	list, err := d.ImageList(ctx, image.ListOptions{})
+	if err != nil {
+		return nil, dockerError("list images", err)
+	}
+	known := map[engine.ImageID]*engine.Image{}
+	if last := s.cache.Load(); last != nil && last.from == d {
+		known = last.byID
+	}
+	images := make([]*engine.Image, len(list))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(inspectors)
+	for i := range list {
+		summary := &list[i]
+		if onlyHelpers(summary.RepoTags, summary.RepoDigests) {
+			continue
+		}
+		if img := known[engine.ImageID(summary.ID)]; img != nil {
+			images[i] = withNames(img, summary)
+			continue
+		}
+		group.Go(func() error {
+			img, err := inspect(ctx, d, summary.ID)
+			if errdefs.IsNotFound(err) {
+				return nil // removed since
+			}
+			if err == nil {
+				images[i] = withNames(img, summary)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	for _, img := range images {
+		if img != nil {
+			snap.add(img, s.records.digests(img.ID))
+		}
+	}
+	return snap, nil
+}
+
+func withNames(img *engine.Image, summary *image.Summary) *engine.Image {
+	out := *img
+	out.RepoTags = ownReferences(summary.RepoTags)
+	out.RepoDigests = ownReferences(summary.RepoDigests)
+	out.Size = size(summary.Size)
+	return &out
+}
+
+func (p *snapshot) add(img *engine.Image, recorded []string) {
+	if p.byID[img.ID] != nil {
+		return
+	}
+	p.images = append(p.images, img)
+	p.byID[img.ID] = img
+	for _, refs := range [][]string{img.RepoTags, img.RepoDigests, recorded} {
+		for _, ref := range refs {
+			if name := fullName(ref); name != "" && p.byName[name] == nil {
+				p.byName[name] = img
+			}
+		}
+	}
+}
+
+// find looks an image up as Docker does: by id, then by name, then by the start of an id.
+func (p *snapshot) find(q *query) *engine.Image {
+	if q.id != "" {
+		return p.byID[engine.ImageID(q.id)]
+	}
+	if img := p.byName[q.name]; img != nil || q.prefix == "" {
+		return img
+	}
+	var found *engine.Image
+	for _, img := range p.images {
+		if q.matches(img) {
+			if found != nil {
+				return nil // ambiguous
+			}
+			found = img
+		}
+	}
+	return found
+}
+
+func inspect(ctx context.Context, d docker, ref string) (*engine.Image, error) {
+	in, err := d.ImageInspect(ctx, ref)
+	if err != nil {
+		return nil, dockerError("inspect image "+ref, err)
+	}
+	img := fromInspect(&in)
+	return &img, nil
+}
+
+// ListImages implements engine.Images.
+func (s *Store) ListImages(ctx context.Context) ([]engine.Image, error) {
+	snap, err := s.images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]engine.Image, len(snap.images))
+	for i, img := range snap.images {
+		out[i] = *s.finished(img)
+	}
+	return out, nil
+}
+
+// Image implements engine.Images.
+func (s *Store) Image(ctx context.Context, ref string) (*engine.Image, error) {
+	q, err := parseQuery(ref)
+	if err != nil {
+		return nil, err
+	}
+	if q.name != "" && isHelperOrHeld(q.name) {
+		return nil, absent(ref)
+	}
+	snap, err := s.images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if img := snap.find(&q); img != nil {
+		return s.finished(img), nil
+	}
+	return s.imageUnlisted(ctx, snap.from, ref, &q)
+}
+
+// imageUnlisted asks Docker for what the list does not show: an intermediate image, or one whose event is still to come.
+func (s *Store) imageUnlisted(ctx context.Context, d docker, ref string, q *query) (*engine.Image, error) {
+	asked := q.id
+	if asked == "" {
+		asked = q.name
+	}
+	if id := s.records.find(q.name); id != "" {
+		asked = string(id)
+	}
+	img, err := inspect(ctx, d, asked)
+	if errdefs.IsNotFound(err) && q.prefix != "" {
+		img, err = inspect(ctx, d, q.prefix)
+	}
+	if errdefs.IsNotFound(err) {
+		return nil, absent(ref)
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := s.finished(img)
+	// Docker takes short hexadecimal names for the start of an id; the kubelet must not be told that such an image is here.
+	if !q.matches(out) {
+		return nil, absent(ref)
+	}
+	return out, nil
+}
+
+func absent(ref string) error {
+	return fmt.Errorf("image %.300q: %w", ref, errdefs.ErrNotFound)
+}

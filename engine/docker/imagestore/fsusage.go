@@ -1,0 +1,272 @@
+package imagestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+)
+
+// usageSample is one measurement. Immutable.
+type usageSample struct {
+	images, containers engine.FSUsage
+}
+
+// ImageFS implements engine.Images: the last measurement, ErrUnavailable before the first.
+func (s *Store) ImageFS(context.Context) (images, containers []engine.FSUsage, err error) {
+	sample := s.usage.Load()
+	if sample == nil {
+		return nil, nil, fmt.Errorf("disk usage was not measured yet, ask again in a moment: %w", errdefs.ErrUnavailable)
+	}
+	return []engine.FSUsage{sample.images}, []engine.FSUsage{sample.containers}, nil
+}
+
+// sample measures and publishes.
+func (s *Store) sample(ctx context.Context, d docker, sampler *sampler) error {
+	info, err := d.Info(ctx)
+	if err != nil {
+		return dockerError("ask Docker for its folder", err)
+	}
+	now := time.Now()
+	images, containers, err := sampler.measure(ctx, info.DockerRootDir, info.Driver)
+	if err != nil {
+		return fmt.Errorf("measure %s: %w", info.DockerRootDir, err)
+	}
+	usage := func(u usage) engine.FSUsage {
+		return engine.FSUsage{Timestamp: now, Mountpoint: info.DockerRootDir, UsedBytes: u.bytes, InodesUsed: u.inodes}
+	}
+	s.usage.Store(&usageSample{images: usage(images), containers: usage(containers)})
+	return nil
+}
+
+type usage struct{ bytes, inodes uint64 }
+
+func (u *usage) add(o usage) {
+	u.bytes += o.bytes
+	u.inodes += o.inodes
+}
+
+// sampler measures Docker's data folder. Layers of images never change, so each is walked once; what is walked at each
+// measurement are the writable layers. It is used by one goroutine.
+type sampler struct {
+	layers map[string]usage // by the layer's folder
+}
+
+func newSampler() *sampler { return &sampler{layers: map[string]usage{}} }
+
+// containerdRoots are where an image store of containerd's lies: inside Docker's folder where Docker runs its own
+// containerd, else at the system's.
+func containerdRoots(root string) []string {
+	return []string{filepath.Join(root, "containerd", "daemon"), "/var/lib/containerd"}
+}
+
+// measure sums up what images and what containers take under Docker's folder.
+func (m *sampler) measure(ctx context.Context, root, driver string) (images, containers usage, err error) {
+	writable, err := writableLayers(root, driver)
+	if err != nil {
+		return usage{}, usage{}, err
+	}
+	logs, err := walk(ctx, filepath.Join(root, "containers"), nil)
+	if err != nil {
+		return usage{}, usage{}, err
+	}
+	containers.add(logs)
+	metadata, err := walk(ctx, filepath.Join(root, "image"), nil)
+	if err != nil {
+		return usage{}, usage{}, err
+	}
+	images.add(metadata)
+
+	layerImages, layerContainers, err := m.layerFolders(ctx, filepath.Join(root, driver), writable, committedLayers(root, driver))
+	if err != nil {
+		return usage{}, usage{}, err
+	}
+	images.add(layerImages)
+	containers.add(layerContainers)
+	if exists(filepath.Join(root, driver)) {
+		return images, containers, nil
+	}
+	storeImages, storeContainers, err := containerdStore(ctx, root, driver)
+	images.add(storeImages)
+	containers.add(storeContainers)
+	return images, containers, err
+}
+
+// layerFolders walks a graph driver's folder, one folder per layer. Those that are committed are walked once.
+func (m *sampler) layerFolders(ctx context.Context, dir string, writable, committed map[string]bool) (images, containers usage, err error) {
+	entries, err := readDir(dir)
+	if err != nil {
+		return usage{}, usage{}, err
+	}
+	kept := make(map[string]usage, len(m.layers))
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		size, known := m.layers[path]
+		if !known || !committed[entry.Name()] {
+			if size, err = walk(ctx, path, nil); err != nil {
+				return usage{}, usage{}, err
+			}
+		}
+		if committed[entry.Name()] {
+			kept[path] = size
+		}
+		if writable[entry.Name()] {
+			containers.add(size)
+		} else {
+			images.add(size)
+		}
+	}
+	m.layers = kept
+	return images, containers, nil
+}
+
+// writableLayers are the names of the containers' own folders: Docker keeps them in image/DRIVER/layerdb/mounts/CONTAINER.
+func writableLayers(root, driver string) (map[string]bool, error) {
+	names := map[string]bool{}
+	mounts := filepath.Join(root, "image", driver, "layerdb", "mounts")
+	entries, err := readDir(mounts)
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		for _, file := range []string{"mount-id", "init-id"} {
+			if id, err := os.ReadFile(filepath.Join(mounts, entry.Name(), file)); err == nil { // absent: removed since
+				names[strings.TrimSpace(string(id))] = true
+			}
+		}
+	}
+	return names, nil
+}
+
+// committedLayers are the names of the folders of whole image layers. What cannot be read is walked each time.
+func committedLayers(root, driver string) map[string]bool {
+	names := map[string]bool{}
+	layers := filepath.Join(root, "image", driver, "layerdb", "sha256")
+	entries, err := os.ReadDir(layers)
+	if err != nil {
+		return names
+	}
+	for _, entry := range entries {
+		if id, err := os.ReadFile(filepath.Join(layers, entry.Name(), "cache-id")); err == nil {
+			names[strings.TrimSpace(string(id))] = true
+		}
+	}
+	return names
+}
+
+// containerdStore walks the content and the snapshots of containerd. A snapshot that is some mount's upper layer is a
+// container's; those of stopped containers cannot be told from layers and count as images.
+func containerdStore(ctx context.Context, root, driver string) (images, containers usage, err error) {
+	for _, store := range containerdRoots(root) {
+		snapshots := filepath.Join(store, "io.containerd.snapshotter.v1."+driver)
+		if !exists(snapshots) {
+			continue
+		}
+		upper, err := upperDirs(snapshots)
+		if err != nil {
+			return usage{}, usage{}, err
+		}
+		for dir := range upper {
+			size, err := walk(ctx, dir, nil)
+			if err != nil {
+				return usage{}, usage{}, err
+			}
+			containers.add(size)
+		}
+		for _, dir := range []string{snapshots, filepath.Join(store, "io.containerd.content.v1.content")} {
+			size, err := walk(ctx, dir, upper)
+			if err != nil {
+				return usage{}, usage{}, err
+			}
+			images.add(size)
+		}
+		return images, containers, nil
+	}
+	return usage{}, usage{}, nil
+}
+
+// upperDirs are the upper layers of overlay mounts under dir.
+func upperDirs(dir string) (map[string]bool, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return nil, fmt.Errorf("read the mount table: %w", err)
+	}
+	upper := map[string]bool{}
+	for _, mount := range mounts {
+		for option := range strings.SplitSeq(mount.VFSOptions, ",") {
+			if path, ok := strings.CutPrefix(option, "upperdir="); ok && strings.HasPrefix(path, dir+"/") {
+				upper[path] = true
+			}
+		}
+	}
+	return upper, nil
+}
+
+// walk sums the blocks and inodes of a tree on one file system, without the folders in skip. What vanishes on the way and
+// an absent tree take nothing. Hard links count once.
+func walk(ctx context.Context, dir string, skip map[string]bool) (usage, error) {
+	var sum usage
+	var device uint64
+	linked := map[uint64]bool{}
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+		if entry.IsDir() && skip[path] {
+			return fs.SkipDir
+		}
+		var stat unix.Stat_t
+		if err := unix.Lstat(path, &stat); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return fmt.Errorf("stat %s: %w", path, err)
+		}
+		if path == dir {
+			device = uint64(stat.Dev)
+		} else if uint64(stat.Dev) != device {
+			if entry.IsDir() {
+				return fs.SkipDir // a running container's mounted root
+			}
+			return nil
+		}
+		if !entry.IsDir() && stat.Nlink > 1 {
+			if linked[stat.Ino] {
+				return nil
+			}
+			linked[stat.Ino] = true
+		}
+		sum.add(usage{bytes: uint64(stat.Blocks) * 512, inodes: 1})
+		return nil
+	})
+	return sum, err
+}
+
+func readDir(dir string) ([]os.DirEntry, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return entries, err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

@@ -1,0 +1,115 @@
+package imagestore
+
+import (
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/api/types/image"
+
+	"crishim/engine"
+)
+
+// fromInspect is the image as Docker inspects it, without pinning and recorded digests.
+func fromInspect(in *image.InspectResponse) engine.Image {
+	out := engine.Image{
+		ID:          engine.ImageID(in.ID),
+		RepoTags:    ownReferences(in.RepoTags),
+		RepoDigests: ownReferences(in.RepoDigests),
+		Size:        size(in.Size),
+	}
+	if created, err := time.Parse(time.RFC3339Nano, in.Created); err == nil {
+		out.Created = created
+	}
+	if config := in.Config; config != nil {
+		out.User = config.User
+		out.Env = config.Env
+		out.Entrypoint = config.Entrypoint
+		out.Cmd = config.Cmd
+		out.WorkingDir = config.WorkingDir
+		out.StopSignal = config.StopSignal
+		out.Labels = config.Labels
+	}
+	out.UID, out.Username = parseUser(out.User)
+	return out
+}
+
+// size is never 0, which the kubelet takes for an answer that is not filled in: an image without layers has a config.
+func size(n int64) uint64 {
+	return uint64(max(n, 1))
+}
+
+// parseUser reads the user of an image's config ("user", "uid", either with ":group"). Only what is a uid to the kernel
+// is one here; every other number stays text, with which the kubelet refuses runAsNonRoot (CVE-2024-40635).
+func parseUser(user string) (*int64, string) {
+	name, _, _ := strings.Cut(user, ":")
+	if name == "" {
+		return nil, ""
+	}
+	if strings.Trim(name, "0123456789") != "" {
+		return nil, name
+	}
+	n, err := strconv.ParseUint(name, 10, 32)
+	if err != nil || n == math.MaxUint32 { // (uid_t)-1 means "no change" to the kernel
+		return nil, name
+	}
+	uid := int64(n)
+	return &uid, ""
+}
+
+// clone makes what a caller may change.
+func clone(in *engine.Image) *engine.Image {
+	out := *in
+	out.RepoTags = slices.Clone(in.RepoTags)
+	out.RepoDigests = slices.Clone(in.RepoDigests)
+	out.Env = slices.Clone(in.Env)
+	out.Entrypoint = slices.Clone(in.Entrypoint)
+	out.Cmd = slices.Clone(in.Cmd)
+	out.Labels = maps.Clone(in.Labels)
+	if in.UID != nil {
+		uid := *in.UID
+		out.UID = &uid
+	}
+	return &out
+}
+
+// finished is img as callers get it: with the digests of our records and pinning as it is now.
+func (s *Store) finished(img *engine.Image) *engine.Image {
+	out := clone(img)
+	for _, digest := range s.records.digests(img.ID) {
+		if !slices.Contains(out.RepoDigests, digest) {
+			out.RepoDigests = append(out.RepoDigests, digest)
+		}
+	}
+	out.Pinned = s.isPinned(out)
+	return out
+}
+
+func (s *Store) isPinned(img *engine.Image) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pauseIDs[img.ID] {
+		return true
+	}
+	return slices.ContainsFunc(append(slices.Clone(s.pinned), s.options.PauseImage), func(ref string) bool {
+		return ref != "" && matches(ref, img)
+	})
+}
+
+// matches says whether ref, in any form, names img.
+func matches(ref string, img *engine.Image) bool {
+	q, err := parseQuery(ref)
+	return err == nil && q.matches(img)
+}
+
+func (q *query) matches(img *engine.Image) bool {
+	if q.id != "" {
+		return q.id == string(img.ID)
+	}
+	named := func(ref string) bool { return fullName(ref) == q.name }
+	return slices.ContainsFunc(img.RepoTags, named) || slices.ContainsFunc(img.RepoDigests, named) ||
+		(q.prefix != "" && strings.HasPrefix(string(img.ID), "sha256:"+q.prefix))
+}

@@ -1,0 +1,50 @@
+package imagestore
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// probeTimeout bounds asking a registry whether it lives, after a pull failed.
+const probeTimeout = 5 * time.Second
+
+// registryDown asks the registry's base (distribution-spec end-1): it is down when nothing can be connected to or the
+// answer is 5xx. No credentials are sent and nothing that is received is used.
+func registryDown(ctx context.Context, server string) bool {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	down, err := probe(ctx, server)
+	// Docker tries http too where it may.
+	if plain, ok := strings.CutPrefix(server, "https://"); ok && errors.Is(err, http.ErrSchemeMismatch) {
+		down, _ = probe(ctx, "http://"+plain)
+	}
+	return down
+}
+
+func probe(ctx context.Context, server string) (down bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server+"/v2/", nil)
+	if err != nil {
+		return false, err
+	}
+	transport := &http.Transport{
+		Proxy: http.ProxyFromEnvironment,
+		// Whether the certificate is good is Docker's to judge; that one is shown means that the registry lives.
+		TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true},
+		DisableKeepAlives: true,
+	}
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.Do(req)
+	if err != nil {
+		var opError *net.OpError
+		var dnsError *net.DNSError
+		dial := errors.As(err, &opError) && opError.Op == "dial"
+		return dial || errors.As(err, &dnsError) || errors.Is(err, context.DeadlineExceeded), err
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode >= http.StatusInternalServerError, nil
+}

@@ -1,0 +1,125 @@
+package imagestore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// localPatience is how many times longer than the network the local disk may take without a sign: Docker says nothing
+// while it flushes a large layer, and ends nothing by waiting.
+const localPatience = 10
+
+// progress is what a pull last did. Its methods may be called from any goroutine.
+type progress struct {
+	mu     sync.Mutex
+	last   time.Time
+	layers map[string]*layerProgress
+}
+
+// layerProgress is one layer, or under "" the pull itself.
+type layerProgress struct {
+	status  string
+	seen    map[string]bool
+	current int64
+}
+
+func newProgress() *progress {
+	return &progress{last: time.Now(), layers: map[string]*layerProgress{}}
+}
+
+// message is one line of the stream that Docker answers a pull with (pkg/jsonmessage).
+type message struct {
+	ID             string `json:"id"`
+	Status         string `json:"status"`
+	ProgressDetail *struct {
+		Current int64 `json:"current"`
+	} `json:"progressDetail"`
+	Error       string `json:"error"`
+	ErrorDetail *struct {
+		Message string `json:"message"`
+	} `json:"errorDetail"`
+}
+
+// The words of Docker's stream that count in another way than as a step forward.
+const (
+	statusExtracting = "Extracting"
+	statusVerifying  = "Verifying Checksum"
+	// statusDownloading and the like repeat with new counts. "Retrying in N seconds" has another text each second.
+	retryingPrefix = "Retrying in "
+)
+
+// touch notes a step outside of Docker's stream.
+func (p *progress) touch() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = time.Now()
+}
+
+// note takes a message in: progress is a count that moved, or a phase that a layer was not in before.
+func (p *progress) note(msg *message) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	layer := p.layers[msg.ID]
+	if layer == nil {
+		layer = &layerProgress{seen: map[string]bool{}}
+		p.layers[msg.ID] = layer
+	}
+	status := msg.Status
+	if len(status) >= len(retryingPrefix) && status[:len(retryingPrefix)] == retryingPrefix {
+		layer.status = retryingPrefix
+		return
+	}
+	moved := !layer.seen[status]
+	layer.seen[status] = true
+	if msg.ProgressDetail != nil && msg.ProgressDetail.Current != layer.current {
+		layer.current = msg.ProgressDetail.Current
+		moved = true
+	}
+	layer.status = status
+	if moved {
+		p.last = time.Now()
+	}
+}
+
+// left is how long the pull may still go on without progress under the limit; 0 or less when it was too long already.
+func (p *progress) left(limit time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, layer := range p.layers {
+		if layer.status == statusExtracting || layer.status == statusVerifying {
+			limit *= localPatience
+			break
+		}
+	}
+	return limit - time.Since(p.last)
+}
+
+// streamError is what Docker says in the stream, after its answer had begun.
+type streamError struct{ text string }
+
+func (e *streamError) Error() string { return e.text }
+
+// follow reads the stream to its end, with the error that Docker put into it.
+func (p *progress) follow(stream io.Reader) error {
+	decoder := json.NewDecoder(stream)
+	for {
+		var msg message
+		if err := decoder.Decode(&msg); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return fmt.Errorf("read Docker's progress: %w", err)
+		}
+		if msg.ErrorDetail != nil && msg.ErrorDetail.Message != "" {
+			return &streamError{msg.ErrorDetail.Message}
+		}
+		if msg.Error != "" {
+			return &streamError{msg.Error}
+		}
+		p.note(&msg)
+	}
+}

@@ -1,0 +1,221 @@
+package imagestore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/registry"
+	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"crishim/engine"
+	"crishim/engine/docker/imagestore/hosts"
+	"crishim/engine/docker/imagestore/pullthrough"
+	"crishim/internal/undo"
+)
+
+// PullImage implements engine.Images.
+//
+// Pulls are joined where they name the same image with the same credentials: nobody gets an image by somebody else's
+// (catalogue S40). A registry that cannot be reached is ErrUnavailable, and the text begins with the word that the kubelet
+// looks for (k8s.io/cri-api/pkg/errors).
+func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.Image, error) {
+	named, err := parseNamed(spec.Ref)
+	if err != nil {
+		return nil, err
+	}
+	if q, err := parseQuery(spec.Ref); err != nil || q.id != "" || isHelperOrHeld(named.Name()) {
+		return nil, fmt.Errorf("image reference %.300q is no name that can be pulled: %w", spec.Ref, errdefs.ErrInvalidArgument)
+	}
+	key, err := joinKey(named, spec.Auth)
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.pulls.do(ctx, key, spec.NoProgress, func(ctx context.Context, p *progress) (*engine.Image, error) {
+		return s.pull(ctx, named, spec.Auth, p)
+	})
+	if err != nil {
+		return nil, pullError(named, err)
+	}
+	return s.finished(img), nil
+}
+
+// joinKey tells pulls apart; credentials are in it as a hash only.
+func joinKey(named reference.Named, auth *engine.Auth) (string, error) {
+	data, err := json.Marshal(auth)
+	if err != nil {
+		return "", fmt.Errorf("pull %s: %w", named, err)
+	}
+	return fmt.Sprintf("%s %x", named, sha256.Sum256(data)), nil
+}
+
+func pullError(named reference.Named, err error) error {
+	name := reference.FamiliarString(named)
+	if errors.Is(err, errRegistryDown) {
+		return fmt.Errorf("%w: pull %s: %w", crierrors.ErrRegistryUnavailable, name, err)
+	}
+	return fmt.Errorf("pull %s: %w", name, err)
+}
+
+// errRegistryDown marks errors of a registry that cannot be reached or answers 5xx.
+var errRegistryDown = fmt.Errorf("the registry cannot be reached or is broken: %w", errdefs.ErrUnavailable)
+
+// pull is the work of one flight.
+func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Auth, p *progress) (*engine.Image, error) {
+	domain := reference.Domain(named)
+	s.mu.Lock()
+	dirs := s.hostDirs
+	s.mu.Unlock()
+	mirrors, err := hosts.Lookup(dirs, domain)
+	if err != nil {
+		return nil, err
+	}
+	credentials, err := s.credentials(ctx, auth, domain)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.docker()
+	if err != nil {
+		return nil, err
+	}
+	defer s.Invalidate()
+	p.touch()
+	if mirrors != nil {
+		return s.pullThrough(ctx, d, named, mirrors, credentials, p)
+	}
+	if err := dockerPull(ctx, d, named.String(), domain, credentials, p); err != nil {
+		return nil, classify(ctx, domain, err)
+	}
+	p.touch()
+	return inspect(ctx, d, named.String())
+}
+
+// dockerPull lets Docker pull ref, following its progress.
+func dockerPull(ctx context.Context, d docker, ref, domain string, credentials pullthrough.Credentials, p *progress) error {
+	options := image.PullOptions{}
+	if credentials != (pullthrough.Credentials{}) {
+		address := domain
+		if domain == "docker.io" {
+			address = dockerHubKey
+		}
+		encoded, err := registry.EncodeAuthConfig(registry.AuthConfig{
+			Username: credentials.Username, Password: credentials.Password, ServerAddress: address,
+			IdentityToken: credentials.IdentityToken, RegistryToken: credentials.RegistryToken,
+		})
+		if err != nil {
+			return fmt.Errorf("encode credentials: %w", err)
+		}
+		options.RegistryAuth = encoded
+	}
+	stream, err := d.ImagePull(ctx, ref, options)
+	if err != nil {
+		return dockerError("ask Docker", err)
+	}
+	defer func() { _ = stream.Close() }()
+	return p.follow(stream)
+}
+
+// classify finds out whether an error of Docker's without a class of its own is the registry's being away: Docker's answer
+// is 500 for that as for anything else, so the registry is asked.
+func classify(ctx context.Context, domain string, err error) error {
+	if in := (*streamError)(nil); ctx.Err() != nil || (!errors.As(err, &in) && !errdefs.IsInternal(err)) {
+		return err
+	}
+	if registryDown(ctx, hosts.ServerURL(domain)) {
+		return fmt.Errorf("%w: %w", err, errRegistryDown)
+	}
+	return err
+}
+
+// pullThrough pulls over the endpoints of a hosts.toml: Docker pulls a helper's name from loopback, which then gives way to
+// the asked one.
+func (s *Store) pullThrough(ctx context.Context, d docker, named reference.Named, mirrors *hosts.Config, credentials pullthrough.Credentials, p *progress) (*engine.Image, error) {
+	session, err := s.mirrors.Open(ctx, pullthrough.Pull{
+		Config: mirrors, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: s.nodeCredentials,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer session.Close()
+	helper := session.Name() + strings.TrimPrefix(named.String(), named.Name()) // with ":tag" or "@digest"
+	if err := dockerPull(ctx, d, helper, reference.Domain(named), pullthrough.Credentials{}, p); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, mirrorError(err, session, named, mirrors.Path)
+	}
+	p.touch()
+
+	var undone undo.Stack
+	undone.Push("helper name", func(ctx context.Context) error { return removeName(ctx, d, helper) })
+	img, err := s.adopt(ctx, d, named, helper)
+	// The helper's name goes in either case. One that stays, Run removes.
+	if uerr := undone.Run(ctx); err == nil && uerr != nil {
+		err = uerr
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.touch()
+	return inspect(ctx, d, string(img))
+}
+
+// adopt gives the image under the helper's name its own: first the record of its digest, then the tag, so that what is
+// tagged always has its digest.
+func (s *Store) adopt(ctx context.Context, d docker, named reference.Named, helper string) (engine.ImageID, error) {
+	in, err := d.ImageInspect(ctx, helper)
+	if err != nil {
+		return "", fmt.Errorf("inspect what was pulled: %s: %w", strings.ReplaceAll(err.Error(), helper, named.String()), errdefs.ErrUnavailable)
+	}
+	digest := helperDigest(in.RepoDigests)
+	target := named.String()
+	if canonical, ok := named.(reference.Canonical); ok {
+		digest = canonical.Digest().String()
+		target = heldRepository + ":" + canonical.Digest().Encoded()
+	}
+	id := engine.ImageID(in.ID)
+	if digest != "" {
+		if err := s.records.add(id, reference.FamiliarName(named)+"@"+digest); err != nil {
+			return "", err
+		}
+	}
+	if err := d.ImageTag(ctx, in.ID, target); err != nil {
+		return "", dockerError("tag the pulled image", err)
+	}
+	return id, nil
+}
+
+// helperDigest is the digest of what was pulled under a helper's name.
+func helperDigest(repoDigests []string) string {
+	for _, ref := range repoDigests {
+		if pullthrough.IsHelper(ref) {
+			_, digest, _ := strings.Cut(ref, "@")
+			return digest
+		}
+	}
+	return ""
+}
+
+// mirrorError is a failed pull in the words of the endpoints, which Docker did not talk to, without the helper's name.
+func mirrorError(err error, session *pullthrough.Session, named reference.Named, path string) error {
+	if upstream := session.Err(); upstream != nil {
+		err = fmt.Errorf("by %s: %w", path, upstream)
+		if errdefs.IsUnavailable(upstream) {
+			return fmt.Errorf("%w: %w", err, errRegistryDown)
+		}
+		return err
+	}
+	class := error(errdefs.ErrUnknown)
+	for _, known := range []error{errdefs.ErrUnavailable, errdefs.ErrNotFound, errdefs.ErrInternal, errdefs.ErrResourceExhausted} {
+		if errors.Is(err, known) {
+			class = known
+		}
+	}
+	return fmt.Errorf("by %s: %s: %w", path, strings.ReplaceAll(err.Error(), session.Name(), named.Name()), class)
+}

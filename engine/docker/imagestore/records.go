@@ -1,0 +1,185 @@
+package imagestore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/internal/atomicfile"
+)
+
+// records keep the repository digests of images that were pulled through a mirror: Docker knows them under the helper's
+// name only. One file per image, named after its id.
+type records struct {
+	dir string
+
+	mu   sync.Mutex
+	byID map[engine.ImageID]*record
+}
+
+// record is the file's form. A change of meaning needs another version.
+type record struct {
+	Version     int      `json:"version"`
+	ID          string   `json:"id"`
+	RepoDigests []string `json:"repoDigests"`
+
+	written time.Time // in this process; a list made before it does not show the image
+}
+
+const (
+	recordVersion = 1
+	recordSuffix  = ".json"
+	// badSuffix is given to a file that cannot be read, so that it is looked at once.
+	badSuffix = ".bad"
+)
+
+func loadRecords(dir string) *records {
+	r := &records{dir: dir, byID: map[engine.ImageID]*record{}}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			klog.ErrorS(err, "Reading the digests of pulled images failed")
+		}
+		return r
+	}
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		if strings.HasPrefix(entry.Name(), atomicfile.TempPrefix) {
+			_ = os.Remove(path) // a crash left it; it is in nobody's way
+			continue
+		}
+		if !strings.HasSuffix(entry.Name(), recordSuffix) {
+			continue
+		}
+		record, err := readRecord(path)
+		if err != nil {
+			klog.ErrorS(err, "Setting aside a record of an image's digests", "path", path)
+			_ = os.Rename(path, path+badSuffix) // if it fails, it is tried again at the next start
+			continue
+		}
+		r.byID[engine.ImageID(record.ID)] = record
+	}
+	return r
+}
+
+func readRecord(path string) (*record, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var rec record
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return nil, err
+	}
+	if rec.Version != recordVersion || filepath.Base(path) != recordName(rec.ID) {
+		return nil, fmt.Errorf("version %d of %q is not expected in this file", rec.Version, rec.ID)
+	}
+	for _, ref := range rec.RepoDigests {
+		if fullName(ref) == "" || !strings.Contains(ref, "@") {
+			return nil, fmt.Errorf("%q is not a name with a digest", ref)
+		}
+	}
+	return &rec, nil
+}
+
+// recordName is the file of an image, "" when id is none: it becomes part of a path.
+func recordName(id string) string {
+	hex, ok := strings.CutPrefix(id, "sha256:")
+	if !ok || len(hex) != 64 || !isHex(hex) {
+		return ""
+	}
+	return hex + recordSuffix
+}
+
+// digests are the recorded ones of an image.
+func (r *records) digests(id engine.ImageID) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rec := r.byID[id]; rec != nil {
+		return slices.Clone(rec.RepoDigests)
+	}
+	return nil
+}
+
+// find is the image that a full name with a digest was recorded for, "" if none.
+func (r *records) find(name string) engine.ImageID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, rec := range r.byID {
+		if slices.ContainsFunc(rec.RepoDigests, func(ref string) bool { return fullName(ref) == name }) {
+			return id
+		}
+	}
+	return ""
+}
+
+// add records durably that the image is repoDigest, a familiar name with a digest.
+func (r *records) add(id engine.ImageID, repoDigest string) error {
+	name := recordName(string(id))
+	if name == "" {
+		return fmt.Errorf("record the digest of an image: Docker gave it the id %q", id)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := &record{Version: recordVersion, ID: string(id), RepoDigests: []string{repoDigest}, written: time.Now()}
+	if old := r.byID[id]; old != nil {
+		if slices.Contains(old.RepoDigests, repoDigest) {
+			old.written = next.written
+			return nil
+		}
+		next.RepoDigests = append(slices.Clone(old.RepoDigests), repoDigest)
+	}
+	data, err := json.Marshal(next)
+	if err != nil {
+		return fmt.Errorf("record the digest of an image: %w", err)
+	}
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return fmt.Errorf("record the digest of an image: %w", err)
+	}
+	if err := atomicfile.Write(filepath.Join(r.dir, name), data, 0o600); err != nil {
+		return fmt.Errorf("record the digest of an image: %w", err)
+	}
+	r.byID[id] = next
+	return nil
+}
+
+// remove forgets an image.
+func (r *records) remove(id engine.ImageID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.removeLocked(id)
+}
+
+func (r *records) removeLocked(id engine.ImageID) error {
+	if r.byID[id] == nil {
+		return nil
+	}
+	if err := atomicfile.Remove(filepath.Join(r.dir, recordName(string(id)))); err != nil {
+		return fmt.Errorf("forget the digests of image %s: %w", id, err)
+	}
+	delete(r.byID, id)
+	return nil
+}
+
+// prune forgets the images that a list made at the given time does not hold.
+func (r *records) prune(present map[engine.ImageID]bool, listed time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for id, rec := range r.byID {
+		if !present[id] && rec.written.Before(listed) {
+			errs = append(errs, r.removeLocked(id))
+		}
+	}
+	return errors.Join(errs...)
+}
