@@ -63,8 +63,15 @@ func (kernelNamespaces) inode(path string) (uint64, error) {
 func (kernelNamespaces) loopbackUp(netns string) error {
 	done := make(chan error)
 	go func() {
-		// Never unlocked: the thread stays in the pod's namespace and so must end with the goroutine.
 		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// The main thread cannot end: it would stay in the pod's namespace, and /proc/PID/ns/net with it. Held here, it
+			// is not the one that the next goroutine gets.
+			defer runtime.UnlockOSThread()
+			done <- kernelNamespaces{}.loopbackUp(netns)
+			return
+		}
+		// Never unlocked: the thread is in the pod's namespace and so must end with the goroutine.
 		done <- loopbackUpHere(netns)
 	}()
 	if err := <-done; err != nil {
