@@ -90,6 +90,9 @@ type PodStatus struct {
 	Key       PodKey
 	State     PodState
 	CreatedAt time.Time
+	// StartedAt is zero before StartPod and stays set after the end: it tells a pod that has ended from a late report of one
+	// that was not started yet.
+	StartedAt time.Time
 	// PID is the process that holds the namespaces, 0 when there is none; StartTicks its start time in clock ticks since
 	// boot (field 22 of /proc/PID/stat), which tells it from a later process with the same number.
 	PID        int

@@ -169,12 +169,16 @@ func (s *Store) applyPod(engineName string, st engine.PodStatus) {
 //	not started ──► READY ──► over (NOTREADY for ever)
 //	      └────────────────────▲
 //
-// NOTREADY after READY is believed unless the process lives: an engine's status may have been taken before the start and
-// be delivered after it.
+// NOTREADY after READY is believed unless the status is of a pod that was not started, or the process lives: it was taken
+// before the start then, and delivered after it.
 func mergePod(e *podEntry, st engine.PodStatus) {
 	old := e.status
 	if st.CreatedAt.IsZero() {
 		st.CreatedAt = old.CreatedAt
+	}
+	late := st.StartedAt.IsZero() && !old.StartedAt.IsZero()
+	if late {
+		st.StartedAt = old.StartedAt
 	}
 	// A spec that was read back serves only pods without a record.
 	st.Spec = nil
@@ -183,7 +187,7 @@ func mergePod(e *podEntry, st engine.PodStatus) {
 	case e.over:
 		st.State = engine.PodNotReady
 	case wasReady && st.State != engine.PodReady:
-		if old.PID != 0 && process.Alive(old.PID, old.StartTicks) {
+		if late || old.PID != 0 && process.Alive(old.PID, old.StartTicks) {
 			return
 		}
 		e.over = true

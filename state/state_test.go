@@ -380,6 +380,20 @@ func TestAPodIsReadyOnceAndOnlyWithItsOwnProcess(t *testing.T) {
 	state(engine.PodNotReady, "after somebody started it again")
 }
 
+func TestALateReportOfAPodBeforeItsStartEndsNothing(t *testing.T) {
+	s := newTestStore(t)
+	must(t, s.PutPod(samplePod("a")))
+	s.ApplyPod(engine.PodStatus{ID: "pod-a", State: engine.PodReady, StartedAt: time.Now()})
+	s.ApplyPod(engine.PodStatus{ID: "pod-a", State: engine.PodNotReady})
+	if v, _ := s.Pod("pod-a"); v.State != engine.PodReady {
+		t.Error("the pod is over")
+	}
+	s.ApplyPod(engine.PodStatus{ID: "pod-a", State: engine.PodNotReady, StartedAt: time.Now()})
+	if v, _ := s.Pod("pod-a"); v.State != engine.PodNotReady {
+		t.Error("the pod has ended and is READY")
+	}
+}
+
 func TestAPodWhoseProcessIsAnotherIsNotReady(t *testing.T) {
 	s := newTestStore(t)
 	p := samplePod("a")

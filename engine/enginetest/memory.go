@@ -198,7 +198,7 @@ type memoryPod struct {
 	id       engine.PodID
 	spec     engine.PodSpec
 	created  time.Time
-	started  bool
+	started  time.Time
 	running  bool
 	netns    string
 	overhead *engine.Resources
@@ -207,7 +207,7 @@ type memoryPod struct {
 
 func (p *memoryPod) status() engine.PodStatus {
 	spec := p.spec
-	st := engine.PodStatus{ID: p.id, Key: p.spec.Key, State: engine.PodNotReady, CreatedAt: p.created, NetNSPath: p.netns, Spec: &spec}
+	st := engine.PodStatus{ID: p.id, Key: p.spec.Key, State: engine.PodNotReady, CreatedAt: p.created, StartedAt: p.started, NetNSPath: p.netns, Spec: &spec}
 	if p.running {
 		st.State = engine.PodReady
 	}
@@ -245,7 +245,7 @@ func (m *Memory) StartPod(ctx context.Context, id engine.PodID, _ *engine.PodSpe
 	if p == nil {
 		return engine.PodStatus{}, notFound("pod", string(id))
 	}
-	if p.started {
+	if !p.started.IsZero() {
 		return engine.PodStatus{}, fmt.Errorf("start pod %s: it was started before: %w", id, errdefs.ErrFailedPrecondition)
 	}
 	if p.spec.Namespaces.Network != engine.NamespaceNode {
@@ -253,7 +253,7 @@ func (m *Memory) StartPod(ctx context.Context, id engine.PodID, _ *engine.PodSpe
 			return engine.PodStatus{}, err
 		}
 	}
-	p.started, p.running = true, true
+	p.started, p.running = time.Now(), true
 	m.tellPod(p)
 	return p.status(), done()
 }

@@ -16,12 +16,12 @@ var podTests = map[string]func(*suite){
 		id := s.createPod(spec)
 		st, err := s.Engine.PodStatus(s.Context(), id)
 		s.ok(err, "status")
-		if st.ID != id || st.Key != spec.Key || st.State != engine.PodNotReady || st.CreatedAt.IsZero() {
+		if st.ID != id || st.Key != spec.Key || st.State != engine.PodNotReady || st.CreatedAt.IsZero() || !st.StartedAt.IsZero() {
 			s.Errorf("created: %+v", st)
 		}
 		st, err = s.Engine.StartPod(s.Context(), id, spec)
 		s.ok(err, "start")
-		if st.ID != id || st.State != engine.PodReady || st.NetNSPath == "" {
+		if st.ID != id || st.State != engine.PodReady || st.NetNSPath == "" || st.StartedAt.IsZero() {
 			s.Errorf("started: %+v", st)
 		}
 		netns := st.NetNSPath
@@ -31,7 +31,7 @@ var podTests = map[string]func(*suite){
 		s.ok(s.Engine.StopPod(s.Context(), id), "stop")
 		after, err := s.Engine.PodStatus(s.Context(), id)
 		s.ok(err, "status")
-		if after.State != engine.PodNotReady || after.NetNSPath != netns {
+		if after.State != engine.PodNotReady || after.NetNSPath != netns || after.StartedAt.IsZero() {
 			s.Errorf("stopped: %+v; the network namespace stays pinned for the detach", after)
 		}
 		if s.RealProcesses && (process.Alive(st.PID, st.StartTicks) || !exists(netns)) {
