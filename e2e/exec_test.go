@@ -1,0 +1,231 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/e2e/harness"
+)
+
+func TestExecSyncReturnsOutputAndExitCode(t *testing.T) {
+	n := node(t)
+	c := n.RunPod(t, "exec").Run("c", n.Registry.Ref(harness.Busybox), forever)
+	reply := c.Exec("sh", "-c", "echo out; echo err >&2; exit 3")
+	if string(reply.Stdout) != "out\n" || string(reply.Stderr) != "err\n" || reply.ExitCode != 3 {
+		t.Errorf("stdout %q, stderr %q, exit code %d", reply.Stdout, reply.Stderr, reply.ExitCode)
+	}
+	if reply := c.Exec("seq", "1", "100000"); len(bytes.Split(reply.Stdout, []byte("\n"))) != 100001 {
+		t.Errorf("%d bytes of output, want all of 100000 lines", len(reply.Stdout))
+	}
+}
+
+func TestExecSyncTimeoutEndsTheWholeProcessTree(t *testing.T) {
+	n := node(t)
+	c := n.RunPod(t, "timeout").Run("c", n.Registry.Ref(harness.Busybox), forever)
+	began := time.Now()
+	_, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 1, Cmd: []string{"sh", "-c", "sleep 4321 & sleep 1234; true"}})
+	wantCode(t, "an exec that runs too long", err, codes.DeadlineExceeded)
+	if took := time.Since(began); took < time.Second || took > 5*time.Second {
+		t.Errorf("it took %v, want 1 s and a little", took)
+	}
+	harness.Eventually(t, 5*time.Second, "the end of the exec's processes", func() error {
+		if ps := c.Output("ps"); strings.Contains(ps, "sleep 1234") || strings.Contains(ps, "sleep 4321") {
+			return fmt.Errorf("still there:\n%s", ps)
+		}
+		return nil
+	})
+}
+
+func TestExecSyncOutlivesNoCaller(t *testing.T) {
+	n := node(t)
+	c := n.RunPod(t, "caller").Run("c", n.Registry.Ref(harness.Busybox), forever)
+	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := n.Shim.Runtime.ExecSync(short, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sleep", "2345"}})
+	wantCode(t, "an exec whose caller left", err, codes.DeadlineExceeded)
+	harness.Eventually(t, 10*time.Second, "the end of the exec's process", func() error {
+		if ps := c.Output("ps"); strings.Contains(ps, "sleep 2345") {
+			return fmt.Errorf("still there:\n%s", ps)
+		}
+		return nil
+	})
+}
+
+func TestExecSyncDoesNotWaitForChildrenThatHoldTheOutput(t *testing.T) {
+	n := node(t)
+	c := n.RunPod(t, "drain").Run("c", n.Registry.Ref(harness.Busybox), forever)
+	began := time.Now()
+	reply := c.Exec("sh", "-c", "sleep 60 & echo started")
+	if took := time.Since(began); took > 6*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if string(reply.Stdout) != "started\n" || reply.ExitCode != 0 {
+		t.Errorf("stdout %q, exit code %d", reply.Stdout, reply.ExitCode)
+	}
+}
+
+func TestExecSyncCapsItsOutput(t *testing.T) {
+	n := node(t)
+	c := n.RunPod(t, "cap").Run("c", n.Registry.Ref(harness.Busybox), forever)
+	reply, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 50, Cmd: []string{"sh", "-c", "dd if=/dev/zero bs=1M count=40 2>/dev/null; exit 4"}})
+	if err != nil {
+		wantCode(t, "an exec with 40 MiB of output", err, codes.ResourceExhausted)
+		return
+	}
+	if size := len(reply.Stdout); size > 16<<20 || reply.ExitCode != 4 {
+		t.Errorf("%d bytes, exit code %d: more than a client of 16 MiB can take, or another exit code", size, reply.ExitCode)
+	}
+}
+
+func TestExecIsRefusedWhereNothingRuns(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "refused")
+	exited := pod.Run("exited", n.Registry.Ref(harness.Busybox), []string{"true"})
+	exited.WaitExit()
+	created := pod.Create(pod.ContainerConfig("created", n.Registry.Ref(harness.Busybox), "true"))
+	for name, row := range map[string]struct {
+		id   string
+		code codes.Code
+	}{
+		"an exited container":  {exited.ID, codes.FailedPrecondition},
+		"a created container":  {created.ID, codes.FailedPrecondition},
+		"an unknown container": {strings.Repeat("0", 64), codes.NotFound},
+	} {
+		_, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: row.id, Cmd: []string{"true"}, Timeout: 5})
+		wantCode(t, "ExecSync in "+name, err, row.code)
+		_, err = n.Shim.Runtime.Exec(ctx(t), &runtimeapi.ExecRequest{ContainerId: row.id, Cmd: []string{"true"}, Stdout: true})
+		wantCode(t, "Exec in "+name, err, row.code)
+	}
+}
+
+func TestExecOfAMissingProgram(t *testing.T) {
+	n := node(t)
+	c := n.RunPod(t, "noexec").Run("c", n.Registry.Ref(harness.Busybox), forever)
+	reply, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"/no/such"}, Timeout: 5})
+	if err == nil && reply.ExitCode != 127 && reply.ExitCode != 126 {
+		t.Errorf("exit code %d without an error", reply.ExitCode)
+	}
+}
+
+func TestExecStreams(t *testing.T) {
+	n := node(t)
+	c := n.RunPod(t, "streams").Run("c", n.Registry.Ref(harness.Busybox), forever)
+	big := bytes.Repeat([]byte("0123456789abcdef"), 64<<10) // 1 MiB
+	for protocol, stream := range map[string]func(context.Context, string, harness.Streams) error{
+		"SPDY v4":      harness.StreamSPDY,
+		"WebSocket v5": harness.StreamWebSocket,
+	} {
+		t.Run(protocol, func(t *testing.T) {
+			var stdout, stderr harness.Buffer
+			s := harness.Streams{Stdin: strings.NewReader("typed\n"), Stdout: &stdout, Stderr: &stderr}
+			url := c.ExecURL(s, "sh", "-c", "read x; echo got $x; echo err >&2; exit 9")
+			if !strings.HasPrefix(url, "http://127.0.0.1:") {
+				t.Errorf("URL %s: it needs a scheme (the kubelet's WebSocket translation) and is to be loopback", url)
+			}
+			if err := stream(ctx(t), url, s); err != harness.ExitError(9) {
+				t.Errorf("error %v, want exit status 9", err)
+			}
+			if stdout.String() != "got typed\n" || stderr.String() != "err\n" {
+				t.Errorf("stdout %q, stderr %q", stdout.String(), stderr.String())
+			}
+			if err := stream(ctx(t), url, s); err == nil {
+				t.Error("the token can be used twice")
+			}
+
+			var echoed harness.Buffer
+			s = harness.Streams{Stdin: bytes.NewReader(big), Stdout: &echoed}
+			if err := stream(ctx(t), c.ExecURL(s, "cat"), s); err != nil {
+				t.Errorf("cat: %v", err)
+			}
+			if echoed.String() != string(big) {
+				t.Errorf("cat returned %d bytes of %d, or others", len(echoed.String()), len(big))
+			}
+
+			var terminal harness.Buffer
+			s = harness.Streams{Stdout: &terminal, TTY: true, Resize: harness.TerminalSize{Width: 123, Height: 45}}
+			if err := stream(ctx(t), c.ExecURL(s, "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10; do [ \"$(stty size)\" = '45 123' ] && break; sleep 0.2; done; stty size"), s); err != nil {
+				t.Errorf("stty: %v", err)
+			}
+			if !strings.Contains(terminal.String(), "45 123\r\n") {
+				t.Errorf("the terminal is %q, want 45 123", terminal.String())
+			}
+		})
+	}
+}
+
+func TestAttachJoinsTheMainProcess(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "attach")
+	c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", "while read x; do echo got $x; done; echo end of input"}, func(c *runtimeapi.ContainerConfig) {
+		c.Stdin, c.StdinOnce = true, true
+	})
+	var stdout harness.Buffer
+	s := harness.Streams{Stdin: strings.NewReader("one\ntwo\n"), Stdout: &stdout}
+	if err := harness.StreamSPDY(ctx(t), c.AttachURL(s), s); err != nil {
+		t.Errorf("attach: %v", err)
+	}
+	if got := stdout.String(); got != "got one\ngot two\nend of input\n" {
+		t.Errorf("attach says %q", got)
+	}
+	if status := c.WaitExit(); status.ExitCode != 0 {
+		t.Errorf("exit code %d: stdin_once closes the process's input", status.ExitCode)
+	}
+	c.WaitLog("end of input")
+}
+
+func TestPortForwardReachesThePod(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "forward")
+	pod.Run("echo", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "tcp", "127.0.0.1:7"})
+	var forward *harness.Forward
+	harness.Eventually(t, 10*time.Second, "an echo through the port-forward", func() (err error) {
+		if forward, err = harness.ForwardSPDY(pod.PortForwardURL(7), 7); err != nil {
+			return err
+		}
+		if err = echo(forward, "hello"); err != nil {
+			forward.End()
+		}
+		return err
+	})
+	defer forward.End()
+	another, err := forward.Another(7, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := echo(another, "again"); err != nil {
+		t.Error(err)
+	}
+	nobody, err := harness.ForwardSPDY(pod.PortForwardURL(81), 81)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nobody.End()
+	if err := nobody.Err(); err == nil {
+		t.Error("a port where nobody listens is no error")
+	}
+}
+
+// echo sends a word, ends our direction, and expects the word back.
+func echo(f *harness.Forward, word string) error {
+	if _, err := f.Write([]byte(word)); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	var back bytes.Buffer
+	if _, err := back.ReadFrom(f); err != nil {
+		return err
+	}
+	if back.String() != word {
+		return fmt.Errorf("%q came back for %q", back.String(), word)
+	}
+	return f.Err()
+}

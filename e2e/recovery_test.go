@@ -1,0 +1,312 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/e2e/harness"
+)
+
+// ownNode is a node that the test may break.
+func ownNode(t *testing.T, docker harness.DockerOptions) *harness.Node {
+	t.Helper()
+	harness.Require(t)
+	n := harness.NewNode(t, docker, harness.ShimOptions{})
+	n.Pull(t, harness.Busybox)
+	n.Pull(t, harness.Web)
+	return n
+}
+
+// R01: pods live through the end of the daemon, whichever end it is.
+func TestPodsLiveThroughTheEndOfTheDaemon(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "live", hostPort(18080, 80))
+	pod.Run("web", n.Registry.Ref(harness.Web), nil)
+	chatty := pod.RunChatty(n.Registry.Ref(harness.Busybox), 200)
+	ip := pod.IP()
+	for name, end := range map[string]func(){"SIGTERM": n.Shim.Stop, "kill -9": n.Shim.Kill} {
+		t.Run(name, func(t *testing.T) {
+			end()
+			if body := httpGet(t, net.JoinHostPort(ip, "80")); body != "host=live path=/\n" {
+				t.Errorf("without the daemon the web server says %q", body)
+			}
+			n.Shim.Start()
+			chatty.CheckSurvived()
+			if now := pod.IP(); now != ip {
+				t.Errorf("address %s became %s", ip, now)
+			}
+			if state := pod.Status().State; state != runtimeapi.PodSandboxState_SANDBOX_READY {
+				t.Errorf("the pod is %v", state)
+			}
+			if got := chatty.Output("echo hello"); got != "hello\n" {
+				t.Errorf("exec says %q", got)
+			}
+			if body := httpGet(t, n.CNI.Gateway+":18080"); body != "host=live path=/\n" {
+				t.Errorf("the host port says %q", body)
+			}
+		})
+	}
+}
+
+// R04: an exit is seen, once and exactly, also when the daemon is down at that moment.
+func TestExitsWhileTheDaemonIsDownAreReported(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "exits-down")
+	var containers []*harness.Container
+	for code := range 4 {
+		containers = append(containers, pod.Run(fmt.Sprintf("exit-%d", code), n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", fmt.Sprint(code)}))
+	}
+	oom := pod.Run("oom", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", "echo ready; sleep 2; exec testserver alloc 200"}, func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = 32<<20, 32<<20
+	})
+	for _, c := range containers {
+		c.WaitLog("ready")
+	}
+	oom.WaitLog("ready")
+	n.Shim.Kill()
+	down := time.Now()
+	for _, c := range containers {
+		if err := syscall.Kill(n.HostPID(t, c.ID), syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	harness.Eventually(t, 20*time.Second, "all containers to end without the daemon", func() error {
+		for _, c := range append(containers, oom) {
+			if n.HostPID(t, c.ID) != 0 {
+				return fmt.Errorf("%s runs", c.Config.Metadata.Name)
+			}
+		}
+		return nil
+	})
+	up := time.Now()
+	n.Shim.Start()
+	for code, c := range containers {
+		status := c.WaitExit()
+		if status.ExitCode != int32(code) {
+			t.Errorf("exit code %d, want %d", status.ExitCode, code)
+		}
+		if at := time.Unix(0, status.FinishedAt); at.Before(down.Add(-time.Second)) || at.After(up.Add(time.Second)) {
+			t.Errorf("finished at %v, not between %v and %v", at, down, up)
+		}
+		c.WaitLog("bye")
+	}
+	if status := oom.WaitExit(); status.Reason != "OOMKilled" {
+		t.Errorf("reason %q, exit code %d; want OOMKilled", status.Reason, status.ExitCode)
+	}
+}
+
+// R01: a bad record never keeps the daemon from starting, nor other pods from being served.
+func TestBadRecordsDoNotStopTheDaemon(t *testing.T) {
+	n := ownNode(t, harness.DockerOptions{})
+	pod := n.RunPod(t, "records")
+	good := pod.Run("good", n.Registry.Ref(harness.Busybox), forever)
+	n.Shim.Stop()
+	for _, dir := range recordDirs(t, n.Shim.RootDir) {
+		for name, content := range map[string]string{"bad.json": "{", "empty.json": "", "future.json": `{"version": 999}`} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n.Shim.Start()
+	if got := good.Output("echo alive"); got != "alive\n" {
+		t.Errorf("exec says %q", got)
+	}
+	pod.Remove()
+}
+
+// recordDirs are the folders that hold records now.
+func recordDirs(t *testing.T, root string) []string {
+	t.Helper()
+	var dirs []string
+	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if err == nil && filepath.Ext(path) == ".json" && !slices.Contains(dirs, filepath.Dir(path)) {
+			dirs = append(dirs, filepath.Dir(path))
+		}
+		return err
+	})
+	if err != nil || len(dirs) == 0 {
+		t.Fatalf("no record under %s: %v", root, err)
+	}
+	return dirs
+}
+
+// R06: with live-restore, containers live through the death of dockerd; while it is away nothing false is said.
+func TestDockerdDiesWithLiveRestore(t *testing.T) {
+	n := ownNode(t, harness.DockerOptions{LiveRestore: true})
+	pod := n.RunPod(t, "restore")
+	chatty := pod.RunChatty(n.Registry.Ref(harness.Busybox), 100)
+	other := pod.Run("other", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", "6"})
+	other.WaitLog("ready")
+	pid := n.HostPID(t, other.ID)
+
+	n.Docker.Kill()
+	checkAway(t, n, 2)
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil { // ends while nobody looks
+		t.Fatal(err)
+	}
+	n.Docker.Start()
+	n.Shim.WaitReady()
+	chatty.CheckSurvived()
+	if status := other.WaitExit(); status.ExitCode != 6 {
+		t.Errorf("exit code %d of the container that ended meanwhile, want 6", status.ExitCode)
+	}
+	pod.Remove()
+	if left := n.CNI.Addresses(); len(left) != 0 {
+		t.Errorf("addresses %v were not given back", left)
+	}
+}
+
+// checkAway checks what is said while dockerd is away: RuntimeReady=false with a reason; Lists whole or Unavailable, within
+// a second; calls that need the engine Unavailable.
+func checkAway(t *testing.T, n *harness.Node, containers int) {
+	t.Helper()
+	harness.Eventually(t, 10*time.Second, "RuntimeReady=false", func() error {
+		reply, err := n.Shim.Runtime.Status(ctx(t), &runtimeapi.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		for _, c := range reply.Status.Conditions {
+			if c.Type == "RuntimeReady" && (c.Status || c.Reason == "" || c.Message == "") {
+				return fmt.Errorf("condition %v", c)
+			}
+		}
+		return nil
+	})
+	for name, call := range map[string]func(context.Context) (int, error){
+		"ListContainers": func(c context.Context) (int, error) {
+			reply, err := n.Shim.Runtime.ListContainers(c, &runtimeapi.ListContainersRequest{})
+			return len(reply.GetContainers()), err
+		},
+		"ListPodSandbox": func(c context.Context) (int, error) {
+			reply, err := n.Shim.Runtime.ListPodSandbox(c, &runtimeapi.ListPodSandboxRequest{})
+			return len(reply.GetItems()) + containers - 1, err
+		},
+	} {
+		began := time.Now()
+		count, err := call(ctx(t))
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("%s took %v with dockerd away", name, took)
+		}
+		if err != nil {
+			wantCode(t, name+" with dockerd away", err, codes.Unavailable)
+		} else if count != containers {
+			t.Errorf("%s leaves something out with dockerd away", name)
+		}
+	}
+	began := time.Now()
+	_, err := n.Shim.Images.PullImage(ctx(t), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: n.Registry.Ref(harness.Small)}})
+	wantCode(t, "PullImage with dockerd away", err, codes.Unavailable)
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("PullImage took %v with dockerd away", took)
+	}
+}
+
+// R07: without live-restore a restart of dockerd ends all containers: they are reported, and the pods' addresses come back.
+func TestDockerdRestartsWithoutLiveRestore(t *testing.T) {
+	n := ownNode(t, harness.DockerOptions{})
+	pod := n.RunPod(t, "norestore", hostPort(18081, 80))
+	c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", "5"})
+	c.WaitLog("ready")
+	n.Docker.Restart()
+	n.Shim.WaitReady()
+	if status := c.WaitExit(); status.ExitCode != 5 {
+		t.Errorf("exit code %d, want 5", status.ExitCode)
+	}
+	harness.Eventually(t, 10*time.Second, "the pod to be not ready", func() error {
+		if state := pod.Status().State; state != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+			return fmt.Errorf("it is %v", state)
+		}
+		return nil
+	})
+	c.WaitLog("bye")
+	pod.Remove()
+	if left := n.CNI.Addresses(); len(left) != 0 {
+		t.Errorf("addresses %v were not given back", left)
+	}
+	// The next attempt of the pod works, on the same host port.
+	again := n.RunPod(t, "norestore", hostPort(18081, 80))
+	again.Run("web", n.Registry.Ref(harness.Web), nil)
+	if body := httpGet(t, n.CNI.Gateway+":18081"); body != "host=norestore path=/\n" {
+		t.Errorf("the host port says %q", body)
+	}
+}
+
+// R08: a dockerd that hangs hangs nobody.
+func TestDockerdHangs(t *testing.T) {
+	n := ownNode(t, harness.DockerOptions{})
+	pod := n.RunPod(t, "hang")
+	pod.RunChatty(n.Registry.Ref(harness.Busybox), 10)
+	n.Docker.Pause()
+	defer n.Docker.Resume()
+	for name, call := range map[string]func(context.Context) error{
+		"Version": func(c context.Context) error {
+			_, err := n.Shim.Runtime.Version(c, &runtimeapi.VersionRequest{})
+			return err
+		},
+		"Status": func(c context.Context) error {
+			_, err := n.Shim.Runtime.Status(c, &runtimeapi.StatusRequest{})
+			return err
+		},
+		"ListPodSandbox": func(c context.Context) error {
+			_, err := n.Shim.Runtime.ListPodSandbox(c, &runtimeapi.ListPodSandboxRequest{})
+			return err
+		},
+		"ListContainers": func(c context.Context) error {
+			_, err := n.Shim.Runtime.ListContainers(c, &runtimeapi.ListContainersRequest{})
+			return err
+		},
+		"ListContainerStats": func(c context.Context) error {
+			_, err := n.Shim.Runtime.ListContainerStats(c, &runtimeapi.ListContainerStatsRequest{})
+			return err
+		},
+		"PodSandboxStatus": func(c context.Context) error {
+			_, err := n.Shim.Runtime.PodSandboxStatus(c, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.ID})
+			return err
+		},
+	} {
+		began := time.Now()
+		err := call(ctx(t))
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("%s took %v with dockerd stopped", name, took)
+		}
+		if err != nil && harness.Code(err) != codes.Unavailable {
+			t.Errorf("%s with dockerd stopped: %v", name, err)
+		}
+	}
+	n.Docker.Resume()
+	n.Shim.WaitReady()
+	pod.Remove()
+}
+
+func TestContainerRemovedBehindOurBackIsGone(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "behind")
+	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
+	n.Docker.Delete("/containers/" + c.ID + "?force=1")
+	harness.Eventually(t, 5*time.Second, "the container to be gone or exited", func() error {
+		reply, err := n.Shim.Runtime.ContainerStatus(ctx(t), &runtimeapi.ContainerStatusRequest{ContainerId: c.ID})
+		if harness.Code(err) == codes.NotFound || err == nil && reply.Status.State == runtimeapi.ContainerState_CONTAINER_EXITED {
+			return nil
+		}
+		return fmt.Errorf("%v, %v", reply, err)
+	})
+	n.Docker.Delete("/containers/" + pod.ID + "?force=1")
+	harness.Eventually(t, 5*time.Second, "the pod to be gone or not ready", func() error {
+		reply, err := n.Shim.Runtime.PodSandboxStatus(ctx(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.ID})
+		if harness.Code(err) == codes.NotFound || err == nil && reply.Status.State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+			return nil
+		}
+		return fmt.Errorf("%v, %v", reply, err)
+	})
+}
