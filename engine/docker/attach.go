@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 
@@ -23,7 +24,7 @@ func (e *Engine) Attach(ctx context.Context, id engine.ContainerID, streams *eng
 		return s.cli.ContainerAttach(ctx, string(id), options)
 	})
 	if err != nil {
-		return err
+		return e.whyNotAttached(ctx, id, err)
 	}
 	defer stream.Close()
 	running, stop := context.WithCancel(ctx)
@@ -44,4 +45,19 @@ func (e *Engine) Attach(ctx context.Context, id engine.ContainerID, streams *eng
 		cut(output, stream)
 		return ctx.Err()
 	}
+}
+
+// whyNotAttached finds the class of a refused attach: the client's hijacked requests tell none.
+func (e *Engine) whyNotAttached(ctx context.Context, id engine.ContainerID, err error) error {
+	if errdefs.IsUnavailable(err) || ctx.Err() != nil {
+		return err
+	}
+	status, serr := e.ContainerStatus(ctx, id)
+	switch {
+	case serr != nil:
+		return serr
+	case status.State != engine.ContainerRunning:
+		return fmt.Errorf("%w: it is %s: %w", err, status.State, errdefs.ErrFailedPrecondition)
+	}
+	return err
 }

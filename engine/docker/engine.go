@@ -28,6 +28,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"crishim/engine"
+	"crishim/engine/docker/imagestore"
 )
 
 // Name is the engine's name in records and among runtime handlers.
@@ -60,8 +61,13 @@ type Options struct {
 	LogMaxFiles int
 	// Network is NetworkCNI (the default) or NetworkBridge.
 	Network string
-	// PullNoProgress ends a pull without progress, where the caller's PullSpec says nothing; 0 never does.
-	PullNoProgress time.Duration
+	// The rest but the last is imagestore's: see imagestore.Options. PullNoProgress is for the pause image.
+	RegistryConfigDirs []string
+	NodeAuth           []string
+	PauseImage         string
+	Pinned             []string
+	PullNoProgress     time.Duration
+	ImageFSInterval    time.Duration
 	// TracerProvider traces requests to the engine; nil traces nothing.
 	TracerProvider trace.TracerProvider
 }
@@ -111,7 +117,7 @@ func (o *Options) complete() error {
 // Engine drives one Docker Engine. Make it with New.
 type Engine struct {
 	engine.Images
-	images imageStore
+	images *imagestore.Store
 	opts   Options
 	// logs are there while Watch runs.
 	logs  atomic.Pointer[logs]
@@ -141,10 +147,7 @@ func New(opts Options) (*Engine, error) {
 	if err := privateDir(e.pins.dir); err != nil {
 		return nil, err
 	}
-	var err error
-	if e.images, err = newImageStore(e); err != nil {
-		return nil, err
-	}
+	e.images = newImageStore(e)
 	e.Images = e.images
 	return e, nil
 }
@@ -191,15 +194,6 @@ func (e *Engine) session() (*session, error) {
 		return s, nil
 	}
 	return nil, errAway
-}
-
-// client is for the image store.
-func (e *Engine) client() (*client.Client, error) {
-	s, err := e.session()
-	if err != nil {
-		return nil, err
-	}
-	return s.cli, nil
 }
 
 // ask makes one request to the engine, or a few that belong together. It ends with ctx, after limit, and when the engine

@@ -56,6 +56,9 @@ func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, spec *engine.E
 	}
 	execID, err := ask(ctx, e, "exec in container "+string(id), quickLimit, func(ctx context.Context, s *session) (string, error) {
 		made, err := s.cli.ContainerExecCreate(ctx, string(id), options)
+		if errdefs.IsConflict(err) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition) // it does not run, or is paused
+		}
 		return made.ID, err
 	})
 	if err != nil {

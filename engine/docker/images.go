@@ -3,22 +3,37 @@ package docker
 import (
 	"context"
 	"crypto/rand"
-	"fmt"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
 
 	"crishim/engine"
+	"crishim/engine/docker/imagestore"
 )
 
-// imageStore is what this package needs of the image store.
-type imageStore interface {
-	engine.Images
-	// Invalidate says that the engine's images have changed.
-	Invalidate()
-	// EnsurePause makes the pause image present.
-	EnsurePause(ctx context.Context, ref string) (engine.ImageID, error)
+// newImageStore is the store for e's connections.
+func newImageStore(e *Engine) *imagestore.Store {
+	return imagestore.New(imagestore.Options{
+		Client: func() *client.Client {
+			if s := e.current.Load(); s != nil {
+				return s.cli
+			}
+			return nil
+		},
+		RegistryConfigDirs: e.opts.RegistryConfigDirs,
+		NodeAuth:           e.opts.NodeAuth,
+		StateDir:           filepath.Join(e.opts.RootDir, "images"),
+		PauseImage:         e.opts.PauseImage,
+		Pinned:             e.opts.Pinned,
+		NoProgress:         e.opts.PullNoProgress,
+		SampleInterval:     e.opts.ImageFSInterval,
+	})
 }
+
+// ImageStore is the store behind Images, for what is reloaded while it runs: pinned images and registry folders.
+func (e *Engine) ImageStore() *imagestore.Store { return e.images }
 
 // configUser is the USER of an image.
 func (e *Engine) configUser(ctx context.Context, id engine.ImageID) (string, error) {
@@ -109,5 +124,3 @@ func (e *Engine) checkImagePaths(ctx context.Context, mounts []engine.Mount) err
 	}
 	return nil
 }
-
-var errNoStore = fmt.Errorf("no image store: %w", errdefs.ErrNotImplemented)

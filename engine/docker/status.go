@@ -110,7 +110,8 @@ func containerStatus(in *container.InspectResponse) engine.ContainerStatus {
 			// It never ran: CRI wants times all the same.
 			status.FinishedAt = status.CreatedAt
 		}
-		if status.StartedAt.IsZero() {
+		if status.StartedAt.IsZero() || status.StartedAt.After(status.FinishedAt) {
+			// dockerd notes the start of a process after it, so that a short-lived one ends before.
 			status.StartedAt = status.FinishedAt
 		}
 	}

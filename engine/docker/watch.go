@@ -47,7 +47,7 @@ func (n *notReady) Unwrap() error { return n.err }
 
 // Watch connects, and again after each loss, until ctx ends.
 //
-//	connect → subscribe to events → list and inspect all → Resync, ready → events, each inspected → loss: not ready ↩
+//	connect → subscribe to events → list and inspect all → ready, Resync → events, each inspected → loss: not ready ↩
 //
 // dockerd keeps 256 past events only and drops those that a slow subscriber does not take, so events never carry state
 // here: each only says which container to look at, every gap ends in a full Resync, and a comparison every
@@ -59,6 +59,11 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	}
 	e.logs.Store(logs)
 	defer logs.close()
+	var images sync.WaitGroup
+	storing, stop := context.WithCancel(ctx)
+	images.Go(func() { e.images.Run(storing) })
+	defer images.Wait()
+	defer stop()
 	health := engine.Health{}
 	told := false
 	retry := retryFirst
@@ -95,7 +100,7 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	}
 }
 
-// watchSession runs one session and returns why it ended. ready is called after its Resync.
+// watchSession runs one session and returns why it ended. ready is called right before its Resync.
 func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func()) error {
 	life, end := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
@@ -132,8 +137,8 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	e.current.Store(s)
 	defer e.current.CompareAndSwap(s, nil)
 	e.images.Invalidate()
-	sink.Resync(snapshot)
 	ready()
+	sink.Resync(snapshot)
 	w.loop(&running)
 	// Nothing is answered any more before anybody is told.
 	e.current.CompareAndSwap(s, nil)
