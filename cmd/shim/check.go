@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/check"
+	"crishim/cni"
+	"crishim/config"
+)
+
+func checkFlags(fs *pflag.FlagSet) {
+	fs.String("endpoint", "", "CRI socket to check, unix:///PATH (default: the first one of the configuration)")
+	fs.String("runtime-handler", "", "runtime handler of the test pod")
+	config.Flags(fs)
+}
+
+func runCheck(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
+	c, err := config.Load(fs)
+	if err != nil {
+		return err
+	}
+	endpoint, err := fs.GetString("endpoint")
+	if err != nil {
+		return err
+	}
+	if endpoint == "" {
+		endpoint = c.Listen[0]
+	}
+	handler, err := fs.GetString("runtime-handler")
+	if err != nil {
+		return err
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return fmt.Errorf("endpoint %s: %w", endpoint, err)
+	}
+	defer func() { _ = conn.Close() }()
+	return check.Run(ctx, check.Options{
+		Runtime: runtimeapi.NewRuntimeServiceClient(conn), Image: runtimeapi.NewImageServiceClient(conn),
+		Program: program, RuntimeHandler: handler, PluginWarnings: pluginWarnings(ctx, c), Out: out,
+	})
+}
+
+// pluginWarnings are about CNI plugins with known faults.
+func pluginWarnings(ctx context.Context, c *config.Config) []string {
+	if c.Network.Mode != config.NetworkCNI {
+		return nil
+	}
+	scratch, err := os.MkdirTemp("", "crishim-check-cni-")
+	if err != nil {
+		return []string{err.Error()}
+	}
+	defer func() { _ = os.RemoveAll(scratch) }()
+	network, err := cni.New(cni.Options{ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: scratch, OwedDir: scratch})
+	if err != nil {
+		return []string{err.Error()}
+	}
+	plugins, err := network.PluginVersions(ctx)
+	if err != nil {
+		return []string{fmt.Sprintf("the versions of the plugins in %v cannot be asked: %v", c.Network.BinDirs, err)}
+	}
+	var warnings []string
+	for _, p := range plugins {
+		if p.Old {
+			warnings = append(warnings, fmt.Sprintf("%s is version %s; below 1.9 host port rules catch foreign traffic (CVE-2025-67499) and NAT rules leak, update it", p.Path, p.Version))
+		}
+	}
+	return warnings
+}

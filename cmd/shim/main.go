@@ -1,0 +1,106 @@
+// Command crishim is the CRI daemon and its tools; see usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/pflag"
+
+	"crishim/check"
+)
+
+// version is set by the build.
+var version = "dev"
+
+const usage = `crishim lets a kubelet run pods on a Docker Engine.
+
+Usage: crishim [COMMAND] [FLAGS]
+
+  serve     answer CRI on a unix socket (the default command)
+  check     run the whole life of a pod against an endpoint and print a table
+  state     show the records of pods and containers, also while the daemon is down
+  config    check the configuration and print it; --sample prints a commented file
+  version   print the version
+
+crishim COMMAND --help lists the flags of a command.
+`
+
+type command struct {
+	// flags registers the command's flags; run does it.
+	flags func(fs *pflag.FlagSet)
+	run   func(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error
+}
+
+func commands() map[string]command {
+	return map[string]command{
+		"serve":  {serveFlags, serve},
+		"check":  {checkFlags, runCheck},
+		"state":  {stateFlags, showState},
+		"config": {configFlags, showConfig},
+		"version": {func(*pflag.FlagSet) {}, func(_ context.Context, _ *pflag.FlagSet, out io.Writer) error {
+			_, err := fmt.Fprintln(out, "crishim", version)
+			return err
+		}},
+	}
+}
+
+// errUsage is a command line that makes no sense: exit status 2.
+var errUsage = errors.New("see crishim --help")
+
+func main() {
+	// The container of `crishim check` runs this very program.
+	if len(os.Args) > 1 && os.Args[1] == "workload" {
+		os.Exit(check.Workload(os.Args[2:]))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	err := run(ctx, os.Args[1:], os.Stdout)
+	stop()
+	switch {
+	case err == nil || errors.Is(err, pflag.ErrHelp):
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(os.Stderr, "crishim:", err)
+		os.Exit(2)
+	default:
+		fmt.Fprintln(os.Stderr, "crishim:", err)
+		os.Exit(1)
+	}
+}
+
+// run is main without the process.
+func run(ctx context.Context, args []string, out io.Writer) error {
+	name := "serve"
+	if len(args) > 0 && len(args[0]) > 0 && args[0][0] != '-' {
+		name, args = args[0], args[1:]
+	} else if len(args) > 0 && (args[0] == "--help" || args[0] == "-h") {
+		_, err := io.WriteString(out, usage)
+		return err
+	}
+	c, ok := commands()[name]
+	if name == "help" {
+		_, err := io.WriteString(out, usage)
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("unknown command %q: %w", name, errUsage)
+	}
+	fs := pflag.NewFlagSet("crishim "+name, pflag.ContinueOnError)
+	fs.SetOutput(out)
+	fs.SortFlags = false
+	c.flags(fs)
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", err, errUsage)
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q: %w", fs.Arg(0), errUsage)
+	}
+	return c.run(ctx, fs, out)
+}

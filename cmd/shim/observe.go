@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	rpprof "runtime/pprof"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"crishim/cni"
+	"crishim/config"
+	"crishim/engine"
+	"crishim/engine/docker"
+	"crishim/state"
+)
+
+// registerMetrics adds what is counted outside the calls.
+func registerMetrics(registry *prometheus.Registry, store *state.Store, network *cni.Network) {
+	gauge := func(name, help string, value func() float64) {
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	gauge("crishim_engine_ready", "1 while the Docker Engine answers.", func() float64 {
+		if store.Health(docker.Name).Ready {
+			return 1
+		}
+		return 0
+	})
+	gauge("crishim_pods_ready", "Pod sandboxes that are READY.", func() float64 {
+		n := 0
+		for _, p := range store.Pods() {
+			if p.State == engine.PodReady {
+				n++
+			}
+		}
+		return float64(n)
+	})
+	gauge("crishim_containers_running", "Containers that are running.", func() float64 {
+		n := 0
+		for _, c := range store.Containers() {
+			if c.State == engine.ContainerRunning {
+				n++
+			}
+		}
+		return float64(n)
+	})
+	gauge("crishim_records_quarantined", "Records that could not be read.", func() float64 { return float64(len(store.Quarantined())) })
+	gauge("crishim_cni_owed_dels", "Pods whose CNI DEL is still owed.", func() float64 { return float64(len(network.Owed())) })
+}
+
+// serveMetrics answers /metrics and /healthz, and profiles on a socket of their own, until ctx ends.
+func serveMetrics(ctx context.Context, c config.Metrics, registry *prometheus.Registry, store *state.Store) error {
+	group, ctx := errgroup.WithContext(ctx)
+	if c.Listen != "" {
+		mux := http.NewServeMux()
+		mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+		mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+			if h := store.Health(docker.Name); !h.Ready {
+				http.Error(w, h.Reason+": "+h.Message, http.StatusServiceUnavailable)
+				return
+			}
+			_, _ = fmt.Fprintln(w, "ok")
+		})
+		group.Go(func() error { return serveHTTP(ctx, c.Listen, mux) })
+	}
+	if c.Pprof != "" {
+		mux := http.NewServeMux()
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+		group.Go(func() error { return serveHTTP(ctx, c.Pprof, mux) })
+	}
+	return group.Wait()
+}
+
+func serveHTTP(ctx context.Context, address string, handler http.Handler) error {
+	l, err := listenHTTP(address)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", address, err)
+	}
+	s := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func listenHTTP(address string) (net.Listener, error) {
+	path, isUnix := strings.CutPrefix(address, "unix://")
+	if !isUnix {
+		return net.Listen("tcp", address)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	old := syscall.Umask(0o177)
+	defer syscall.Umask(old)
+	return net.Listen("unix", path)
+}
+
+func dumpGoroutines() {
+	var b strings.Builder
+	if err := rpprof.Lookup("goroutine").WriteTo(&b, 2); err == nil {
+		klog.InfoS("Goroutines", "stacks", b.String())
+	}
+}
+
+// tracing exports spans whose caller samples them; nil and a no-op without an endpoint.
+func tracing(ctx context.Context, endpoint string) (trace.TracerProvider, func(), error) {
+	if endpoint == "" {
+		return nil, func() {}, nil
+	}
+	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpoint(endpoint), otlptracegrpc.WithInsecure())
+	if err != nil {
+		return nil, nil, fmt.Errorf("tracing to %s: %w", endpoint, err)
+	}
+	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.NeverSample())))
+	return provider, func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		_ = provider.Shutdown(ctx)
+	}, nil
+}
+
+// dockerOptions are the engine's part of the settings.
+func dockerOptions(c *config.Config, tracer trace.TracerProvider) docker.Options {
+	return docker.Options{
+		Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
+		ContainerLog: c.ContainerLog, LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
+		Network: c.Network.Mode, TracerProvider: tracer,
+		RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials},
+		PauseImage: c.Images.Pause, Pinned: c.Images.Pinned, PullNoProgress: time.Duration(c.Images.PullNoProgress),
+	}
+}

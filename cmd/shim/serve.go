@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"crishim/cni"
+	"crishim/config"
+	"crishim/engine"
+	"crishim/engine/docker"
+	"crishim/server"
+	"crishim/state"
+	"crishim/stats"
+	"crishim/streaming"
+	"crishim/translator"
+)
+
+func serveFlags(fs *pflag.FlagSet) { config.Flags(fs) }
+
+func stateDir(c *config.Config) string { return filepath.Join(c.RootDir, "state") }
+
+// serve wires the daemon and runs it until ctx ends. The first part that ends stops all.
+func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
+	c, err := config.Load(fs)
+	if err != nil {
+		return err
+	}
+	if err := setLogLevel(c.Log.Level); err != nil {
+		return err
+	}
+	klog.InfoS("crishim starts", "version", version, "engine", c.Engine, "listen", c.Listen)
+	// Folders and files are private unless they are opened on purpose.
+	syscall.Umask(0o027)
+	if err := os.MkdirAll(c.RunDir, 0o711); err != nil {
+		return err
+	}
+	store, err := state.Open(stateDir(c), filepath.Join(c.RunDir, "state"))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := store.Close(); err != nil {
+			klog.ErrorS(err, "Not all records could be written")
+		}
+	}()
+	tracer, stopTracing, err := tracing(ctx, c.Tracing.Endpoint)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
+	network, err := cni.New(cni.Options{
+		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Template: c.Network.Template,
+		CacheDir: filepath.Join(c.RootDir, "cni"), OwedDir: filepath.Join(c.RootDir, "cni-owed"),
+	})
+	if err != nil {
+		return err
+	}
+	reader, err := stats.NewReader("/")
+	if err != nil {
+		return err
+	}
+	disk := stats.NewDisk()
+	eng, err := docker.New(dockerOptions(c, tracer))
+	if err != nil {
+		return err
+	}
+	registry := prometheus.NewRegistry()
+	srv, err := server.New(server.Options{
+		RuntimeName: c.RuntimeName, Version: version,
+		Handlers:      map[string]server.Handler{"": {Engine: eng.Name()}, eng.Name(): {Engine: eng.Name()}},
+		Translation:   translator.Defaults{PauseImage: c.Images.Pause, SeccompRoot: c.SeccompDir},
+		BridgeNetwork: c.Network.Mode == config.NetworkBridge, CNIGC: c.Network.GC,
+		PullNoProgress: time.Duration(c.Images.PullNoProgress), Checkpoint: c.Checkpoint,
+		Settings: c, Metrics: registry, Tracer: tracer,
+	}, []engine.Engine{eng}, store, network, reader, disk)
+	if err != nil {
+		return err
+	}
+	streams, err := streaming.New(streaming.Options{
+		Address: c.Streaming.Address, AllowRemote: c.Streaming.AllowRemote,
+		CertFile: c.Streaming.Cert, KeyFile: c.Streaming.Key, IdleTimeout: time.Duration(c.Streaming.IdleTimeout),
+	}, srv.StreamRuntime())
+	if err != nil {
+		return err
+	}
+	srv.SetStreams(streams)
+	listeners, err := server.Listen(c.Listen, c.SocketGroup)
+	if err != nil {
+		return err
+	}
+	registerMetrics(registry, store, network)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { disk.Run(ctx); return nil })
+	group.Go(func() error { network.Run(ctx); return nil })
+	group.Go(func() error { return streams.Serve(ctx) })
+	group.Go(func() error { return srv.Run(ctx) })
+	group.Go(func() error { return srv.Serve(listeners) })
+	group.Go(func() error { return serveMetrics(ctx, c.Metrics, registry, store) })
+	group.Go(func() error { return handleSignals(ctx, fs, eng) })
+	group.Go(func() error { return notifySystemd(ctx, srv) })
+	group.Go(func() error {
+		<-ctx.Done()
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		klog.InfoS("crishim ends; pods go on", "drain", c.DrainTimeout.String())
+		srv.Stop(time.Duration(c.DrainTimeout))
+		closeAll(listeners)
+		return nil
+	})
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		_ = l.Close()
+	}
+}
+
+func setLogLevel(level int) error {
+	var fs flag.FlagSet
+	klog.InitFlags(&fs)
+	return fs.Set("v", strconv.Itoa(level))
+}
+
+// notifySystemd says READY once calls are answered, then feeds the watchdog while they are.
+func notifySystemd(ctx context.Context, srv *server.Server) error {
+	select {
+	case <-srv.Recovered():
+	case <-ctx.Done():
+		return nil
+	}
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		klog.ErrorS(err, "systemd could not be told that the daemon is ready")
+	}
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return err
+	}
+	ticker := time.NewTicker(interval / 3)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			if srv.Alive(ctx) {
+				_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+			}
+		}
+	}
+}
+
+// handleSignals: SIGHUP reads the settings again that can change in a running daemon, SIGUSR1 dumps the goroutines.
+func handleSignals(ctx context.Context, fs *pflag.FlagSet, eng *docker.Engine) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGHUP, unix.SIGUSR1)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case sig := <-signals:
+			if sig == unix.SIGUSR1 {
+				dumpGoroutines()
+				continue
+			}
+			if err := reload(fs, eng); err != nil {
+				klog.ErrorS(err, "The settings were not reloaded; the old ones stay in force")
+			}
+		}
+	}
+}
+
+func reload(fs *pflag.FlagSet, eng *docker.Engine) error {
+	c, err := config.Load(fs)
+	if err != nil {
+		return err
+	}
+	if err := setLogLevel(c.Log.Level); err != nil {
+		return err
+	}
+	eng.ImageStore().ReloadHosts(c.Images.RegistryDirs)
+	eng.ImageStore().SetPinned(c.Images.Pinned)
+	klog.InfoS("Reloaded log level, registries and pinned images", "level", c.Log.Level, "pinned", c.Images.Pinned)
+	return nil
+}
