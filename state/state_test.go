@@ -648,6 +648,20 @@ func TestTheIDMayComeFromTheEventOrTheAnswer(t *testing.T) {
 		s.Sink("docker").Resync(engine.Snapshot{Pods: []engine.PodStatus{status("new", engine.PodNotReady)}})
 		commit(t, s)
 	})
+	t.Run("the event while the record is written", func(t *testing.T) {
+		s, sink := intend(t)
+		must(t, s.UpdatePodByKey(key, func(p *Pod) error {
+			sink.PodChanged(status("new", engine.PodNotReady))
+			return nil
+		}))
+		eventually(t, "the id is on disk", func() bool {
+			ro, err := OpenReadOnly(s.root)
+			must(t, err)
+			_, ok := ro.Pod("new")
+			return ok
+		})
+		commit(t, s)
+	})
 	t.Run("another engine's object of the key", func(t *testing.T) {
 		s, _ := intend(t)
 		s.Sink("native").PodChanged(status("foreign", engine.PodReady))
