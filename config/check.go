@@ -7,18 +7,21 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/distribution/reference"
 )
 
+// problem is a setting whose value is wrong.
+type problem struct {
+	key string
+	err error
+}
+
 // check reports everything that is wrong with the values.
-func (c *Config) check() []error {
-	var errs []error
-	for _, row := range []struct {
-		key string
-		err error
-	}{
+func (c *Config) check() []problem {
+	all := []problem{
 		{"listen", each(c.Listen, unixAddress)},
 		{"listen", notEmpty(c.Listen)},
 		{"engine", oneOf(c.Engine, EngineAuto, EngineDocker)},
@@ -45,12 +48,8 @@ func (c *Config) check() []error {
 		{"metrics.pprof", optional(c.Metrics.Pprof, unixAddress)},
 		{"tracing.endpoint", optional(c.Tracing.Endpoint, hostPort)},
 		{"log.level", between(c.Log.Level, 0, 10)},
-	} {
-		if row.err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", row.key, row.err))
-		}
 	}
-	return errs
+	return slices.DeleteFunc(all, func(p problem) bool { return p.err == nil })
 }
 
 func optional(v string, check func(string) error) error {
@@ -119,7 +118,11 @@ func localEngine(v string) error {
 }
 
 func hostPort(v string) error {
-	if _, _, err := net.SplitHostPort(v); err != nil {
+	_, port, err := net.SplitHostPort(v)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
 		return fmt.Errorf("%q is not host:port", v)
 	}
 	return nil
@@ -129,8 +132,8 @@ func loopbackOrUnix(v string) error {
 	if strings.HasPrefix(v, "unix://") {
 		return unixAddress(v)
 	}
-	host, _, err := net.SplitHostPort(v)
-	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+	host, _, _ := net.SplitHostPort(v)
+	if ip := net.ParseIP(host); hostPort(v) != nil || ip == nil || !ip.IsLoopback() {
 		return fmt.Errorf("%q is neither a loopback address with a port nor unix:///PATH", v)
 	}
 	return nil

@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/pflag"
 )
 
@@ -133,7 +132,7 @@ func Flags(fs *pflag.FlagSet) {
 }
 
 // Load reads defaults, then the file, then the flags that were set, and checks the whole. All that is wrong comes in one
-// error; file errors name their line. The default file may be absent.
+// error; what is wrong in the file names its line. The default file may be absent.
 func Load(fs *pflag.FlagSet) (*Config, error) {
 	path, err := fs.GetString("config")
 	if err != nil {
@@ -141,55 +140,32 @@ func Load(fs *pflag.FlagSet) (*Config, error) {
 	}
 	c := Default()
 	var errs []error
+	from := map[string]string{} // key → what says where its value comes from
 	switch data, err := os.ReadFile(path); {
 	case err == nil:
 		errs = append(errs, c.decode(path, data)...)
+		for key, line := range keyLines(data) {
+			from[key] = fmt.Sprintf("%s:%d: ", path, line)
+		}
 	case errors.Is(err, os.ErrNotExist) && !fs.Changed("config"):
 	default:
 		errs = append(errs, fmt.Errorf("configuration file: %w", err))
 	}
 	for _, s := range settings(c) {
 		if f := fs.Lookup(s.flagName()); f != nil && f.Changed {
+			from[s.key] = "--" + f.Name + ": "
 			if err := s.setFlag(f); err != nil {
 				errs = append(errs, err)
 			}
 		}
 	}
-	errs = append(errs, c.check()...)
+	for _, p := range c.check() {
+		errs = append(errs, fmt.Errorf("%s%s: %w", from[p.key], p.key, p.err))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return c, nil
-}
-
-func (c *Config) decode(path string, data []byte) []error {
-	d := toml.NewDecoder(strings.NewReader(string(data)))
-	d.DisallowUnknownFields()
-	err := d.Decode(c)
-	var unknown *toml.StrictMissingError
-	var wrong *toml.DecodeError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &unknown):
-		var errs []error
-		for _, e := range unknown.Errors {
-			row, _ := e.Position()
-			errs = append(errs, fmt.Errorf("%s:%d: unknown key %s%s", path, row, strings.Join(e.Key(), "."), advice(strings.Join(e.Key(), "."))))
-		}
-		return errs
-	case errors.As(err, &wrong):
-		row, _ := wrong.Position()
-		return []error{fmt.Errorf("%s:%d: %s", path, row, strings.TrimPrefix(wrong.Error(), "toml: "))}
-	}
-	return []error{fmt.Errorf("%s: %w", path, err)}
-}
-
-func advice(key string) string {
-	if instead, ok := removed[key]; ok {
-		return ": it was removed; " + instead
-	}
-	return ""
 }
 
 // setting is one field of Config.

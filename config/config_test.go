@@ -79,10 +79,52 @@ func TestUnknownKeysAndWrongTypesNameTheirLine(t *testing.T) {
 		{"[log]\nlevel = \"high\"\n", ":2: "},
 		{"[images]\npull_no_progress = \"soon\"\n", ":2: "},
 		{"engine = \n", ":1: "},
+		{"engine = \"auto\"\nengine = \"docker\"\n", ":2: "},
+		{"[streaming]\naddress = \"127.0.0.1:http\"\n", ":2: streaming.address: "},
 	} {
 		if _, err := load(t, row.file); err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%q: got %v, want %q", row.file, err, row.want)
 		}
+	}
+}
+
+func TestAllFaultsOfAFileComeAtOnceWithTheirLines(t *testing.T) {
+	_, err := load(t, `engine = 1
+listen = [
+  "unix:///a",
+  2,
+]
+colour = "blue"
+root_dir = "relative"
+[log]
+level = "high"
+[streaming]
+cert = "/absent"
+[images]
+pull_no_progress = "soon"
+`, "--docker-log-max-size=7", "--run-dir=x")
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{
+		":1: engine: ", ":4: listen: ", ":6: unknown key colour", ":7: root_dir: ", ":9: log.level: ", ":10: streaming: ", ":13: images.pull_no_progress: ",
+		"--docker-log-max-size: ", "--run-dir: run_dir: ",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in:\n%v", want, err)
+		}
+	}
+	if lines := strings.Count(err.Error(), "\n") + 1; lines != 9 {
+		t.Errorf("%d faults:\n%v", lines, err)
+	}
+}
+
+func TestARemovedKeySaysWhatToDo(t *testing.T) {
+	removed["docker.socket"] = "use docker.endpoint"
+	defer delete(removed, "docker.socket")
+	_, err := load(t, "[docker]\nsocket = \"x\"\n")
+	if err == nil || !strings.Contains(err.Error(), ":2: unknown key docker.socket: it was removed; use docker.endpoint") {
+		t.Errorf("got %v", err)
 	}
 }
 
