@@ -155,7 +155,7 @@ type Resources struct {
 	CpusetCPUs  string `json:"cpusetCPUs,omitempty"`
 	CpusetMems  string `json:"cpusetMems,omitempty"`
 	MemoryLimit int64  `json:"memoryLimit,omitempty"`
-	// MemorySwap is memory plus swap; 0 with a MemoryLimit means no swap (equal to MemoryLimit).
+	// MemorySwap is memory plus swap; 0 with a MemoryLimit means no swap (equal to MemoryLimit), -1 is unlimited.
 	MemorySwap  int64             `json:"memorySwap,omitempty"`
 	OOMScoreAdj int64             `json:"oomScoreAdj,omitempty"`
 	Hugepages   []HugepageLimit   `json:"hugepages,omitempty"`
