@@ -14,7 +14,7 @@ const (
 	statusPeriod  = 10 * time.Second
 	statusTimeout = 10 * time.Second
 	// firstVerdict is how long Status waits for the first STATUS of a new configuration.
-	firstVerdict = 200 * time.Millisecond
+	firstVerdict = 100 * time.Millisecond
 )
 
 // verdict is what the plugins of one configuration last answered to STATUS (CNI 1.1).

@@ -1,0 +1,237 @@
+package stats
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// v1 reads cgroup v1, one hierarchy per controller, and the pressure files of the v2 hierarchy that hybrid hosts have beside.
+type v1 struct {
+	dirs    map[string]string // controller → mount point
+	unified string            // "" where there is none
+}
+
+// userHz is the unit of cpuacct.stat: USER_HZ, 100 on every architecture that Kubernetes runs on.
+const userHz = 100
+
+func newV1(base string) (v1, error) {
+	t := v1{dirs: map[string]string{}}
+	entries, err := os.ReadDir(base)
+	if err != nil {
+		return t, fmt.Errorf("no cgroups: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	for _, entry := range entries {
+		// Joined controllers ("cpu,cpuacct") are one folder, their single names links to it; some hosts lack the links.
+		for controller := range strings.SplitSeq(entry.Name(), ",") {
+			if _, ok := t.dirs[controller]; !ok || controller == entry.Name() {
+				t.dirs[controller] = filepath.Join(base, entry.Name())
+			}
+		}
+	}
+	if t.dirs["memory"] == "" || t.dirs["cpuacct"] == "" {
+		return t, fmt.Errorf("no memory and cpuacct cgroups at %s: %w", base, errdefs.ErrFailedPrecondition)
+	}
+	if _, err := os.Stat(filepath.Join(base, "unified", "cgroup.controllers")); err == nil {
+		t.unified = filepath.Join(base, "unified")
+	}
+	return t, nil
+}
+
+func (t v1) version() int { return 1 }
+
+func (t v1) procs(path string) string { return t.dirs["memory"] + path }
+
+func (t v1) has(controller string) bool {
+	if controller == "pressure" {
+		_, err := os.Stat(t.unified + "/cpu.pressure")
+		return t.unified != "" && err == nil
+	}
+	return t.dirs[controller] != ""
+}
+
+func (t v1) read(path string) (Sample, error) {
+	var s Sample
+	var f files
+	usage, ok := f.number(t.dirs["memory"] + path + "/memory.usage_in_bytes")
+	if !ok {
+		if f.err != nil {
+			return s, f.err
+		}
+		return s, errdefs.ErrNotFound
+	}
+	s.Memory.Usage = usage
+	t.memory(&f, t.dirs["memory"]+path, &s.Memory)
+	t.cpu(&f, path, &s.CPU)
+	if dir := t.dirs["pids"]; dir != "" {
+		s.Pids.Current, _ = f.number(dir + path + "/pids.current")
+		limit, _ := f.number(dir + path + "/pids.max")
+		s.Pids.Limit = unlimited(limit)
+	}
+	if dir := t.dirs["hugetlb"]; dir != "" {
+		s.Hugetlb = hugetlb(&f, dir+path, ".usage_in_bytes", ".max_usage_in_bytes")
+	}
+	if dir := t.dirs["blkio"]; dir != "" {
+		s.Block = t.block(&f, dir+path)
+	}
+	if t.unified != "" {
+		dir := t.unified + path
+		s.Pressure = Pressure{CPU: f.pressure(dir + "/cpu.pressure"), Memory: f.pressure(dir + "/memory.pressure"), IO: f.pressure(dir + "/io.pressure")}
+	}
+	return s, f.err
+}
+
+func (t v1) memory(f *files, dir string, m *Memory) {
+	var inactive uint64
+	f.pairs(dir+"/memory.stat", func(key string, value uint64) {
+		switch key { // total_ is with the cgroups below, which count in usage_in_bytes too
+		case "total_rss":
+			m.RSS = value
+		case "total_cache":
+			m.Cache = value
+		case "total_mapped_file":
+			m.MappedFile = value
+		case "total_swap":
+			m.Swap = value
+		case "total_pgfault":
+			m.PageFaults = value
+		case "total_pgmajfault":
+			m.MajorPageFaults = value
+		case "total_inactive_file":
+			inactive = value
+		case "hierarchical_memory_limit":
+			m.Limit = unlimited(value)
+		case "hierarchical_memsw_limit": // there only where swap is accounted
+			m.HasSwap = true
+			if with := unlimited(value); with > 0 && m.Limit > 0 {
+				m.SwapLimit, m.HasSwapLimit = with-min(with, m.Limit), true
+			}
+		}
+	})
+	m.MaxUsage, _ = f.number(dir + "/memory.max_usage_in_bytes")
+	m.FailCount, _ = f.number(dir + "/memory.failcnt")
+	m.Kernel, _ = f.number(dir + "/memory.kmem.usage_in_bytes")
+	f.pairs(dir+"/memory.oom_control", func(key string, value uint64) {
+		if key == "oom_kill" {
+			m.OOMKills, m.OOMEvents = value, value
+		}
+	})
+	m.finish(inactive)
+}
+
+func (t v1) cpu(f *files, path string, c *CPU) {
+	dir := t.dirs["cpuacct"] + path
+	c.Usage, _ = f.number(dir + "/cpuacct.usage")
+	var ok bool
+	if c.User, ok = f.number(dir + "/cpuacct.usage_user"); ok {
+		c.System, _ = f.number(dir + "/cpuacct.usage_sys")
+	} else {
+		f.pairs(dir+"/cpuacct.stat", func(key string, value uint64) {
+			switch key {
+			case "user":
+				c.User = value * (1e9 / userHz)
+			case "system":
+				c.System = value * (1e9 / userHz)
+			}
+		})
+	}
+	if dir := t.dirs["cpu"]; dir != "" {
+		f.pairs(dir+path+"/cpu.stat", func(key string, value uint64) {
+			switch key {
+			case "nr_periods":
+				c.Periods = value
+			case "nr_throttled":
+				c.ThrottledPeriods = value
+			case "throttled_time":
+				c.ThrottledTime = value
+			}
+		})
+	}
+}
+
+func (t v1) block(f *files, dir string) []BlockDevice {
+	var devices []BlockDevice
+	add := func(file string, set func(d *BlockDevice, operation string, value uint64)) {
+		data, ok := f.bytes(dir + file)
+		if !ok {
+			return
+		}
+		for line := range bytes.Lines(data) { // "8:0 Read 4096"; the last is "Total 4096"
+			fields := strings.Fields(string(line))
+			if len(fields) != 3 {
+				continue
+			}
+			if value, err := strconv.ParseUint(fields[2], 10, 64); err == nil {
+				if d := device(&devices, fields[0]); d != nil {
+					set(d, fields[1], value)
+				}
+			}
+		}
+	}
+	add("/blkio.throttle.io_service_bytes_recursive", func(d *BlockDevice, operation string, value uint64) {
+		switch operation {
+		case "Read":
+			d.ReadBytes = value
+		case "Write":
+			d.WriteBytes = value
+		}
+	})
+	add("/blkio.throttle.io_serviced_recursive", func(d *BlockDevice, operation string, value uint64) {
+		switch operation {
+		case "Read":
+			d.ReadOps = value
+		case "Write":
+			d.WriteOps = value
+		}
+	})
+	return devices
+}
+
+// device finds or adds "8:0"; nil for what is no device number.
+func device(devices *[]BlockDevice, name string) *BlockDevice {
+	major, minor, _ := strings.Cut(name, ":")
+	a, err1 := strconv.ParseUint(major, 10, 64)
+	b, err2 := strconv.ParseUint(minor, 10, 64)
+	if err1 != nil || err2 != nil {
+		return nil
+	}
+	for i := range *devices {
+		if d := &(*devices)[i]; d.Major == a && d.Minor == b {
+			return d
+		}
+	}
+	*devices = append(*devices, BlockDevice{Major: a, Minor: b})
+	return &(*devices)[len(*devices)-1]
+}
+
+// hugetlb reads "hugetlb.2MB.usage_in_bytes" and the like; peak "" where the version has none.
+func hugetlb(f *files, dir, usage, peak string) []Hugetlb {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var pages []Hugetlb
+	for _, entry := range entries {
+		size, ok := strings.CutPrefix(entry.Name(), "hugetlb.")
+		if !ok {
+			continue
+		}
+		size, ok = strings.CutSuffix(size, usage)
+		// "hugetlb.2MB.rsvd.…" counts reservations, "hugetlb.2MB.max_…" ends like the usage file.
+		if !ok || strings.Contains(size, ".") {
+			continue
+		}
+		h := Hugetlb{PageSize: size}
+		h.Usage, _ = f.number(dir + "/" + entry.Name())
+		if peak != "" {
+			h.MaxUsage, _ = f.number(dir + "/hugetlb." + size + peak)
+		}
+		pages = append(pages, h)
+	}
+	return pages
+}

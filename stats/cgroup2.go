@@ -1,0 +1,151 @@
+package stats
+
+import (
+	"bytes"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// v2 reads the single hierarchy of cgroup v2.
+type v2 struct{ base string }
+
+func (t v2) version() int { return 2 }
+
+func (t v2) procs(path string) string { return t.base + path }
+
+func (t v2) has(controller string) bool {
+	if controller == "pressure" {
+		_, err := os.Stat(strings.TrimSuffix(t.base, "/sys/fs/cgroup") + "/proc/pressure")
+		return err == nil
+	}
+	data, err := os.ReadFile(t.base + "/cgroup.controllers")
+	if err != nil {
+		return false
+	}
+	for _, name := range strings.Fields(string(data)) {
+		if name == controller {
+			return true
+		}
+	}
+	return false
+}
+
+func (t v2) read(path string) (Sample, error) {
+	var s Sample
+	var f files
+	dir := t.base + path
+	usage, ok := f.number(dir + "/memory.current")
+	if !ok {
+		if f.err != nil {
+			return s, f.err
+		}
+		return s, errdefs.ErrNotFound
+	}
+	s.Memory.Usage = usage
+	t.memory(&f, dir, &s.Memory)
+	f.pairs(dir+"/cpu.stat", func(key string, value uint64) {
+		switch key {
+		case "usage_usec":
+			s.CPU.Usage = value * 1000
+		case "user_usec":
+			s.CPU.User = value * 1000
+		case "system_usec":
+			s.CPU.System = value * 1000
+		case "nr_periods":
+			s.CPU.Periods = value
+		case "nr_throttled":
+			s.CPU.ThrottledPeriods = value
+		case "throttled_usec":
+			s.CPU.ThrottledTime = value * 1000
+		}
+	})
+	s.Pids.Current, _ = f.number(dir + "/pids.current")
+	limit, _ := f.number(dir + "/pids.max")
+	s.Pids.Limit = unlimited(limit)
+	s.Block = t.block(&f, dir)
+	s.Hugetlb = hugetlb(&f, dir, ".current", "")
+	s.Pressure = Pressure{CPU: f.pressure(dir + "/cpu.pressure"), Memory: f.pressure(dir + "/memory.pressure"), IO: f.pressure(dir + "/io.pressure")}
+	return s, f.err
+}
+
+func (t v2) memory(f *files, dir string, m *Memory) {
+	var inactive uint64
+	f.pairs(dir+"/memory.stat", func(key string, value uint64) {
+		switch key {
+		case "anon":
+			m.RSS = value
+		case "file":
+			m.Cache = value
+		case "file_mapped":
+			m.MappedFile = value
+		case "kernel":
+			m.Kernel = value
+		case "pgfault":
+			m.PageFaults = value
+		case "pgmajfault":
+			m.MajorPageFaults = value
+		case "inactive_file":
+			inactive = value
+		}
+	})
+	limit, _ := f.number(dir + "/memory.max")
+	m.Limit = unlimited(limit)
+	m.MaxUsage, _ = f.number(dir + "/memory.peak") // since Linux 5.19
+	m.MaxUsage = max(m.MaxUsage, m.Usage)
+	if m.Swap, m.HasSwap = f.number(dir + "/memory.swap.current"); m.HasSwap {
+		if limit, ok := f.number(dir + "/memory.swap.max"); ok && limit < 1<<62 {
+			m.SwapLimit, m.HasSwapLimit = limit, true
+		}
+	}
+	f.pairs(dir+"/memory.events", func(key string, value uint64) {
+		switch key {
+		case "max":
+			m.FailCount = value
+		case "oom":
+			m.OOMEvents = value
+		case "oom_kill":
+			m.OOMKills = value
+		}
+	})
+	m.finish(inactive)
+}
+
+// block reads lines as "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0".
+func (t v2) block(f *files, dir string) []BlockDevice {
+	data, ok := f.bytes(dir + "/io.stat")
+	if !ok {
+		return nil
+	}
+	var devices []BlockDevice
+	for line := range bytes.Lines(data) {
+		fields := strings.Fields(string(line))
+		if len(fields) < 2 {
+			continue
+		}
+		d := device(&devices, fields[0])
+		if d == nil {
+			continue
+		}
+		for _, field := range fields[1:] {
+			key, text, _ := strings.Cut(field, "=")
+			value, err := strconv.ParseUint(text, 10, 64)
+			if err != nil {
+				continue
+			}
+			switch key {
+			case "rbytes":
+				d.ReadBytes = value
+			case "wbytes":
+				d.WriteBytes = value
+			case "rios":
+				d.ReadOps = value
+			case "wios":
+				d.WriteOps = value
+			}
+		}
+	}
+	return devices
+}

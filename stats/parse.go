@@ -1,0 +1,124 @@
+package stats
+
+import (
+	"bytes"
+	"errors"
+	"math"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+)
+
+// bufferSize holds the largest file that is read: memory.stat has 2 to 5 KiB; io.stat is cut on hosts of very many devices.
+const bufferSize = 16 << 10
+
+// files reads the files of one cgroup. The first error that is not "absent" stays; absent files read as zero, since
+// controllers and kernels differ.
+type files struct {
+	buf []byte
+	err error
+}
+
+func (f *files) bytes(path string) ([]byte, bool) {
+	if f.buf == nil {
+		f.buf = make([]byte, bufferSize)
+	}
+	data, err := readFile(path, f.buf)
+	if err != nil {
+		if f.err == nil && !errors.Is(err, errdefs.ErrNotFound) {
+			f.err = err
+		}
+		return nil, false
+	}
+	return data, true
+}
+
+// number reads a file of one number; "max" is math.MaxUint64.
+func (f *files) number(path string) (uint64, bool) {
+	data, ok := f.bytes(path)
+	if !ok {
+		return 0, false
+	}
+	return number(bytes.TrimSpace(data))
+}
+
+// pairs calls use for each line "key value".
+func (f *files) pairs(path string, use func(key string, value uint64)) bool {
+	data, ok := f.bytes(path)
+	if !ok {
+		return false
+	}
+	for line := range bytes.Lines(data) {
+		key, value, _ := bytes.Cut(bytes.TrimSpace(line), []byte(" "))
+		if n, ok := number(value); ok {
+			use(string(key), n)
+		}
+	}
+	return true
+}
+
+// pressure reads a PSI file; nil where there is none or PSI is off (EOPNOTSUPP).
+func (f *files) pressure(path string) *PSI {
+	if f.buf == nil {
+		f.buf = make([]byte, bufferSize)
+	}
+	data, err := readFile(path, f.buf)
+	if err != nil {
+		return nil
+	}
+	return parsePSI(data)
+}
+
+func number(text []byte) (uint64, bool) {
+	if string(text) == "max" {
+		return math.MaxUint64, true
+	}
+	n, err := strconv.ParseUint(string(text), 10, 64)
+	return n, err == nil
+}
+
+// parsePSI reads lines as "some avg10=0.12 avg60=0.00 avg300=0.00 total=12345", total in µs.
+func parsePSI(data []byte) *PSI {
+	var psi PSI
+	for line := range bytes.Lines(data) {
+		fields := bytes.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		into := &psi.Some
+		if string(fields[0]) == "full" {
+			into = &psi.Full
+		}
+		for _, field := range fields[1:] {
+			key, value, _ := bytes.Cut(field, []byte("="))
+			switch string(key) {
+			case "avg10":
+				into.Avg10, _ = strconv.ParseFloat(string(value), 64)
+			case "avg60":
+				into.Avg60, _ = strconv.ParseFloat(string(value), 64)
+			case "avg300":
+				into.Avg300, _ = strconv.ParseFloat(string(value), 64)
+			case "total":
+				total, _ := strconv.ParseUint(string(value), 10, 64)
+				into.Total = total * 1000
+			}
+		}
+	}
+	return &psi
+}
+
+// finish derives what both versions do alike.
+func (m *Memory) finish(inactiveFile uint64) {
+	m.WorkingSet = m.Usage - min(m.Usage, inactiveFile)
+	if m.Limit > 0 {
+		m.Available = m.Limit - min(m.Limit, m.WorkingSet)
+	}
+}
+
+// unlimited takes the ways in which kernels say "no limit" for 0. cgroup v1 gives the largest number of whole pages.
+func unlimited(limit uint64) uint64 {
+	if limit >= 1<<62 {
+		return 0
+	}
+	return limit
+}
