@@ -69,7 +69,7 @@ func openNetNS(path string) (int, error) {
 	}
 	var fs unix.Statfs_t
 	var pod, host unix.Stat_t
-	err = errors.Join(unix.Fstatfs(fd, &fs), unix.Fstat(fd, &pod), unix.Stat("/proc/self/ns/net", &host))
+	err = errors.Join(unix.Fstatfs(fd, &fs), unix.Fstat(fd, &pod), unix.Stat("/proc/thread-self/ns/net", &host))
 	kind, kindErr := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
 	switch {
 	case err != nil:

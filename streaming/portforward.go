@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"runtime/debug"
 	"slices"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
@@ -19,8 +18,11 @@ func (s *Server) servePortForward(podID string, ports []int32) http.HandlerFunc 
 	ports = slices.Clone(ports)
 	return func(w http.ResponseWriter, r *http.Request) {
 		session(w, r, 0, func(w http.ResponseWriter, r *http.Request) {
-			f := &forwards{runtime: s.runtime, ports: ports, ctx: r.Context()}
-			defer f.wait()
+			f := &forwards{server: s, ports: ports, ctx: r.Context()}
+			defer func() {
+				f.running.close()
+				f.running.wait() // their streams have been reset
+			}()
 			if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
 				s.serveTunnel(w, r, podID, f)
 				return
@@ -38,27 +40,41 @@ func (s *Server) servePorts(w http.ResponseWriter, r *http.Request, podID string
 // forwards are the connections forwarded in one session. cri-streaming gives each a context that never ends and does not wait
 // for it, so both are done here.
 type forwards struct {
-	runtime Runtime
+	server  *Server
 	ports   []int32         // what the request named; empty: any
 	ctx     context.Context // the session's
-
-	mu      sync.Mutex
-	ended   bool
-	running sync.WaitGroup // added to under mu while not ended
+	running group
 }
 
 // PortForward implements portforward.PortForwarder.
-func (f *forwards) PortForward(_ context.Context, podID, _ string, port int32, stream io.ReadWriteCloser) (err error) {
+func (f *forwards) PortForward(_ context.Context, podID, _ string, port int32, stream io.ReadWriteCloser) error {
+	if !f.running.begin() {
+		return nil // the session is over
+	}
+	defer f.running.done()
+	err := f.forward(podID, port, stream)
+	if err == nil || clientGone(f.ctx) {
+		return nil // nobody is there to be told
+	}
+	if _, ok := stream.(resetter); ok {
+		// cri-streaming resets the stream now. A client that has no answer yet would not learn why: an empty write waits for
+		// the answer to be sent.
+		_, _ = stream.Write(nil)
+	}
+	return err
+}
+
+func (f *forwards) forward(podID string, port int32, stream io.ReadWriteCloser) (err error) {
 	if err := checkPort(port); err != nil {
 		return err
 	}
 	if len(f.ports) > 0 && !slices.Contains(f.ports, port) {
 		return fmt.Errorf("port %d is not one that was asked for: %w", port, errdefs.ErrInvalidArgument)
 	}
-	if !f.begin() {
-		return nil
+	if !f.server.calls.begin() {
+		return errShuttingDown
 	}
-	defer f.running.Done()
+	defer f.server.calls.done()
 	// This is a goroutine of cri-streaming's, where a panic would end the daemon.
 	defer func() {
 		if p := recover(); p != nil {
@@ -66,31 +82,12 @@ func (f *forwards) PortForward(_ context.Context, podID, _ string, port int32, s
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
-	end := forwardStream{stream}
-	defer end.Close()
-	err = f.runtime.PortForward(f.ctx, podID, port, end)
-	if err != nil && clientGone(f.ctx) {
-		return nil // nobody is there to be told
+	both := forwardStream{stream}
+	if err := f.server.runtime.PortForward(f.ctx, podID, port, both); err != nil {
+		return err
 	}
-	return err
-}
-
-func (f *forwards) begin() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.ended || f.ctx.Err() != nil {
-		return false
-	}
-	f.running.Add(1)
-	return true
-}
-
-// wait refuses further connections and waits for those there are: their streams have been reset.
-func (f *forwards) wait() {
-	f.mu.Lock()
-	f.ended = true
-	f.mu.Unlock()
-	f.running.Wait()
+	_ = both.Close()
+	return nil
 }
 
 // forwardStream is a client's data stream. A SPDY stream's Close is only the end of our side, and what the client goes on sending

@@ -43,12 +43,14 @@ func (w wanted) spdyStreams() int {
 	return n
 }
 
+var errShuttingDown = fmt.Errorf("the streaming server is shutting down: %w", errdefs.ErrUnavailable)
+
 // runStreams is the Runtime's part of an exec or attach.
 type runStreams func(context.Context, Streams) error
 
 func (s *Server) serveExec(containerID string, cmd []string, want wanted) http.HandlerFunc {
 	cmd = slices.Clone(cmd)
-	run := want.runner(func(ctx context.Context, streams Streams) error {
+	run := s.runner(want, func(ctx context.Context, streams Streams) error {
 		code, err := s.runtime.Exec(ctx, containerID, cmd, streams)
 		if err == nil && code != 0 {
 			return exitError(code)
@@ -62,7 +64,7 @@ func (s *Server) serveExec(containerID string, cmd []string, want wanted) http.H
 }
 
 func (s *Server) serveAttach(containerID string, want wanted) http.HandlerFunc {
-	run := want.runner(func(ctx context.Context, streams Streams) error {
+	run := s.runner(want, func(ctx context.Context, streams Streams) error {
 		return s.runtime.Attach(ctx, containerID, streams)
 	})
 	return s.serveRemoteCommand(want, run, func(w http.ResponseWriter, r *http.Request) {
@@ -88,8 +90,12 @@ func (w wanted) options() *remotecommand.Options {
 
 // runner prepares the streams for the Runtime: exactly those asked for (a WebSocket has all of them, a SPDY client may have
 // opened others), a failed write ends the context, and output is closed behind the last write.
-func (w wanted) runner(run runStreams) runStreams {
+func (s *Server) runner(w wanted, run runStreams) runStreams {
 	return func(ctx context.Context, streams Streams) error {
+		if !s.calls.begin() {
+			return errShuttingDown
+		}
+		defer s.calls.done()
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		streams.TTY = w.tty

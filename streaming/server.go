@@ -32,10 +32,12 @@ type Server struct {
 	tokens   *tokens
 	guesses  guesses
 
-	mu      sync.Mutex
-	closing bool
-	cut     context.CancelFunc // ends every session; nil before Serve
-	running sync.WaitGroup     // sessions; added to under mu while not closing
+	// sessions are the clients let in, calls what of the Runtime runs for them. A client may be let in and gone while
+	// cri-streaming waits for its streams, for as long as CreationTimeout: such a session is not waited for when all are cut.
+	sessions, calls group
+
+	mu  sync.Mutex
+	cut context.CancelFunc // ends every session; nil before Serve
 }
 
 // New checks the options and binds the address. The server holds the port until Shutdown, also where Serve is never called.
@@ -93,7 +95,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer stop()
 
 	err := s.http.Serve(s.listener)
-	s.running.Wait()
+	s.close()
+	s.drain(ctx, cut)
 	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve streaming clients on %s: %w", s.url, err)
 	}
@@ -107,33 +110,31 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	cut := s.cut
 	s.mu.Unlock()
-	if cut != nil {
-		stop := context.AfterFunc(ctx, cut)
-		defer stop()
+	if cut == nil {
+		return nil
 	}
-	s.running.Wait()
+	return s.drain(ctx, cut)
+}
+
+// drain waits for the sessions, or when ctx ends, cuts them and waits for what runs of the Runtime.
+func (s *Server) drain(ctx context.Context, cut context.CancelFunc) error {
+	select {
+	case <-s.sessions.waited():
+		return nil
+	case <-ctx.Done():
+	}
+	cut()
+	s.calls.close()
+	s.calls.wait()
 	return ctx.Err()
 }
 
 // close refuses what is new. Sessions go on: they are hijacked connections, which the HTTP server does not know any more.
 func (s *Server) close() {
-	s.mu.Lock()
-	s.closing = true
-	s.mu.Unlock()
+	s.sessions.close()
 	s.tokens.close()
 	_ = s.http.Close()
 	_ = s.listener.Close() // where Serve was never called
-}
-
-// begin counts a session in, unless the server is closing.
-func (s *Server) begin() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closing {
-		return false
-	}
-	s.running.Add(1)
-	return true
 }
 
 // URL is the base of the URLs handed out: scheme, and the bound host and port ("http://127.0.0.1:10010").
@@ -152,11 +153,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r)
 		return
 	}
-	if !s.begin() {
+	if !s.sessions.begin() {
 		http.Error(w, "the streaming server is shutting down", http.StatusServiceUnavailable)
 		return
 	}
-	defer s.running.Done()
+	defer s.sessions.done()
 	serve(w, r)
 }
 

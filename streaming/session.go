@@ -164,28 +164,25 @@ func (c *clientConn) Close() error {
 		if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()
 		}
-		c.setFinal(time.Time{})
+		c.setFinal(time.Now())
 		c.cancel(errConnClosed)
 	})
 	return nil
 }
 
-// interrupt makes a session that was cut end: reads fail at once, writes after a moment for the status.
+// interrupt makes a session that was cut end in a moment, which is for the status: spdystream sends nothing after its last read.
 func (c *clientConn) interrupt() {
 	if !c.closed.Load() {
 		c.setFinal(time.Now().Add(lastWords))
 	}
 }
 
-// setFinal ends reading now and writing then (the zero time: not), whatever deadlines the protocols set from now on.
-func (c *clientConn) setFinal(write time.Time) {
+// setFinal sets the deadline for all reading and writing, whatever the protocols set from now on.
+func (c *clientConn) setFinal(t time.Time) {
 	c.deadlines.Lock()
 	defer c.deadlines.Unlock()
 	c.final = true
-	_ = c.Conn.SetReadDeadline(time.Now())
-	if !write.IsZero() {
-		_ = c.Conn.SetWriteDeadline(write)
-	}
+	_ = c.Conn.SetDeadline(t)
 }
 
 func (c *clientConn) setDeadline(set func(time.Time) error, t time.Time) error {

@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"k8s.io/klog/v2"
 )
 
 // Frames of SPDY/3.1: eight bytes of header (of a control frame, the type in bytes 2 and 3; the payload's length in bytes
@@ -32,17 +34,20 @@ const (
 )
 
 // spdyConn stands between spdystream and the client, and follows the frames in both directions. It refuses frames and streams
-// beyond a bound, sends each frame in one piece, and holds back the client's end until every stream that it opened has been
-// answered: cri-streaming stops taking streams at the end, and a worker of spdystream that still hands one over would wait for
-// ever, with all its connection's goroutines.
+// beyond a bound, sends each frame in one piece, and keeps two traps shut that a client opens by leaving early:
+//   - cri-streaming stops taking streams at the connection's end, and a worker of spdystream that still hands one over waits
+//     for ever, with all its connection's goroutines. So the end is held back until every stream has been answered.
+//   - A stream whose answer could not be written makes each later write to it wait for ever. So answers never fail.
 type spdyConn struct {
 	net.Conn
 	maxStreams int // 0: no bound
 	opened     int
 	in         frameScanner // used by the reader
+	fresh      []uint32     // streams that the bytes just read open
 
 	mu       sync.Mutex // over writing
 	out      frameScanner
+	current  frame // the last one begun
 	pending  []byte
 	writeErr error
 
@@ -58,8 +63,12 @@ func newSPDYConn(conn net.Conn, maxStreams int) *spdyConn {
 func (c *spdyConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
+		c.fresh = c.fresh[:0]
 		if err := c.in.scan(p[:n], c.received); err != nil {
+			c.answer(c.fresh...) // nobody else hears of these
 			c.awaitAnswers()
+			klog.InfoS("Streaming client cut off", "peer", c.RemoteAddr(), "reason", err)
+			_ = c.Conn.Close() // ends the session
 			return 0, err
 		}
 		return n, nil // an error comes again
@@ -92,6 +101,7 @@ func (c *spdyConn) received(f frame) error {
 		return errors.New("the client opened too many streams at once")
 	}
 	c.unanswered[f.stream] = true
+	c.fresh = append(c.fresh, f.stream)
 	return nil
 }
 
@@ -112,51 +122,55 @@ func (c *spdyConn) awaitAnswers() {
 	}
 }
 
-// Write keeps the pieces of a frame until it is whole or large. Answers count also when the client cannot get them any more.
+// Write keeps the pieces of a frame until it is whole or large. It fails at the end of a frame, when it is known to be no answer.
 func (c *spdyConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_ = c.out.scan(p, c.sent)
-	if c.writeErr != nil {
-		return 0, c.writeErr
-	}
-	if len(c.pending)+len(p) > coalesce {
-		if err := c.flush(); err != nil {
-			return 0, err
+	switch {
+	case c.writeErr != nil:
+	case len(c.pending)+len(p) > coalesce:
+		c.flush()
+		if c.writeErr == nil {
+			_, c.writeErr = c.Conn.Write(p)
 		}
-		n, err := c.Conn.Write(p)
-		c.writeErr = err
-		return n, err
+	default:
+		c.pending = append(c.pending, p...)
+		if !c.out.within() {
+			c.flush()
+		}
 	}
-	c.pending = append(c.pending, p...)
-	if c.out.within() {
-		return len(p), nil
-	}
-	if err := c.flush(); err != nil {
-		return 0, err
+	if c.writeErr != nil && !c.out.within() && !(c.current.control && c.current.kind == frameSynReply) {
+		return 0, c.writeErr
 	}
 	return len(p), nil
 }
 
-func (c *spdyConn) flush() error {
+func (c *spdyConn) flush() {
 	if len(c.pending) > 0 {
 		_, c.writeErr = c.Conn.Write(c.pending)
 		c.pending = c.pending[:0]
 	}
-	return c.writeErr
 }
 
 func (c *spdyConn) sent(f frame) error {
+	c.current = f
 	if f.control && (f.kind == frameSynReply || f.kind == frameRstStream) {
-		c.answerMu.Lock()
-		defer c.answerMu.Unlock()
-		delete(c.unanswered, f.stream)
-		if len(c.unanswered) == 0 && c.answered != nil {
-			close(c.answered)
-			c.answered = nil
-		}
+		c.answer(f.stream)
 	}
 	return nil
+}
+
+func (c *spdyConn) answer(streams ...uint32) {
+	c.answerMu.Lock()
+	defer c.answerMu.Unlock()
+	for _, id := range streams {
+		delete(c.unanswered, id)
+	}
+	if len(c.unanswered) == 0 && c.answered != nil {
+		close(c.answered)
+		c.answered = nil
+	}
 }
 
 // frame is what is known of a frame before its payload. The stream is set for control frames of the three kinds that name one.

@@ -1,0 +1,329 @@
+package streaming
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var (
+	spdyProtocols = []string{"spdy channel.k8s.io", "spdy v2.channel.k8s.io", "spdy v3.channel.k8s.io", "spdy v4.channel.k8s.io"}
+	allProtocols  = append(slices.Clone(spdyProtocols), "ws channel.k8s.io", "ws v4.channel.k8s.io", "ws v5.channel.k8s.io")
+	// exitProtocols carry the exit code.
+	exitProtocols = []string{"spdy v4.channel.k8s.io", "ws v4.channel.k8s.io", "ws v5.channel.k8s.io"}
+	// eofProtocols carry the end of stdin. (SPDY v1 ends it at once, a defect that clients of it know.)
+	eofProtocols = []string{"spdy v2.channel.k8s.io", "spdy v3.channel.k8s.io", "spdy v4.channel.k8s.io", "ws v5.channel.k8s.io"}
+)
+
+func each(t *testing.T, protocols []string, test func(t *testing.T, protocol string)) {
+	for _, p := range protocols {
+		t.Run(p, func(t *testing.T) { test(t, p) })
+	}
+}
+
+func TestExecDeliversBothOutputsInEveryProtocol(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, id string, cmd []string, s Streams) (int, error) {
+		fmt.Fprintf(s.Stdout, "%s ran %q, stdin %v, resize %v", id, cmd, s.Stdin != nil, s.Resize != nil)
+		fmt.Fprint(s.Stderr, "a complaint")
+		return 0, nil
+	}})
+	each(t, allProtocols, func(t *testing.T, protocol string) {
+		want := wanted{stdout: true, stderr: true}
+		got := dialCommand(t, execURL(t, s, want, "ls", "-l"), want, protocol).collect(t)
+		if got.stdout != `c1 ran ["ls" "-l"], stdin false, resize false` || got.stderr != "a complaint" {
+			t.Errorf("got %+v", got)
+		}
+		if slices.Contains(exitProtocols, protocol) {
+			if st := statusJSON(t, got.status); st.Status != "Success" {
+				t.Errorf("status %+v", st)
+			}
+		} else if got.status != "" {
+			t.Errorf("success is silent in this version, got %q", got.status)
+		}
+	})
+}
+
+func TestExecTellsTheExitCode(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(context.Context, string, []string, Streams) (int, error) { return 137, nil }})
+	each(t, allProtocols, func(t *testing.T, protocol string) {
+		want := wanted{stdout: true}
+		got := dialCommand(t, execURL(t, s, want, "x"), want, protocol).collect(t)
+		if protocol == "spdy channel.k8s.io" {
+			return // cri-streaming resets its error stream at the start, as the kubelets of its time did
+		}
+		if !slices.Contains(exitProtocols, protocol) {
+			if !strings.Contains(got.status, "exit status 137") {
+				t.Errorf("status %q", got.status)
+			}
+			return
+		}
+		st := statusJSON(t, got.status)
+		if st.Reason != "NonZeroExitCode" || len(st.Details.Causes) != 1 || st.Details.Causes[0] != (statusCause{"ExitCode", "137"}) {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
+func TestExecTellsWhyItDidNotRun(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(context.Context, string, []string, Streams) (int, error) {
+		return 0, errors.New("no such program")
+	}})
+	each(t, exitProtocols, func(t *testing.T, protocol string) {
+		want := wanted{stdout: true}
+		st := statusJSON(t, dialCommand(t, execURL(t, s, want, "x"), want, protocol).collect(t).status)
+		if st.Status != "Failure" || st.Reason != "InternalError" || !strings.Contains(st.Message, "no such program") {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
+func TestStdinIsHalfClosedAndArrivesWhole(t *testing.T) {
+	sent := make([]byte, 4<<20)
+	for i := range sent {
+		sent[i] = byte(rand.Uint32())
+	}
+	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
+		_, err := io.Copy(s.Stdout, s.Stdin)
+		return 0, err
+	}})
+	each(t, eofProtocols, func(t *testing.T, protocol string) {
+		want := wanted{stdin: true, stdout: true}
+		c := dialCommand(t, execURL(t, s, want, "cat"), want, protocol)
+		go func() {
+			_, _ = io.Copy(c.stdin, struct{ io.Reader }{bytes.NewReader(sent)})
+			c.closeStdin()
+		}()
+		if got := c.collect(t).stdout; got != string(sent) {
+			t.Errorf("%d bytes of %d came back, or other ones", len(got), len(sent))
+		}
+	})
+}
+
+func TestTheStatusSurvivesInputThatNobodyReads(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
+		_, _ = s.Stdin.Read(make([]byte, 1))
+		return 7, nil
+	}})
+	each(t, exitProtocols, func(t *testing.T, protocol string) {
+		want := wanted{stdin: true, stdout: true}
+		c := dialCommand(t, execURL(t, s, want, "true"), want, protocol)
+		go func() { _, _ = io.Copy(c.stdin, io.LimitReader(zeros{}, 8<<20)) }()
+		if st := statusJSON(t, c.collect(t).status); st.Reason != "NonZeroExitCode" {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return min(len(p), 32<<10), nil }
+
+func TestTerminalSizesArrive(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, s Streams) (int, error) {
+		if !s.TTY || s.Stderr != nil {
+			return 0, errors.New("no terminal")
+		}
+		for {
+			select {
+			case size, ok := <-s.Resize:
+				if !ok {
+					return 0, errors.New("resize ended")
+				}
+				fmt.Fprintf(s.Stdout, "%dx%d ", size.Width, size.Height)
+				if size.Width == 132 {
+					return 0, nil
+				}
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			}
+		}
+	}})
+	each(t, []string{"spdy v3.channel.k8s.io", "spdy v4.channel.k8s.io", "ws v4.channel.k8s.io", "ws v5.channel.k8s.io"}, func(t *testing.T, protocol string) {
+		want := wanted{stdin: true, stdout: true, tty: true}
+		c := dialCommand(t, execURL(t, s, want, "sh"), want, protocol)
+		fmt.Fprintln(c.resize, `{"Width":80,"Height":24}`)
+		fmt.Fprintln(c.resize, `{"Width":132,"Height":43}`)
+		// Sizes that were overtaken may be left out.
+		if got := c.collect(t); !strings.HasSuffix(got.stdout, "132x43 ") {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
+func TestTheContextEndsWhenTheClientVanishes(t *testing.T) {
+	for name, readsStdin := range map[string]bool{"a process that reads": true, "a process that takes no input": false} {
+		t.Run(name, func(t *testing.T) {
+			running, ended := make(chan struct{}), make(chan time.Time)
+			s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, s Streams) (int, error) {
+				if readsStdin {
+					go func() { _, _ = io.Copy(io.Discard, s.Stdin) }()
+				}
+				running <- struct{}{}
+				<-ctx.Done()
+				ended <- time.Now()
+				return 0, ctx.Err()
+			}})
+			each(t, allProtocols, func(t *testing.T, protocol string) {
+				if protocol == "spdy channel.k8s.io" && !readsStdin {
+					t.Skip("v1 closes the server's stdin itself, which then takes no data")
+				}
+				want := wanted{stdin: true, stdout: true}
+				c := dialCommand(t, execURL(t, s, want, "sleep"), want, protocol)
+				<-running
+				for range 4 { // something unread in every case
+					_, _ = c.stdin.Write(make([]byte, 16<<10))
+				}
+				left := time.Now()
+				c.vanish()
+				select {
+				case at := <-ended:
+					if d := at.Sub(left); d > 5*time.Second {
+						t.Errorf("it took %s", d)
+					}
+				case <-time.After(10 * time.Second):
+					t.Fatal("the context did not end")
+				}
+			})
+		})
+	}
+}
+
+func TestAnIdleConnectionEnds(t *testing.T) {
+	s := start(t, Options{IdleTimeout: 300 * time.Millisecond}, &testRuntime{attach: func(ctx context.Context, _ string, _ Streams) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	each(t, []string{"spdy v4.channel.k8s.io", "ws v4.channel.k8s.io", "ws v5.channel.k8s.io"}, func(t *testing.T, protocol string) {
+		want := wanted{stdout: true}
+		dialCommand(t, attachURL(t, s, want), want, protocol).collect(t) // fails where the streams do not end
+	})
+}
+
+func TestAClientThatOpensNoStreamsIsLetGo(t *testing.T) {
+	gate := leakGate(t)
+	t.Run("", func(t *testing.T) {
+		s := start(t, Options{CreationTimeout: 100 * time.Millisecond}, &testRuntime{})
+		conn, _ := dialSPDY(t, execURL(t, s, wanted{stdout: true}, "x"), "v4.channel.k8s.io")
+		select {
+		case <-conn.CloseChan():
+		case <-time.After(5 * time.Second):
+			t.Fatal("the connection stands")
+		}
+	})
+	gate()
+}
+
+func TestAClientThatOpensTooManyStreamsIsCutWithoutALeak(t *testing.T) {
+	gate := leakGate(t)
+	t.Run("", func(t *testing.T) {
+		s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, _ Streams) (int, error) {
+			<-ctx.Done()
+			return 0, ctx.Err()
+		}})
+		for range 20 {
+			raw, open := rawSPDY(t, execURL(t, s, wanted{stdout: true}, "x"), "v4.channel.k8s.io")
+			for _, kind := range []string{"error", "stdout", "stdin", "stdin", "stderr"} {
+				open("streamType", kind)
+			}
+			_ = raw.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if _, err := io.Copy(io.Discard, raw); err != nil {
+				t.Fatalf("the connection stands: %v", err)
+			}
+			_ = raw.Close()
+		}
+	})
+	gate()
+}
+
+func TestHundredsOfAttachesToASilentContainerLeaveNothing(t *testing.T) {
+	gate := leakGate(t)
+	t.Run("", func(t *testing.T) {
+		var attached atomic.Int32
+		s := start(t, Options{}, &testRuntime{attach: func(ctx context.Context, _ string, s Streams) error {
+			attached.Add(1)
+			defer attached.Add(-1)
+			if s.TTY {
+				return errors.New("cannot attach") // without a look at Resize
+			}
+			go func() { _, _ = io.Copy(io.Discard, s.Stdin) }()
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		protocols := []string{"spdy v4.channel.k8s.io", "ws v4.channel.k8s.io", "ws v5.channel.k8s.io"}
+		for i := range 500 {
+			want := wanted{stdin: true, stdout: true, tty: i%5 == 0}
+			c := dialCommand(t, attachURL(t, s, want), want, protocols[i%3])
+			if want.tty {
+				_, _ = io.WriteString(c.resize, `{"Width":1,"Height":1}{"Width":2,"Height":2}`)
+			}
+			if cut := rand.IntN(2000); cut > 0 {
+				_, _ = c.stdin.Write(make([]byte, cut))
+			}
+			c.vanish()
+		}
+		if !poll(10*time.Second, func() bool { return attached.Load() == 0 }) {
+			t.Errorf("%d attaches are left", attached.Load())
+		}
+	})
+	gate()
+}
+
+func TestASlowReaderHoldsUpOnlyItself(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, cmd []string, s Streams) (int, error) {
+		if cmd[0] == "flood" {
+			_, err := io.Copy(s.Stdout, zeros{})
+			return 0, err
+		}
+		fmt.Fprint(s.Stdout, "quick")
+		return 0, nil
+	}})
+	each(t, exitProtocols, func(t *testing.T, protocol string) {
+		want := wanted{stdout: true}
+		stuck := dialCommand(t, execURL(t, s, want, "flood"), want, protocol) // nobody reads its output
+		defer stuck.vanish()
+		if got := dialCommand(t, execURL(t, s, want, "other"), want, protocol).collect(t); got.stdout != "quick" {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
+func TestAHugeFrameEndsTheConnection(t *testing.T) {
+	ended := make(chan struct{})
+	s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, s Streams) (int, error) {
+		<-ctx.Done()
+		close(ended)
+		return 0, ctx.Err()
+	}})
+	want := wanted{stdin: true, stdout: true}
+	c := dialCommand(t, execURL(t, s, want, "x"), want, "spdy v4.channel.k8s.io")
+	go func() { _, _ = c.stdin.Write(make([]byte, 15<<20)) }()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Fatal("15 MiB in one frame were taken")
+	}
+}
+
+func TestAPanicInTheRuntimeEndsOnlyItsSession(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, cmd []string, s Streams) (int, error) {
+		if cmd[0] == "panic" {
+			panic("as ordered")
+		}
+		return 0, nil
+	}})
+	want := wanted{stdout: true}
+	each(t, exitProtocols, func(t *testing.T, protocol string) {
+		dialCommand(t, execURL(t, s, want, "panic"), want, protocol).collect(t)
+		if st := statusJSON(t, dialCommand(t, execURL(t, s, want, "x"), want, protocol).collect(t).status); st.Status != "Success" {
+			t.Errorf("the next exec: %+v", st)
+		}
+	})
+}

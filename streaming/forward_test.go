@@ -1,0 +1,486 @@
+package streaming
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+)
+
+// testNetNS makes a network namespace with loopback up, and returns its path and a listen function for it. The thread that
+// made it ends with the test, and the namespace with it.
+func testNetNS(t testing.TB) (path string, listen func(address string) net.Listener) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making a network namespace needs root")
+	}
+	type request struct {
+		address string
+		answer  chan net.Listener
+	}
+	requests, ready := make(chan request), make(chan error)
+	var live func()
+	live = func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if unix.Gettid() == os.Getpid() {
+			go live() // the first thread cannot end: another one, while this one is held
+			<-t.Context().Done()
+			runtime.UnlockOSThread()
+			return
+		}
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			var lo netlink.Link
+			if lo, err = netlink.LinkByName("lo"); err == nil {
+				err = netlink.LinkSetUp(lo)
+			}
+		}
+		path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+		ready <- err
+		for r := range requests {
+			l, err := net.Listen("tcp", r.address)
+			if err != nil {
+				t.Errorf("listen on %s: %v", r.address, err)
+			}
+			r.answer <- l
+		}
+	}
+	go live()
+	if err := <-ready; err != nil {
+		close(requests)
+		t.Skipf("no network namespace can be made here: %v", err)
+	}
+	t.Cleanup(func() { close(requests) })
+	return path, func(address string) net.Listener {
+		t.Helper()
+		r := request{address, make(chan net.Listener)}
+		requests <- r
+		l := <-r.answer
+		if l == nil {
+			t.FailNow()
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		return l
+	}
+}
+
+// serveEach runs handle for every connection.
+func serveEach(l net.Listener, handle func(net.Conn)) int32 {
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); handle(c) }()
+		}
+	}()
+	return int32(l.Addr().(*net.TCPAddr).Port)
+}
+
+// echo answers with what it got once it has got everything.
+func echo(c net.Conn) {
+	got, err := io.ReadAll(c)
+	if err == nil {
+		_, _ = c.Write(append([]byte("echo:"), got...))
+	}
+}
+
+func forwarder(path string) *testRuntime {
+	return &testRuntime{forward: func(ctx context.Context, _ string, port int32, stream io.ReadWriteCloser) error {
+		return Forward(ctx, path, port, stream)
+	}}
+}
+
+// forwardClients dial port-forward in SPDY and in SPDY through WebSocket.
+var forwardClients = map[string]func(t testing.TB, target string) httpstream.Connection{
+	"spdy": func(t testing.TB, target string) httpstream.Connection {
+		conn, _ := dialSPDY(t, target, "portforward.k8s.io")
+		return conn
+	},
+	"tunnel": func(t testing.TB, target string) httpstream.Connection {
+		ws := dialWebSocket(t, target, "SPDY/3.1+portforward.k8s.io")
+		conn, err := spdy.NewClientConnection(&tunnelConn{ws: ws})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	},
+}
+
+// openPort makes the two streams of a forwarded connection.
+func openPort(t testing.TB, conn httpstream.Connection, id int, port int32) (data, errs httpstream.Stream) {
+	t.Helper()
+	headers := []string{"port", strconv.Itoa(int(port)), "requestID", strconv.Itoa(id)}
+	errs = createStream(t, conn, append(headers, "streamType", "error")...)
+	_ = errs.Close()
+	return createStream(t, conn, append(headers, "streamType", "data")...), errs
+}
+
+// exchange sends text, half-closes, and returns the answer and the error.
+func exchange(t testing.TB, conn httpstream.Connection, id int, port int32, text string) (answer, failure string) {
+	t.Helper()
+	data, errs := openPort(t, conn, id, port)
+	if _, err := io.WriteString(data, text); err != nil && text != "" {
+		t.Error(err)
+	}
+	_ = data.Close()
+	a, _ := io.ReadAll(data)
+	f, _ := io.ReadAll(errs)
+	conn.RemoveStreams(data, errs)
+	return string(a), string(f)
+}
+
+func TestPortForwardReachesThePodOverBothLoopbacks(t *testing.T) {
+	path, listen := testNetNS(t)
+	v4 := serveEach(listen("127.0.0.1:0"), echo)
+	v6 := serveEach(listen("[::1]:0"), echo)
+	s := start(t, Options{}, forwarder(path))
+	for name, dial := range forwardClients {
+		t.Run(name, func(t *testing.T) {
+			conn := dial(t, forwardURL(t, s))
+			var wg sync.WaitGroup
+			for i, port := range []int32{v4, v6, v4, v6} { // at the same time
+				wg.Go(func() {
+					text := strings.Repeat(strconv.Itoa(i), 100_000)
+					if a, f := exchange(t, conn, i, port, text); a != "echo:"+text || f != "" {
+						t.Errorf("port %d: %d bytes, error %q", port, len(a), f)
+					}
+				})
+			}
+			wg.Wait()
+			// A port where nobody listens is told, and the connection goes on.
+			if a, f := exchange(t, conn, 10, 1, ""); a != "" || !strings.Contains(f, "refused") {
+				t.Errorf("answer %q, error %q", a, f)
+			}
+			if a, _ := exchange(t, conn, 11, v4, "more"); a != "echo:more" {
+				t.Errorf("answer %q", a)
+			}
+		})
+	}
+}
+
+func TestPortForwardOverWebSocketV4(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := serveEach(l, func(c net.Conn) { _, _ = io.Copy(c, c) })
+	s := start(t, Options{}, forwarder(""))
+	ws := dialWebSocket(t, forwardURL(t, s, port), "v4.channel.k8s.io")
+	if err := ws.WriteMessage(2, []byte("\x00hello")); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // the port on both channels, then the answer
+		_, p, err := ws.ReadMessage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(p) == "\x00hello" {
+			return
+		}
+	}
+	t.Error("no answer")
+}
+
+func TestManyForwardsOnOneConnectionLeaveNothing(t *testing.T) {
+	gate := leakGate(t)
+	t.Run("", func(t *testing.T) {
+		path, listen := testNetNS(t)
+		port := serveEach(listen("127.0.0.1:0"), echo)
+		s := start(t, Options{}, forwarder(path))
+		conn := forwardClients["spdy"](t, forwardURL(t, s))
+		for i := range 500 {
+			if a, f := exchange(t, conn, i, port, "x"); a != "echo:x" {
+				t.Fatalf("forward %d: %q, error %q", i, a, f)
+			}
+		}
+		fds := openFDs(t)
+		if fds > 40 {
+			t.Errorf("%d descriptors are open", fds)
+		}
+	})
+	gate()
+}
+
+func TestAClientThatOpensForwardsAndVanishesLeavesNothing(t *testing.T) {
+	gate := leakGate(t)
+	t.Run("", func(t *testing.T) {
+		s := start(t, Options{CreationTimeout: time.Second}, &testRuntime{forward: func(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		for range 20 {
+			raw, open := rawSPDY(t, forwardURL(t, s), "portforward.k8s.io")
+			for i := range 20 {
+				open("port", "80", "requestID", strconv.Itoa(i/2), "streamType", []string{"error", "data"}[i%2])
+			}
+			_ = raw.Close()
+		}
+	})
+	gate()
+}
+
+func TestTheServersEndReachesTheClientAtOnceAndTheRestIsNotInTheWay(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := serveEach(l, func(c net.Conn) { _, _ = io.WriteString(c, "bye") })
+	s := start(t, Options{}, forwarder(""))
+	conn := forwardClients["spdy"](t, forwardURL(t, s))
+	data, _ := openPort(t, conn, 0, port)
+	if got, err := io.ReadAll(data); string(got) != "bye" || err != nil {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	// The client goes on sending: more than fits anywhere.
+	for range 200 {
+		_, _ = data.Write(make([]byte, 32<<10))
+	}
+	for i := 1; i < 12; i++ { // each of spdystream's workers
+		data, _ := openPort(t, conn, i, port)
+		if got, _ := io.ReadAll(data); string(got) != "bye" {
+			t.Fatalf("forward %d: %q", i, got)
+		}
+	}
+}
+
+func TestASlowAnswerAfterTheHalfCloseArrivesWhileItFlows(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := serveEach(l, func(c net.Conn) {
+		_, _ = io.ReadAll(c)
+		for range 6 {
+			_, _ = io.WriteString(c, "part ")
+			<-time.After(300 * time.Millisecond)
+		}
+	})
+	s := start(t, Options{}, forwarder(""))
+	if a, _ := exchange(t, forwardClients["spdy"](t, forwardURL(t, s)), 0, port, "x"); a != strings.Repeat("part ", 6) {
+		t.Errorf("answer %q", a)
+	}
+}
+
+func TestPortForwardEndsWithItsClient(t *testing.T) {
+	ended := make(chan struct{})
+	s := start(t, Options{}, &testRuntime{forward: func(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {
+		<-ctx.Done()
+		close(ended)
+		return ctx.Err()
+	}})
+	conn, raw := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
+	openPort(t, conn, 0, 80)
+	_ = raw.Close()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the context did not end")
+	}
+}
+
+func TestPortForwardOpensOnlyThePortsOfItsRequest(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{forward: func(_ context.Context, _ string, port int32, stream io.ReadWriteCloser) error {
+		_, err := fmt.Fprint(stream, port)
+		return err
+	}})
+	conn := forwardClients["spdy"](t, forwardURL(t, s, 80))
+	if a, _ := exchange(t, conn, 0, 80, ""); a != "80" {
+		t.Errorf("answer %q", a)
+	}
+	if a, f := exchange(t, conn, 1, 81, ""); a != "" || !strings.Contains(f, "not one that was asked for") {
+		t.Errorf("answer %q, error %q", a, f)
+	}
+}
+
+func TestAPanicInPortForwardIsTold(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{forward: func(context.Context, string, int32, io.ReadWriteCloser) error { panic("as ordered") }})
+	if _, f := exchange(t, forwardClients["spdy"](t, forwardURL(t, s)), 0, 80, ""); !strings.Contains(f, "as ordered") {
+		t.Errorf("error %q", f)
+	}
+}
+
+func TestDialPodRefusesWhatIsNoPodsNamespace(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "unpinned")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, row := range map[string]struct {
+		path  string
+		port  int32
+		class error
+	}{
+		"port 0":                   {"", 0, errdefs.ErrInvalidArgument},
+		"port 65536":               {"", 65536, errdefs.ErrInvalidArgument},
+		"a negative port":          {"", -1, errdefs.ErrInvalidArgument},
+		"a path that is gone":      {filepath.Join(dir, "gone"), 80, errdefs.ErrNotFound},
+		"a file (unpinned)":        {file, 80, errdefs.ErrFailedPrecondition},
+		"a mount namespace":        {"/proc/self/ns/mnt", 80, errdefs.ErrFailedPrecondition},
+		"the host's own namespace": {"/proc/self/ns/net", 80, errdefs.ErrFailedPrecondition},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c, err := DialPod(t.Context(), row.path, row.port); !errors.Is(err, row.class) {
+				t.Errorf("got %v, %v", c, err)
+			}
+		})
+	}
+}
+
+func TestDialPodLeavesNoThreadInTheNamespace(t *testing.T) {
+	path, listen := testNetNS(t)
+	port := serveEach(listen("127.0.0.1:0"), echo)
+	for range 50 {
+		c, err := DialPod(t.Context(), path, port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+	pod, err := os.Readlink(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := 0
+	for _, task := range tasks {
+		if ns, err := os.Readlink(task); err == nil && ns == pod {
+			inside++
+		}
+	}
+	if inside != 1 { // the one that made it
+		t.Errorf("%d threads are in the namespace", inside)
+	}
+}
+
+func TestDialPodHonoursItsContext(t *testing.T) {
+	path, listen := testNetNS(t)
+	l := listen("127.0.0.1:0")
+	port := int32(l.Addr().(*net.TCPAddr).Port)
+	raw, err := l.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = raw.Control(func(fd uintptr) { err = unix.Listen(int(fd), 0) }) // a backlog of one
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	for range 10 {
+		c, err := DialPod(ctx, path, port)
+		if err != nil {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+			return
+		}
+		defer c.Close()
+	}
+	t.Error("the backlog takes everything")
+}
+
+func BenchmarkExecOutput(b *testing.B) {
+	const total = 256 << 20
+	for _, protocol := range exitProtocols {
+		b.Run(protocol, func(b *testing.B) {
+			s := start(b, Options{}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
+				_, err := io.Copy(s.Stdout, io.LimitReader(zeros{}, total))
+				return 0, err
+			}})
+			b.SetBytes(total)
+			for b.Loop() {
+				want := wanted{stdout: true}
+				c := dialCommand(b, execURL(b, s, want, "x"), want, protocol)
+				if n, err := io.Copy(io.Discard, c.stdout); n != total || err != nil {
+					b.Fatal(n, err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkPortForward(b *testing.B) {
+	const total = 256 << 20
+	path, listen := testNetNS(b)
+	port := serveEach(listen("127.0.0.1:0"), func(c net.Conn) {
+		buf := make([]byte, 256<<10)
+		for sent := 0; sent < total; sent += len(buf) {
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	})
+	s := start(b, Options{}, forwarder(path))
+	for name, dial := range forwardClients {
+		b.Run(name, func(b *testing.B) {
+			conn := dial(b, forwardURL(b, s))
+			b.SetBytes(total)
+			id := 0
+			for b.Loop() {
+				id++
+				data, _ := openPort(b, conn, id, port)
+				if n, err := io.Copy(io.Discard, data); n != total || err != nil {
+					b.Fatal(n, err)
+				}
+				_ = data.Close()
+			}
+		})
+	}
+	b.Run("one request", func(b *testing.B) {
+		small := serveEach(listen("127.0.0.1:0"), echo)
+		conn := forwardClients["spdy"](b, forwardURL(b, s))
+		id := 0
+		for b.Loop() {
+			id++
+			if a, f := exchange(b, conn, id, small, "x"); a != "echo:x" {
+				b.Fatal(a, f)
+			}
+		}
+	})
+}
+
+func TestFramesAreFoundHoweverTheBytesAreCut(t *testing.T) {
+	stream := bytes.Join([][]byte{
+		{0x80, 3, 0, 1, 0, 0, 0, 10, 0, 0, 0, 5, 1, 2, 3, 4, 5, 6}, // SYN_STREAM 5
+		{0, 0, 0, 5, 0, 0, 0, 3, 7, 7, 7},                          // data
+		{0, 0, 0, 5, 1, 0, 0, 0},                                   // its end
+		{0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1},                    // PING
+		{0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 5, 0, 0, 0, 5},        // RST_STREAM 5
+	}, nil)
+	want := []frame{{true, 1, 10, 5}, {false, 0, 3, 0}, {false, 0, 0, 0}, {true, 6, 4, 0}, {true, 3, 8, 5}}
+	for size := 1; size <= len(stream); size++ {
+		var s frameScanner
+		var got []frame
+		for rest := stream; len(rest) > 0; rest = rest[min(size, len(rest)):] {
+			_ = s.scan(rest[:min(size, len(rest))], func(f frame) error { got = append(got, f); return nil })
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) || s.within() {
+			t.Errorf("in parts of %d: %v", size, got)
+		}
+	}
+}
