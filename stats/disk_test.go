@@ -1,0 +1,96 @@
+package stats
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestWalkCountsWhatIsThereOnceAndNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	outside := filepath.Join(t.TempDir(), "big")
+	must(t, os.WriteFile(outside, make([]byte, 1<<20), 0o644))
+	must(t, os.MkdirAll(filepath.Join(dir, "a/b/c"), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "a/file"), make([]byte, 100_000), 0o644))
+	empty, inodes, err := walk(t.Context(), dir)
+	if err != nil || inodes != 5 || empty < 100_000 || empty > 200_000 {
+		t.Fatalf("%d bytes, %d inodes, %v", empty, inodes, err)
+	}
+	// A hard link is the same inode; links out of the tree are not followed.
+	must(t, os.Link(filepath.Join(dir, "a/file"), filepath.Join(dir, "a/b/again")))
+	must(t, os.Symlink(filepath.Dir(outside), filepath.Join(dir, "a/b/out")))
+	must(t, os.Symlink("../../..", filepath.Join(dir, "a/b/up")))
+	bytes, inodes, err := walk(t.Context(), dir)
+	if err != nil || inodes != 7 || bytes > empty+64_000 {
+		t.Errorf("%d bytes (before %d), %d inodes, %v", bytes, empty, inodes, err)
+	}
+}
+
+func TestWalkOfVeryDeepTreeEnds(t *testing.T) {
+	dir := t.TempDir()
+	here := dir
+	for range 200 { // names of 15 bytes: 3.2 KB of path
+		here = filepath.Join(here, strings.Repeat("d", 15))
+	}
+	must(t, os.MkdirAll(here, 0o755))
+	if _, inodes, err := walk(t.Context(), dir); err != nil || inodes != 201 {
+		t.Errorf("%d inodes, %v", inodes, err)
+	}
+}
+
+func TestWalkEndsWithItsContextAndMissesAbsentFolders(t *testing.T) {
+	if _, _, err := walk(t.Context(), filepath.Join(t.TempDir(), "absent")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("error %v", err)
+	}
+	dir := t.TempDir()
+	for i := range walkBatch + 1 {
+		must(t, os.WriteFile(filepath.Join(dir, strings.Repeat("x", 1+i%100)+string(rune('a'+i/100))), nil, 0o644))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := walk(ctx, dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestDiskMeasuresAtOnceAndForgets(t *testing.T) {
+	d := NewDisk()
+	dir, late := t.TempDir(), t.TempDir()
+	d.Watch("early", dir)
+	d.Watch("gone", filepath.Join(dir, "absent"))
+	if _, _, _, ok := d.Usage("early"); ok {
+		t.Error("a measurement before Run")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); d.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	began := time.Now()
+	waitFor(t, func() bool { _, inodes, _, ok := d.Usage("early"); return ok && inodes == 1 })
+	d.Watch("late", late)
+	waitFor(t, func() bool { _, _, at, ok := d.Usage("late"); return ok && !at.Before(began) })
+	if _, _, _, ok := d.Usage("gone"); ok {
+		t.Error("an absent folder was measured")
+	}
+	// The same folder again is no reason to measure again; another one is.
+	_, _, before, _ := d.Usage("late")
+	d.Watch("late", late)
+	if _, _, at, ok := d.Usage("late"); !ok || !at.Equal(before) {
+		t.Error("watching the same folder again lost the measurement")
+	}
+	d.Forget("late")
+	if _, _, _, ok := d.Usage("late"); ok {
+		t.Error("not forgotten")
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
