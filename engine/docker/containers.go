@@ -98,11 +98,12 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 		if status.PID == 0 {
 			return status, nil
 		}
-		files := limitsByFile(containerCgroup(status.PID, s.facts), &spec.Resources, &engine.Resources{}, s.facts.cgroupV2)
+		files := limitsByFile(status.CgroupPath, &spec.Resources, &engine.Resources{}, s.facts.cgroupV2)
 		if err := writeCgroupFiles(files); err != nil && process.Alive(status.PID, status.StartTicks) {
 			// It runs without a limit that was asked for: it must not.
 			return status, errors.Join(err, killAndWait(ctx, s, string(id)))
 		}
+		e.byFile.Store(id, spec.Resources)
 		return status, nil
 	})
 }
@@ -125,9 +126,6 @@ func startError(status engine.ContainerStatus, err error) error {
 	}
 	return err
 }
-
-// containerCgroup is the cgroup of a container whose first process is pid.
-func containerCgroup(pid int, f *facts) string { return cgroupPath(pid, f.cgroupV2) }
 
 // StopContainer uses signals of its own, because dockerd's stop goes on to kill after its caller has left.
 func (e *Engine) StopContainer(ctx context.Context, id engine.ContainerID, grace time.Duration) error {
@@ -216,7 +214,9 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 			}
 		}
 		// A log that cannot be written must not keep a container from going (catalogue R19).
-		if err := e.logs.Load().finish(ctx, id); err != nil {
+		finishing, cancel := context.WithTimeout(ctx, finishLimit)
+		defer cancel()
+		if err := e.logs.Load().finish(finishing, id); err != nil {
 			klog.ErrorS(err, "A container is removed before its log is complete", "id", id)
 		}
 		return removeContainer(ctx, s, string(id))
@@ -224,6 +224,12 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 	if err != nil {
 		return err
 	}
+	return e.forget(id)
+}
+
+// forget drops what is remembered of a removed container.
+func (e *Engine) forget(id engine.ContainerID) error {
+	e.byFile.Delete(id)
 	return e.logs.Load().forget(id)
 }
 
@@ -249,7 +255,7 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 		pid, path := 0, ""
 		if in.State.Running {
 			pid = in.State.Pid
-			path = containerCgroup(pid, s.facts)
+			path = cgroupPath(pid, s.facts.cgroupV2)
 		}
 		change, err := lowerUpdate(r, path, s.facts)
 		if err != nil {
@@ -278,9 +284,14 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 
 // updateByFile writes unified and huge page limits, and oom_score_adj of every process.
 func (e *Engine) updateByFile(id engine.ContainerID, path string, r *engine.Resources, in *container.InspectResponse, f *facts) error {
-	if err := writeCgroupFiles(limitsByFile(path, r, &engine.Resources{}, f.cgroupV2)); err != nil {
+	var previous engine.Resources
+	if known, ok := e.byFile.Load(id); ok {
+		previous = known.(engine.Resources)
+	}
+	if err := writeCgroupFiles(limitsByFile(path, r, &previous, f.cgroupV2)); err != nil {
 		return err
 	}
+	e.byFile.Store(id, *r)
 	if r.OOMScoreAdj == int64(in.HostConfig.OomScoreAdj) {
 		return nil
 	}

@@ -86,6 +86,7 @@ func TestDocker(t *testing.T) {
 		{"users and groups follow the policy", usersAndGroups},
 		{"hostile users never become root", hostileUsers},
 		{"limits go both ways", limits},
+		{"out of memory is told from other ends", outOfMemory},
 		{"a left-over of the same key is replaced, a foreign one is not", leftovers},
 		{"missing host paths are made, not behind links", hostPaths},
 		{"removal behind our back is seen", behindOurBack},
@@ -567,13 +568,19 @@ func limits(t *testing.T, b *bench) {
 	if err != nil || status.Spec.Resources.MemoryLimit != 0 || status.Spec.Resources.CPUQuota != 0 {
 		t.Errorf("read back %+v, %v", status.Spec.Resources, err)
 	}
+}
 
-	oom := b.containerSpec(pod, "/bin/sh", "-c", "dd if=/dev/zero of=/dev/null bs=60M")
-	oom.Resources.MemoryLimit = 15 << 20
-	victim := b.container(t, oom)
-	eventually(t, 20*time.Second, "it is killed", func() bool { return b.sink.container(victim.ID).Reason == engine.ReasonOOMKilled })
-	if got := b.sink.container(victim.ID); got.ExitCode != exitKilled {
-		t.Errorf("%+v", got)
+func outOfMemory(t *testing.T, b *bench) {
+	pod, _ := b.pod(t, nil)
+	for range 5 {
+		spec := b.containerSpec(pod, "/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=60M")
+		spec.Resources.MemoryLimit = 15 << 20
+		victim := b.container(t, spec)
+		eventually(t, 20*time.Second, "it is killed", func() bool { return b.sink.container(victim.ID).State == engine.ContainerExited })
+		time.Sleep(300 * time.Millisecond)
+		if got := b.sink.container(victim.ID); got.Reason != engine.ReasonOOMKilled || got.ExitCode != exitKilled {
+			t.Errorf("%s %d; Docker says %s", got.Reason, got.ExitCode, b.docker("inspect", "-f", "{{json .State}}", string(victim.ID)))
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -124,6 +125,9 @@ type Engine struct {
 	pins  pins
 	users userCache
 	execs execWaiters
+	oom   oomKills
+	// byFile are the limits last written to cgroup files, by container: Docker does not know them.
+	byFile sync.Map // engine.ContainerID → engine.Resources
 	// current is nil while the engine is away.
 	current atomic.Pointer[session]
 	info    atomic.Pointer[engine.Info]

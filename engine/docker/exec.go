@@ -32,7 +32,7 @@ const (
 	killLimit = 10 * time.Second
 )
 
-// Exec runs a process in a container.
+// Exec runs a process in a container. A reader of stdin that waits for ever outlasts it until its owner closes it.
 //
 //	create → attach and start → output ends │ process ends │ ctx ends
 //	                                   ↓            ↓            ↓

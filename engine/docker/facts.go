@@ -38,7 +38,6 @@ type facts struct {
 	appArmor       bool
 	seccomp        bool
 	cdi            bool
-	experimental   bool
 	defaultRuntime string
 	handlers       map[string]engine.HandlerFeatures
 	// oomScoreAdjMin is the lowest oom_score_adj that a container may get here.
@@ -106,7 +105,6 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 		cgroupDriver:   engine.CgroupfsDriver,
 		cgroupV2:       info.CgroupVersion == "2",
 		swapLimit:      info.SwapLimit,
-		experimental:   info.ExperimentalBuild,
 		cdi:            len(info.CDISpecDirs) > 0,
 		defaultRuntime: info.DefaultRuntime,
 		handlers:       map[string]engine.HandlerFeatures{},
@@ -176,7 +174,6 @@ func (f *facts) info() engine.Info {
 			Hugepages:     hugetlbMounted(f.cgroupV2),
 			CDI:           f.cdi,
 			Swap:          f.swapLimit,
-			Checkpoint:    f.experimental,
 			NetworkBridge: true,
 		},
 		Warnings: f.warnings,

@@ -40,6 +40,9 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 // containerStatus adds to an inspected container what the kernel knows.
 func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine.ContainerStatus {
 	status := containerStatus(in)
+	if status.Reason == engine.ReasonError && status.ExitCode == exitKilled && e.oom.has(in.ID) {
+		status.Reason = engine.ReasonOOMKilled
+	}
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)

@@ -88,8 +88,6 @@ func (l *logs) finish(ctx context.Context, id engine.ContainerID) error {
 	if l.pumps == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, finishLimit)
-	defer cancel()
 	err := l.pumps.Finish(ctx, string(id))
 	if err == nil {
 		l.finished.Store(id, struct{}{})

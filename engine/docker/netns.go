@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -16,15 +17,19 @@ import (
 
 // pins keep network namespaces alive by bind mounts, dir/POD-ID, so that plugins find them after the pause process
 // has died: portmap and others leak rules where the namespace is gone.
-type pins struct{ dir string }
+type pins struct {
+	dir string
+	// mu: the start of a pod and the event of it pin at the same moment.
+	mu sync.Mutex
+}
 
 // nsfsMagic is NSFS_MAGIC: the file system of namespaces.
 const nsfsMagic = 0x6e736673
 
-func (p pins) path(id engine.PodID) string { return filepath.Join(p.dir, string(id)) }
+func (p *pins) path(id engine.PodID) string { return filepath.Join(p.dir, string(id)) }
 
 // pinned is the path of the pod's pin, "" when there is none.
-func (p pins) pinned(id engine.PodID) string {
+func (p *pins) pinned(id engine.PodID) string {
 	if path := p.path(id); isNamespace(path) {
 		return path
 	}
@@ -43,7 +48,7 @@ func isNamespace(path string) bool {
 
 // pin binds the network namespace of the process pid that started at startTicks. A pin of the same namespace is kept,
 // anything else in its place is removed.
-func (p pins) pin(id engine.PodID, pid int, startTicks uint64) (string, error) {
+func (p *pins) pin(id engine.PodID, pid int, startTicks uint64) (string, error) {
 	fail := func(err error) (string, error) {
 		return "", fmt.Errorf("pin the network namespace of pod %s: %w", id, err)
 	}
@@ -56,11 +61,13 @@ func (p pins) pin(id engine.PodID, pid int, startTicks uint64) (string, error) {
 	if ticks, err := process.StartTicks(pid); err != nil || ticks != startTicks {
 		return fail(fmt.Errorf("process %d has ended: %w", pid, errdefs.ErrUnavailable))
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	path := p.path(id)
 	if same, err := sameInode(path, int(ns.Fd())); err == nil && same {
 		return path, nil
 	}
-	if err := p.release(id); err != nil {
+	if err := p.remove(id); err != nil {
 		return fail(err)
 	}
 	file, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o400)
@@ -87,10 +94,16 @@ func sameInode(path string, fd int) (bool, error) {
 }
 
 // release unmounts and removes the pin, or whatever somebody put in its place; links are not followed.
-func (p pins) release(id engine.PodID) error {
+func (p *pins) release(id engine.PodID) error {
 	if !validID(string(id)) {
 		return nil
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.remove(id)
+}
+
+func (p *pins) remove(id engine.PodID) error {
 	path := p.path(id)
 	for range 16 {
 		// EINVAL: not a mount point, or a link.

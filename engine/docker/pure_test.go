@@ -93,7 +93,7 @@ func TestPinIsSafe(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounts need root")
 	}
-	p := pins{dir: t.TempDir()}
+	p := &pins{dir: t.TempDir()}
 	ticks, err := process.StartTicks(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
@@ -215,5 +215,20 @@ func TestWrongOptionsAreAllNamed(t *testing.T) {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not name %s", err, want)
 		}
+	}
+}
+
+func TestKernelNamesTheContainer(t *testing.T) {
+	var k oomKills
+	for _, line := range []string{
+		"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,oom_memcg=/pods/a,task_memcg=/pods/a/" + testPod + ",task=dd,pid=4,uid=0\n",
+		"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),oom_memcg=/a,task_memcg=/kubepods.slice/docker-" + testContainer + ".scope,task=dd,pid=4,uid=0",
+		"a process called oom-kill:" + otherContainer,
+		"oom-kill:constraint=CONSTRAINT_NONE,task_memcg=/,task=/" + otherContainer + ",task=x",
+	} {
+		k.note(line)
+	}
+	if !k.has(testPod) || !k.has(testContainer) || k.has(otherContainer) {
+		t.Errorf("%v", k.ids)
 	}
 }

@@ -63,6 +63,7 @@ func podStatus(in *container.InspectResponse) engine.PodStatus {
 		Key:       key,
 		State:     engine.PodNotReady,
 		CreatedAt: parseTime(in.Created),
+		StartedAt: parseTime(in.State.StartedAt),
 		Spec:      podSpecOf(in, key),
 	}
 	if in.State.Running && !in.State.Restarting && !in.State.Dead {

@@ -19,12 +19,13 @@ import (
 
 // The pace of watching. A dockerd that stops is noticed within pingEvery + pingLimit; one that dies, at once.
 const (
-	pingEvery      = 300 * time.Millisecond
-	pingLimit      = 1500 * time.Millisecond
-	retryFirst     = 50 * time.Millisecond
-	retryMost      = time.Second
-	reconcileEvery = 30 * time.Second
-	inspectLimit   = 5 * time.Second
+	pingEvery        = 300 * time.Millisecond
+	pingLimit        = 1500 * time.Millisecond
+	retryFirst       = 50 * time.Millisecond
+	retryMost        = time.Second
+	reconcileEvery   = 30 * time.Second
+	inspectLimit     = 5 * time.Second
+	snapshotLogLimit = 200 * time.Millisecond
 	// inspectors bounds the inspects in flight: dockerd answers no faster with more.
 	inspectors = 16
 )
@@ -59,10 +60,11 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	}
 	e.logs.Store(logs)
 	defer logs.close()
-	var images sync.WaitGroup
-	storing, stop := context.WithCancel(ctx)
-	images.Go(func() { e.images.Run(storing) })
-	defer images.Wait()
+	var beside sync.WaitGroup
+	besides, stop := context.WithCancel(ctx)
+	beside.Go(func() { e.images.Run(besides) })
+	beside.Go(func() { e.oom.watch(besides) })
+	defer beside.Wait()
 	defer stop()
 	health := engine.Health{}
 	told := false
@@ -351,7 +353,7 @@ func (w *watcher) look(running *sync.WaitGroup) {
 	}
 	for _, o := range start {
 		running.Go(func() {
-			w.observe(&o)
+			w.observe(&o, finishLimit)
 			select {
 			case w.results <- o:
 			case <-w.s.life.Done():
@@ -360,8 +362,8 @@ func (w *watcher) look(running *sync.WaitGroup) {
 	}
 }
 
-// observe asks the engine. A container that has exited is reported after its log is complete.
-func (w *watcher) observe(o *observed) {
+// observe asks the engine. A container that has exited is reported after its log is complete, or after logLimit.
+func (w *watcher) observe(o *observed, logLimit time.Duration) {
 	ctx, cancel := context.WithTimeout(w.s.life, inspectLimit)
 	in, err := w.s.cli.ContainerInspect(ctx, o.id)
 	cancel()
@@ -373,7 +375,9 @@ func (w *watcher) observe(o *observed) {
 	case !complete(&in):
 		o.err = fmt.Errorf("inspect %s: the answer is incomplete: %w", o.id, errdefs.ErrDataLoss)
 	default:
-		w.e.fill(w.s.life, w.s.facts, o, &in)
+		logging, cancel := context.WithTimeout(w.s.life, logLimit)
+		defer cancel()
+		w.e.fill(logging, w.s.facts, o, &in)
 	}
 }
 
@@ -403,7 +407,7 @@ func (w *watcher) tell(o *observed) {
 		if o.kind == sandbox {
 			w.sink.PodRemoved(engine.PodID(o.id))
 		} else {
-			if err := w.e.logs.Load().forget(engine.ContainerID(o.id)); err != nil {
+			if err := w.e.forget(engine.ContainerID(o.id)); err != nil {
 				klog.ErrorS(err, "Cannot forget a removed container's log", "id", o.id)
 			}
 			w.sink.ContainerRemoved(engine.ContainerID(o.id))
@@ -434,7 +438,8 @@ func (w *watcher) snapshot() (engine.Snapshot, error) {
 			defer func() { <-slots }()
 			o := &all[i]
 			*o = observed{id: summaries[i].ID, kind: classify(summaries[i].Labels, summaryName(&summaries[i]))}
-			if w.observe(o); o.err != nil && w.s.life.Err() == nil {
+			// Many logs on a full disk must not keep everything from being served.
+			if w.observe(o, snapshotLogLimit); o.err != nil && w.s.life.Err() == nil {
 				klog.ErrorS(o.err, "Cannot look at a container, the list's entry is used", "id", o.id)
 				in := inspectOf(&summaries[i])
 				w.e.fill(w.s.life, w.s.facts, o, &in)
