@@ -48,7 +48,7 @@ func TestDockerContract(t *testing.T) {
 		}
 		return enginetest.Fixture{
 			Engine: e, Image: testBusybox, PauseImage: testBusybox, Commands: enginetest.ShellCommands(),
-			CgroupParent: "/crishim-docker-test", RealProcesses: true,
+			CgroupParent: testCgroup, RealProcesses: true,
 			Forget: func(t *testing.T, id engine.ContainerID) { d.docker("rm", "-f", string(id)) },
 			Resources: func(t *testing.T, id engine.ContainerID) engine.Resources {
 				status, err := e.ContainerStatus(t.Context(), id)
@@ -119,7 +119,7 @@ func (b *bench) podSpec() *engine.PodSpec {
 	return &engine.PodSpec{
 		Key: engine.PodKey{Name: "pod" + n, Namespace: "ns", UID: "uid" + n}, Hostname: "host" + n,
 		Namespaces: engine.Namespaces{Network: engine.NamespacePod, IPC: engine.NamespacePod, PID: engine.NamespaceContainer},
-		PauseImage: testBusybox, CgroupParent: "/crishim-docker-test",
+		PauseImage: testBusybox, CgroupParent: testCgroup,
 		DNS: &engine.DNS{Servers: []string{"10.0.0.10"}, Searches: []string{"a.b", "c"}, Options: []string{"ndots:5"}},
 	}
 }
@@ -205,7 +205,7 @@ func lifeOfPod(t *testing.T, b *bench) {
 	if !isNamespace(status.NetNSPath) {
 		t.Errorf("%q is no pinned namespace", status.NetNSPath)
 	}
-	if !strings.HasPrefix(status.CgroupPath, "/crishim-docker-test/") {
+	if !strings.HasPrefix(status.CgroupPath, testCgroup+"/") {
 		t.Errorf("cgroup %q", status.CgroupPath)
 	}
 	eventually(t, 5*time.Second, "the sink has the pod ready", func() bool {

@@ -37,6 +37,7 @@ type dockerd struct {
 const (
 	testBridge  = "crishimdk0"
 	testBusybox = "crishim.test/busybox:1"
+	testCgroup  = "/crishim-docker-test"
 )
 
 // startDockerd starts one, or skips where none is installed.
@@ -188,6 +189,13 @@ func (d *dockerd) remove() {
 	for line := range strings.Lines(string(mounts)) {
 		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], d.dir) {
 			_ = syscall.Unmount(fields[1], syscall.MNT_DETACH)
+		}
+	}
+	// The cgroups above the containers' are the kubelet's to remove, here ours.
+	for _, pattern := range []string{cgroupRoot + testCgroup, cgroupRoot + "/*" + testCgroup} {
+		left, _ := filepath.Glob(pattern)
+		for _, dir := range left {
+			_ = os.Remove(dir)
 		}
 	}
 	if err := os.RemoveAll(d.dir); err != nil {
