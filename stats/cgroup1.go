@@ -55,9 +55,10 @@ func (t v1) has(controller string) bool {
 	return t.dirs[controller] != ""
 }
 
-func (t v1) read(path string) (Sample, error) {
+func (t v1) read(path string, all bool) (Sample, error) {
 	var s Sample
-	var f files
+	f := openFiles()
+	defer f.close()
 	usage, ok := f.number(t.dirs["memory"] + path + "/memory.usage_in_bytes")
 	if !ok {
 		if f.err != nil {
@@ -66,30 +67,41 @@ func (t v1) read(path string) (Sample, error) {
 		return s, errdefs.ErrNotFound
 	}
 	s.Memory.Usage = usage
-	t.memory(&f, t.dirs["memory"]+path, &s.Memory)
-	t.cpu(&f, path, &s.CPU)
+	t.memory(f, t.dirs["memory"]+path, &s.Memory)
+	s.CPU.Usage, _ = f.number(t.dirs["cpuacct"] + path + "/cpuacct.usage")
 	if dir := t.dirs["pids"]; dir != "" {
 		s.Pids.Current, _ = f.number(dir + path + "/pids.current")
+	}
+	if all {
+		t.rest(f, path, &s)
+	}
+	return s, f.err
+}
+
+// rest reads what only metrics show.
+func (t v1) rest(f *files, path string, s *Sample) {
+	t.memoryEvents(f, t.dirs["memory"]+path, &s.Memory)
+	t.cpu(f, path, &s.CPU)
+	if dir := t.dirs["pids"]; dir != "" {
 		limit, _ := f.number(dir + path + "/pids.max")
 		s.Pids.Limit = unlimited(limit)
 	}
 	if dir := t.dirs["hugetlb"]; dir != "" {
-		s.Hugetlb = hugetlb(&f, dir+path, ".usage_in_bytes", ".max_usage_in_bytes")
+		s.Hugetlb = hugetlb(f, dir+path, ".usage_in_bytes", ".max_usage_in_bytes")
 	}
 	if dir := t.dirs["blkio"]; dir != "" {
-		s.Block = t.block(&f, dir+path)
+		s.Block = t.block(f, dir+path)
 	}
 	if t.unified != "" {
 		dir := t.unified + path
 		s.Pressure = Pressure{CPU: f.pressure(dir + "/cpu.pressure"), Memory: f.pressure(dir + "/memory.pressure"), IO: f.pressure(dir + "/io.pressure")}
 	}
-	return s, f.err
 }
 
 func (t v1) memory(f *files, dir string, m *Memory) {
 	var inactive uint64
-	f.pairs(dir+"/memory.stat", func(key string, value uint64) {
-		switch key { // total_ is with the cgroups below, which count in usage_in_bytes too
+	f.pairs(dir+"/memory.stat", func(key []byte, value uint64) {
+		switch string(key) { // total_ is with the cgroups below, which count in usage_in_bytes too
 		case "total_rss":
 			m.RSS = value
 		case "total_cache":
@@ -113,26 +125,28 @@ func (t v1) memory(f *files, dir string, m *Memory) {
 			}
 		}
 	})
+	m.finish(inactive)
+}
+
+func (t v1) memoryEvents(f *files, dir string, m *Memory) {
 	m.MaxUsage, _ = f.number(dir + "/memory.max_usage_in_bytes")
 	m.FailCount, _ = f.number(dir + "/memory.failcnt")
 	m.Kernel, _ = f.number(dir + "/memory.kmem.usage_in_bytes")
-	f.pairs(dir+"/memory.oom_control", func(key string, value uint64) {
-		if key == "oom_kill" {
+	f.pairs(dir+"/memory.oom_control", func(key []byte, value uint64) {
+		if string(key) == "oom_kill" {
 			m.OOMKills, m.OOMEvents = value, value
 		}
 	})
-	m.finish(inactive)
 }
 
 func (t v1) cpu(f *files, path string, c *CPU) {
 	dir := t.dirs["cpuacct"] + path
-	c.Usage, _ = f.number(dir + "/cpuacct.usage")
 	var ok bool
 	if c.User, ok = f.number(dir + "/cpuacct.usage_user"); ok {
 		c.System, _ = f.number(dir + "/cpuacct.usage_sys")
 	} else {
-		f.pairs(dir+"/cpuacct.stat", func(key string, value uint64) {
-			switch key {
+		f.pairs(dir+"/cpuacct.stat", func(key []byte, value uint64) {
+			switch string(key) {
 			case "user":
 				c.User = value * (1e9 / userHz)
 			case "system":
@@ -141,8 +155,8 @@ func (t v1) cpu(f *files, path string, c *CPU) {
 		})
 	}
 	if dir := t.dirs["cpu"]; dir != "" {
-		f.pairs(dir+path+"/cpu.stat", func(key string, value uint64) {
-			switch key {
+		f.pairs(dir+path+"/cpu.stat", func(key []byte, value uint64) {
+			switch string(key) {
 			case "nr_periods":
 				c.Periods = value
 			case "nr_throttled":

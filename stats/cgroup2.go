@@ -33,9 +33,10 @@ func (t v2) has(controller string) bool {
 	return false
 }
 
-func (t v2) read(path string) (Sample, error) {
+func (t v2) read(path string, all bool) (Sample, error) {
 	var s Sample
-	var f files
+	f := openFiles()
+	defer f.close()
 	dir := t.base + path
 	usage, ok := f.number(dir + "/memory.current")
 	if !ok {
@@ -45,9 +46,9 @@ func (t v2) read(path string) (Sample, error) {
 		return s, errdefs.ErrNotFound
 	}
 	s.Memory.Usage = usage
-	t.memory(&f, dir, &s.Memory)
-	f.pairs(dir+"/cpu.stat", func(key string, value uint64) {
-		switch key {
+	t.memory(f, dir, &s.Memory)
+	f.pairs(dir+"/cpu.stat", func(key []byte, value uint64) {
+		switch string(key) {
 		case "usage_usec":
 			s.CPU.Usage = value * 1000
 		case "user_usec":
@@ -63,18 +64,21 @@ func (t v2) read(path string) (Sample, error) {
 		}
 	})
 	s.Pids.Current, _ = f.number(dir + "/pids.current")
-	limit, _ := f.number(dir + "/pids.max")
-	s.Pids.Limit = unlimited(limit)
-	s.Block = t.block(&f, dir)
-	s.Hugetlb = hugetlb(&f, dir, ".current", "")
+	if all {
+		t.memoryEvents(f, dir, &s.Memory)
+		limit, _ := f.number(dir + "/pids.max")
+		s.Pids.Limit = unlimited(limit)
+		s.Block = t.block(f, dir)
+		s.Hugetlb = hugetlb(f, dir, ".current", "")
+	}
 	s.Pressure = Pressure{CPU: f.pressure(dir + "/cpu.pressure"), Memory: f.pressure(dir + "/memory.pressure"), IO: f.pressure(dir + "/io.pressure")}
 	return s, f.err
 }
 
 func (t v2) memory(f *files, dir string, m *Memory) {
 	var inactive uint64
-	f.pairs(dir+"/memory.stat", func(key string, value uint64) {
-		switch key {
+	f.pairs(dir+"/memory.stat", func(key []byte, value uint64) {
+		switch string(key) {
 		case "anon":
 			m.RSS = value
 		case "file":
@@ -93,15 +97,19 @@ func (t v2) memory(f *files, dir string, m *Memory) {
 	})
 	limit, _ := f.number(dir + "/memory.max")
 	m.Limit = unlimited(limit)
-	m.MaxUsage, _ = f.number(dir + "/memory.peak") // since Linux 5.19
-	m.MaxUsage = max(m.MaxUsage, m.Usage)
 	if m.Swap, m.HasSwap = f.number(dir + "/memory.swap.current"); m.HasSwap {
 		if limit, ok := f.number(dir + "/memory.swap.max"); ok && limit < 1<<62 {
 			m.SwapLimit, m.HasSwapLimit = limit, true
 		}
 	}
-	f.pairs(dir+"/memory.events", func(key string, value uint64) {
-		switch key {
+	m.finish(inactive)
+}
+
+func (t v2) memoryEvents(f *files, dir string, m *Memory) {
+	m.MaxUsage, _ = f.number(dir + "/memory.peak") // since Linux 5.19
+	m.MaxUsage = max(m.MaxUsage, m.Usage)
+	f.pairs(dir+"/memory.events", func(key []byte, value uint64) {
+		switch string(key) {
 		case "max":
 			m.FailCount = value
 		case "oom":
@@ -110,7 +118,6 @@ func (t v2) memory(f *files, dir string, m *Memory) {
 			m.OOMKills = value
 		}
 	})
-	m.finish(inactive)
 }
 
 // block reads lines as "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0".

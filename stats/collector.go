@@ -29,7 +29,7 @@ func (c *Collector) ContainerStats(t Target) (*runtimeapi.ContainerStats, error)
 		},
 		WritableLayer: c.writableLayer(t),
 	}
-	sample, err := c.reader.Container(t.CgroupPath)
+	sample, err := c.reader.sample(t.CgroupPath, false)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return stats, nil
 	}
@@ -88,7 +88,7 @@ func (c *Collector) PodSandboxStats(p PodTarget) (*runtimeapi.PodSandboxStats, e
 // podSample is the pod's own cgroup, or the sum of what runs in the pod where it has none.
 func (c *Collector) podSample(p PodTarget) (Sample, error) {
 	if p.CgroupPath != "" {
-		return c.reader.Container(p.CgroupPath)
+		return c.reader.sample(p.CgroupPath, false)
 	}
 	paths := []string{p.PauseCgroup}
 	for _, t := range p.Containers {
@@ -97,7 +97,7 @@ func (c *Collector) podSample(p PodTarget) (Sample, error) {
 	var sum Sample
 	found := false
 	for _, path := range paths {
-		s, err := c.reader.Container(path)
+		s, err := c.reader.sample(path, false)
 		if errors.Is(err, errdefs.ErrNotFound) {
 			continue
 		}

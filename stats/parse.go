@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"strconv"
+	"sync"
 
 	"github.com/containerd/errdefs"
 )
@@ -12,18 +13,21 @@ import (
 // bufferSize holds the largest file that is read: memory.stat has 2 to 5 KiB; io.stat is cut on hosts of very many devices.
 const bufferSize = 16 << 10
 
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
 // files reads the files of one cgroup. The first error that is not "absent" stays; absent files read as zero, since
 // controllers and kernels differ.
 type files struct {
-	buf []byte
+	buf *[bufferSize]byte
 	err error
 }
 
+func openFiles() *files { return &files{buf: buffers.Get().(*[bufferSize]byte)} }
+
+func (f *files) close() { buffers.Put(f.buf) }
+
 func (f *files) bytes(path string) ([]byte, bool) {
-	if f.buf == nil {
-		f.buf = make([]byte, bufferSize)
-	}
-	data, err := readFile(path, f.buf)
+	data, err := readFile(path, f.buf[:])
 	if err != nil {
 		if f.err == nil && !errors.Is(err, errdefs.ErrNotFound) {
 			f.err = err
@@ -43,7 +47,7 @@ func (f *files) number(path string) (uint64, bool) {
 }
 
 // pairs calls use for each line "key value".
-func (f *files) pairs(path string, use func(key string, value uint64)) bool {
+func (f *files) pairs(path string, use func(key []byte, value uint64)) bool {
 	data, ok := f.bytes(path)
 	if !ok {
 		return false
@@ -51,7 +55,7 @@ func (f *files) pairs(path string, use func(key string, value uint64)) bool {
 	for line := range bytes.Lines(data) {
 		key, value, _ := bytes.Cut(bytes.TrimSpace(line), []byte(" "))
 		if n, ok := number(value); ok {
-			use(string(key), n)
+			use(key, n)
 		}
 	}
 	return true
@@ -59,10 +63,7 @@ func (f *files) pairs(path string, use func(key string, value uint64)) bool {
 
 // pressure reads a PSI file; nil where there is none or PSI is off (EOPNOTSUPP).
 func (f *files) pressure(path string) *PSI {
-	if f.buf == nil {
-		f.buf = make([]byte, bufferSize)
-	}
-	data, err := readFile(path, f.buf)
+	data, err := readFile(path, f.buf[:])
 	if err != nil {
 		return nil
 	}

@@ -27,7 +27,9 @@ func (r *Reader) Network(pid int) ([]NetInterface, time.Time, error) {
 		return nil, time.Time{}, fmt.Errorf("network counters of no process: %w", errdefs.ErrNotFound)
 	}
 	now := r.clock()
-	data, err := readFile(fmt.Sprintf("%s/proc/%d/net/dev", r.root, pid), make([]byte, bufferSize))
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	data, err := readFile(r.root+"/proc/"+strconv.Itoa(pid)+"/net/dev", buf[:])
 	if err != nil {
 		return nil, time.Time{}, err
 	}

@@ -30,7 +30,7 @@ type Reader struct {
 // tree is one version's way to read a cgroup.
 type tree interface {
 	version() int
-	read(path string) (Sample, error)
+	read(path string, all bool) (Sample, error)
 	procs(path string) string // the directory whose cgroup.procs lists the processes
 	has(controller string) bool
 }
@@ -40,9 +40,9 @@ type history struct {
 	mu        sync.Mutex
 	newest    Sample
 	older     Sample
-	readAt    time.Time
 	hasNewest bool
 	hasOlder  bool
+	all       bool // newest is of every file
 }
 
 // NewReader reads below the file system root ("/" but for tests) and finds out which cgroup version is mounted there.
@@ -67,7 +67,11 @@ func (r *Reader) CgroupVersion() int { return r.tree.version() }
 
 // Container reads the cgroup of a container or pod: path as in /proc/PID/cgroup. ErrNotFound when it is gone. A sample
 // younger than MaxAge is returned again.
-func (r *Reader) Container(cgroupPath string) (Sample, error) {
+func (r *Reader) Container(cgroupPath string) (Sample, error) { return r.sample(cgroupPath, true) }
+
+// sample reads all of a cgroup, or only what the CRI's statistics show (a third of the files: lists of hundreds of pods are
+// asked for every few seconds, metrics of one pod at a time).
+func (r *Reader) sample(cgroupPath string, all bool) (Sample, error) {
 	if cgroupPath == "" {
 		return Sample{}, fmt.Errorf("no cgroup: %w", errdefs.ErrNotFound)
 	}
@@ -77,22 +81,23 @@ func (r *Reader) Container(cgroupPath string) (Sample, error) {
 	defer h.mu.Unlock()
 	now := r.clock()
 	// The clock's monotonic part decides: a step of the wall clock neither ages nor freshens a sample.
-	if h.hasNewest && now.Sub(h.readAt) < MaxAge && now.Sub(h.readAt) >= 0 {
+	age := now.Sub(h.newest.Time)
+	if h.hasNewest && age < MaxAge && age >= 0 && (h.all || !all) {
 		return h.newest, nil
 	}
-	sample, err := r.tree.read(path)
+	sample, err := r.tree.read(path, all)
 	if err != nil {
 		r.forget(path, h)
 		return Sample{}, fmt.Errorf("cgroup %s: %w", path, err)
 	}
 	sample.Time = now
-	h.push(sample)
+	h.push(sample, all)
 	return h.newest, nil
 }
 
 // push takes a new sample and gives it its rate.
-func (h *history) push(s Sample) {
-	if h.hasNewest {
+func (h *history) push(s Sample, all bool) {
+	if h.hasNewest && s.Time.Sub(h.newest.Time) >= MaxAge {
 		h.older, h.hasOlder = h.newest, true
 	}
 	if h.hasOlder {
@@ -103,7 +108,7 @@ func (h *history) push(s Sample) {
 			s.CPU.HasRate = true
 		}
 	}
-	h.newest, h.hasNewest, h.readAt = s, true, s.Time
+	h.newest, h.hasNewest, h.all = s, true, all
 }
 
 func (r *Reader) history(path string) *history {
@@ -129,7 +134,7 @@ func (r *Reader) sweep() {
 		if !h.mu.TryLock() {
 			continue // being read
 		}
-		if h.hasNewest && now.Sub(h.readAt) > forgetAfter {
+		if h.hasNewest && now.Sub(h.newest.Time) > forgetAfter {
 			delete(r.known, path)
 		}
 		h.mu.Unlock()

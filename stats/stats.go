@@ -111,7 +111,8 @@ type Hugetlb struct {
 	Usage, MaxUsage uint64
 }
 
-// Pressure is PSI; nil where the kernel or the cgroup version has none.
+// Pressure is PSI; nil where the kernel or the cgroup version has none. On hybrid hosts it is read for metrics only: CRI's
+// statistics have it of cgroup v2 alone.
 type Pressure struct{ CPU, Memory, IO *PSI }
 
 // PSI is one resource's pressure.
