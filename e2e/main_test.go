@@ -23,9 +23,13 @@ func node(t *testing.T) *harness.Node {
 	for _, image := range []string{harness.Busybox, harness.Web} {
 		n.Pull(t, image)
 	}
-	if n.Registry.Host != "" {
-		warmUp(t, n)
-	}
+	warmUp(t, n)
+	from := n.Shim.LogSize()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the daemon's log of this test:\n%s", n.Shim.LogFrom(from))
+		}
+	})
 	n.NoLeaks(t)
 	return n
 }
@@ -42,6 +46,11 @@ func warmUp(t *testing.T, n *harness.Node) {
 	pod := n.RunPod(t, "warm-up", hostPort(18999, 80))
 	pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"true"}).WaitExit()
 	pod.Remove()
+	n.RunPod(t, "warm-up-host", onHostNetwork).Remove() // dockerd keeps a mount of the host's namespace
+}
+
+func onHostNetwork(c *runtimeapi.PodSandboxConfig) {
+	c.Hostname, c.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
 }
 
 // ctx bounds one call.

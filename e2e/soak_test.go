@@ -108,7 +108,7 @@ func (s *soakClient) act(c context.Context, id string) error {
 	case 7:
 		_, err = r.ListPodSandboxStats(c, &runtimeapi.ListPodSandboxStatsRequest{})
 	}
-	return unexpected(err, codes.FailedPrecondition)
+	return unexpected(unexpected(err, codes.FailedPrecondition), codes.NotFound) // not running: nothing to start, or to read figures of
 }
 
 // unexpected lets an error of the given code pass.

@@ -17,12 +17,15 @@ import (
 // footprint is everything that a pod could leave on a node: lists that must be equal before and after, and the daemon's
 // own numbers, which may grow a little.
 type footprint struct {
-	lists      map[string][]string
-	goroutines int
-	fds        int
-	threads    int
-	rss        int // KiB
+	lists   map[string][]string
+	numbers map[string]int
+	// stacks are the daemon's goroutines, for the message.
+	stacks string
 }
+
+// margins are how much the daemon's numbers may grow: connections that are kept for a while, the Go runtime's own threads.
+// Of memory the live heap is taken, after a collection: what the runtime has not yet given back is no leak.
+var margins = map[string]int{"goroutines": 5, "descriptors": 8, "threads": 10, "bytes of live heap": 10 << 20}
 
 // NoLeaks is gate LEAK0: call it at the start of a test, on a node without calls under way. The cleanup, which runs after
 // those registered later, polls until mounts, namespaces, veths, cgroups, addresses, firewall rules, containers, temporary
@@ -63,17 +66,12 @@ func (f footprint) beyond(before footprint) []string {
 			}
 		}
 	}
-	for _, number := range []struct {
-		name                  string
-		before, after, margin int
-	}{
-		{"goroutines of the daemon", before.goroutines, f.goroutines, 5},
-		{"descriptors of the daemon", before.fds, f.fds, 5},
-		{"threads of the daemon", before.threads, f.threads, 10}, // the Go runtime's own come and go
-		{"resident KiB of the daemon", before.rss, f.rss, 40 << 10},
-	} {
-		if number.before > 0 && number.after > number.before+number.margin {
-			problems = append(problems, fmt.Sprintf("%s: %d, before %d", number.name, number.after, number.before))
+	for name, margin := range margins {
+		if was, is := before.numbers[name], f.numbers[name]; was > 0 && is > was+margin {
+			problems = append(problems, fmt.Sprintf("%s of the daemon: %d, before %d", name, is, was))
+			if name == "goroutines" {
+				problems = append(problems, "its goroutines:\n"+f.stacks)
+			}
 		}
 	}
 	slices.Sort(problems)
@@ -81,7 +79,7 @@ func (f footprint) beyond(before footprint) []string {
 }
 
 func (n *Node) footprint() footprint {
-	f := footprint{lists: map[string][]string{
+	f := footprint{numbers: map[string]int{}, lists: map[string][]string{
 		"mount":         append(mountsUnder(n.Docker.dir), mountsUnder(n.Shim.dir)...),
 		"cgroup":        Cgroups(n.Docker.CgroupParent),
 		"address":       n.CNI.Addresses(),
@@ -99,25 +97,29 @@ func (n *Node) footprint() footprint {
 			f.lists["container"] = containers
 		}
 	}
-	f.goroutines = n.Shim.Goroutines()
+	f.stacks, f.numbers["goroutines"] = n.Shim.profile("goroutine?debug=1", "total ")
+	f.numbers["goroutines"] -= pooled(f.stacks)
+	_, f.numbers["bytes of live heap"] = n.Shim.profile("heap?gc=1&debug=1", "# HeapAlloc = ")
 	proc := filepath.Join("/proc", strconv.Itoa(n.Shim.PID()))
-	if entries, err := os.ReadDir(filepath.Join(proc, "fd")); err == nil {
-		f.fds = len(entries)
-	}
-	status, _ := os.ReadFile(filepath.Join(proc, "status"))
-	for line := range strings.Lines(string(status)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		switch fields[0] {
-		case "Threads:":
-			f.threads, _ = strconv.Atoi(fields[1])
-		case "VmRSS:":
-			f.rss, _ = strconv.Atoi(fields[1])
+	for name, dir := range map[string]string{"descriptors": "fd", "threads": "task"} {
+		if entries, err := os.ReadDir(filepath.Join(proc, dir)); err == nil {
+			f.numbers[name] = len(entries)
 		}
 	}
 	return f
+}
+
+// pooled counts the goroutines of a profile that serve idle HTTP connections to the engine: a bounded pool, closed in time.
+func pooled(stacks string) int {
+	total := 0
+	for stack := range strings.SplitSeq(stacks, "\n\n") {
+		if strings.Contains(stack, "net/http.(*persistConn)") {
+			number, _, _ := strings.Cut(strings.TrimSpace(stack[strings.LastIndex(stack[:strings.Index(stack, " @ ")], "\n")+1:]), " ")
+			count, _ := strconv.Atoi(number)
+			total += count
+		}
+	}
+	return total
 }
 
 // links are the network interfaces, but for the pod bridge, which the first pod makes and every later one uses.

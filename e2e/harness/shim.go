@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -107,17 +108,32 @@ func (s *Shim) MetricsSocket() string { return filepath.Join(s.dir, "metrics.soc
 
 func (s *Shim) pprofSocket() string { return filepath.Join(s.dir, "pprof.sock") }
 
-// Goroutines is how many the daemon has, 0 where it cannot be asked.
-func (s *Shim) Goroutines() int {
-	body, err := getUnix(s.pprofSocket(), "/debug/pprof/goroutine?debug=1")
+// profile reads one of the daemon's Go profiles as text and the number after a word in it, 0 where it cannot be had.
+func (s *Shim) profile(name, before string) (text string, number int) {
+	text, err := getUnix(s.pprofSocket(), "/debug/pprof/"+name)
+	if err != nil {
+		return err.Error(), 0
+	}
+	if _, rest, found := strings.Cut(text, before); found {
+		_, _ = fmt.Sscan(rest, &number) // 0 says that there is none
+	}
+	return text, number
+}
+
+// LogSize is how long the log is now.
+func (s *Shim) LogSize() int64 {
+	info, err := os.Stat(s.LogFile)
 	if err != nil {
 		return 0
 	}
-	var n int
-	if _, err := fmt.Sscanf(body, "goroutine profile: total %d", &n); err != nil {
-		return 0
-	}
-	return n
+	return info.Size()
+}
+
+// LogFrom is the log after its first so many bytes, shortened.
+func (s *Shim) LogFrom(offset int64) string {
+	data := readString(s.LogFile)
+	data = data[min(int(offset), len(data)):]
+	return data[max(0, len(data)-20000):]
 }
 
 // Get asks the daemon's metrics and health server.
