@@ -88,6 +88,7 @@ func TestDocker(t *testing.T) {
 		{"limits go both ways", limits},
 		{"out of memory is told from other ends", outOfMemory},
 		{"a left-over of the same key is replaced, a foreign one is not", leftovers},
+		{"Docker's bridge gives a pod its address", bridgeNetwork},
 		{"missing host paths are made, not behind links", hostPaths},
 		{"removal behind our back is seen", behindOurBack},
 		{"a killed dockerd is noticed and everything is seen again", killedEngine},
@@ -590,6 +591,9 @@ func leftovers(t *testing.T, b *bench) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if started, err := b.e.StartPod(t.Context(), first, spec); err != nil || started.NetNSPath == "" {
+		t.Fatal(started, err)
+	}
 	second, err := b.e.CreatePod(t.Context(), spec)
 	if err != nil || first == second {
 		t.Fatalf("%s and %s, %v", first, second, err)
@@ -608,6 +612,28 @@ func leftovers(t *testing.T, b *bench) {
 	}
 	if b.docker("inspect", "-f", "{{.Id}}", foreign) != foreign {
 		t.Error("the foreign container is gone")
+	}
+}
+
+func bridgeNetwork(t *testing.T, b *bench) {
+	e, sink := watched(t, b.socket, func(o *Options) { o.Network = NetworkBridge })
+	sink.waitReady(t)
+	spec := b.podSpec()
+	spec.DNS = nil
+	id, err := e.CreatePod(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx := context.Background()
+		// The other engine on this Docker Engine has pinned it too.
+		if err := errors.Join(e.StopPod(ctx, id), e.RemovePod(ctx, id), b.e.ReleaseNetNS(ctx, id)); err != nil {
+			t.Error(err)
+		}
+	})
+	status, err := e.StartPod(t.Context(), id, spec)
+	if err != nil || len(status.IPs) != 1 || !strings.HasPrefix(status.IPs[0], "172.31.251.") || status.NetNSPath == "" {
+		t.Errorf("%+v, %v", status, err)
 	}
 }
 

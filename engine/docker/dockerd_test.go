@@ -191,10 +191,21 @@ func (d *dockerd) remove() {
 			_ = syscall.Unmount(fields[1], syscall.MNT_DETACH)
 		}
 	}
+	// Only after a dockerd that did not come back: its containers and their shims are still there.
+	for _, p := range processes() {
+		cgroups, _ := os.ReadFile(procPath(p.pid, "cgroup"))
+		if p.pid != os.Getpid() && (strings.Contains(commandLine(p.pid), d.dir) || bytes.Contains(cgroups, []byte(testCgroup+"/"))) {
+			_ = syscall.Kill(p.pid, syscall.SIGKILL)
+		}
+	}
 	// The cgroups above the containers' are the kubelet's to remove, here ours.
 	for _, pattern := range []string{cgroupRoot + testCgroup, cgroupRoot + "/*" + testCgroup} {
 		left, _ := filepath.Glob(pattern)
 		for _, dir := range left {
+			inner, _ := filepath.Glob(dir + "/*/")
+			for _, child := range inner {
+				_ = os.Remove(child)
+			}
 			_ = os.Remove(dir)
 		}
 	}

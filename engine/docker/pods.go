@@ -58,7 +58,7 @@ func (e *Engine) create(ctx context.Context, body *createBody) (string, error) {
 			if !errdefs.IsConflict(err) || attempt == 5 {
 				return "", err
 			}
-			if cerr := removeLeftover(ctx, s, body); cerr != nil {
+			if cerr := e.removeLeftover(ctx, s, body); cerr != nil {
 				return "", fmt.Errorf("%w: %w", err, cerr)
 			}
 		}
@@ -66,7 +66,7 @@ func (e *Engine) create(ctx context.Context, body *createBody) (string, error) {
 }
 
 // removeLeftover removes the container that has the name. It never goes by what an error says.
-func removeLeftover(ctx context.Context, s *session, body *createBody) error {
+func (e *Engine) removeLeftover(ctx context.Context, s *session, body *createBody) error {
 	old, err := s.cli.ContainerInspect(ctx, body.Name)
 	if errdefs.IsNotFound(err) {
 		return nil
@@ -78,7 +78,10 @@ func removeLeftover(ctx context.Context, s *session, body *createBody) error {
 		old.Config.Labels[labelType] != body.Config.Labels[labelType] || strings.TrimPrefix(old.Name, "/") != body.Name {
 		return fmt.Errorf("the name %s is taken by container %s, which is not ours: %w", body.Name, old.ID, errdefs.ErrAlreadyExists)
 	}
-	return removeContainer(ctx, s, old.ID)
+	if err := removeContainer(ctx, s, old.ID); err != nil {
+		return err
+	}
+	return e.pins.release(engine.PodID(old.ID))
 }
 
 // removeContainer removes by force and returns when it is gone, also where another removal is under way.
