@@ -138,8 +138,12 @@ func parseConfig(data []byte) (*libcni.NetworkConfigList, error) {
 		if err != nil {
 			return nil, err
 		}
-		// There is no undeprecated way: the single-plugin format itself is, but nodes still have such files.
-		if list, err = libcni.ConfListFromConf(plugin); err != nil { //nolint:staticcheck
+		// The format of one plugin is deprecated, but nodes still have such files; DEL of old records depends on it too.
+		data, err = json.Marshal(map[string]any{"name": plugin.Network.Name, "cniVersion": plugin.Network.CNIVersion, "plugins": []json.RawMessage{data}})
+		if err != nil {
+			return nil, err
+		}
+		if list, err = libcni.NetworkConfFromBytes(data); err != nil {
 			return nil, err
 		}
 	}
@@ -238,8 +242,8 @@ func (n *Network) usable() (*libcni.NetworkConfigList, error) {
 }
 
 // watch reloads at each change of the directories and at each poll.
-func (n *Network) watch(ctx context.Context) {
-	watcher, err := fsnotify.NewWatcher()
+func (n *Network) watch(ctx context.Context, newWatcher func() (*fsnotify.Watcher, error)) {
+	watcher, err := newWatcher()
 	if err != nil {
 		klog.InfoS("No inotify, the network configuration is polled", "err", err)
 		watcher = &fsnotify.Watcher{} // its nil channels never deliver

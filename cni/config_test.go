@@ -7,6 +7,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 // running starts the node's Run and ends it with the test.
@@ -68,6 +71,20 @@ func TestReadyWithinTwoSecondsAfterConfigAndPluginInAnyOrder(t *testing.T) {
 			n.readySoon(order)
 		})
 	}
+}
+
+func TestWithoutInotifyTheDirectoriesArePolled(t *testing.T) {
+	n := newNode(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.watch(ctx, func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE })
+	}()
+	defer func() { cancel(); <-done }()
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.plugins("p1")
+	n.readySoon("both are there")
 }
 
 func TestConfigurationIsEditedSwappedAndRemoved(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"crishim/internal/keymutex"
 
 	"github.com/containerd/errdefs"
+	"github.com/fsnotify/fsnotify"
 )
 
 // The budgets of one ADD and one DEL of a pod. The kubelet leaves RunPodSandbox after 4 minutes and StopPodSandbox
@@ -102,7 +103,7 @@ func New(opts Options) (*Network, error) {
 // Run keeps the network true until ctx ends: the configuration, the plugins' STATUS and the owed DELs.
 func (n *Network) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	wg.Go(func() { n.watch(ctx) })
+	wg.Go(func() { n.watch(ctx, fsnotify.NewWatcher) })
 	wg.Go(func() { n.watchStatus(ctx) })
 	wg.Go(func() { n.retryOwed(ctx) })
 	wg.Wait()
