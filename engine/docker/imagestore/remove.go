@@ -29,6 +29,15 @@ func (s *Store) RemoveImage(ctx context.Context, ref engine.ImageID) error {
 	if err != nil {
 		return err
 	}
+	// One at a time: of removals at once dockerd fails some in ways that have no class ("unrecognized image ID").
+	unlock, err := s.removals.Lock(ctx, img.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := inspect(ctx, d, string(img.ID)); errdefs.IsNotFound(err) {
+		return nil
+	}
 	if err := refuseUsed(ctx, d, img.ID); err != nil {
 		return err
 	}
