@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -46,10 +48,30 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	case err != nil:
 		return nil, fmt.Errorf("exec in container %s: %w", c, err)
 	}
+	if execOutputLimit-limit.remaining() > largeOutput {
+		s.memory.release()
+	}
 	if n := limit.cut(); n > 0 {
 		klog.InfoS("Output of an exec was cut", "container", c, "limit", execOutputLimit, "dropped", n)
 	}
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout.bytes(), Stderr: stderr.bytes(), ExitCode: int32(code)}, nil
+}
+
+// largeOutput is an exec's output after which memory is given back to the system early.
+const largeOutput = 1 << 20
+
+// memory gives what large replies took back to the system: by itself the Go runtime keeps it for minutes, and the daemon
+// shares the node with what it runs.
+type memory struct{ due atomic.Bool }
+
+// release does so in two seconds, once for all that ask meanwhile.
+func (m *memory) release() {
+	if m.due.CompareAndSwap(false, true) {
+		time.AfterFunc(2*time.Second, func() {
+			m.due.Store(false)
+			debug.FreeOSMemory()
+		})
+	}
 }
 
 // outputLimit is shared by the two streams of one exec.
@@ -57,6 +79,12 @@ type outputLimit struct {
 	mu      sync.Mutex
 	left    int
 	dropped int64
+}
+
+func (l *outputLimit) remaining() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.left
 }
 
 func (l *outputLimit) cut() int64 {

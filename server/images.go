@@ -72,7 +72,6 @@ func (s *Server) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusReq
 		return nil, fmt.Errorf("image %s: %w", ref, err)
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: translator.ImageReply(*image)}
-	resp.Image.Spec = &runtimeapi.ImageSpec{Image: ref, Annotations: req.GetImage().GetAnnotations(), RuntimeHandler: req.GetImage().GetRuntimeHandler()}
 	if req.GetVerbose() {
 		resp.Info = jsonInfo(map[string]any{"info": image, "engine": s.defaultEngine.Name()})
 	}

@@ -91,6 +91,7 @@ type Server struct {
 	containerLocks   keymutex.Mutex[engine.ContainerID]
 	stops            stops
 	delFailures      delFailures
+	memory           memory
 
 	recovered chan struct{} // closed when calls can be answered
 	grpc      *grpc.Server

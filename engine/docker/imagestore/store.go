@@ -77,6 +77,8 @@ type Store struct {
 
 	pulls pulls
 	pause keymutex.Mutex[string]
+	// removals queue those of one image.
+	removals keymutex.Mutex[engine.ImageID]
 
 	usage  atomic.Pointer[usageSample]
 	wakeUp chan struct{} // capacity 1
