@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 // folder of the host, LINES how much the chatty one writes.
 var kubeletPods = map[string]string{
 	"web": `
+  terminationGracePeriodSeconds: 1
   initContainers:
   - {name: first, image: IMAGE, command: [sh, -c, "echo one > /data/index.html"], volumeMounts: [{name: data, mountPath: /data}]}
   - {name: second, image: IMAGE, command: [sh, -c, "cat /data/index.html && echo two >> /data/index.html"], volumeMounts: [{name: data, mountPath: /data}]}
@@ -38,6 +40,7 @@ var kubeletPods = map[string]string{
   volumes: [{name: data, emptyDir: {}}]`,
 
 	"probes": `
+  terminationGracePeriodSeconds: 1
   containers:
   - name: ready
     image: IMAGE
@@ -88,7 +91,9 @@ var kubeletPods = map[string]string{
   - {name: scratch, emptyDir: {}}`,
 
 	"chatty": `
+  terminationGracePeriodSeconds: 1
   containers:
+  - {name: slow, image: IMAGE, command: [testserver, log, "4"]}
   - name: chatty
     image: IMAGE
     command: [sh, -c, "testserver log 800 LINES 100; exec testserver on-term 0"]`,
@@ -345,7 +350,17 @@ func kubeletStreams(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string)
 
 func kubeletLogs(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) {
 	k.WaitReady(t, "chatty")
-	tail := strings.Split(strings.TrimSuffix(k.Logs(t, "chatty", "chatty", "tailLines=3", "timestamps=true"), "\n"), "\n")
+	follow := k.FollowLogs(t, "chatty", "slow")
+	defer follow.Close()
+	already := strings.Count(k.Logs(t, "chatty", "slow"), "\n")
+	lines := bufio.NewScanner(follow)
+	for i := range already + 5 {
+		if want := fmt.Sprintf("line %d ", i); !lines.Scan() || lines.Text() != want {
+			t.Fatalf("line %d that follows is %q, %v", i, lines.Text(), lines.Err())
+		}
+	}
+
+	tail := strings.Split(strings.TrimSuffix(k.Logs(t, "chatty", "slow", "tailLines=3", "timestamps=true"), "\n"), "\n")
 	if len(tail) != 3 {
 		t.Fatalf("the last three lines are %q", tail)
 	}
@@ -469,8 +484,8 @@ func checkKept(t *testing.T, n *harness.Node, k *harness.Kubelet, disturb func()
 		k.WaitReady(t, name)
 	}
 	// A kubelet that mistook something restarts it in its next look at the pods, which comes every ten seconds.
-	harness.Eventually(t, time.Minute, "two rounds of the kubelet", func() error {
-		if time.Since(disturbed) < 25*time.Second {
+	harness.Eventually(t, time.Minute, "a round of the kubelet", func() error {
+		if time.Since(disturbed) < 15*time.Second {
 			return errors.New("not yet")
 		}
 		return nil

@@ -193,7 +193,7 @@ func (k *Kubelet) launch() {
 		if !k.Running() {
 			k.t.Fatalf("the kubelet ended at its start:\n%s", k.LogTail())
 		}
-		_, err := k.request(http.MethodGet, "/healthz", nil)
+		_, err := k.request(http.MethodGet, "/healthz")
 		return err
 	})
 }
@@ -247,7 +247,7 @@ func (k *Kubelet) Sandboxes(name string) ([]runtimeapi.PodSandboxState, error) {
 
 // Pods are those that the kubelet has, with their status.
 func (k *Kubelet) Pods() ([]KubeletPod, error) {
-	body, err := k.request(http.MethodGet, "/pods", nil)
+	body, err := k.request(http.MethodGet, "/pods")
 	if err != nil {
 		return nil, err
 	}
@@ -310,17 +310,27 @@ func (k *Kubelet) WaitReady(t T, name string) KubeletPod {
 // Logs is what the kubelet returns for `kubectl logs`; query are parameters such as "tailLines=2" or "previous=true".
 func (k *Kubelet) Logs(t T, pod, container string, query ...string) string {
 	t.Helper()
-	body, err := k.request(http.MethodGet, "/containerLogs/"+target(pod, container)+"?"+strings.Join(query, "&"), nil)
+	body, err := k.request(http.MethodGet, "/containerLogs/"+target(pod, container)+"?"+strings.Join(query, "&"))
 	if err != nil {
 		t.Fatalf("logs of %s in pod %s: %v", container, pod, err)
 	}
 	return body
 }
 
+// FollowLogs is `kubectl logs -f`: what the container wrote and what it writes, until the reader is closed.
+func (k *Kubelet) FollowLogs(t T, pod, container string) io.ReadCloser {
+	t.Helper()
+	reply, err := k.client.Get("https://" + k.address + "/containerLogs/" + target(pod, container) + "?follow=true")
+	if err != nil {
+		t.Fatalf("following the log of %s in pod %s: %v", container, pod, err)
+	}
+	return reply.Body
+}
+
 // Run runs a command in a container through the kubelet's /run, which is ExecSync, and returns all of its output.
 func (k *Kubelet) Run(pod, container string, command ...string) (string, error) {
-	// The kubelet splits it at blanks.
-	return k.request(http.MethodPost, "/run/"+target(pod, container), url.Values{"cmd": {strings.Join(command, " ")}})
+	query := url.Values{"cmd": {strings.Join(command, " ")}} // which the kubelet splits at blanks
+	return k.request(http.MethodPost, "/run/"+target(pod, container)+"?"+query.Encode())
 }
 
 // Exec is `kubectl exec`, over SPDY, until the command ends: its exit status other than 0 is an ExitError.
@@ -368,7 +378,7 @@ type KubeletStats struct {
 // StatsSummary is what the kubelet tells a metrics server about a pod.
 func (k *Kubelet) StatsSummary(pod string) (KubeletStats, error) {
 	var summary struct{ Pods []KubeletStats }
-	body, err := k.request(http.MethodGet, "/stats/summary", nil)
+	body, err := k.request(http.MethodGet, "/stats/summary")
 	if err != nil {
 		return KubeletStats{}, err
 	}
@@ -388,17 +398,10 @@ func target(pod, container string) string {
 }
 
 // request asks the kubelet and returns the body of its answer.
-func (k *Kubelet) request(method, path string, form url.Values) (string, error) {
-	var body io.Reader
-	if form != nil {
-		body = strings.NewReader(form.Encode())
-	}
-	request, err := http.NewRequest(method, "https://"+k.address+path, body)
+func (k *Kubelet) request(method, path string) (string, error) {
+	request, err := http.NewRequest(method, "https://"+k.address+path, nil)
 	if err != nil {
 		return "", err
-	}
-	if form != nil {
-		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
 	reply, err := k.client.Do(request)
 	if err != nil {
