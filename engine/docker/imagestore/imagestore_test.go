@@ -505,6 +505,27 @@ func TestRemoveTakesEveryNameAndIsIdempotent(t *testing.T) {
 	}
 }
 
+func TestRemoveOfWhatIsGoneAlreadyForgetsIt(t *testing.T) {
+	f := newFakeDocker(t)
+	id := f.put("a", fakeImage{tags: []string{"a:1"}})
+	s := newStore(t, f, nil)
+	if err := s.records.add(engine.ImageID(id), "a@"+someDigest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Image(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	delete(f.images, id) // by somebody else, whose event is still to come
+	f.mu.Unlock()
+	if err := s.RemoveImage(t.Context(), engine.ImageID(id)); err != nil {
+		t.Fatal(err)
+	}
+	if img, err := s.Image(t.Context(), id); !errdefs.IsNotFound(err) || len(s.records.digests(engine.ImageID(id))) != 0 {
+		t.Fatalf("%v, %v; want it forgotten", img, err)
+	}
+}
+
 func TestR30UsedImageIsNotRemoved(t *testing.T) {
 	f := newFakeDocker(t)
 	id := f.put("a", fakeImage{tags: []string{"a:1"}})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 )
@@ -44,11 +45,11 @@ type message struct {
 	} `json:"errorDetail"`
 }
 
-// The words of Docker's stream that count in another way than as a step forward.
+// The words of Docker's stream that mean more than a step forward.
 const (
 	statusExtracting = "Extracting"
 	statusVerifying  = "Verifying Checksum"
-	// statusDownloading and the like repeat with new counts. "Retrying in N seconds" has another text each second.
+	// retryingPrefix begins a text that is new each second ("Retrying in 4 seconds") and no step forward.
 	retryingPrefix = "Retrying in "
 )
 
@@ -69,7 +70,7 @@ func (p *progress) note(msg *message) {
 		p.layers[msg.ID] = layer
 	}
 	status := msg.Status
-	if len(status) >= len(retryingPrefix) && status[:len(retryingPrefix)] == retryingPrefix {
+	if strings.HasPrefix(status, retryingPrefix) {
 		layer.status = retryingPrefix
 		return
 	}

@@ -32,11 +32,12 @@ func (s *Store) RemoveImage(ctx context.Context, ref engine.ImageID) error {
 	// One at a time: of removals at once dockerd fails some in ways that have no class ("unrecognized image ID").
 	unlock, err := s.removals.Lock(ctx, img.ID)
 	if err != nil {
-		return err
+		return fmt.Errorf("wait for another removal of image %s: %w", img.ID, err)
 	}
 	defer unlock()
 	if _, err := inspect(ctx, d, string(img.ID)); errdefs.IsNotFound(err) {
-		return nil
+		s.Invalidate() // the cache still had it
+		return s.records.remove(img.ID)
 	}
 	if err := refuseUsed(ctx, d, img.ID); err != nil {
 		return err
