@@ -97,7 +97,8 @@ func (s *Server) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest
 	}
 	image, err := eng.PullImage(ctx, &engine.PullSpec{Ref: ref, Annotations: req.GetImage().GetAnnotations(), Auth: auth, NoProgress: s.opts.PullNoProgress})
 	if err != nil {
-		return nil, fmt.Errorf("pull %s: %w", ref, err)
+		// Unchanged: the engine names the reference, and the kubelet looks for RegistryUnavailable at the very beginning.
+		return nil, err
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: string(image.ID)}, nil
 }

@@ -22,6 +22,17 @@ const (
 	maxConcurrentRPCs = 1024 // streams per connection
 )
 
+// newCNISeconds measures the plugins.
+func newCNISeconds(reg prometheus.Registerer) *prometheus.HistogramVec {
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "crishim_cni_operation_duration_seconds",
+		Help:    "Time of CNI operations on a pod, by operation and whether it succeeded.",
+		Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 240},
+	}, []string{"operation", "result"})
+	reg.MustRegister(h)
+	return h
+}
+
 // calls measures and guards every RPC: gate until recovered, panic → Internal, error class → code, latency, log.
 type calls struct {
 	gate    func(method string) error

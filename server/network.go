@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"crishim/cni"
 	"crishim/engine"
@@ -25,6 +26,18 @@ func cniPod(spec *engine.PodSpec, id engine.PodID, netns string) cni.Pod {
 		pod.DNS = &cni.DNS{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
 	}
 	return pod
+}
+
+// timedCNI runs one operation on a pod and measures it.
+func (s *Server) timedCNI(operation string, run func() error) error {
+	start := time.Now()
+	err := run()
+	result := "success"
+	if err != nil {
+		result = "failure"
+	}
+	s.cniSeconds.WithLabelValues(operation, result).Observe(time.Since(start).Seconds())
+	return err
 }
 
 // The attachments are package cni's, opaque to package state.

@@ -183,7 +183,12 @@ func (s *Server) attach(ctx context.Context, spec *engine.PodSpec, id engine.Pod
 	if err := failpoint.Hit("RunPodSandbox.planned"); err != nil {
 		return state.Network{}, err
 	}
-	attachments, ips, err := s.network.Add(ctx, planned)
+	var attachments []cni.Attachment
+	var ips []string
+	err = s.timedCNI("ADD", func() (err error) {
+		attachments, ips, err = s.network.Add(ctx, planned)
+		return err
+	})
 	if err != nil {
 		// Add has undone itself; where it could not, the attachments must outlive this call.
 		var left *cni.UndoError

@@ -110,7 +110,7 @@ func (s *Server) detach(ctx context.Context, pod state.PodView) error {
 	if len(attachments) == 0 {
 		return nil
 	}
-	err = s.network.Del(ctx, attachments)
+	err = s.timedCNI("DEL", func() error { return s.network.Del(ctx, attachments) })
 	if err == nil {
 		s.delFailures.forget(pod.ID)
 		return failpoint.Hit("StopPodSandbox.detached")

@@ -92,6 +92,7 @@ type Server struct {
 	stops            stops
 	delFailures      delFailures
 	memory           memory
+	cniSeconds       *prometheus.HistogramVec
 
 	recovered chan struct{} // closed when calls can be answered
 	grpc      *grpc.Server
@@ -105,7 +106,7 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 	s := &Server{
 		opts: opts, engines: map[string]engine.Engine{}, store: store, network: network,
 		reader: reader, disk: disk, collector: stats.NewCollector(reader, disk),
-		recovered: make(chan struct{}), ended: make(chan struct{}),
+		cniSeconds: newCNISeconds(opts.Metrics), recovered: make(chan struct{}), ended: make(chan struct{}),
 	}
 	for _, e := range engines {
 		s.engines[e.Name()] = e

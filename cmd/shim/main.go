@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -17,6 +18,10 @@ import (
 
 // version is set by the build.
 var version = "dev"
+
+// init keeps other goroutines off the main thread. One that enters a pod's network namespace locks its thread and lets
+// it die with the goroutine; the main thread cannot die, and would leave the process in the pod for good.
+func init() { runtime.LockOSThread() }
 
 const usage = `crishim lets a kubelet run pods on a Docker Engine.
 

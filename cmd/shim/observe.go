@@ -26,11 +26,12 @@ import (
 	"crishim/config"
 	"crishim/engine"
 	"crishim/engine/docker"
+	"crishim/engine/docker/logpump"
 	"crishim/state"
 )
 
 // registerMetrics adds what is counted outside the calls.
-func registerMetrics(registry *prometheus.Registry, store *state.Store, network *cni.Network) {
+func registerMetrics(registry *prometheus.Registry, store *state.Store, network *cni.Network, eng *docker.Engine) {
 	gauge := func(name, help string, value func() float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
@@ -60,6 +61,15 @@ func registerMetrics(registry *prometheus.Registry, store *state.Store, network 
 		return float64(n)
 	})
 	gauge("crishim_records_quarantined", "Records that could not be read.", func() float64 { return float64(len(store.Quarantined())) })
+	counter := func(name, help string, value func(logpump.Stats) uint64) {
+		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value(eng.LogStats())) }))
+	}
+	counter("crishim_log_bytes_total", "Bytes written to container logs.", func(s logpump.Stats) uint64 { return s.Bytes })
+	counter("crishim_log_entries_total", "Entries read from Docker's logs.", func(s logpump.Stats) uint64 { return s.Entries })
+	counter("crishim_log_gaps_total", "Places where Docker may have dropped output before it was read.", func(s logpump.Stats) uint64 { return s.Gaps })
+	counter("crishim_log_dropped_bytes_total", "Bytes known to be dropped by Docker before they were read.", func(s logpump.Stats) uint64 { return s.DroppedBytes })
+	counter("crishim_log_write_errors_total", "Failed attempts to write a container log; nothing is lost by one.", func(s logpump.Stats) uint64 { return s.WriteErrors })
+	counter("crishim_log_bad_lines_total", "Lines in Docker's logs that were no entries.", func(s logpump.Stats) uint64 { return s.BadLines })
 	gauge("crishim_cni_owed_dels", "Pods whose CNI DEL is still owed.", func() float64 { return float64(len(network.Owed())) })
 }
 

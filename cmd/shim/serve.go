@@ -104,7 +104,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	registerMetrics(registry, store, network)
+	registerMetrics(registry, store, network, eng)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { disk.Run(ctx); return nil })
