@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -309,6 +310,32 @@ func TestAHugeFrameEndsTheConnection(t *testing.T) {
 	case <-ended:
 	case <-time.After(5 * time.Second):
 		t.Fatal("15 MiB in one frame were taken")
+	}
+}
+
+func TestFramesThatAskForTooMuchEndTheConnection(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{})
+	for name, head := range map[string][]byte{
+		"SETTINGS of 16 MiB":                    {0x80, 3, 0, 4, 0, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0xff},
+		"SYN_STREAM of 16 MiB":                  {0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff, 0, 0, 0, 1},
+		"data of 16 MiB":                        {0, 0, 0, 1, 0, 0xff, 0xff, 0xff},
+		"SETTINGS with 2^24 entries in 8 bytes": {0x80, 3, 0, 4, 0, 0, 0, 8, 0, 0xff, 0xff, 0xff, 1, 2, 3, 4},
+		"headers that are no zlib":              {0x80, 3, 0, 1, 0, 0, 0, 14, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			raw, _ := rawSPDY(t, execURL(t, s, wanted{stdout: true}, "x"), "v4.channel.k8s.io")
+			defer raw.Close()
+			_, _ = raw.Write(head)
+			_ = raw.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := io.Copy(io.Discard, raw); err != nil {
+				t.Errorf("the connection stands: %v", err)
+			}
+			if runtime.ReadMemStats(&after); after.TotalAlloc-before.TotalAlloc > 8<<20 {
+				t.Errorf("%d MiB were allocated", (after.TotalAlloc-before.TotalAlloc)>>20)
+			}
+		})
 	}
 }
 

@@ -14,8 +14,8 @@ import (
 const (
 	// forwardGrace is how long one direction may be silent once the other has ended: containerd's figure.
 	forwardGrace = time.Second
-	// copyBuffer is a frame's size towards the client. Larger ones are slower: they leave the processor's cache.
-	copyBuffer = 64 << 10
+	// copyBuffer is a frame's size towards the client; 64 and 128 KiB measured no faster.
+	copyBuffer = 32 << 10
 )
 
 var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}

@@ -404,66 +404,6 @@ func TestDialPodHonoursItsContext(t *testing.T) {
 	t.Error("the backlog takes everything")
 }
 
-func BenchmarkExecOutput(b *testing.B) {
-	const total = 256 << 20
-	for _, protocol := range exitProtocols {
-		b.Run(protocol, func(b *testing.B) {
-			s := start(b, Options{}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
-				_, err := io.Copy(s.Stdout, io.LimitReader(zeros{}, total))
-				return 0, err
-			}})
-			b.SetBytes(total)
-			for b.Loop() {
-				want := wanted{stdout: true}
-				c := dialCommand(b, execURL(b, s, want, "x"), want, protocol)
-				if n, err := io.Copy(io.Discard, c.stdout); n != total || err != nil {
-					b.Fatal(n, err)
-				}
-			}
-		})
-	}
-}
-
-func BenchmarkPortForward(b *testing.B) {
-	const total = 256 << 20
-	path, listen := testNetNS(b)
-	port := serveEach(listen("127.0.0.1:0"), func(c net.Conn) {
-		buf := make([]byte, 256<<10)
-		for sent := 0; sent < total; sent += len(buf) {
-			if _, err := c.Write(buf); err != nil {
-				return
-			}
-		}
-	})
-	s := start(b, Options{}, forwarder(path))
-	for name, dial := range forwardClients {
-		b.Run(name, func(b *testing.B) {
-			conn := dial(b, forwardURL(b, s))
-			b.SetBytes(total)
-			id := 0
-			for b.Loop() {
-				id++
-				data, _ := openPort(b, conn, id, port)
-				if n, err := io.Copy(io.Discard, data); n != total || err != nil {
-					b.Fatal(n, err)
-				}
-				_ = data.Close()
-			}
-		})
-	}
-	b.Run("one request", func(b *testing.B) {
-		small := serveEach(listen("127.0.0.1:0"), echo)
-		conn := forwardClients["spdy"](b, forwardURL(b, s))
-		id := 0
-		for b.Loop() {
-			id++
-			if a, f := exchange(b, conn, id, small, "x"); a != "echo:x" {
-				b.Fatal(a, f)
-			}
-		}
-	})
-}
-
 func TestFramesAreFoundHoweverTheBytesAreCut(t *testing.T) {
 	stream := bytes.Join([][]byte{
 		{0x80, 3, 0, 1, 0, 0, 0, 10, 0, 0, 0, 5, 1, 2, 3, 4, 5, 6}, // SYN_STREAM 5

@@ -30,7 +30,7 @@ const (
 	// answerTimeout bounds the wait for answers at the client's end.
 	answerTimeout = 2 * time.Second
 	// coalesce is up to how many bytes of a frame are sent with one system call: spdystream writes a frame in pieces.
-	coalesce = 64 << 10
+	coalesce = 32<<10 + frameHeader
 )
 
 // spdyConn stands between spdystream and the client, and follows the frames in both directions. It refuses frames and streams
