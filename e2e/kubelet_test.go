@@ -142,7 +142,7 @@ func TestKubelet(t *testing.T) {
 		{"exec, run and port-forward reach the containers", kubeletStreams},
 		{"logs are returned by number of lines, and as they are written", kubeletLogs},
 		{"rotated logs have every line", kubeletRotation},
-		{"statistics name processor, memory, files and network", kubeletStats},
+		{"statistics and metrics name processor, memory, files and network", kubeletStats},
 		{"a kubelet that restarts finds its containers", kubeletRestarts},
 		{"a shim killed and restarted keeps the kubelet's containers", kubeletShimKilled},
 		{"a deleted pod ends in order, its preStop hook first", kubeletGraceful},
@@ -458,6 +458,26 @@ func kubeletStats(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) {
 		}
 		return nil
 	})
+	// What a kubelet's own cAdvisor says of containerd's pods, and of nobody else's, comes from the CRI.
+	harness.Eventually(t, 30*time.Second, "the pod's metrics", func() error {
+		metrics := k.Get(t, "/metrics/cadvisor")
+		for _, name := range []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "container_network_receive_bytes_total"} {
+			if !hasSeries(metrics, name, `namespace="default"`, `pod="web-e2e"`) {
+				return fmt.Errorf("%s has no row for the pod", name)
+			}
+		}
+		return nil
+	})
+}
+
+// hasSeries says whether metrics in Prometheus's text format have a row of that name with these labels.
+func hasSeries(metrics, name string, labels ...string) bool {
+	for line := range strings.Lines(metrics) {
+		if strings.HasPrefix(line, name+"{") && !slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(line, l) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // longLived are the pods whose containers nothing restarts.

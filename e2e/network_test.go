@@ -153,11 +153,26 @@ func TestNetworkConfigurationComesGoesAndComesBack(t *testing.T) {
 	n.RunPod(t, "after").IP()
 }
 
-func TestFailingPluginLeavesNothingBehind(t *testing.T) {
+// A configuration that cannot be used, as while an add-on is being upgraded, does not take away the one that could.
+func TestUnusableConfigurationLeavesTheLastGoodOne(t *testing.T) {
 	n := node(t)
 	list := n.CNI.List(false)
-	plugins := list["plugins"].([]any)
-	list["plugins"] = append(slices.Clone(plugins), map[string]any{"type": "no-such-plugin"})
+	list["plugins"] = append(slices.Clone(list["plugins"].([]any)), map[string]any{"type": "no-such-plugin"})
+	n.CNI.Write(n.CNI.ConfFile, list)
+	defer n.CNI.Write(n.CNI.ConfFile, n.CNI.List(false))
+	time.Sleep(300 * time.Millisecond) // time to notice it
+	n.RunPod(t, "last-good").IP()
+}
+
+func TestFailingPluginLeavesNothingBehind(t *testing.T) {
+	n := node(t)
+	n.CNI.AddPlugin(t, "failing", `case $CNI_COMMAND in
+ADD) echo '{"cniVersion":"1.0.0","code":100,"msg":"no luck today"}'; exit 1;;
+VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}';;
+esac
+`)
+	list := n.CNI.List(false)
+	list["plugins"] = append(slices.Clone(list["plugins"].([]any)), map[string]any{"type": "failing"})
 	n.CNI.Write(n.CNI.ConfFile, list)
 	restore := func() { n.CNI.Write(n.CNI.ConfFile, n.CNI.List(false)) }
 	defer restore()
@@ -166,6 +181,9 @@ func TestFailingPluginLeavesNothingBehind(t *testing.T) {
 	harness.Eventually(t, 10*time.Second, "a pod to be refused", func() error {
 		reply, err := n.Shim.Runtime.RunPodSandbox(ctx(t), &runtimeapi.RunPodSandboxRequest{Config: config})
 		if err != nil {
+			if !strings.Contains(err.Error(), "no luck today") {
+				t.Errorf("the error does not say what the plugin said: %v", err)
+			}
 			return nil
 		}
 		_, err = n.Shim.Runtime.RemovePodSandbox(ctx(t), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: reply.PodSandboxId})

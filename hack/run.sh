@@ -12,7 +12,7 @@ hack/packages.sh run
 
 state=/run/crishim-run
 docker_socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
-docker_pid= shim_pid= bridge=
+docker_pid= shim_pid= bridges=
 mkdir -p $state
 
 finish() {
@@ -22,7 +22,7 @@ finish() {
 		kill "$pid" 2>/dev/null || continue
 		wait "$pid" 2>/dev/null || :
 	done
-	[ -z "$bridge" ] || ip link del "$bridge" 2>/dev/null || :
+	for bridge in $bridges; do ip link del "$bridge" 2>/dev/null || :; done
 	exit $status
 }
 trap finish EXIT
@@ -55,6 +55,7 @@ start_docker() {
 	fi
 	# No service manager: by hand. Pods have the network of CNI, so the engine's own bridge and NAT rules stay out of the way.
 	bridge=crishim-dk0
+	bridges=$bridge
 	ip link show $bridge >/dev/null 2>&1 || ip link add $bridge type bridge
 	ip addr replace 198.19.255.1/30 dev $bridge
 	ip link set $bridge up
@@ -84,6 +85,8 @@ make_network() {
 		[ ! -e "$file" ] || return 0
 	done
 	cp packaging/10-crishim.conflist /etc/cni/net.d/
+	# Without a terminal no pod outlives this script, and nothing else uses this network yet.
+	[ -t 0 ] && [ -t 1 ] || bridges="$bridges crishim0"
 	echo "made a default pod network: /etc/cni/net.d/10-crishim.conflist"
 }
 

@@ -20,6 +20,8 @@ type CNIOptions struct {
 // CNI is a pod network on a bridge of its own: a folder with plugins, a folder with one configuration.
 type CNI struct {
 	BinDir, ConfDir, ConfFile string
+	// PluginDir is a further plugin folder, empty at first, for plugins of a test (see AddPlugin).
+	PluginDir string
 	// Network is its name, Subnet the first three numbers of its addresses, Gateway the bridge's address.
 	Network, Bridge, Subnet, Gateway string
 	// DataDir is where host-local keeps the addresses that it gave.
@@ -42,8 +44,11 @@ func NewCNI(t T, options CNIOptions) *CNI {
 	if c.BinDir = "/usr/lib/cni"; !options.Debian {
 		c.BinDir = cniPlugins(t)
 	}
-	if err := os.Mkdir(c.ConfDir, 0o755); err != nil {
-		t.Fatalf("making the CNI folder: %v", err)
+	c.PluginDir = filepath.Join(dir, "plugins")
+	for _, folder := range []string{c.ConfDir, c.PluginDir} {
+		if err := os.Mkdir(folder, 0o755); err != nil {
+			t.Fatalf("making a CNI folder: %v", err)
+		}
 	}
 	c.Write(c.ConfFile, c.List(options.DualStack))
 	t.Cleanup(func() { removeBridge(t, c.Bridge) })
@@ -85,6 +90,16 @@ func (c *CNI) Write(file string, list map[string]any) {
 	if err := os.Rename(file+".new", file); err != nil {
 		c.t.Fatalf("writing %s: %v", file, err)
 	}
+}
+
+// AddPlugin makes a plugin of a shell script, which finds the verb in $CNI_COMMAND, and removes it in the cleanup of t.
+func (c *CNI) AddPlugin(t T, name, script string) {
+	t.Helper()
+	file := filepath.Join(c.PluginDir, name)
+	if err := os.WriteFile(file, []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+		t.Fatalf("making plugin %s: %v", name, err)
+	}
+	t.Cleanup(func() { _ = os.Remove(file) })
 }
 
 // Addresses are the pod addresses that host-local has given out.

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path"
 	"runtime"
 	"sync"
@@ -208,10 +207,4 @@ func fillRegistry() *Registry {
 		r.Push(&session, repository, image)
 	}
 	return r
-}
-
-// exists reports whether there is a file of that name.
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

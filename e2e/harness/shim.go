@@ -76,7 +76,7 @@ func (s *Shim) Settings() map[string]any {
 		"root_dir": s.RootDir,
 		"run_dir":  s.RunDir,
 		"docker":   map[string]any{"endpoint": s.docker.Endpoint()},
-		"network":  map[string]any{"conf_dir": s.cni.ConfDir, "bin_dirs": []string{s.cni.BinDir}},
+		"network":  map[string]any{"conf_dir": s.cni.ConfDir, "bin_dirs": []string{s.cni.PluginDir, s.cni.BinDir}},
 		"metrics":  map[string]any{"listen": "unix://" + s.MetricsSocket(), "pprof": "unix://" + s.pprofSocket()},
 		// Nothing of this machine's own settings counts, and the pause image comes from loopback.
 		"seccomp_dir": filepath.Join(s.dir, "seccomp"),
@@ -159,6 +159,9 @@ func (s *Shim) writeConfig() {
 
 func (s *Shim) launch() {
 	s.t.Helper()
+	if s.Process != nil && s.Running() {
+		s.t.Fatalf("the daemon is to be started and still runs as process %d", s.PID())
+	}
 	s.Process = start(s.t, "crishim", filepath.Join(s.dir, "crishim.log"), s.options.Env, s.binary, "serve", "--config", s.ConfigFile)
 }
 
@@ -168,11 +171,11 @@ func (s *Shim) WaitReady() {
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		err := s.ready()
-		if err == nil {
-			return
-		}
 		if !s.Running() {
 			s.t.Fatalf("the daemon ended with status %d:\n%s", s.ExitCode(), s.LogTail())
+		}
+		if err == nil {
+			return
 		}
 		if time.Now().After(deadline) {
 			s.t.Fatalf("the daemon is not ready: %v\n%s", err, s.LogTail())
@@ -210,6 +213,9 @@ func (s *Shim) Stop() {
 		s.t.Errorf("the daemon ended with status %d:\n%s", code, s.LogTail())
 	}
 }
+
+// Kill ends the daemon with SIGKILL.
+func (s *Shim) Kill() { s.Process.Kill() }
 
 // Start starts it again after Stop or Kill and waits until it is ready.
 func (s *Shim) Start() {

@@ -1,0 +1,135 @@
+package harness
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// The Docker Engines that the tests know by name. EngineDebian is the dockerd on PATH, which `make test` installs; the others
+// are built out of Go modules at their first use, which takes minutes, and kept in the cache folder.
+const (
+	EngineDebian = "20.10"
+	Engine28     = "28"
+	Engine29     = "29"
+)
+
+// engineVariable is the environment variable that names the engine of the tests: one of the above, or the path of a dockerd.
+const engineVariable = "E2E_ENGINE"
+
+// builtEngine is a dockerd made of a module of e2e/tools.
+type builtEngine struct {
+	// module is the folder, version what dockerd is to say that it is: modules do not know their releases.
+	module, version string
+	// pkg is the command's package, versionVariable the one that the linker sets.
+	pkg, versionVariable string
+	// ownRunc says that Debian's runc is too old for it.
+	ownRunc bool
+}
+
+// builtEngines have the versions that the go.mod files name. v2.0.0-beta.24 of moby is what Docker 29.8 is made of.
+var builtEngines = map[string]builtEngine{
+	Engine28: {
+		module: "docker28", version: "28.5.2",
+		pkg: "github.com/docker/docker/cmd/dockerd", versionVariable: "github.com/docker/docker/dockerversion.Version",
+	},
+	Engine29: {
+		module: "docker29", version: "29.8.0", ownRunc: true,
+		pkg: "github.com/moby/moby/v2/cmd/dockerd", versionVariable: "github.com/moby/moby/v2/dockerversion.Version",
+	},
+}
+
+// runcVersion is the one that e2e/tools/runc/go.mod names.
+const runcVersion = "1.5.2"
+
+// DockerEngine are the options of an engine by its name, or by the absolute path of a dockerd; "" is EngineDebian.
+func DockerEngine(t T, name string) DockerOptions {
+	t.Helper()
+	if name == "" || name == EngineDebian || filepath.IsAbs(name) {
+		return DockerOptions{Binary: dockerdOnHost(name)}
+	}
+	built, known := builtEngines[name]
+	if !known {
+		t.Fatalf("%s", unknownEngine(name))
+	}
+	options := DockerOptions{Binary: built.build(t)}
+	if built.ownRunc {
+		options.PathPrefix = filepath.Dir(newRunc(t))
+	}
+	return options
+}
+
+// dockerdOnHost is what to start for an engine that is not built.
+func dockerdOnHost(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return "dockerd"
+}
+
+func unknownEngine(name string) string {
+	names := []string{EngineDebian}
+	for known := range builtEngines {
+		names = append(names, known)
+	}
+	slices.Sort(names)
+	return fmt.Sprintf("%s=%s: it is %s or the absolute path of a dockerd", engineVariable, name, strings.Join(names, ", "))
+}
+
+// missingEngine is why the engine of the tests cannot be had, "" where it can.
+func missingEngine() string {
+	name := os.Getenv(engineVariable)
+	if _, built := builtEngines[name]; built {
+		return ""
+	}
+	if name != "" && name != EngineDebian && !filepath.IsAbs(name) {
+		return unknownEngine(name)
+	}
+	if _, err := exec.LookPath(dockerdOnHost(name)); err != nil {
+		return "end-to-end tests need dockerd on PATH, or " + engineVariable + ": run `make test`, which installs it"
+	}
+	return ""
+}
+
+func (e builtEngine) build(t T) string {
+	t.Helper()
+	return buildTool(t, e.module, filepath.Join("docker-"+e.version, "dockerd"),
+		"-ldflags=-s -w -X "+e.versionVariable+"="+e.version, e.pkg)
+}
+
+// newRunc is a runc that speaks the runtime specification of Docker 29.
+func newRunc(t T) string {
+	t.Helper()
+	return buildTool(t, "runc", filepath.Join("runc-"+runcVersion, "runc"), "-tags=seccomp", "-ldflags=-s -w", "github.com/opencontainers/runc")
+}
+
+// buildTool builds a program of a module of e2e/tools, unless this process did already, and returns its path. Tests may ask
+// from within their network namespace: the modules are fetched in the host's.
+func buildTool(t T, module, file string, args ...string) string {
+	t.Helper()
+	buildsMu.Lock()
+	defer buildsMu.Unlock()
+	target := filepath.Join(cacheDir(), file)
+	if builds[target] {
+		return target
+	}
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine, the other network with it
+		if err := enterNetworkOf(os.Getppid()); err != nil {
+			result <- err
+			return
+		}
+		result <- goTool(filepath.Join(root(), "e2e", "tools", module), nil,
+			append([]string{"build", "-trimpath", "-buildvcs=false", "-o", target}, args...)...)
+	}()
+	if err := <-result; err != nil {
+		t.Fatalf("building %s: %v", file, err)
+	}
+	builds[target] = true
+	return target
+}
