@@ -26,7 +26,7 @@ const DefaultPath = "/etc/crishim/config.toml"
 type Config struct {
 	Listen       []string  `toml:"listen" help:"CRI sockets, unix:///PATH; a second one may be an old shim's"`
 	SocketGroup  string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root"`
-	Engine       string    `toml:"engine" help:"engine for pods: auto, docker or native"`
+	Engine       string    `toml:"engine" help:"engine for pods: auto or docker; auto takes docker"`
 	RuntimeName  string    `toml:"runtime_name" help:"name in container ids as the kubelet and its users see them"`
 	RootDir      string    `toml:"root_dir" help:"records and caches that survive a reboot"`
 	RunDir       string    `toml:"run_dir" help:"pinned namespaces and sockets, gone after a reboot"`
@@ -194,7 +194,10 @@ func settings(c *Config) []setting {
 	return append(all, sections...)
 }
 
-func (s setting) flagName() string { return strings.NewReplacer(".", "-", "_", "-").Replace(s.key) }
+// flagName is the key with dashes; a section's mode is the section itself (--network=docker-bridge).
+func (s setting) flagName() string {
+	return strings.NewReplacer(".", "-", "_", "-").Replace(strings.TrimSuffix(s.key, ".mode"))
+}
 
 func (s setting) flag(fs *pflag.FlagSet) {
 	switch v := s.value.Interface().(type) {

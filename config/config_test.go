@@ -45,14 +45,14 @@ log_max_size = "1MiB"
 bin_dirs = ["/a", "/b"]
 [images]
 pull_no_progress = "90s"
-`, "--root-dir=/flag", "--docker-log-max-files=7", "--network-bin-dirs=/c,/d", "--network-gc", "--streaming-idle-timeout=1m")
+`, "--root-dir=/flag", "--docker-log-max-files=7", "--network-bin-dirs=/c,/d", "--network-gc", "--network=docker-bridge", "--streaming-idle-timeout=1m")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Default()
 	want.RootDir, want.RunDir = "/flag", "/file-run"
 	want.Docker.LogMaxSize, want.Docker.LogMaxFiles = 1<<20, 7
-	want.Network.BinDirs, want.Network.GC = []string{"/c", "/d"}, true
+	want.Network.BinDirs, want.Network.GC, want.Network.Mode = []string{"/c", "/d"}, true, NetworkBridge
 	want.Images.PullNoProgress = Duration(90 * time.Second)
 	want.Streaming.IdleTimeout = Duration(time.Minute)
 	if !reflect.DeepEqual(c, want) {
