@@ -50,9 +50,13 @@ e2e: need ## the part of `make test` on a real dockerd; RUN=REGEXP picks tests
 	go test -count=1 -timeout 30m -p 1 -run '$(RUN)' ./e2e/...
 
 .PHONY: test-docker
-test-docker: need ## the end-to-end tests on another Docker Engine: ENGINE=20.10, or the path of a dockerd
-	@hack/packages.sh test
-	hack/test-docker.sh '$(ENGINE)'
+test-docker: need ## the end-to-end tests on ENGINE=20.10, 28, 29 or the path of a dockerd; RUN=REGEXP picks, CORE=1 is the core
+	@CORE='$(CORE)' hack/test-docker.sh '$(ENGINE)' '$(RUN)'
+
+.PHONY: matrix
+matrix: need ## all end-to-end tests on 20.10, and their core on the other engines
+	@hack/test-docker.sh 20.10
+	@for engine in 28 29; do CORE=1 hack/test-docker.sh $$engine || exit 1; done
 
 .PHONY: bench
 bench: need ## benchmarks

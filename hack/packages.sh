@@ -1,7 +1,8 @@
 #!/bin/sh
-# packages.sh run|test: installs from Debian what is missing of the programs that `make run` or `make test` need.
+# packages.sh run|test [ENGINE]: installs from Debian what is missing of the programs that `make run` or `make test` need, the
+# latter on a Docker Engine as test-docker.sh names them.
 set -eu
-purpose=$1
+purpose=$1 engine=${2:-}
 missing=
 want() { # PROGRAM PACKAGE
 	command -v "$1" >/dev/null || missing="$missing $2"
@@ -20,6 +21,10 @@ if [ "$purpose" = test ]; then
 	want gcc gcc # the race detector
 	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 	want ps procps
+	if [ "$engine" = 29 ]; then # a runc of its own is built
+		want pkg-config pkg-config
+		[ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
+	fi
 	[ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins" # the old version is tested too
 fi
 [ -n "$missing" ] || exit 0

@@ -20,9 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DockerOptions say how a private Docker Engine is to be. The zero value is the dockerd of $E2E_DOCKERD or PATH.
+// DockerOptions say how a private Docker Engine is to be. The zero value is the engine that $E2E_ENGINE names (DockerEngine).
 type DockerOptions struct {
-	// Binary is another dockerd.
+	// Binary is another dockerd, "" the one that $E2E_ENGINE names.
 	Binary string
 	// PathPrefix goes before PATH: the folder of another containerd or runc.
 	PathPrefix string
@@ -49,16 +49,13 @@ type Docker struct {
 	client     *http.Client
 }
 
-func dockerd() string {
-	if file := os.Getenv("E2E_DOCKERD"); file != "" {
-		return file
-	}
-	return "dockerd"
-}
-
 // StartDocker starts a Docker Engine and waits until it answers. The cleanup stops it and checks that nothing stays.
 func StartDocker(t T, options DockerOptions) *Docker {
 	t.Helper()
+	if options.Binary == "" {
+		engine := DockerEngine(t, os.Getenv(engineVariable))
+		options.Binary, options.PathPrefix = engine.Binary, engine.PathPrefix
+	}
 	dir := WorkDir(t, "d")
 	id := filepath.Base(dir)
 	d := &Docker{
@@ -105,15 +102,11 @@ func (d *Docker) writeConfig() {
 
 func (d *Docker) launch() {
 	d.t.Helper()
-	binary := d.Options.Binary
-	if binary == "" {
-		binary = dockerd()
-	}
 	var env []string
 	if d.Options.PathPrefix != "" {
 		env = append(env, "PATH="+d.Options.PathPrefix+":"+os.Getenv("PATH"))
 	}
-	d.Process = start(d.t, "dockerd", filepath.Join(d.dir, "dockerd.log"), env, binary, "--config-file", d.configFile)
+	d.Process = start(d.t, "dockerd", filepath.Join(d.dir, "dockerd.log"), env, d.Options.Binary, "--config-file", d.configFile)
 	Eventually(d.t, time.Minute, "dockerd to answer", func() error {
 		if !d.Running() {
 			d.t.Fatalf("dockerd ended at its start:\n%s", d.LogTail())

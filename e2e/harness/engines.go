@@ -1,13 +1,10 @@
 package harness
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
 )
 
 // The Docker Engines that the tests know by name. EngineDebian is the dockerd on PATH, which `make test` installs; the others
@@ -43,9 +40,6 @@ var builtEngines = map[string]builtEngine{
 	},
 }
 
-// runcVersion is the one that e2e/tools/runc/go.mod names.
-const runcVersion = "1.5.2"
-
 // DockerEngine are the options of an engine by its name, or by the absolute path of a dockerd; "" is EngineDebian.
 func DockerEngine(t T, name string) DockerOptions {
 	t.Helper()
@@ -54,7 +48,7 @@ func DockerEngine(t T, name string) DockerOptions {
 	}
 	built, known := builtEngines[name]
 	if !known {
-		t.Fatalf("%s", unknownEngine(name))
+		t.Fatalf("Docker Engine %q: it is %s, %s, %s or the absolute path of a dockerd", name, EngineDebian, Engine28, Engine29)
 	}
 	options := DockerOptions{Binary: built.build(t)}
 	if built.ownRunc {
@@ -71,49 +65,36 @@ func dockerdOnHost(name string) string {
 	return "dockerd"
 }
 
-func unknownEngine(name string) string {
-	names := []string{EngineDebian}
-	for known := range builtEngines {
-		names = append(names, known)
-	}
-	slices.Sort(names)
-	return fmt.Sprintf("%s=%s: it is %s or the absolute path of a dockerd", engineVariable, name, strings.Join(names, ", "))
-}
-
-// missingEngine is why the engine of the tests cannot be had, "" where it can.
+// missingEngine is why the engine of the tests cannot be had, "" where it can or DockerEngine says what is wrong.
 func missingEngine() string {
 	name := os.Getenv(engineVariable)
-	if _, built := builtEngines[name]; built {
+	if name != "" && name != EngineDebian {
 		return ""
 	}
-	if name != "" && name != EngineDebian && !filepath.IsAbs(name) {
-		return unknownEngine(name)
-	}
 	if _, err := exec.LookPath(dockerdOnHost(name)); err != nil {
-		return "end-to-end tests need dockerd on PATH, or " + engineVariable + ": run `make test`, which installs it"
+		return "end-to-end tests need dockerd on PATH: run `make test`, which installs it"
 	}
 	return ""
 }
 
 func (e builtEngine) build(t T) string {
 	t.Helper()
-	return buildTool(t, e.module, filepath.Join("docker-"+e.version, "dockerd"),
-		"-ldflags=-s -w -X "+e.versionVariable+"="+e.version, e.pkg)
+	return buildTool(t, e.module, e.pkg, "-ldflags=-s -w -X "+e.versionVariable+"="+e.version)
 }
 
 // newRunc is a runc that speaks the runtime specification of Docker 29.
 func newRunc(t T) string {
 	t.Helper()
-	return buildTool(t, "runc", filepath.Join("runc-"+runcVersion, "runc"), "-tags=seccomp", "-ldflags=-s -w", "github.com/opencontainers/runc")
+	return buildTool(t, "runc", "github.com/opencontainers/runc", "-tags=seccomp", "-ldflags=-s -w")
 }
 
-// buildTool builds a program of a module of e2e/tools, unless this process did already, and returns its path. Tests may ask
-// from within their network namespace: the modules are fetched in the host's.
-func buildTool(t T, module, file string, args ...string) string {
+// buildTool builds a command of a module of e2e/tools into the cache folder's folder of that name, unless this process did
+// already, and returns its path. Tests may ask from within their network namespace: the modules are fetched in the host's.
+func buildTool(t T, module, pkg string, args ...string) string {
 	t.Helper()
 	buildsMu.Lock()
 	defer buildsMu.Unlock()
-	target := filepath.Join(cacheDir(), file)
+	target := filepath.Join(cacheDir(), module, filepath.Base(pkg))
 	if builds[target] {
 		return target
 	}
@@ -124,11 +105,11 @@ func buildTool(t T, module, file string, args ...string) string {
 			result <- err
 			return
 		}
-		result <- goTool(filepath.Join(root(), "e2e", "tools", module), nil,
-			append([]string{"build", "-trimpath", "-buildvcs=false", "-o", target}, args...)...)
+		args = append([]string{"build", "-trimpath", "-buildvcs=false", "-o", target}, args...)
+		result <- goTool(filepath.Join(root(), "e2e", "tools", module), nil, append(args, pkg)...)
 	}()
 	if err := <-result; err != nil {
-		t.Fatalf("building %s: %v", file, err)
+		t.Fatalf("building %s: %v", pkg, err)
 	}
 	builds[target] = true
 	return target

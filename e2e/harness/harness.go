@@ -58,10 +58,7 @@ var missing = sync.OnceValue(func() string {
 			return fmt.Sprintf("end-to-end tests need %s on PATH: run `make test`, which installs it", program)
 		}
 	}
-	if _, err := exec.LookPath(dockerd()); err != nil {
-		return "end-to-end tests need dockerd on PATH or in E2E_DOCKERD: run `make test`, which installs it"
-	}
-	return ""
+	return missingEngine()
 })
 
 // Main runs the tests of a package in network and mount namespaces of their own and closes the session after them.
@@ -155,6 +152,7 @@ func (s *Session) prepare() (err error) {
 	testServer(s)
 	busyboxFile(s)
 	cniPlugins(s)
+	DockerEngine(s, os.Getenv(engineVariable))
 	if !hasSysResource() {
 		ociWrapper(s)
 	}
