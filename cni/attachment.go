@@ -280,6 +280,9 @@ func resultIPs(raw []byte) ([]string, error) {
 	return ips, nil
 }
 
+// Cached reads the attachments of a pod from our own cache: where the record that held them is lost. None is no error.
+func (n *Network) Cached(podID string) ([]Attachment, error) { return Adopt(n.opts.CacheDir, podID) }
+
 // Adopt reads the attachments of a pod from the libcni cache of another shim (kubelet's dockershim and cri-dockerd:
 // /var/lib/cni/cache). They keep that cache directory, so that Del removes the entry there. A namespace path below
 // /proc is left out, since the pid in it may be another process by now: the caller sets NetNSPath to the pod's

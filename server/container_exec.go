@@ -34,6 +34,7 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	if err != nil {
 		return nil, err
 	}
+	caller := ctx
 	if req.GetTimeout() > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(req.GetTimeout())*time.Second)
@@ -43,7 +44,7 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	stdout, stderr := &cappedBuffer{limit: limit}, &cappedBuffer{limit: limit}
 	code, err := eng.Exec(ctx, c, &engine.ExecSpec{Command: req.GetCmd(), Streams: engine.Streams{Stdout: stdout, Stderr: stderr}})
 	switch {
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded) && caller.Err() == nil:
 		return nil, fmt.Errorf("command %q in container %s took longer than %ds and was killed: %w", req.GetCmd()[0], c, req.GetTimeout(), context.DeadlineExceeded)
 	case err != nil:
 		return nil, fmt.Errorf("exec in container %s: %w", c, err)
@@ -195,6 +196,9 @@ func (r streamRuntime) PortForward(ctx context.Context, podID string, port int32
 	pod, ok := r.s.store.Pod(engine.PodID(podID))
 	if !ok || pod.State != engine.PodReady {
 		return fmt.Errorf("pod sandbox %s is not ready: %w", podID, errdefs.ErrFailedPrecondition)
+	}
+	if pod.NetNSPath == "" && pod.Spec.Namespaces.Network != engine.NamespaceNode {
+		return fmt.Errorf("the network namespace of pod sandbox %s is not known: %w", podID, errdefs.ErrFailedPrecondition)
 	}
 	// CRI asks for it: a pod on the host's network is reached on the host's loopback ("" is our own namespace).
 	return streaming.Forward(ctx, pod.NetNSPath, port, stream)

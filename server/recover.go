@@ -9,6 +9,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/cni"
+	"crishim/engine"
 	"crishim/state"
 )
 
@@ -41,10 +42,8 @@ func (s *Server) recover(ctx context.Context) error {
 			return err
 		}
 	}
+	s.rebuildNetworks()
 	pods, containers := s.store.Pods(), s.store.Containers()
-	for _, q := range s.store.Quarantined() {
-		klog.ErrorS(nil, "A record cannot be read and was set aside; its pod or container is known from the engine only", "record", q.Path, "reason", q.Reason)
-	}
 	for i := range containers {
 		if c := &containers[i]; c.Recorded && !c.Returned && !c.Adopted {
 			s.takeBackUnreturned(ctx, *c)
@@ -59,6 +58,47 @@ func (s *Server) recover(ctx context.Context) error {
 	close(s.recovered)
 	klog.InfoS("Ready to serve", "pods", len(pods), "containers", len(containers), "rebooted", s.store.Rebooted())
 	return nil
+}
+
+// rebuildNetworks gives pods without a record (it was damaged or lost) their network back from the results that plugins
+// left in the cache: without it the kubelet would see no address and its DEL would not run, which leaks the address and
+// the rules of its host ports.
+func (s *Server) rebuildNetworks() {
+	if s.opts.BridgeNetwork {
+		return
+	}
+	for _, pod := range s.store.Pods() {
+		if !lostNetwork(pod) {
+			continue
+		}
+		if err := s.rebuildNetwork(pod); err != nil {
+			klog.ErrorS(err, "The network of a pod without a record could not be found again; what it holds may be left on the node", "id", pod.ID)
+		}
+	}
+}
+
+// lostNetwork says that the pod has a network of its own, of which nothing is known.
+func lostNetwork(pod state.PodView) bool {
+	return !pod.Recorded && pod.Spec.Namespaces.Network == engine.NamespacePod && !pod.Network.Done
+}
+
+func (s *Server) rebuildNetwork(pod state.PodView) error {
+	attachments, err := s.network.Cached(string(pod.ID))
+	if err != nil || len(attachments) == 0 {
+		return err
+	}
+	raw, err := encodeAttachments(attachments)
+	if err != nil {
+		return err
+	}
+	var ips []string
+	for _, a := range attachments {
+		ips = append(ips, a.IPs()...)
+	}
+	return s.store.UpdatePod(pod.ID, func(p *state.Pod) error {
+		p.Network = state.Network{Attachments: raw, IPs: ips, Done: true}
+		return nil
+	})
 }
 
 // takeBackUnreturnedPod removes what a crash left half made, in the background: a retry of its creation meets reusePod,
@@ -107,6 +147,10 @@ func (s *Server) collectNetworks(ctx context.Context, pods []state.PodView) {
 	}
 	var valid []cni.Attachment
 	for i := range pods {
+		if lostNetwork(pods[i]) {
+			klog.InfoS("CNI GC is left out: it would free what a pod without a record still holds", "id", pods[i].ID)
+			return
+		}
 		attachments, err := attachmentsOf(pods[i].Pod)
 		if err != nil {
 			klog.ErrorS(err, "CNI GC is left out: it would free what a record that cannot be read still holds")

@@ -61,6 +61,7 @@ type Handler struct {
 type Network interface {
 	Status(ctx context.Context) error
 	Plan(pod cni.Pod) ([]cni.Attachment, error)
+	Cached(podID string) ([]cni.Attachment, error)
 	Add(ctx context.Context, attachments []cni.Attachment) ([]cni.Attachment, []string, error)
 	Del(ctx context.Context, attachments []cni.Attachment) error
 	GC(ctx context.Context, valid []cni.Attachment) error

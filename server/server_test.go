@@ -41,6 +41,7 @@ type fixture struct {
 	images  runtimeapi.ImageServiceClient
 	conn    *grpc.ClientConn
 	stop    func()
+	options func(*Options) // changes what start gives to New
 }
 
 const testImage = "docker.io/library/busybox:latest"
@@ -56,8 +57,15 @@ func newFixture(t *testing.T) *fixture {
 	return f
 }
 
-// start runs a daemon over the fixture's engine, network and root directory.
+// start runs a daemon over the fixture's engine, network and root directory, and waits until it serves.
 func (f *fixture) start() {
+	f.t.Helper()
+	f.begin()
+	f.waitRecovered()
+}
+
+// begin is start without the wait.
+func (f *fixture) begin() {
 	f.t.Helper()
 	store, err := state.Open(filepath.Join(f.root, "root"), filepath.Join(f.root, "run"))
 	if err != nil {
@@ -68,10 +76,14 @@ func (f *fixture) start() {
 		f.t.Fatal(err)
 	}
 	name := f.engine.Name()
-	srv, err := New(Options{
+	opts := Options{
 		RuntimeName: "docker", Version: "test", Handlers: map[string]Handler{"": {Engine: name}, name: {Engine: name}},
 		Translation: translator.Defaults{PauseImage: "pause", SeccompRoot: f.root}, Metrics: prometheus.NewRegistry(),
-	}, []engine.Engine{f.engine}, store, f.network, reader, stats.NewDisk())
+	}
+	if f.options != nil {
+		f.options(&opts)
+	}
+	srv, err := New(opts, []engine.Engine{f.engine}, store, f.network, reader, stats.NewDisk())
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -103,8 +115,12 @@ func (f *fixture) start() {
 		_ = conn.Close()
 		_ = store.Close()
 	}
+}
+
+func (f *fixture) waitRecovered() {
+	f.t.Helper()
 	select {
-	case <-srv.Recovered():
+	case <-f.server.Recovered():
 	case <-time.After(10 * time.Second):
 		f.t.Fatal("the server does not become ready")
 	}
@@ -238,6 +254,10 @@ func wantCode(t *testing.T, what string, err error, code codes.Code) {
 type fakeNetwork struct {
 	mu       sync.Mutex
 	attached map[string]bool
+	cached   map[string][]cni.Attachment
+	dels     []cni.Attachment
+	valid    []cni.Attachment // of the last GC
+	gcs      int
 	failAdd  []error
 	failDel  []error
 	notReady error
@@ -251,12 +271,22 @@ func (n *fakeNetwork) Status(context.Context) error { return n.notReady }
 func (n *fakeNetwork) Config() []byte               { return []byte(`{}`) }
 func (n *fakeNetwork) Problem() error               { return nil }
 func (n *fakeNetwork) SetPodCIDRs([]string) error   { return nil }
-func (n *fakeNetwork) GC(context.Context, []cni.Attachment) error {
+func (n *fakeNetwork) GC(_ context.Context, valid []cni.Attachment) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.gcs++
+	n.valid = valid
 	return nil
 }
 
+func (n *fakeNetwork) Cached(pod string) ([]cni.Attachment, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cached[pod], nil
+}
+
 func (n *fakeNetwork) Plan(pod cni.Pod) ([]cni.Attachment, error) {
-	return []cni.Attachment{{PodID: pod.ID, Network: "test", IfName: cni.IfName, Config: json.RawMessage(`{}`)}}, nil
+	return []cni.Attachment{{PodID: pod.ID, Network: "test", IfName: cni.IfName, Config: json.RawMessage(`{}`), CapabilityArgs: portMappings(pod)}}, nil
 }
 
 func (n *fakeNetwork) Add(ctx context.Context, as []cni.Attachment) ([]cni.Attachment, []string, error) {
@@ -281,12 +311,19 @@ func (n *fakeNetwork) Add(ctx context.Context, as []cni.Attachment) ([]cni.Attac
 	}
 	n.attached[as[0].PodID] = true
 	n.next++
-	return as, []string{fmt.Sprintf("10.0.0.%d", n.next)}, nil
+	ip := fmt.Sprintf("10.0.0.%d", n.next)
+	as[0].Result = fmt.Appendf(nil, `{"cniVersion":"1.0.0","ips":[{"address":"%s/8"}]}`, ip)
+	if n.cached == nil {
+		n.cached = map[string][]cni.Attachment{}
+	}
+	n.cached[as[0].PodID] = as
+	return as, []string{ip}, nil
 }
 
 func (n *fakeNetwork) Del(_ context.Context, as []cni.Attachment) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.dels = append(n.dels, as...)
 	if len(n.failDel) > 0 {
 		err := n.failDel[0]
 		n.failDel = n.failDel[1:]
@@ -294,6 +331,7 @@ func (n *fakeNetwork) Del(_ context.Context, as []cni.Attachment) error {
 	}
 	for _, a := range as {
 		delete(n.attached, a.PodID)
+		delete(n.cached, a.PodID)
 	}
 	return nil
 }
