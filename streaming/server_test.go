@@ -24,9 +24,8 @@ import (
 )
 
 func TestATokenOpensOneRequestOfItsVerbOnce(t *testing.T) {
-	s := start(t, Options{TokenTTL: 200 * time.Millisecond}, &testRuntime{exec: func(context.Context, string, []string, Streams) (int, error) {
-		return 0, nil
-	}})
+	r := &testRuntime{exec: func(context.Context, string, []string, Streams) (int, error) { return 0, nil }}
+	s := start(t, Options{}, r)
 	want := wanted{stdout: true}
 	rows := map[string]func(t *testing.T) string{
 		"used a second time": func(t *testing.T) string {
@@ -43,8 +42,8 @@ func TestATokenOpensOneRequestOfItsVerbOnce(t *testing.T) {
 		"none":                    func(t *testing.T) string { return s.URL() + "/exec/" },
 		"no path":                 func(t *testing.T) string { return s.URL() },
 		"expired": func(t *testing.T) string {
-			u := execURL(t, s, want, "x")
-			<-time.After(250 * time.Millisecond) // its lifetime is what is tested
+			u := execURL(t, start(t, Options{TokenTTL: 50 * time.Millisecond}, r), want, "x")
+			<-time.After(60 * time.Millisecond) // its lifetime is what is tested
 			return u
 		},
 	}
@@ -74,7 +73,7 @@ func TestTokensAreLongAndDiffer(t *testing.T) {
 }
 
 func TestTooManyWaitingRequestsAreRefusedUntilOneIsGone(t *testing.T) {
-	s := start(t, Options{TokenTTL: time.Second, MaxInFlight: 3}, &testRuntime{})
+	s := start(t, Options{TokenTTL: 2 * time.Second, MaxInFlight: 3}, &testRuntime{})
 	req := &runtimeapi.ExecRequest{ContainerId: "c", Stdout: true}
 	var last string
 	for range 3 {
