@@ -3,8 +3,12 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := build
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-ARCH ?= $(shell go env GOARCH 2>/dev/null)
+ifndef VERSION
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+endif
+ifndef ARCH
+ARCH := $(shell go env GOARCH 2>/dev/null)
+endif
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 # Everything but the end-to-end tests, which run after the rest and one package at a time.
@@ -59,10 +63,14 @@ matrix: need ## all end-to-end tests on 20.10, and their core on the other engin
 	@for engine in 28 29; do CORE=1 hack/test-docker.sh $$engine || exit 1; done
 
 .PHONY: bench
-bench: need ## benchmarks
+bench: need ## one table: crishim, Docker alone, CNI alone, a peer; COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET
 	@hack/packages.sh test
+	@COUNT='$(COUNT)' ROUNDS='$(ROUNDS)' PODS='$(PODS)' MIB='$(MIB)' PEER='$(PEER)' \
+		go test -count=1 -timeout 0 -run '^$$' -bench BenchmarkNode -benchtime 1x ./e2e/bench
+
+.PHONY: bench-go
+bench-go: need ## the Go benchmarks of single packages
 	go test -run '^$$' -bench . -benchmem $(UNIT)
-	go test -count=1 -timeout 60m -p 1 -run '^$$' -bench . ./e2e/...
 
 .PHONY: fuzz
 fuzz: need ## every fuzz test for FUZZTIME (30s)

@@ -38,7 +38,7 @@ type T interface {
 }
 
 // Require skips the test, with the reason, where this machine cannot run it.
-func Require(t *testing.T) {
+func Require(t testing.TB) {
 	t.Helper()
 	if reason := missing(); reason != "" {
 		t.Skip(reason)

@@ -1,7 +1,8 @@
 // Command testserver is the one program of the test images: servers, log writers and misbehaving processes, each a
 // sub-command, in one static binary so that an image needs nothing else.
 //
-//	testserver http ADDR            answers every request with "host=HOSTNAME path=PATH\n"; /slow/MS answers after MS milliseconds
+//	testserver http ADDR            answers every request with "host=HOSTNAME path=PATH\n"; /slow/MS answers after MS milliseconds,
+//	                                /bytes/N with N zero bytes
 //	testserver tcp ADDR             echoes each connection until it is closed
 //	testserver udp ADDR             echoes each packet
 //	testserver log RATE [COUNT [SIZE]] writes "line N …" on stdout RATE times a second (0: as fast as it can), COUNT lines, then exits 0
@@ -69,9 +70,26 @@ func serveHTTP(args []string) error {
 				time.Sleep(time.Duration(wait) * time.Millisecond)
 			}
 		}
+		if count, ok := strings.CutPrefix(r.URL.Path, "/bytes/"); ok {
+			sendZeros(w, count)
+			return
+		}
 		fmt.Fprintf(w, "host=%s path=%s\n", hostname, r.URL.Path)
 	})
 	return http.ListenAndServe(arg(args, 0, ":80"), nil)
+}
+
+// sendZeros ends early where the client has gone.
+func sendZeros(w io.Writer, count string) {
+	left, _ := strconv.Atoi(count) // none of what is no number
+	zeros := make([]byte, 256<<10)
+	for left > 0 {
+		n, err := w.Write(zeros[:min(left, len(zeros))])
+		if err != nil {
+			return
+		}
+		left -= n
+	}
 }
 
 func serveTCP(args []string) error {
