@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -31,11 +32,21 @@ type fakeEngine struct {
 	api        string
 	info       system.Info
 	containers map[string]container.InspectResponse
-	hang       map[string]bool // path prefixes that get no answer
+	hang       map[string]bool                      // path prefixes that get no answer
+	fail       map[string]func(http.ResponseWriter) // path prefixes that are answered by the test
+	asked      []string                             // "METHOD path" of every request
 	streams    []chan string
 }
 
 func newFake(t *testing.T) *fakeEngine {
+	t.Helper()
+	f := newAbsentFake(t)
+	f.listen(t)
+	return f
+}
+
+// newAbsentFake is an engine that is not there before listen.
+func newAbsentFake(t *testing.T) *fakeEngine {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fake")
 	if err != nil {
@@ -44,20 +55,27 @@ func newFake(t *testing.T) *fakeEngine {
 	f := &fakeEngine{
 		socket: filepath.Join(dir, "d.sock"), api: "1.51", stop: make(chan struct{}),
 		info:       system.Info{ServerVersion: "28.5.2", OSType: "linux", DockerRootDir: dir, CgroupDriver: "cgroupfs", CgroupVersion: "1", Driver: "overlay2", SecurityOptions: []string{"name=seccomp,profile=builtin"}},
-		containers: map[string]container.InspectResponse{}, hang: map[string]bool{},
+		containers: map[string]container.InspectResponse{}, hang: map[string]bool{}, fail: map[string]func(http.ResponseWriter){},
 	}
+	t.Cleanup(func() {
+		close(f.stop)
+		_ = os.RemoveAll(dir)
+	})
+	return f
+}
+
+// listen serves on the socket until the test ends or the engine is shut down.
+func (f *fakeEngine) listen(t *testing.T) (shutDown func()) {
+	t.Helper()
 	listener, err := net.Listen("unix", f.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := &http.Server{Handler: f}
 	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() {
-		close(f.stop)
-		_ = server.Close()
-		_ = os.RemoveAll(dir)
-	})
-	return f
+	shutDown = func() { _ = server.Close() }
+	t.Cleanup(shutDown)
+	return shutDown
 }
 
 func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -66,9 +84,18 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		path = "/" + parts[2]
 	}
 	f.mu.Lock()
+	f.asked = append(f.asked, r.Method+" "+path)
+	for prefix, answer := range f.fail {
+		if strings.HasPrefix(path, prefix) {
+			f.mu.Unlock()
+			answer(w)
+			return
+		}
+	}
 	for prefix, hangs := range f.hang {
 		if hangs && strings.HasPrefix(path, prefix) {
 			f.mu.Unlock()
+			_, _ = io.Copy(io.Discard, r.Body) // a server sees its client leave only then
 			select {
 			case <-r.Context().Done():
 			case <-f.stop:
@@ -174,6 +201,33 @@ func (f *fakeEngine) setHang(prefix string, hangs bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.hang[prefix] = hangs
+}
+
+// setFail has requests of the prefix answered with the status and a message; 0 ends that.
+func (f *fakeEngine) setFail(prefix string, status int, body string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.fail, prefix)
+	if status == 0 {
+		return
+	}
+	f.fail[prefix] = func(w http.ResponseWriter) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(body))
+	}
+}
+
+// requests are those whose "METHOD path" holds the text.
+func (f *fakeEngine) requests(text string) (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.asked {
+		if strings.Contains(r, text) {
+			n++
+		}
+	}
+	return n
 }
 
 var (
