@@ -4,7 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 )
 
 // The Docker Engines that the tests know by name. EngineDebian is the dockerd on PATH, which `make test` installs; the others
@@ -98,17 +97,9 @@ func buildTool(t T, module, pkg string, args ...string) string {
 	if builds[target] {
 		return target
 	}
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine, the other network with it
-		if err := enterNetworkOf(os.Getppid()); err != nil {
-			result <- err
-			return
-		}
-		args = append([]string{"build", "-trimpath", "-buildvcs=false", "-o", target}, args...)
-		result <- goTool(filepath.Join(root(), "e2e", "tools", module), nil, append(args, pkg)...)
-	}()
-	if err := <-result; err != nil {
+	args = append([]string{"build", "-trimpath", "-buildvcs=false", "-o", target}, args...)
+	err := onHostNetwork(func() error { return goTool(filepath.Join(root(), "e2e", "tools", module), nil, append(args, pkg)...) })
+	if err != nil {
 		t.Fatalf("building %s: %v", pkg, err)
 	}
 	builds[target] = true

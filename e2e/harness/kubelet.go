@@ -13,14 +13,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -521,35 +519,15 @@ func kubelet(t T) string {
 	if builds[binary] {
 		return binary
 	}
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine, the other network with it
-		if err := enterNetworkOf(os.Getppid()); err != nil {
-			result <- err
-			return
-		}
-		result <- goTool(filepath.Join(root(), "e2e", "kubelet"), nil, "build", "-trimpath", "-buildvcs=false",
+	err := onHostNetwork(func() error {
+		return goTool(filepath.Join(root(), "e2e", "kubelet"), nil, "build", "-trimpath", "-buildvcs=false",
 			"-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion="+kubeletVersion, "-o", binary, ".")
-	}()
-	if err := <-result; err != nil {
+	})
+	if err != nil {
 		t.Fatalf("building the kubelet: %v", err)
 	}
 	builds[binary] = true
 	return binary
-}
-
-// enterNetworkOf moves the calling thread to the network namespace of a process. The parent of a test program inside its
-// namespaces is the one outside (see Main).
-func enterNetworkOf(pid int) error {
-	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("entering the host's network: %w", err)
-	}
-	return nil
 }
 
 // freeAddress is an address on loopback where nobody listens.

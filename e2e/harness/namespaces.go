@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -59,6 +60,41 @@ func prepareNamespaces() error {
 	}
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bringing lo up: %w", err)
+	}
+	return nil
+}
+
+// onHostNetwork runs f on a thread that is in the host's network namespace; processes that f starts are there too.
+func onHostNetwork(f func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// The main thread never ends, and /proc/self shows its namespaces: take another one.
+			defer runtime.UnlockOSThread()
+			result <- onHostNetwork(f)
+			return
+		}
+		// Never unlocked: the thread ends with this goroutine, the other network with it.
+		if err := enterNetworkOf(os.Getppid()); err != nil {
+			result <- err
+			return
+		}
+		result <- f()
+	}()
+	return <-result
+}
+
+// enterNetworkOf moves the calling thread to the network namespace of a process. The parent of a test program inside its
+// namespaces is the one outside (see Main).
+func enterNetworkOf(pid int) error {
+	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("entering the host's network: %w", err)
 	}
 	return nil
 }

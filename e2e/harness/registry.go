@@ -48,10 +48,12 @@ func NewRegistry(t T, username, password string) *Registry {
 		if intercept != nil && intercept(w, q) {
 			return
 		}
+		w.Header().Set("Content-Type", "application/json") // of errors, without which newer engines do not read them
 		user, word, _ := q.BasicAuth()
 		if r.Username != "" && (user != r.Username || word != r.Password) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`, http.StatusUnauthorized)
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
 			return
 		}
 		store.ServeHTTP(w, q)
