@@ -31,6 +31,7 @@ func (n *node) readySoon(what string) {
 	eventually(n.t, "ready after "+what, 2*time.Second, n.ready)
 }
 
+// Rows: R39
 func TestReadyWithinTwoSecondsAfterConfigAndPluginInAnyOrder(t *testing.T) {
 	for _, order := range []string{"config first", "plugin first", "folders come later"} {
 		t.Run(order, func(t *testing.T) {
@@ -73,6 +74,7 @@ func TestReadyWithinTwoSecondsAfterConfigAndPluginInAnyOrder(t *testing.T) {
 	}
 }
 
+// Rows: R39 (part), R49 (part)
 func TestWithoutInotifyTheDirectoriesArePolled(t *testing.T) {
 	n := newNode(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -87,6 +89,7 @@ func TestWithoutInotifyTheDirectoriesArePolled(t *testing.T) {
 	n.readySoon("both are there")
 }
 
+// Rows: R39 (part)
 func TestConfigurationIsEditedSwappedAndRemoved(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1", "p2")
@@ -165,6 +168,7 @@ func TestPluginsBesideTheListAreRecordedWithIt(t *testing.T) {
 	}
 }
 
+// Rows: R36 (part)
 func TestStatusVerbDecidesAndNeverBlocks(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1")

@@ -122,6 +122,7 @@ func TestPodIsAttachedAndDetached(t *testing.T) {
 	}
 }
 
+// Rows: R35
 func TestFailedAddIsUndoneForEveryPluginOfTheChain(t *testing.T) {
 	chain := []string{"p1", "p2", "p3"}
 	for _, failure := range []string{"fail", "crash", "garbage", "nothing", "version", "flood"} {
@@ -158,6 +159,7 @@ func TestFailedAddIsUndoneForEveryPluginOfTheChain(t *testing.T) {
 	}
 }
 
+// Rows: R35 (part)
 func TestMissingBinaryDoesNotKeepOtherPluginsFromTheirDel(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1", "p2")
@@ -196,6 +198,7 @@ func mustAdd(t *testing.T, n *node, id string) []Attachment {
 	return added
 }
 
+// Rows: R36
 func TestHangingPluginDiesWithItsChildrenAtTheBudget(t *testing.T) {
 	n := newNode(t, func(o *Options) { o.AddTimeout = 2 * time.Second })
 	n.plugins("slow", "quick")
@@ -238,6 +241,7 @@ func TestHangingPluginDiesWithItsChildrenAtTheBudget(t *testing.T) {
 	})
 }
 
+// Rows: R38 (part)
 func TestHangingDelLeavesTimeForTheOtherPlugins(t *testing.T) {
 	n := newNode(t, func(o *Options) { o.DelTimeout = 3 * time.Second })
 	n.plugins("p1", "p2")
@@ -253,6 +257,7 @@ func TestHangingDelLeavesTimeForTheOtherPlugins(t *testing.T) {
 	}
 }
 
+// Rows: R36 (part)
 func TestCallerWhoLeavesEndsThePluginAndTheAddIsUndone(t *testing.T) {
 	n := newNode(t)
 	n.plugins("slow")
@@ -279,6 +284,7 @@ func TestCallerWhoLeavesEndsThePluginAndTheAddIsUndone(t *testing.T) {
 	}
 }
 
+// Rows: R38
 func TestDelUsesTheRecordAfterTheConfigurationChanged(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1", "p2")
@@ -315,6 +321,7 @@ func TestDelUsesTheRecordAfterTheConfigurationChanged(t *testing.T) {
 	}
 }
 
+// Rows: R37
 func TestDelAfterACrashBeforeTheResultWasRecorded(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1")
@@ -336,6 +343,7 @@ func TestDelAfterACrashBeforeTheResultWasRecorded(t *testing.T) {
 	}
 }
 
+// Rows: R41, R24 (part)
 func TestDelOfADeadOrForeignNamespaceGetsNone(t *testing.T) {
 	t.Setenv("PATH", t.TempDir()) // no iptables: this test must not look at the host's rules
 	n := newNode(t)
@@ -355,6 +363,7 @@ func TestDelOfADeadOrForeignNamespaceGetsNone(t *testing.T) {
 	}
 }
 
+// Rows: R41 (part)
 func TestHostsNamespaceAndPlainFilesAreNoPodNamespace(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "netns")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -367,6 +376,7 @@ func TestHostsNamespaceAndPlainFilesAreNoPodNamespace(t *testing.T) {
 	}
 }
 
+// Rows: S28 (part)
 func TestHostileNamesAreRefused(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1")
@@ -427,6 +437,7 @@ func TestOnlyOneVerbPerPodAtATime(t *testing.T) {
 	}
 }
 
+// Rows: R40
 func TestGCEndsWhatIsNotRecordedAndNothingElse(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	n := newNode(t)

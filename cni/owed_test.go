@@ -7,6 +7,7 @@ import (
 	"time"
 )
 
+// Rows: R38
 func TestOwedDelIsPaidAfterARestart(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1")
@@ -52,6 +53,7 @@ func TestOwedDelIsPaidAfterARestart(t *testing.T) {
 	}
 }
 
+// Rows: R38 (part)
 func TestPausesGrowToTenMinutes(t *testing.T) {
 	last := time.Duration(0)
 	for tries := 1; tries < 100; tries++ {
@@ -66,6 +68,7 @@ func TestPausesGrowToTenMinutes(t *testing.T) {
 	}
 }
 
+// Rows: S28 (part)
 func TestOwedRefusesAPodIDThatIsAPath(t *testing.T) {
 	n := newNode(t)
 	if err := n.Owe([]Attachment{{PodID: "../x"}}, ""); err == nil {

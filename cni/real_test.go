@@ -211,6 +211,7 @@ func TestRealPlugins(t *testing.T) {
 	}
 }
 
+// Rows: R35 (part)
 func TestRealPluginsWithAllAddressesTaken(t *testing.T) {
 	inOwnNetwork(t)
 	n, leases := realNetwork(t, "10.77.0.0/30") // one address for pods
@@ -255,6 +256,7 @@ func TestRealPluginsWithAllAddressesTaken(t *testing.T) {
 	}
 }
 
+// Rows: S63 (part)
 func TestLeakedNftRulesOfADeadPodGo(t *testing.T) {
 	inOwnNetwork(t)
 	if _, err := exec.LookPath("nft"); err != nil {
@@ -284,6 +286,7 @@ func TestLeakedNftRulesOfADeadPodGo(t *testing.T) {
 	}
 }
 
+// Rows: S63 (part)
 func TestVersionsOfRealPlugins(t *testing.T) {
 	inOwnNetwork(t)
 	n, _ := realNetwork(t, "10.77.0.0/24")

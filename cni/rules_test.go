@@ -6,6 +6,8 @@ import (
 )
 
 // As iptables-save 1.8.9 prints the nat table with two pods of bridge and portmap 1.1.1.
+//
+// Rows: S63 (part)
 func TestOnlyRulesOfTheDeadPodGo(t *testing.T) {
 	mine, other := hashed(28, "CNI-", "net"+"pod1"), hashed(28, "CNI-", "net"+"pod10")
 	dnat := hashed(28, "CNI-DN-", "net"+"pod1")

@@ -11,6 +11,7 @@ import (
 
 var noon = time.Date(2024, 2, 29, 12, 0, 0, 123456789, time.UTC)
 
+// Rows: S31 (part)
 func TestAppendTextRendersAsTheKubeletParses(t *testing.T) {
 	long := strings.Repeat("a", MaxContent)
 	tests := []struct{ name, text, want string }{
@@ -79,7 +80,8 @@ func decode(t testing.TB, log []byte) (text []byte) {
 	return text
 }
 
-func TestRandomBytesSurviveExactly(t *testing.T) { // S31
+// Rows: S31, R27
+func TestRandomBytesSurviveExactly(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	text := make([]byte, 4<<20)
 	for i := range text {
@@ -94,6 +96,7 @@ func TestRandomBytesSurviveExactly(t *testing.T) { // S31
 	}
 }
 
+// Rows: S31 (part)
 func FuzzParseEntry(f *testing.F) {
 	f.Add([]byte("2024-02-29T12:00:00.123456789Z stdout F hello\n"))
 	f.Add([]byte("2024-02-29T12:00:00+05:00 stderr P \x00"))

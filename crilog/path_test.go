@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestCheckPathJoinsAndRefuses(t *testing.T) { // S10
+// Rows: S10 (part)
+func TestCheckPathJoinsAndRefuses(t *testing.T) {
 	tests := []struct{ name, dir, path, want string }{
 		{"as the kubelet asks", "/var/log/pods/ns_pod_uid", "ctr/0.log", "/var/log/pods/ns_pod_uid/ctr/0.log"},
 		{"unclean but harmless", "/var/log/pods/p/", "./ctr//0.log", "/var/log/pods/p/ctr/0.log"},
@@ -63,6 +64,8 @@ func TestOpenFileMakesFoldersAndFile(t *testing.T) {
 }
 
 // S10: every shape of a path that leads elsewhere is refused, and the canary is not touched.
+//
+// Rows: S10, S08 (part)
 func TestOpenFileRefusesPathsThatLeadElsewhere(t *testing.T) {
 	shapes := map[string]func(t *testing.T, root, canary string) (path string){
 		"dot dot": func(t *testing.T, root, canary string) string {

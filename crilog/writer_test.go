@@ -26,6 +26,7 @@ func open(t *testing.T) (w *Writer, path string) {
 	return w, path
 }
 
+// Rows: R27, S31
 func TestCopyKeepsEveryByte(t *testing.T) {
 	text := []byte("one\n\nthree" + strings.Repeat("x", 3*MaxContent) + "\r\n\r\rno end")
 	for name, reader := range map[string]io.Reader{
@@ -70,6 +71,8 @@ func TestCopyTerminalWritesTheNewlineThatWasMeant(t *testing.T) {
 }
 
 // R26: rename and Reopen under heavy writing from two streams lose, double and tear nothing.
+//
+// Rows: R26
 func TestReopenUnderHeavyWritingLosesNothing(t *testing.T) {
 	w, path := open(t)
 	const lines = 20_000
@@ -127,6 +130,7 @@ func TestReopenUnderHeavyWritingLosesNothing(t *testing.T) {
 	}
 }
 
+// Rows: R27 (part)
 func TestOpenEndsALineThatACrashTore(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/0.log"
@@ -144,6 +148,8 @@ func TestOpenEndsALineThatACrashTore(t *testing.T) {
 
 // A limit on the file size stands in for a full disk, because it also makes short writes. It holds for a whole process, so
 // the test runs itself once more.
+//
+// Rows: R28 (part)
 func TestFullDiskDropsAndCountsAndLeavesNoTornEntry(t *testing.T) {
 	const child = "CRILOG_TEST_FULL_DISK"
 	if os.Getenv(child) == "" {
@@ -176,7 +182,8 @@ func TestFullDiskDropsAndCountsAndLeavesNoTornEntry(t *testing.T) {
 	}
 }
 
-func TestHostilePathAtReopenKeepsTheOldFile(t *testing.T) { // S10
+// Rows: S10 (part)
+func TestHostilePathAtReopenKeepsTheOldFile(t *testing.T) {
 	w, path := open(t)
 	canary := t.TempDir() + "/canary"
 	must(t, os.WriteFile(canary, []byte("canary"), 0o644))

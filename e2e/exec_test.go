@@ -26,6 +26,7 @@ func TestExecSyncReturnsOutputAndExitCode(t *testing.T) {
 	}
 }
 
+// Rows: S51
 func TestExecSyncTimeoutEndsTheWholeProcessTree(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "timeout").Run("c", n.Registry.Ref(harness.Busybox), forever)
@@ -43,6 +44,7 @@ func TestExecSyncTimeoutEndsTheWholeProcessTree(t *testing.T) {
 	})
 }
 
+// Rows: S50 (part)
 func TestExecSyncOutlivesNoCaller(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "caller").Run("c", n.Registry.Ref(harness.Busybox), forever)
@@ -58,6 +60,7 @@ func TestExecSyncOutlivesNoCaller(t *testing.T) {
 	})
 }
 
+// Rows: S43
 func TestExecSyncDoesNotWaitForChildrenThatHoldTheOutput(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "drain").Run("c", n.Registry.Ref(harness.Busybox), forever)
@@ -71,6 +74,7 @@ func TestExecSyncDoesNotWaitForChildrenThatHoldTheOutput(t *testing.T) {
 	}
 }
 
+// Rows: S42
 func TestExecSyncCapsItsOutput(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "cap").Run("c", n.Registry.Ref(harness.Busybox), forever)
@@ -105,6 +109,7 @@ func TestExecIsRefusedWhereNothingRuns(t *testing.T) {
 	}
 }
 
+// Rows: S44 (part)
 func TestExecOfAMissingProgram(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "noexec").Run("c", n.Registry.Ref(harness.Busybox), forever)

@@ -90,6 +90,7 @@ func TestStopAndRemoveOfUnknownThingsAreFine(t *testing.T) {
 	}
 }
 
+// Rows: R12 (part)
 func TestManyStopsAndRemovesAtOnce(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "many")
@@ -115,6 +116,7 @@ func TestManyStopsAndRemovesAtOnce(t *testing.T) {
 	wantCode(t, "status of a container of a removed pod", err, codes.NotFound)
 }
 
+// Rows: R10 (part)
 func TestRunPodSandboxAgainReturnsTheSamePod(t *testing.T) {
 	n := node(t)
 	config := n.PodConfig("again")
@@ -153,6 +155,8 @@ func TestRunPodSandboxAgainReturnsTheSamePod(t *testing.T) {
 }
 
 // R10: a caller that leaves RunPodSandbox and comes back gets the pod, once.
+//
+// Rows: R10
 func TestCallerThatLeftComesBackForItsPod(t *testing.T) {
 	n := node(t)
 	config := n.PodConfig("left")
@@ -174,6 +178,7 @@ func TestCallerThatLeftComesBackForItsPod(t *testing.T) {
 	}
 }
 
+// Rows: R12 (part)
 func TestStartContainerStartsOnce(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "once")
@@ -197,6 +202,7 @@ func TestStartContainerStartsOnce(t *testing.T) {
 	wantCode(t, "start of an exited container", err, codes.FailedPrecondition)
 }
 
+// Rows: R13 (part)
 func TestShorterGraceWins(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "grace")
@@ -223,6 +229,7 @@ func TestShorterGraceWins(t *testing.T) {
 	}
 }
 
+// Rows: R13 (part)
 func TestCallerThatLeavesStopKillsNothing(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "leaves")

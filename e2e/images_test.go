@@ -165,6 +165,7 @@ func TestPullFailuresHaveTheirCodes(t *testing.T) {
 	}
 }
 
+// Rows: R31 (part)
 func TestCancelledPullEndsAndTheNextWorks(t *testing.T) {
 	n := node(t)
 	registry := harness.NewRegistry(t, "", "")
@@ -191,6 +192,7 @@ func TestCancelledPullEndsAndTheNextWorks(t *testing.T) {
 	removeImage(t, n, reply.ImageRef)
 }
 
+// Rows: R30 (part)
 func TestImageInUseIsNotRemoved(t *testing.T) {
 	n := node(t)
 	ref := n.Pull(t, harness.SignalUSR1)
@@ -203,6 +205,7 @@ func TestImageInUseIsNotRemoved(t *testing.T) {
 	}
 }
 
+// Rows: R30 (part)
 func TestPauseImageIsPinned(t *testing.T) {
 	n := node(t)
 	if image := imageStatus(t, n, n.Registry.Ref(harness.Pause)); image != nil && !image.Pinned {
@@ -225,6 +228,7 @@ func TestPauseImageIsBuiltInWhereItCannotBePulled(t *testing.T) {
 	}
 }
 
+// Rows: R34 (part)
 func TestImageFsInfoHasFigures(t *testing.T) {
 	n := node(t)
 	var reply *runtimeapi.ImageFsInfoResponse

@@ -241,6 +241,7 @@ func TestExitCodesAndReasons(t *testing.T) {
 	}
 }
 
+// Rows: R48 (part)
 func TestContainerOverItsMemoryLimitIsOOMKilled(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "oom")
@@ -253,6 +254,7 @@ func TestContainerOverItsMemoryLimitIsOOMKilled(t *testing.T) {
 	}
 }
 
+// Rows: R18
 func TestStartOfAMissingProgramFailsAndIsRecorded(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "missing")
@@ -270,6 +272,7 @@ func TestStartOfAMissingProgramFailsAndIsRecorded(t *testing.T) {
 	}
 }
 
+// Rows: R13
 func TestStopGivesGraceThenKills(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "stop")
@@ -352,6 +355,7 @@ func TestEntrypointAndCommandRules(t *testing.T) {
 	}
 }
 
+// Rows: S09 (part)
 func TestMountsAreWhatTheConfigurationSays(t *testing.T) {
 	n := node(t)
 	dir := harness.WorkDir(t, "m")

@@ -13,6 +13,7 @@ import (
 	"crishim/e2e/harness"
 )
 
+// Rows: R27 (part)
 func TestLogHasBothStreamsWithTimesAndEveryByte(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "logs")
@@ -30,6 +31,7 @@ func TestLogHasBothStreamsWithTimesAndEveryByte(t *testing.T) {
 	}
 }
 
+// Rows: R27
 func TestLongLineIsSplitAndWhole(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "long")
@@ -62,6 +64,8 @@ func TestTerminalLogIsOneStream(t *testing.T) {
 }
 
 // S31: what a container writes is its text, whatever it looks like.
+//
+// Rows: S31
 func TestLogTextCannotForgeRecords(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "forge")
@@ -73,6 +77,7 @@ func TestLogTextCannotForgeRecords(t *testing.T) {
 	}
 }
 
+// Rows: R26
 func TestRotationLosesNothing(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "rotation")

@@ -14,6 +14,7 @@ import (
 	"crishim/e2e/harness"
 )
 
+// Rows: S63 (part)
 func TestHostPortReachesThePodAndIsFreeAfterwards(t *testing.T) {
 	n := node(t)
 	for range 2 { // the second pod takes the same port
@@ -118,6 +119,7 @@ func networkReady(t *testing.T, n *harness.Node) *runtimeapi.RuntimeCondition {
 	return nil
 }
 
+// Rows: R39 (part)
 func TestNetworkConfigurationComesGoesAndComesBack(t *testing.T) {
 	n := ownNode(t, harness.DockerOptions{})
 	pod := n.RunPod(t, "before")
@@ -164,6 +166,7 @@ func TestUnusableConfigurationLeavesTheLastGoodOne(t *testing.T) {
 	n.RunPod(t, "last-good").IP()
 }
 
+// Rows: R35
 func TestFailingPluginLeavesNothingBehind(t *testing.T) {
 	n := node(t)
 	n.CNI.AddPlugin(t, "failing", `case $CNI_COMMAND in

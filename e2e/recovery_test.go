@@ -28,6 +28,8 @@ func ownNode(t *testing.T, docker harness.DockerOptions) *harness.Node {
 }
 
 // R01: pods live through the end of the daemon, whichever end it is.
+//
+// Rows: R01 (part)
 func TestPodsLiveThroughTheEndOfTheDaemon(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "live", hostPort(18080, 80))
@@ -59,6 +61,8 @@ func TestPodsLiveThroughTheEndOfTheDaemon(t *testing.T) {
 }
 
 // R04: an exit is seen, once and exactly, also when the daemon is down at that moment.
+//
+// Rows: R04
 func TestExitsWhileTheDaemonIsDownAreReported(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "exits-down")
@@ -106,6 +110,8 @@ func TestExitsWhileTheDaemonIsDownAreReported(t *testing.T) {
 }
 
 // R01: a bad record never keeps the daemon from starting, nor other pods from being served.
+//
+// Rows: R21 (part)
 func TestBadRecordsDoNotStopTheDaemon(t *testing.T) {
 	n := ownNode(t, harness.DockerOptions{})
 	pod := n.RunPod(t, "records")
@@ -142,6 +148,8 @@ func recordDirs(t *testing.T, root string) []string {
 }
 
 // R06: with live-restore, containers live through the death of dockerd; while it is away nothing false is said.
+//
+// Rows: R06
 func TestDockerdDiesWithLiveRestore(t *testing.T) {
 	n := ownNode(t, harness.DockerOptions{LiveRestore: true})
 	pod := n.RunPod(t, "restore")
@@ -213,6 +221,8 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 }
 
 // R07: without live-restore a restart of dockerd ends all containers: they are reported, and the pods' addresses come back.
+//
+// Rows: R07
 func TestDockerdRestartsWithoutLiveRestore(t *testing.T) {
 	n := ownNode(t, harness.DockerOptions{})
 	pod := n.RunPod(t, "norestore", hostPort(18081, 80))
@@ -243,6 +253,8 @@ func TestDockerdRestartsWithoutLiveRestore(t *testing.T) {
 }
 
 // R08: a dockerd that hangs hangs nobody.
+//
+// Rows: R08
 func TestDockerdHangs(t *testing.T) {
 	n := ownNode(t, harness.DockerOptions{})
 	pod := n.RunPod(t, "hang")
@@ -289,6 +301,7 @@ func TestDockerdHangs(t *testing.T) {
 	pod.Remove()
 }
 
+// Rows: S67 (part)
 func TestContainerRemovedBehindOurBackIsGone(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "behind")

@@ -14,6 +14,8 @@ import (
 )
 
 // Each row is refused within a second, with a code that says whose fault it is, and changes nothing (NoLeaks, HostUnchanged).
+//
+// Rows: S24, S28, S29, S21 (part)
 func TestBadPodsAreRefused(t *testing.T) {
 	n := node(t)
 	n.HostUnchanged(t)
@@ -85,6 +87,7 @@ func wantRefusal(t *testing.T, err error, began time.Time) {
 	}
 }
 
+// Rows: S10, S28
 func TestBadContainersAreRefused(t *testing.T) {
 	n := node(t)
 	canary := n.HostUnchanged(t)
@@ -188,6 +191,7 @@ func TestBadContainersAreRefused(t *testing.T) {
 	wantCode(t, "a container of a stopped pod", err, codes.FailedPrecondition)
 }
 
+// Rows: S52 (part)
 func TestOversizeMessageIsRefusedAndTheNextIsServed(t *testing.T) {
 	n := node(t)
 	config := n.PodConfig("big")

@@ -13,6 +13,7 @@ type securityContext = runtimeapi.LinuxContainerSecurityContext
 
 func id(value int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: value} }
 
+// Rows: S16 (part), S18 (part), S19, S20 (part)
 func TestContainerHasTheRightsItWasGiven(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "rights")
@@ -61,6 +62,7 @@ func TestContainerHasTheRightsItWasGiven(t *testing.T) {
 	}
 }
 
+// Rows: S20 (part)
 func TestPathsAreMaskedAndReadOnly(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "paths")
@@ -79,6 +81,7 @@ func TestPathsAreMaskedAndReadOnly(t *testing.T) {
 	}
 }
 
+// Rows: S24 (part)
 func TestSysctlsAreThePods(t *testing.T) {
 	n := node(t)
 	n.HostUnchanged(t)
@@ -91,6 +94,7 @@ func TestSysctlsAreThePods(t *testing.T) {
 	}
 }
 
+// Rows: S20 (part)
 func TestPrivilegedContainer(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "privileged", func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })

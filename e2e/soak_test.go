@@ -17,6 +17,8 @@ import (
 
 // R12: many callers at once, each with pods of its own and now and then with another's. No call takes long, no call fails in a
 // way that is not in the contract, and in the end everything is gone. E2E_SOAK is the time (`make soak`), 5s without it.
+//
+// Rows: R12 (part), R45 (part)
 func TestSoak(t *testing.T) {
 	n := node(t)
 	length := 5 * time.Second

@@ -156,6 +156,7 @@ func TestContainerEventsTellALife(t *testing.T) {
 	}
 }
 
+// Rows: S68
 func TestCheckpointIsUnimplemented(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "checkpoint")
@@ -174,6 +175,7 @@ func TestMetricsAndHealth(t *testing.T) {
 	}
 }
 
+// Rows: S65 (part)
 func TestSocketIsRootsAlone(t *testing.T) {
 	n := node(t)
 	info, err := os.Stat(n.Shim.Socket)

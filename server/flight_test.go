@@ -10,6 +10,7 @@ import (
 	"time"
 )
 
+// Rows: R10 (part)
 func TestARepeatedCreationJoinsTheWorkInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f flights[string, int]
@@ -33,6 +34,7 @@ func TestARepeatedCreationJoinsTheWorkInFlight(t *testing.T) {
 	})
 }
 
+// Rows: R10 (part)
 func TestTheWorkOutlivesACallerWhoLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f flights[string, int]
@@ -76,6 +78,7 @@ func TestAnotherConfigWaitsForTheFirstAndThenRuns(t *testing.T) {
 	})
 }
 
+// Rows: S53 (part)
 func TestAPanicInTheWorkIsAnErrorForAllWhoWait(t *testing.T) {
 	var f flights[string, int]
 	_, err := f.do(t.Context(), "key", "hash", func(context.Context, func() bool) (int, error) { panic("boom") })
@@ -87,6 +90,7 @@ func TestAPanicInTheWorkIsAnErrorForAllWhoWait(t *testing.T) {
 	}
 }
 
+// Rows: R13 (part)
 func TestAShorterStopKillsWhileALongerOneWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s stops
@@ -117,6 +121,7 @@ func TestAShorterStopKillsWhileALongerOneWaits(t *testing.T) {
 	})
 }
 
+// Rows: R13 (part)
 func TestAStopWhoseCallerLeavesIsTakenOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s stops

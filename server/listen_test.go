@@ -8,6 +8,7 @@ import (
 	"testing"
 )
 
+// Rows: S65 (part)
 func TestTheSocketIsForRootAndItsGroupOnly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "crishim.sock")
 	listeners, err := Listen([]string{"unix://" + path}, "")
@@ -21,6 +22,7 @@ func TestTheSocketIsForRootAndItsGroupOnly(t *testing.T) {
 	}
 }
 
+// Rows: S65 (part)
 func TestAStaleSocketIsReplacedAndAnythingElseRefused(t *testing.T) {
 	dir := t.TempDir()
 	stale := filepath.Join(dir, "stale.sock")

@@ -514,6 +514,7 @@ func TestEveryRPCIsAnsweredUnderBothServiceNames(t *testing.T) {
 	}
 }
 
+// Rows: R10 (part)
 func TestARepeatedRunPodSandboxGetsTheSamePod(t *testing.T) {
 	f := newFixture(t)
 	first := f.runPod("web")
@@ -595,6 +596,7 @@ func TestR11EachFailingStepIsTakenBack(t *testing.T) {
 	}
 }
 
+// Rows: R11
 func TestAContainerThatCannotBeMadeIsTakenBack(t *testing.T) {
 	f := newFixture(t)
 	pod := f.runPod("web")
@@ -646,6 +648,7 @@ func TestR38AFailingDELHoldsThePodOnlySoLong(t *testing.T) {
 	f.nothingLeft()
 }
 
+// Rows: R01 (part)
 func TestRestartKeepsEverything(t *testing.T) {
 	f := newFixture(t)
 	pod := f.runPod("web")
@@ -668,6 +671,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 	f.nothingLeft()
 }
 
+// Rows: R06 (part)
 func TestWhileTheEngineIsAwayNothingStaleIsListed(t *testing.T) {
 	f := newFixture(t)
 	pod := f.runPod("web")
@@ -745,6 +749,7 @@ func TestEventsTellTheLifeOfAContainer(t *testing.T) {
 	f.nothingLeft()
 }
 
+// Rows: R43 (part)
 func TestStreamedListsAreTheLists(t *testing.T) {
 	f := newFixture(t)
 	const pods = 2*streamPart + 1
@@ -775,6 +780,8 @@ func TestStreamedListsAreTheLists(t *testing.T) {
 }
 
 // S42: output without end is cut, and the call still succeeds.
+//
+// Rows: S42 (part)
 func TestS42EndlessOutputIsCut(t *testing.T) {
 	limit := &outputLimit{left: 10}
 	out, errOut := &cappedBuffer{limit: limit}, &cappedBuffer{limit: limit}
@@ -809,6 +816,7 @@ func TestS52AnOversizeMessageIsRefused(t *testing.T) {
 	f.nothingLeft()
 }
 
+// Rows: R12 (part)
 func TestConcurrentStopsOfOnePodAllSucceed(t *testing.T) {
 	f := newFixture(t)
 	pod := f.runPod("web")
@@ -825,6 +833,7 @@ func TestConcurrentStopsOfOnePodAllSucceed(t *testing.T) {
 	f.nothingLeft()
 }
 
+// Rows: R12 (part)
 func TestOfManyStartsOneSucceeds(t *testing.T) {
 	f := newFixture(t)
 	pod := f.runPod("web")

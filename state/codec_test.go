@@ -57,6 +57,8 @@ func TestRecordsSurviveTheRoundTrip(t *testing.T) {
 }
 
 // The files under testdata were written by the first release: they stay readable and are never rewritten.
+//
+// Rows: R05 (part)
 func TestRecordsOfVersion1StayReadable(t *testing.T) {
 	for kind, record := range map[string]interface{ check() error }{"pod": &Pod{}, "container": &Container{}} {
 		data, err := os.ReadFile(filepath.Join("testdata", kind+"-v1.json"))
@@ -100,6 +102,7 @@ func sealed(kind string, version int, record string) []byte {
 	return append(data, '\n')
 }
 
+// Rows: R21
 func TestABadRecordNeverBlocksTheOthers(t *testing.T) {
 	for name, corrupt := range corruptions {
 		for _, kind := range []string{"pod", "container"} {
@@ -145,6 +148,7 @@ func TestABadRecordNeverBlocksTheOthers(t *testing.T) {
 	}
 }
 
+// Rows: R05 (part)
 func TestARecordOfANewerSchemaIsKeptAndNotServed(t *testing.T) {
 	root := filledRoot(t)
 	path := recordPath(root, "pod", "b")
@@ -165,6 +169,7 @@ func TestARecordOfANewerSchemaIsKeptAndNotServed(t *testing.T) {
 	}
 }
 
+// Rows: R21 (part)
 func TestAFileInAnotherRecordsPlaceIsQuarantined(t *testing.T) {
 	root := filledRoot(t)
 	data, err := os.ReadFile(recordPath(root, "pod", "a"))
@@ -186,6 +191,7 @@ func TestAFileInAnotherRecordsPlaceIsQuarantined(t *testing.T) {
 	}
 }
 
+// Rows: S69
 func FuzzDecode(f *testing.F) {
 	pod, ctr := samplePod("a"), sampleContainer("pod-a", "c")
 	pod.Seq, ctr.Seq = 1, 2

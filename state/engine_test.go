@@ -11,6 +11,8 @@ import (
 )
 
 // R47: whatever was lost on the way, the index is the engine's truth again after a gap.
+//
+// Rows: R47
 func TestTheIndexAgreesWithTheEngineAfterGaps(t *testing.T) {
 	m := enginetest.NewMemory(enginetest.Options{Name: "docker", Images: []engine.Image{enginetest.NewImage("test")}})
 	t.Cleanup(m.Close)

@@ -73,6 +73,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// Rows: R46 (part)
 func TestRecordsComeBackInOrderOfCreation(t *testing.T) {
 	root := filledRoot(t)
 	temp := filepath.Join(root, "pods", atomicfile.TempPrefix+"x")
@@ -173,6 +174,7 @@ func TestFindByPrefix(t *testing.T) {
 	}
 }
 
+// Rows: R25
 func TestASecondDaemonIsToldWhoHasTheDirectory(t *testing.T) {
 	s := newTestStore(t)
 	begun := time.Now()
@@ -242,6 +244,7 @@ func fullDisk(t *testing.T, err error) (free func()) {
 	return func() { mu.Lock(); full = false; mu.Unlock() }
 }
 
+// Rows: R19
 func TestAFullDiskRefusesTheNewAndLetsTheOldEnd(t *testing.T) {
 	root := filledRoot(t)
 	free := fullDisk(t, unix.ENOSPC) // before the store, whose writer reads writeFile
@@ -280,6 +283,7 @@ func TestAFullDiskRefusesTheNewAndLetsTheOldEnd(t *testing.T) {
 	eventually(t, "no write error", func() bool { return s.WriteError() == nil })
 }
 
+// Rows: R20
 func TestAReadOnlyDiskStillLetsPodsStop(t *testing.T) {
 	root := filledRoot(t)
 	fullDisk(t, unix.EROFS)
@@ -294,6 +298,7 @@ func TestAReadOnlyDiskStillLetsPodsStop(t *testing.T) {
 	}
 }
 
+// Rows: R24 (part)
 func TestAfterARebootEveryPodIsNotReady(t *testing.T) {
 	root := filledRoot(t)
 	s := openStore(t, root)
@@ -353,6 +358,7 @@ func liveProcess(t *testing.T) (pid int, ticks uint64, kill func()) {
 	return cmd.Process.Pid, ticks, kill
 }
 
+// Rows: R16 (part)
 func TestAPodIsReadyOnceAndOnlyWithItsOwnProcess(t *testing.T) {
 	pid, ticks, kill := liveProcess(t)
 	s := newTestStore(t)
@@ -394,6 +400,7 @@ func TestALateReportOfAPodBeforeItsStartEndsNothing(t *testing.T) {
 	}
 }
 
+// Rows: R16
 func TestAPodWhoseProcessIsAnotherIsNotReady(t *testing.T) {
 	s := newTestStore(t)
 	p := samplePod("a")
@@ -432,6 +439,7 @@ func TestContainerStatesOnlyMoveRight(t *testing.T) {
 	}
 }
 
+// Rows: R04 (part)
 func TestAnExitIsWrittenOnceAndKept(t *testing.T) {
 	s := newTestStore(t)
 	must(t, s.PutContainer(sampleContainer("pod-a", "c")))
@@ -465,6 +473,7 @@ func TestAnExitIsWrittenOnceAndKept(t *testing.T) {
 	check(v)
 }
 
+// Rows: R46 (part), R48 (part)
 func TestNewsOfAnExitThatCorrectsIt(t *testing.T) {
 	exited := func(code int32, reason string) engine.ContainerStatus {
 		return engine.ContainerStatus{State: engine.ContainerExited, ExitCode: code, Reason: reason, FinishedAt: time.Unix(1, 0)}
@@ -492,6 +501,7 @@ func TestNewsOfAnExitThatCorrectsIt(t *testing.T) {
 	}
 }
 
+// Rows: R47 (part)
 func TestWhatIsMissingFromAResyncIsGoneButStays(t *testing.T) {
 	s := newTestStore(t)
 	must(t, s.PutPod(samplePod("a")))
@@ -707,6 +717,7 @@ func TestEventsTellALifeInOrder(t *testing.T) {
 	}
 }
 
+// Rows: R47 (part)
 func TestAReaderThatFallsBehindIsClosedAlone(t *testing.T) {
 	s := newTestStore(t)
 	slow, fast := s.Subscribe(2), s.Subscribe(100)

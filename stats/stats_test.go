@@ -113,6 +113,7 @@ func counters(t *testing.T) (r *Reader, set func(usec uint64), clock *time.Time)
 	return r, set, &now
 }
 
+// Rows: R46 (part)
 func TestCPURate(t *testing.T) {
 	r, set, now := counters(t)
 	read := func() CPU {

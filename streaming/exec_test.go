@@ -159,6 +159,7 @@ func TestTerminalSizesArrive(t *testing.T) {
 	})
 }
 
+// Rows: S50
 func TestTheContextEndsWhenTheClientVanishes(t *testing.T) {
 	for name, readsStdin := range map[string]bool{"a process that reads": true, "a process that takes no input": false} {
 		t.Run(name, func(t *testing.T) {
@@ -197,6 +198,7 @@ func TestTheContextEndsWhenTheClientVanishes(t *testing.T) {
 	}
 }
 
+// Rows: S50 (part)
 func TestAnIdleConnectionEnds(t *testing.T) {
 	s := start(t, Options{IdleTimeout: 300 * time.Millisecond}, &testRuntime{attach: func(ctx context.Context, _ string, _ Streams) error {
 		<-ctx.Done()
@@ -208,6 +210,7 @@ func TestAnIdleConnectionEnds(t *testing.T) {
 	})
 }
 
+// Rows: S50 (part)
 func TestAClientThatOpensNoStreamsIsLetGo(t *testing.T) {
 	gate := leakGate(t)
 	t.Run("", func(t *testing.T) {
@@ -222,6 +225,7 @@ func TestAClientThatOpensNoStreamsIsLetGo(t *testing.T) {
 	gate()
 }
 
+// Rows: S50 (part)
 func TestAClientThatOpensTooManyStreamsIsCutWithoutALeak(t *testing.T) {
 	gate := leakGate(t)
 	t.Run("", func(t *testing.T) {
@@ -244,6 +248,7 @@ func TestAClientThatOpensTooManyStreamsIsCutWithoutALeak(t *testing.T) {
 	gate()
 }
 
+// Rows: S45
 func TestHundredsOfAttachesToASilentContainerLeaveNothing(t *testing.T) {
 	gate := leakGate(t)
 	t.Run("", func(t *testing.T) {
@@ -277,6 +282,7 @@ func TestHundredsOfAttachesToASilentContainerLeaveNothing(t *testing.T) {
 	gate()
 }
 
+// Rows: S50 (part)
 func TestASlowReaderHoldsUpOnlyItself(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, cmd []string, s Streams) (int, error) {
 		if cmd[0] == "flood" {
@@ -296,6 +302,7 @@ func TestASlowReaderHoldsUpOnlyItself(t *testing.T) {
 	})
 }
 
+// Rows: S46
 func TestAHugeFrameEndsTheConnection(t *testing.T) {
 	ended := make(chan struct{})
 	s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, s Streams) (int, error) {
@@ -313,6 +320,7 @@ func TestAHugeFrameEndsTheConnection(t *testing.T) {
 	}
 }
 
+// Rows: S46
 func TestFramesThatAskForTooMuchEndTheConnection(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{})
 	for name, head := range map[string][]byte{
@@ -339,6 +347,7 @@ func TestFramesThatAskForTooMuchEndTheConnection(t *testing.T) {
 	}
 }
 
+// Rows: S53 (part)
 func TestAPanicInTheRuntimeEndsOnlyItsSession(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, cmd []string, s Streams) (int, error) {
 		if cmd[0] == "panic" {

@@ -201,6 +201,7 @@ func TestPortForwardOverWebSocketV4(t *testing.T) {
 	t.Error("no answer")
 }
 
+// Rows: S50 (part)
 func TestManyForwardsOnOneConnectionLeaveNothing(t *testing.T) {
 	gate := leakGate(t)
 	t.Run("", func(t *testing.T) {
@@ -221,6 +222,7 @@ func TestManyForwardsOnOneConnectionLeaveNothing(t *testing.T) {
 	gate()
 }
 
+// Rows: S50 (part)
 func TestAClientThatOpensForwardsAndVanishesLeavesNothing(t *testing.T) {
 	gate := leakGate(t)
 	t.Run("", func(t *testing.T) {
@@ -300,6 +302,7 @@ func TestPortForwardEndsWithItsClient(t *testing.T) {
 	}
 }
 
+// Rows: S49 (part)
 func TestPortForwardOpensOnlyThePortsOfItsRequest(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{forward: func(_ context.Context, _ string, port int32, stream io.ReadWriteCloser) error {
 		_, err := fmt.Fprint(stream, port)
@@ -321,6 +324,7 @@ func TestAPanicInPortForwardIsTold(t *testing.T) {
 	}
 }
 
+// Rows: S49
 func TestDialPodRefusesWhatIsNoPodsNamespace(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "unpinned")

@@ -23,6 +23,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// Rows: S47
 func TestATokenOpensOneRequestOfItsVerbOnce(t *testing.T) {
 	r := &testRuntime{exec: func(context.Context, string, []string, Streams) (int, error) { return 0, nil }}
 	s := start(t, Options{}, r)
@@ -56,6 +57,7 @@ func TestATokenOpensOneRequestOfItsVerbOnce(t *testing.T) {
 	}
 }
 
+// Rows: S47 (part)
 func TestTokensAreLongAndDiffer(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{})
 	seen := map[string]bool{}
@@ -72,6 +74,7 @@ func TestTokensAreLongAndDiffer(t *testing.T) {
 	}
 }
 
+// Rows: S47 (part)
 func TestTooManyWaitingRequestsAreRefusedUntilOneIsGone(t *testing.T) {
 	s := start(t, Options{TokenTTL: 2 * time.Second, MaxInFlight: 3}, &testRuntime{})
 	req := &runtimeapi.ExecRequest{ContainerId: "c", Stdout: true}
@@ -91,6 +94,7 @@ func TestTooManyWaitingRequestsAreRefusedUntilOneIsGone(t *testing.T) {
 	}
 }
 
+// Rows: S47 (part)
 func TestGuessesAreLimitedAndRightTokensAreNot(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{exec: func(context.Context, string, []string, Streams) (int, error) { return 0, nil }})
 	want := wanted{stdout: true}
@@ -111,6 +115,7 @@ func TestGuessesAreLimitedAndRightTokensAreNot(t *testing.T) {
 	}
 }
 
+// Rows: S48, S49 (part)
 func TestRequestsAreChecked(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{})
 	exec := func(r *runtimeapi.ExecRequest) error { _, err := s.ExecURL(r); return err }
@@ -246,6 +251,7 @@ func TestShutdownWithoutServeFreesThePort(t *testing.T) {
 	_ = l.Close()
 }
 
+// Rows: S48 (part)
 func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")

@@ -61,6 +61,8 @@ func TestWhatPeopleUseIsAccepted(t *testing.T) {
 }
 
 // S25: annotations are echoed and decide nothing.
+//
+// Rows: S25
 func TestAnnotationsNeverChangeASpec(t *testing.T) {
 	known := []string{
 		"io.kubernetes.cri-o.Devices", "org.systemd.property.TasksMax", "run.oci.seccomp_bpf_file", "cdi.k8s.io/x", "io.kubernetes.cri.runtime-handler",
@@ -100,6 +102,7 @@ func TestAnnotationsNeverChangeASpec(t *testing.T) {
 	}
 }
 
+// Rows: S23 (part)
 func TestARequestIsNotChangedByItsTranslation(t *testing.T) {
 	cfg := containerConfig()
 	cfg.Mounts = []*runtimeapi.Mount{{ContainerPath: "/a/b", HostPath: "/x", MountOptions: []string{"nosuid", "nodev"}}, {ContainerPath: "/c", HostPath: "/y"}}
@@ -134,6 +137,7 @@ func TestEqualConfigsHaveEqualHashes(t *testing.T) {
 	}
 }
 
+// Rows: S61, S59 (part)
 func TestWhatTheEngineCannotDoIsRefusedByName(t *testing.T) {
 	all := engine.Features{
 		SupplementalGroupsPolicy: true, UserNamespaces: true, RecursiveReadonlyMounts: true, MountOptions: true, IDMappedMounts: true,

@@ -21,6 +21,7 @@ func seed(f *testing.F, messages ...proto.Message) {
 	}
 }
 
+// Rows: S53 (part), S28 (part)
 func FuzzPod(f *testing.F) {
 	hostile := podConfig()
 	hostile.LogDirectory = "/var/log/../../etc"
@@ -51,6 +52,7 @@ func FuzzPod(f *testing.F) {
 	})
 }
 
+// Rows: S53 (part), S28 (part)
 func FuzzContainer(f *testing.F) {
 	hostile := containerConfig()
 	hostile.LogPath = "../x"

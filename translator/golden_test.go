@@ -33,6 +33,7 @@ func testDefaults() Defaults {
 	return Defaults{PauseImage: "registry.k8s.io/pause:3.10", SeccompRoot: "/var/lib/kubelet/seccomp"}
 }
 
+// Rows: S20 (part)
 func TestGoldenFiles(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.json")
 	if err != nil || len(files) == 0 {

@@ -75,6 +75,7 @@ type refusal struct {
 	field string
 }
 
+// Rows: S01 (part), S06 (part), S09 (part), S10 (part), S14, S15, S18 (part), S21 (part), S24, S27, S28, S29, S30 (part), S52 (part)
 func TestEachBadFieldIsRefusedByName(t *testing.T) {
 	for _, r := range refusals() {
 		t.Run(r.what, func(t *testing.T) {
@@ -365,6 +366,7 @@ func TestAllFaultsAreNamedAtOnce(t *testing.T) {
 	}
 }
 
+// Rows: S52 (part)
 func TestAnErrorAboutManyFaultsStaysShort(t *testing.T) {
 	cfg := containerConfig()
 	for range 10000 {
@@ -376,6 +378,7 @@ func TestAnErrorAboutManyFaultsStaysShort(t *testing.T) {
 	}
 }
 
+// Rows: S21 (part)
 func TestWithoutASeccompFolderLocalhostIsRefused(t *testing.T) {
 	d := testDefaults()
 	d.SeccompRoot = ""

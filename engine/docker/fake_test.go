@@ -262,6 +262,7 @@ func TestEventsLeadToStatuses(t *testing.T) {
 	eventually(t, time.Second, "images have changed", func() bool { sink.mu.Lock(); defer sink.mu.Unlock(); return sink.images > 0 })
 }
 
+// Rows: R47 (part)
 func TestEveryGapEndsInAResync(t *testing.T) {
 	for name, gap := range map[string]func(*fakeEngine){
 		"the stream ends":        func(f *fakeEngine) { f.end() },
@@ -287,6 +288,7 @@ func TestEveryGapEndsInAResync(t *testing.T) {
 	}
 }
 
+// Rows: R08 (part)
 func TestHangingContainerHoldsNobody(t *testing.T) {
 	f := newFake(t)
 	f.put(testContainer, running)
@@ -305,6 +307,7 @@ func TestHangingContainerHoldsNobody(t *testing.T) {
 	eventually(t, 15*time.Second, "it is looked at again", func() bool { return sink.container(testContainer).State == engine.ContainerExited })
 }
 
+// Rows: R08 (part)
 func TestHungEngineIsAway(t *testing.T) {
 	f := newFake(t)
 	f.put(testContainer, running)
@@ -339,6 +342,7 @@ func TestHungEngineIsAway(t *testing.T) {
 	eventually(t, 15*time.Second, "it is back", func() bool { return sink.last().Ready })
 }
 
+// Rows: S66
 func TestUnusableEngineIsRefused(t *testing.T) {
 	for want, spoil := range map[string]func(*fakeEngine){
 		"1.41":         func(f *fakeEngine) { f.api = "1.40" },
@@ -369,6 +373,7 @@ func TestUnusableEngineIsRefused(t *testing.T) {
 	}
 }
 
+// Rows: R09
 func TestChangedEngineIsNotReady(t *testing.T) {
 	f := newFake(t)
 	_, sink := watched(t, f.socket, nil)

@@ -217,6 +217,7 @@ func digestOf(t *testing.T, image v1.Image) string {
 	return digest.String()
 }
 
+// Rows: R30, R31, R33
 func TestOnARealDockerEngine(t *testing.T) {
 	docker := startDocker(t)
 	reg := newCountingRegistry(t)

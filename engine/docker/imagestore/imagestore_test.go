@@ -71,6 +71,7 @@ func TestImageIsFoundByEveryKindOfReference(t *testing.T) {
 	}
 }
 
+// Rows: S23 (part)
 func TestListedAndFoundImagesAreTheSame(t *testing.T) {
 	f := newFakeDocker(t)
 	f.put("a", fakeImage{tags: []string{"busybox:latest"}, digests: []string{"busybox@" + someDigest}, size: 7, user: "1000:1"})
@@ -146,6 +147,7 @@ func TestNothingIsAskedTwiceUntilSomethingChanges(t *testing.T) {
 	}
 }
 
+// Rows: S14 (part)
 func TestS14OnlyAUIDIsAUID(t *testing.T) {
 	for user, want := range map[string]any{
 		"": nil, ":5": nil, "0": int64(0), "00": int64(0), "1000": int64(1000), "1000:1000": int64(1000), "4294967294": int64(4294967294), "nginx:www": "nginx",
@@ -277,6 +279,7 @@ func TestAuthFormsReachDocker(t *testing.T) {
 	})
 }
 
+// Rows: R31, S40
 func TestR31PullsAreJoinedAndEachCallerMayLeave(t *testing.T) {
 	f := newFakeDocker(t)
 	release, ended := make(chan struct{}), make(chan struct{}, 8)
@@ -740,6 +743,7 @@ func TestPauseImageIsBuiltInWhereItCannotBePulled(t *testing.T) {
 	}
 }
 
+// Rows: R34
 func TestDiskUsageIsDividedAndNeverMeasuredInTheCall(t *testing.T) {
 	root := t.TempDir()
 	write := func(size int, path ...string) {

@@ -140,6 +140,8 @@ func TestTheAPIIsReadWhereThereIsNoFile(t *testing.T) {
 }
 
 // kill -9 between the log and the position: what the log holds already is not written again.
+//
+// Rows: R29 (part)
 func TestTheAPISurvivesACrash(t *testing.T) {
 	for budget := 5; budget < 200; budget += 13 {
 		a, k := newAPILog(), newKubelet(t)

@@ -92,6 +92,8 @@ func (c *crasher) kill(ps *Pumps) {
 
 // TestACrashAtEachByteLosesAndDoublesNothing runs one story, with a rotation of each kind in it, once for each byte that is
 // written and each step between (with -soak; else for each third).
+//
+// Rows: R29
 func TestACrashAtEachByteLosesAndDoublesNothing(t *testing.T) {
 	story := func(t *testing.T, budget int) (crashed bool) {
 		d, k := newDockerLog(t, 300, 10), newKubelet(t)
@@ -145,6 +147,8 @@ func TestACrashAtEachByteLosesAndDoublesNothing(t *testing.T) {
 
 // TestRandomStories lets everything happen in any order: lines of all kinds, Docker's rotation, the kubelet's, crashes, orderly
 // restarts and lost positions. The log must be what Docker was given, byte for byte.
+//
+// Rows: R29 (part)
 func TestRandomStories(t *testing.T) {
 	seeds := uint64(4)
 	if *soak {

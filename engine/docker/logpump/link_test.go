@@ -26,7 +26,8 @@ func TestLinkIsDockershimsAndGoesAgain(t *testing.T) {
 	must(t, Unlink(filepath.Join(root, "absent", "0.log"), root))
 }
 
-func TestLinkLeavesAloneWhatIsNoLink(t *testing.T) { // S10
+// Rows: S10 (part)
+func TestLinkLeavesAloneWhatIsNoLink(t *testing.T) {
 	root, outside := t.TempDir(), t.TempDir()
 	const target = "/var/lib/docker/containers/a/a-json.log"
 	file, folder := filepath.Join(root, "file"), filepath.Join(root, "folder")

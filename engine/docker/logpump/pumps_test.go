@@ -83,6 +83,7 @@ func TestTheFileMayBeMadeAfterTheStart(t *testing.T) {
 	waitLog(t, k, d.expected())
 }
 
+// Rows: R29
 func TestRestartGoesOnWhereItWas(t *testing.T) {
 	d, k := newDockerLog(t, 0, 1), newKubelet(t)
 	dir := t.TempDir()
@@ -117,6 +118,8 @@ func TestRestartGoesOnWhereItWas(t *testing.T) {
 }
 
 // The position is lost or spoilt: the log itself says how far it is.
+//
+// Rows: R29 (part)
 func TestWithoutAPositionNothingIsWrittenTwice(t *testing.T) {
 	for name, spoil := range map[string]func(path string) error{
 		"lost":        os.Remove,
@@ -159,6 +162,8 @@ func TestSinceLeavesOutWhatIsOlder(t *testing.T) {
 }
 
 // R26: rename and Reopen under heavy writing, with Docker rotating its own file below, lose, double and tear nothing.
+//
+// Rows: R26
 func TestRotationUnderHeavyWriting(t *testing.T) {
 	d, k := newDockerLog(t, 200<<10, 5), newKubelet(t)
 	ps := newTestPumps(t, t.TempDir())
@@ -202,6 +207,7 @@ func TestRotationUnderHeavyWriting(t *testing.T) {
 	t.Logf("%d bytes of log, %d rotations of the kubelet's", len(d.want), len(sizes))
 }
 
+// Rows: R26 (part), S10 (part)
 func TestReopenWithoutRenameKeepsTheFileAndWithoutAPumpFails(t *testing.T) {
 	d, k := newDockerLog(t, 0, 1), newKubelet(t)
 	ps := newTestPumps(t, t.TempDir())
@@ -263,6 +269,8 @@ func TestStartRefusesWhatItCannotPump(t *testing.T) {
 }
 
 // Docker dropped its file while nobody read: one line says so, and what is left comes complete.
+//
+// Rows: R29 (part)
 func TestAGapIsMarked(t *testing.T) {
 	d, k := newDockerLog(t, 1, 2), newKubelet(t) // one entry a file, two files
 	dir := t.TempDir()
@@ -314,6 +322,8 @@ func TestGarbageIsSkippedAndCounted(t *testing.T) {
 }
 
 // The disk of the logs is full, with short writes: nothing is lost, also across Docker's rotations, and Reopen says so.
+//
+// Rows: R28 (part)
 func TestAFullDiskLosesNothing(t *testing.T) {
 	d, k := newDockerLog(t, 4<<10, 3), newKubelet(t)
 	var left atomic.Int64
@@ -349,6 +359,8 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 }
 
 // The log cannot be written for so long that files pile up: the oldest are given up, and counted by the byte.
+//
+// Rows: R28 (part), S54 (part)
 func TestFilesOfAStuckLogAreGivenUpAtLast(t *testing.T) {
 	d, k := newDockerLog(t, 1, 2), newKubelet(t)
 	var full atomic.Bool
@@ -436,6 +448,7 @@ func inotifyCount(t *testing.T) (count int) {
 	return count
 }
 
+// Rows: R49 (part)
 func TestWithoutInotifyLogsArePolled(t *testing.T) {
 	d, k := newDockerLog(t, 0, 1), newKubelet(t)
 	ps := newTestPumps(t, t.TempDir())
@@ -447,6 +460,7 @@ func TestWithoutInotifyLogsArePolled(t *testing.T) {
 	}
 }
 
+// Rows: R28 (part)
 func TestFinishOfAStuckLogEndsWithItsContext(t *testing.T) {
 	d, k := newDockerLog(t, 0, 1), newKubelet(t)
 	var full atomic.Bool

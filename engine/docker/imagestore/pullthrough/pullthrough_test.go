@@ -530,6 +530,7 @@ func TestSameSite(t *testing.T) {
 	}
 }
 
+// Rows: S32 (part)
 func TestMirrorGetsTheNodesCredentialsForItself(t *testing.T) {
 	mirror, image := registrySite(t, func(next http.Handler) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
