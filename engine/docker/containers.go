@@ -27,25 +27,23 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if err != nil {
 		return status, fmt.Errorf("create container: %w", err)
 	}
-	if err := checkAppArmor(&spec.Security.AppArmor, s.facts); err != nil && !spec.Security.Privileged {
+	if err := checkAppArmor(&spec.Security.AppArmor, s.facts); err != nil {
 		return status, err
 	}
 	user, err := e.userOf(ctx, spec)
 	if err != nil {
 		return status, err
 	}
-	body, err := lowerContainer(spec, user, s.facts)
+	key := e.mounts.reserve()
+	defer e.mounts.unreserve(key)
+	body, err := lowerContainer(spec, user, e.mounts.path(key), s.facts)
 	if err != nil {
 		return status, err
 	}
-	if err := e.checkImagePaths(ctx, spec.Mounts); err != nil {
+	if err := e.checkImagePaths(ctx, spec, s.facts); err != nil {
 		return status, err
 	}
 	if err := makeMountSources(spec.Mounts); err != nil {
-		return status, err
-	}
-	id, err := e.create(ctx, body)
-	if err != nil {
 		return status, err
 	}
 	var back undo.Stack
@@ -54,6 +52,19 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 			err = errors.Join(err, uerr)
 		}
 	}()
+	if body.Config.Labels[labelMounts] == key {
+		back.Push("prepared mounts", func(ctx context.Context) error { return e.dropMounts(ctx, key) })
+		if err := e.prepareMounts(ctx, spec, key, s.facts); err != nil {
+			return status, err
+		}
+	}
+	id, err := e.create(ctx, body)
+	if err != nil {
+		return status, err
+	}
+	if body.Config.Labels[labelMounts] == key {
+		e.mounts.belong(engine.ContainerID(id), key)
+	}
 	back.Push("container "+id, func(ctx context.Context) error { return e.RemoveContainer(ctx, engine.ContainerID(id)) })
 	in, err := e.inspect(ctx, id, workload)
 	if err != nil {
@@ -79,7 +90,7 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 	}
 	return ask(ctx, e, "start container "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
 		if spec.LogPath != "" {
-			if err := e.logs.Load().start(id, jsonPath(s.facts, id), spec.LogPath, spec.TTY); err != nil {
+			if err := e.logs.Load().start(id, jsonPath(s.facts, id), spec.LogPath, spec.LogDirectory, spec.TTY); err != nil {
 				return engine.ContainerStatus{}, fmt.Errorf("log %s: %w", spec.LogPath, err)
 			}
 		}
@@ -93,7 +104,8 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 		}
 		status := e.containerStatus(in, s.facts)
 		if startErr != nil {
-			return startFailed(status, startErr), startError(status, startErr)
+			status = startFailed(status, startErr)
+			return status, errors.Join(startError(status, startErr), e.mounts.unmount(e.mounts.keyOf(id)))
 		}
 		if status.PID == 0 {
 			return status, nil
@@ -224,7 +236,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 	if err != nil {
 		return err
 	}
-	return e.forget(id)
+	return errors.Join(e.forget(id), e.dropMountsOf(ctx, id))
 }
 
 // forget drops what is remembered of a removed container.

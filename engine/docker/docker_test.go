@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -67,7 +68,7 @@ func TestDocker(t *testing.T) {
 	d := startDockerd(t)
 	b := &bench{dockerd: d, logs: t.TempDir()}
 	b.image = d.load(testImageOf{ref: testBusybox, cmd: []string{"/bin/sleep", "1000000"}, files: map[string]string{"etc/passwd": passwd, "etc/group": groups}})
-	b.e, b.sink = watched(t, d.socket, func(o *Options) { o.LogRoot = b.logs })
+	b.e, b.sink = watched(t, d.socket, nil)
 	b.sink.waitReady(t)
 	for _, test := range []struct {
 		name string
@@ -91,6 +92,13 @@ func TestDocker(t *testing.T) {
 		{"Docker's bridge gives a pod its address", bridgeNetwork},
 		{"missing host paths are made, not behind links", hostPaths},
 		{"removal behind our back is seen", behindOurBack},
+		{"recursive read-only holds in mounts inside, until the end", recursiveReadonly},
+		{"noexec, nodev and nosuid are obeyed with every propagation", mountOptions},
+		{"a volume is not kept busy by a container that has ended", volumeIsFree},
+		{"images are mounted read-only, twice and by folder", imageVolumes},
+		{"links in an image lead nowhere else", imageVolumeEscapes},
+		{"a failing create leaves no mount", failingCreate},
+		{"a crash's mounts are swept, those in use stay", sweptMounts},
 		{"a killed dockerd is noticed and everything is seen again", killedEngine},
 		{"a stopped dockerd is noticed and holds no call", stoppedEngine},
 	} {
@@ -110,6 +118,9 @@ func (b *bench) run(t *testing.T, f func(*testing.T, *bench)) {
 		}
 		if pins, _ := os.ReadDir(b.e.pins.dir); len(pins) > 0 && !t.Failed() {
 			t.Errorf("pins left behind: %v", pins)
+		}
+		if mounts, _ := os.ReadDir(b.e.mounts.dir); len(mounts) > 0 && !t.Failed() {
+			t.Errorf("prepared mounts left behind: %v", mounts)
 		}
 	})
 	f(t, b)
@@ -155,7 +166,7 @@ func (b *bench) containerSpec(pod engine.PodStatus, command ...string) *engine.C
 		Pod: pod.ID, PodKey: pod.Key, Key: engine.ContainerKey{Name: "c" + n}, Image: engine.ImageRef{Ref: testBusybox, ID: b.image},
 		Command: command, Env: []engine.EnvVar{{Name: "PATH", Value: []byte("/bin")}},
 		Namespaces: pod.Spec.Namespaces, CgroupParent: pod.Spec.CgroupParent,
-		LogPath: filepath.Join(b.logs, pod.Key.Name, n+".log"),
+		LogPath: filepath.Join(b.logs, pod.Key.Name, n+".log"), LogDirectory: b.logs,
 	}
 }
 
@@ -714,6 +725,13 @@ func stoppedEngine(t *testing.T, b *bench) {
 			b.signal(syscall.SIGCONT)
 		}
 	}()
+	eventually(t, 5*time.Second, "every thread of dockerd stops", func() bool {
+		threads, _ := filepath.Glob(procPath(b.cmd.Process.Pid, "task/*/stat"))
+		return len(threads) > 0 && !slices.ContainsFunc(threads, func(stat string) bool {
+			data, err := os.ReadFile(stat)
+			return err == nil && !bytes.Contains(data, []byte(") T "))
+		})
+	})
 	start := time.Now()
 	_, err := b.e.ContainerStatus(t.Context(), c.ID)
 	if took := time.Since(start); !errdefs.IsUnavailable(err) || took > 4*time.Second {

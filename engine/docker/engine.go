@@ -47,16 +47,13 @@ const (
 type Options struct {
 	// Socket is the engine's: a unix:// address. Other addresses are other hosts, whose pods cannot be served.
 	Socket string
-	// RunDir is gone after a reboot: the pins of network namespaces are in its folder "netns".
+	// RunDir is gone after a reboot: the pins of network namespaces are in its folder "netns", prepared mounts in "mounts".
 	RunDir string
 	// RootDir is kept: where the log of each container has got to, and what the image store remembers.
 	RootDir string
 	// ContainerLog is ContainerLogCRI (the default: CRI log files written by us) or ContainerLogJSONFile (dockershim's
 	// symbolic links to Docker's files).
 	ContainerLog string
-	// LogRoot is the trusted folder of pod logs: below it no symbolic link is followed; outside of it no link at all.
-	// Default: /var/log/pods.
-	LogRoot string
 	// LogMaxSize (bytes) and LogMaxFiles bound Docker's own copy of each container's output. Defaults: 50 MiB and 3.
 	LogMaxSize  int64
 	LogMaxFiles int
@@ -97,9 +94,6 @@ func (o *Options) complete() error {
 	default:
 		errs = append(errs, fmt.Errorf("network %q: it is %q or %q", o.Network, NetworkCNI, NetworkBridge))
 	}
-	if o.LogRoot == "" {
-		o.LogRoot = "/var/log/pods"
-	}
 	if o.LogMaxSize == 0 {
 		o.LogMaxSize = 50 << 20
 	}
@@ -121,11 +115,12 @@ type Engine struct {
 	images *imagestore.Store
 	opts   Options
 	// logs are there while Watch runs.
-	logs  atomic.Pointer[logs]
-	pins  pins
-	users userCache
-	execs execWaiters
-	oom   oomKills
+	logs   atomic.Pointer[logs]
+	pins   pins
+	mounts hostMounts
+	users  userCache
+	execs  execWaiters
+	oom    oomKills
 	// byFile are the limits last written to cgroup files, by container: Docker does not know them.
 	byFile sync.Map // engine.ContainerID → engine.Resources
 	// current is nil while the engine is away.
@@ -147,9 +142,11 @@ func New(opts Options) (*Engine, error) {
 			return nil, err
 		}
 	}
-	e := &Engine{opts: opts, pins: pins{dir: filepath.Join(opts.RunDir, "netns")}}
-	if err := privateDir(e.pins.dir); err != nil {
-		return nil, err
+	e := &Engine{opts: opts, pins: pins{dir: filepath.Join(opts.RunDir, "netns")}, mounts: hostMounts{dir: filepath.Join(opts.RunDir, "mounts")}}
+	for _, dir := range []string{e.pins.dir, e.mounts.dir} {
+		if err := privateDir(dir); err != nil {
+			return nil, err
+		}
 	}
 	e.images = newImageStore(e)
 	e.Images = e.images
@@ -283,7 +280,7 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, *facts, error) {
 		_ = cli.Close()
 		return nil, nil, err
 	}
-	return cli, newFacts(&info, cli.ClientVersion(), &e.opts, restrictedOOMScoreAdj()), nil
+	return cli, newFacts(&info, cli.ClientVersion(), &e.opts, restrictedOOMScoreAdj(), canPrepareMounts(ctx, socket, e.mounts.dir)), nil
 }
 
 // greet negotiates the API version and asks what the engine is.

@@ -42,9 +42,13 @@ type facts struct {
 	handlers       map[string]engine.HandlerFeatures
 	// oomScoreAdjMin is the lowest oom_score_adj that a container may get here.
 	oomScoreAdjMin int64
-	bridge         bool
-	log            logOptions
-	warnings       []string
+	// recursiveReadonly are the handlers with which Docker itself makes recursive read-only mounts.
+	recursiveReadonly map[string]bool
+	// prepares: mounts can be made on the host for Docker to bind (hostMounts).
+	prepares bool
+	bridge   bool
+	log      logOptions
+	warnings []string
 }
 
 // logOptions are for Docker's own copy of a container's output.
@@ -96,7 +100,8 @@ func securityOptions(info *system.Info) []string {
 	return names
 }
 
-func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64) *facts {
+// newFacts keeps what lowering needs; cannotPrepare is why mounts cannot be prepared on the host, nil when they can.
+func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64, cannotPrepare error) *facts {
 	f := &facts{
 		api:            api,
 		version:        info.ServerVersion,
@@ -108,7 +113,11 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 		cdi:            len(info.CDISpecDirs) > 0,
 		defaultRuntime: info.DefaultRuntime,
 		handlers:       map[string]engine.HandlerFeatures{},
+
+		recursiveReadonly: map[string]bool{},
+
 		oomScoreAdjMin: oomScoreAdjMin,
+		prepares:       cannotPrepare == nil,
 		bridge:         opts.Network == NetworkBridge,
 		log:            logOptions{maxSize: opts.LogMaxSize, maxFiles: opts.LogMaxFiles},
 	}
@@ -126,11 +135,14 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 		}
 	}
 	for name, runtime := range info.Runtimes {
-		f.handlers[name] = engine.HandlerFeatures{
-			RecursiveReadonlyMounts: f.atLeast("1.44") && hasRecursiveReadonly(runtime.Status[runtimeFeaturesKey]),
-		}
+		f.recursiveReadonly[name] = f.atLeast("1.44") && hasRecursiveReadonly(runtime.Status[runtimeFeaturesKey])
+		f.handlers[name] = engine.HandlerFeatures{RecursiveReadonlyMounts: f.recursiveReadonly[name] || f.prepares}
 	}
-	f.handlers[""] = f.handlers[info.DefaultRuntime]
+	f.handlers[""], f.recursiveReadonly[""] = f.handlers[info.DefaultRuntime], f.recursiveReadonly[info.DefaultRuntime]
+	if cannotPrepare != nil {
+		f.warnings = append(f.warnings, fmt.Sprintf(
+			"mount options, and below API 1.44 recursive read-only mounts, below 1.48 image volumes, are refused: %v", cannotPrepare))
+	}
 	if oomScoreAdjMin > oomScoreAdjLowest {
 		f.warnings = append(f.warnings, fmt.Sprintf(
 			"this process lacks CAP_SYS_RESOURCE: oom_score_adj of pods is never set below %d", oomScoreAdjMin))
@@ -140,6 +152,9 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 	}
 	return f
 }
+
+// preparesImages says whether the layers of images are folders that can be mounted.
+func (f *facts) preparesImages() bool { return f.prepares && f.storageDriver == "overlay2" }
 
 func hasRecursiveReadonly(document string) bool {
 	var features struct {
@@ -168,7 +183,8 @@ func (f *facts) info() engine.Info {
 		Features: engine.Features{
 			SupplementalGroupsPolicy: true,
 			RecursiveReadonlyMounts:  f.handlers[""].RecursiveReadonlyMounts,
-			ImageVolumes:             f.atLeast("1.48"),
+			MountOptions:             f.prepares,
+			ImageVolumes:             f.atLeast("1.48") || f.preparesImages(),
 			// cgroup v2 files and hugetlb limits are written by us, right after the start.
 			Unified:       f.cgroupV2,
 			Hugepages:     hugetlbMounted(f.cgroupV2),

@@ -94,10 +94,11 @@ func (e *Engine) userOf(ctx context.Context, spec *engine.ContainerSpec) (proces
 	return user, nil
 }
 
-// checkImagePaths finds out now whether image volumes have their sub-paths; Docker would tell at the start only.
-func (e *Engine) checkImagePaths(ctx context.Context, mounts []engine.Mount) error {
-	for _, m := range mounts {
-		if m.Image == nil || m.ImageSubPath == "" {
+// checkImagePaths finds out now whether the image volumes that Docker mounts have their sub-paths; it would tell at the
+// start only.
+func (e *Engine) checkImagePaths(ctx context.Context, spec *engine.ContainerSpec, f *facts) error {
+	for _, m := range spec.Mounts {
+		if m.Image == nil || m.ImageSubPath == "" || prepared(&m, spec.Handler, f) {
 			continue
 		}
 		err := e.probe(ctx, m.Image.ID, func(ctx context.Context, s *session, probe string) error {

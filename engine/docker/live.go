@@ -37,11 +37,17 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 	return status
 }
 
-// containerStatus adds to an inspected container what the kernel knows.
+// containerStatus adds to an inspected container what the kernel knows. Mounts that were prepared for one that has
+// started go here: it has its own copy, and whatever started it, this is called before anybody is told.
 func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine.ContainerStatus {
 	status := containerStatus(in)
 	if status.Reason == engine.ReasonError && status.ExitCode == exitKilled && e.oom.has(in.ID) {
 		status.Reason = engine.ReasonOOMKilled
+	}
+	if status.State == engine.ContainerRunning || status.State == engine.ContainerExited {
+		if err := e.mounts.unmount(in.Config.Labels[labelMounts]); err != nil {
+			klog.ErrorS(err, "Cannot unmount what was prepared for a container", "id", status.ID)
+		}
 	}
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)

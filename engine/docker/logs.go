@@ -26,13 +26,12 @@ const finishLimit = 10 * time.Second
 type logs struct {
 	e     *Engine
 	pumps *logpump.Pumps // nil in the mode of links
-	root  string
 	// finished are the exited containers whose logs are complete, so that each Resync does not open all of them again.
 	finished sync.Map // engine.ContainerID → struct{}
 }
 
 func newLogs(ctx context.Context, e *Engine) (*logs, error) {
-	l := &logs{e: e, root: e.opts.LogRoot}
+	l := &logs{e: e}
 	if e.opts.ContainerLog == ContainerLogJSONFile {
 		return l, nil
 	}
@@ -47,24 +46,31 @@ func (l *logs) close() {
 	}
 }
 
-// trustedRoot is the folder below which no link is followed.
-func (l *logs) trustedRoot(logPath string) string {
-	if strings.HasPrefix(logPath, l.root+"/") {
-		return l.root
+// podLogs is where kubelets keep the logs of pods.
+const podLogs = "/var/log/pods"
+
+// trustedRoot is the folder below which no link is followed: the pod's, or for a container of another shim, which did
+// not keep that, the kubelet's, or at least the file's own.
+func trustedRoot(logPath, logDirectory string) string {
+	for _, dir := range []string{logDirectory, podLogs} {
+		if dir != "" && strings.HasPrefix(logPath, strings.TrimSuffix(dir, "/")+"/") {
+			return dir
+		}
 	}
-	return "/"
+	return filepath.Dir(logPath)
 }
 
 // start begins or goes on. jsonPath is "" with a log driver that writes none.
-func (l *logs) start(id engine.ContainerID, jsonPath, logPath string, tty bool) error {
+func (l *logs) start(id engine.ContainerID, jsonPath, logPath, logDirectory string, tty bool) error {
+	root := trustedRoot(logPath, logDirectory)
 	if l.pumps == nil {
 		if jsonPath == "" {
 			return nil
 		}
-		return logpump.Link(logPath, l.trustedRoot(logPath), jsonPath)
+		return logpump.Link(logPath, root, jsonPath)
 	}
 	return l.pumps.Start(logpump.Container{
-		ID: string(id), JSONPath: jsonPath, Source: l.source(id), LogPath: logPath, LogRoot: l.trustedRoot(logPath), TTY: tty,
+		ID: string(id), JSONPath: jsonPath, Source: l.source(id), LogPath: logPath, LogRoot: root, TTY: tty,
 	})
 }
 
@@ -133,12 +139,12 @@ func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status
 	var err error
 	switch status.State {
 	case engine.ContainerRunning:
-		err = l.start(status.ID, in.LogPath, logPath, in.Config.Tty)
+		err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty)
 	case engine.ContainerExited:
 		if finished {
 			return
 		}
-		if err = l.start(status.ID, in.LogPath, logPath, in.Config.Tty); err == nil {
+		if err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty); err == nil {
 			err = l.finish(ctx, status.ID)
 		}
 	}

@@ -139,8 +139,9 @@ func numericUser(s *engine.Security) (string, error) {
 	return user, nil
 }
 
-// lowerContainer decides a container; user is what resolveUser made of the spec and the image.
-func lowerContainer(spec *engine.ContainerSpec, user processUser, f *facts) (*createBody, error) {
+// lowerContainer decides a container; user is what resolveUser made of the spec and the image, mountsDir the folder in
+// which the mounts that Docker cannot make will be. They are there where the body has labelMounts, the folder's name.
+func lowerContainer(spec *engine.ContainerSpec, user processUser, mountsDir string, f *facts) (*createBody, error) {
 	name, err := containerName(spec.PodKey, spec.Key)
 	if err != nil {
 		return nil, err
@@ -154,11 +155,16 @@ func lowerContainer(spec *engine.ContainerSpec, user processUser, f *facts) (*cr
 	if len(spec.Security.CapAmbient) > 0 {
 		return nil, invalid("Docker cannot raise ambient capabilities")
 	}
-	labels, err := makeLabels(spec.Labels, spec.Annotations, map[string]string{
-		labelType:    typeContainer,
-		labelSandbox: string(spec.Pod),
-		labelLogPath: spec.LogPath,
-	})
+	own := map[string]string{
+		labelType:         typeContainer,
+		labelSandbox:      string(spec.Pod),
+		labelLogPath:      spec.LogPath,
+		labelLogDirectory: spec.LogDirectory,
+	}
+	if slices.ContainsFunc(spec.Mounts, func(m engine.Mount) bool { return prepared(&m, spec.Handler, f) }) {
+		own[labelMounts] = path.Base(mountsDir)
+	}
+	labels, err := makeLabels(spec.Labels, spec.Annotations, own)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +184,7 @@ func lowerContainer(spec *engine.ContainerSpec, user processUser, f *facts) (*cr
 	if resources.DeviceRequests, err = lowerCDI(spec.CDIDevices, f); err != nil {
 		return nil, err
 	}
-	mounts, err := lowerMounts(spec.Mounts, f)
+	mounts, err := lowerMounts(spec, mountsDir, f)
 	if err != nil {
 		return nil, err
 	}
@@ -380,17 +386,18 @@ func lowerLog(f *facts) container.LogConfig {
 func lowerSecurityOpt(s *engine.Security, f *facts) ([]string, error) {
 	opts := []string{"no-new-privileges=" + strconv.FormatBool(s.NoNewPrivs)}
 	if !s.Privileged {
-		// A privileged container runs without profiles, whatever was asked; newer engines would apply one.
+		// A privileged container runs without this profile, whatever was asked; newer engines would apply one.
 		seccomp, err := lowerSeccomp(&s.Seccomp, f)
 		if err != nil {
 			return nil, err
 		}
-		appArmor, err := lowerAppArmor(&s.AppArmor)
-		if err != nil {
-			return nil, err
-		}
-		opts = append(append(opts, seccomp...), appArmor...)
+		opts = append(opts, seccomp...)
 	}
+	appArmor, err := lowerAppArmor(&s.AppArmor)
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, appArmor...)
 	if l := s.SELinux; l != nil {
 		for _, field := range []struct{ name, value string }{{"user", l.User}, {"role", l.Role}, {"type", l.Type}, {"level", l.Level}} {
 			if field.value != "" {
@@ -435,46 +442,92 @@ func lowerAppArmor(p *engine.Profile) ([]string, error) {
 	return nil, invalid("AppArmor profile type %q", p.Type)
 }
 
-func lowerMounts(mounts []engine.Mount, f *facts) ([]mount.Mount, error) {
+// prepared says whether m is made on the host before the create (hostMounts): what Docker has no word for, or not with
+// this API or runtime, and image volumes wherever that is possible, because Docker mounts an image once only in a
+// container.
+func prepared(m *engine.Mount, handler string, f *facts) bool {
+	switch {
+	case m.Image != nil:
+		return f.preparesImages()
+	case len(m.Options) > 0:
+		return true
+	}
+	return m.RecursiveReadonly && !f.recursiveReadonly[lowerHandler(handler)]
+}
+
+func lowerMounts(spec *engine.ContainerSpec, dir string, f *facts) ([]mount.Mount, error) {
 	var out []mount.Mount
-	for i := range mounts {
-		m, err := lowerMount(&mounts[i], f)
-		if err != nil {
-			return nil, fmt.Errorf("mount %.200s: %w", mounts[i].ContainerPath, err)
+	for i := range spec.Mounts {
+		m := &spec.Mounts[i]
+		err := checkMount(m)
+		var lowered mount.Mount
+		switch {
+		case err != nil:
+		case prepared(m, spec.Handler, f):
+			lowered, err = lowerPrepared(m, path.Join(dir, strconv.Itoa(i)), f)
+		case m.Image != nil:
+			lowered, err = lowerImageMount(m, f)
+		default:
+			lowered, err = lowerMount(m, f)
 		}
-		out = append(out, m)
+		if err != nil {
+			return nil, fmt.Errorf("mount %.200s: %w", m.ContainerPath, err)
+		}
+		out = append(out, lowered)
 	}
 	return out, nil
 }
 
-func lowerMount(m *engine.Mount, f *facts) (mount.Mount, error) {
+// checkMount checks what holds for every mount.
+func checkMount(m *engine.Mount) error {
 	switch {
-	case len(m.Options) > 0:
-		return mount.Mount{}, invalid("Docker has no mount options for binds")
 	case len(m.UIDMappings)+len(m.GIDMappings) > 0:
-		return mount.Mount{}, invalid("Docker has no id-mapped mounts")
+		return invalid("Docker has no id-mapped mounts")
 	case !path.IsAbs(m.ContainerPath):
-		return mount.Mount{}, invalid("the container path is not absolute")
-	case m.Image != nil:
-		return lowerImageMount(m, f)
-	case !path.IsAbs(m.HostPath):
-		return mount.Mount{}, invalid("host path %.200q is not absolute", m.HostPath)
+		return invalid("the container path is not absolute")
+	case m.Image != nil && m.HostPath != "":
+		return invalid("an image volume has no host path")
+	case m.Image != nil && !m.Readonly:
+		return invalid("an image volume must be read-only")
+	case m.Image == nil && !path.IsAbs(m.HostPath):
+		return invalid("host path %.200q is not absolute", m.HostPath)
+	case m.Image == nil && m.RecursiveReadonly && !m.Readonly:
+		return invalid("recursive read-only without read-only")
+	case m.RecursiveReadonly && m.Propagation != engine.PropagationPrivate && m.Propagation != "":
+		return invalid("a recursive read-only mount must have private propagation")
+	}
+	for _, option := range m.Options {
+		if mountAttributes[option] == 0 {
+			return invalid("mount option %.80q", option)
+		}
+	}
+	return nil
+}
+
+// lowerPrepared binds what is prepared at source. Never read-only: for that the OCI runtime would mount it again, and the
+// flags that were prepared would go.
+func lowerPrepared(m *engine.Mount, source string, f *facts) (mount.Mount, error) {
+	if !f.prepares {
+		if len(m.Options) > 0 {
+			return mount.Mount{}, invalid("mount options cannot be given to this engine (see the warnings in the runtime's status)")
+		}
+		return mount.Mount{}, invalid("recursive read-only mounts need Docker API 1.44 and an OCI runtime that has them, this engine has %s", f.api)
 	}
 	propagation, err := lowerPropagation(m.Propagation)
 	if err != nil {
 		return mount.Mount{}, err
 	}
+	return mount.Mount{Type: mount.TypeBind, Source: source, Target: m.ContainerPath, BindOptions: &mount.BindOptions{Propagation: propagation}}, nil
+}
+
+func lowerMount(m *engine.Mount, f *facts) (mount.Mount, error) {
+	propagation, err := lowerPropagation(m.Propagation)
+	if err != nil {
+		return mount.Mount{}, err
+	}
 	bind := &mount.BindOptions{Propagation: propagation}
-	if m.Readonly && m.RecursiveReadonly {
-		if !f.atLeast("1.44") {
-			return mount.Mount{}, invalid("recursive read-only mounts need Docker API 1.44, this engine has %s", f.api)
-		}
-		if propagation != mount.PropagationRPrivate {
-			return mount.Mount{}, invalid("a recursive read-only mount must have private propagation")
-		}
+	if m.RecursiveReadonly {
 		bind.ReadOnlyForceRecursive = true
-	} else if m.RecursiveReadonly {
-		return mount.Mount{}, invalid("recursive read-only without read-only")
 	} else if m.Readonly && f.atLeast("1.44") {
 		// From this API on read-only is recursive unless said otherwise; CRI's is not.
 		bind.ReadOnlyNonRecursive = true
@@ -487,11 +540,9 @@ func lowerMount(m *engine.Mount, f *facts) (mount.Mount, error) {
 func lowerImageMount(m *engine.Mount, f *facts) (mount.Mount, error) {
 	switch {
 	case !f.atLeast("1.48"):
-		return mount.Mount{}, invalid("image volumes need Docker API 1.48, this engine has %s", f.api)
-	case m.HostPath != "":
-		return mount.Mount{}, invalid("an image volume has no host path")
-	case !m.Readonly:
-		return mount.Mount{}, invalid("an image volume must be read-only")
+		return mount.Mount{}, invalid("image volumes need Docker API 1.48 or its overlay2 storage, this engine has %s", f.api)
+	case len(m.Options) > 0:
+		return mount.Mount{}, invalid("mount options of an image volume need Docker's overlay2 storage")
 	}
 	out := mount.Mount{Type: mount.TypeImage, Source: string(m.Image.ID), Target: m.ContainerPath}
 	if m.ImageSubPath != "" {

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/system"
 
 	"crishim/engine"
 )
@@ -57,8 +59,18 @@ func oldEngine() *facts {
 func newEngine() *facts {
 	f := oldEngine()
 	f.api, f.cgroupDriver, f.cgroupV2, f.cdi = "1.51", engine.SystemdDriver, true, true
+	f.recursiveReadonly = map[string]bool{"crun": true}
 	return f
 }
+
+// preparingEngine is an old one on a host where mounts can be prepared.
+func preparingEngine() *facts {
+	f := oldEngine()
+	f.prepares, f.storageDriver = true, "overlay2"
+	return f
+}
+
+const testMounts = "/run/crishim/docker/mounts/ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 func fullPod() *engine.PodSpec {
 	return &engine.PodSpec{
@@ -97,8 +109,8 @@ func fullContainer() *engine.ContainerSpec {
 		Env:         []engine.EnvVar{{Name: "A", Value: []byte("1=2\n3")}, {Name: "EMPTY"}},
 		Labels:      map[string]string{"io.kubernetes.container.name": "nginx"},
 		Annotations: map[string]string{"io.kubernetes.container.hash": "76a0db39"},
-		LogPath:     "/var/log/pods/default_web_47af/nginx/7.log",
-		Stdin:       true, StdinOnce: true, TTY: true,
+		LogPath:     "/var/log/pods/default_web_47af/nginx/7.log", LogDirectory: "/var/log/pods/default_web_47af",
+		Stdin: true, StdinOnce: true, TTY: true,
 		StopSignal: "SIGQUIT",
 		Mounts: []engine.Mount{
 			{ContainerPath: "/data", HostPath: "/var/lib/data", Propagation: engine.PropagationBidirectional},
@@ -175,6 +187,12 @@ func TestContainerIsLowered(t *testing.T) {
 		{"container-minimal", oldEngine(), func(s *engine.ContainerSpec) {
 			*s = engine.ContainerSpec{Pod: s.Pod, PodKey: s.PodKey, Key: s.Key, Image: s.Image, Namespaces: engine.Namespaces{PID: engine.NamespacePod}}
 		}},
+		{"container-prepared-mounts", preparingEngine(), func(s *engine.ContainerSpec) {
+			s.Mounts = append(s.Mounts,
+				engine.Mount{ContainerPath: "/rro", HostPath: "/rro", Readonly: true, RecursiveReadonly: true, Propagation: engine.PropagationPrivate},
+				engine.Mount{ContainerPath: "/noexec", HostPath: "/e", Readonly: true, Options: []string{"noexec"}, Propagation: engine.PropagationHostToContainer},
+				engine.Mount{ContainerPath: "/image", Readonly: true, Image: &engine.ImageRef{ID: testImage}, ImageSubPath: "etc"})
+		}},
 		{"container-privileged-host", newEngine(), func(s *engine.ContainerSpec) {
 			s.CgroupParent = ""
 			s.Security.Privileged = true
@@ -185,7 +203,7 @@ func TestContainerIsLowered(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			spec := fullContainer()
 			test.spec(spec)
-			body, err := lowerContainer(spec, processUser{User: "1000", GroupAdd: []string{"3000"}}, test.facts)
+			body, err := lowerContainer(spec, processUser{User: "1000", GroupAdd: []string{"3000"}}, testMounts, test.facts)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -196,22 +214,24 @@ func TestContainerIsLowered(t *testing.T) {
 
 func TestContainerThatDockerCannotMakeIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*engine.ContainerSpec){
-		"memory below 6 MiB":              func(s *engine.ContainerSpec) { s.Resources.MemoryLimit = 5 << 20 },
-		"swap below memory":               func(s *engine.ContainerSpec) { s.Resources.MemorySwap = 1 << 20 },
-		"cpu quota below 1 ms":            func(s *engine.ContainerSpec) { s.Resources.CPUQuota = 999 },
-		"cpu period above 1 s":            func(s *engine.ContainerSpec) { s.Resources.CPUPeriod = 1000001 },
-		"unified on cgroup v1":            func(s *engine.ContainerSpec) { s.Resources.Unified = map[string]string{"memory.high": "1"} },
-		"huge page size":                  func(s *engine.ContainerSpec) { s.Resources.Hugepages = []engine.HugepageLimit{{PageSize: "../2MB"}} },
-		"env name with =":                 func(s *engine.ContainerSpec) { s.Env = []engine.EnvVar{{Name: "A=B"}} },
-		"env value that is no UTF-8":      func(s *engine.ContainerSpec) { s.Env = []engine.EnvVar{{Name: "A", Value: []byte{0xff}}} },
-		"label of ours":                   func(s *engine.ContainerSpec) { s.Labels = map[string]string{labelSandbox: "x"} },
-		"label that reads as annotation":  func(s *engine.ContainerSpec) { s.Labels = map[string]string{"annotation.x": "y"} },
-		"name with _":                     func(s *engine.ContainerSpec) { s.Key.Name = "a_b" },
-		"name of the sandbox":             func(s *engine.ContainerSpec) { s.Key.Name = "POD" },
-		"name with /":                     func(s *engine.ContainerSpec) { s.PodKey.UID = "../x" },
-		"cgroup parent with ..":           func(s *engine.ContainerSpec) { s.CgroupParent = "/kubepods/../.." },
-		"CDI without CDI":                 func(s *engine.ContainerSpec) { s.CDIDevices = []string{"a.b/c=d"} },
-		"recursive read-only on API 1.41": func(s *engine.ContainerSpec) { s.Mounts[1].RecursiveReadonly = true },
+		"memory below 6 MiB":             func(s *engine.ContainerSpec) { s.Resources.MemoryLimit = 5 << 20 },
+		"swap below memory":              func(s *engine.ContainerSpec) { s.Resources.MemorySwap = 1 << 20 },
+		"cpu quota below 1 ms":           func(s *engine.ContainerSpec) { s.Resources.CPUQuota = 999 },
+		"cpu period above 1 s":           func(s *engine.ContainerSpec) { s.Resources.CPUPeriod = 1000001 },
+		"unified on cgroup v1":           func(s *engine.ContainerSpec) { s.Resources.Unified = map[string]string{"memory.high": "1"} },
+		"huge page size":                 func(s *engine.ContainerSpec) { s.Resources.Hugepages = []engine.HugepageLimit{{PageSize: "../2MB"}} },
+		"env name with =":                func(s *engine.ContainerSpec) { s.Env = []engine.EnvVar{{Name: "A=B"}} },
+		"env value that is no UTF-8":     func(s *engine.ContainerSpec) { s.Env = []engine.EnvVar{{Name: "A", Value: []byte{0xff}}} },
+		"label of ours":                  func(s *engine.ContainerSpec) { s.Labels = map[string]string{labelSandbox: "x"} },
+		"label that reads as annotation": func(s *engine.ContainerSpec) { s.Labels = map[string]string{"annotation.x": "y"} },
+		"name with _":                    func(s *engine.ContainerSpec) { s.Key.Name = "a_b" },
+		"name of the sandbox":            func(s *engine.ContainerSpec) { s.Key.Name = "POD" },
+		"name with /":                    func(s *engine.ContainerSpec) { s.PodKey.UID = "../x" },
+		"cgroup parent with ..":          func(s *engine.ContainerSpec) { s.CgroupParent = "/kubepods/../.." },
+		"CDI without CDI":                func(s *engine.ContainerSpec) { s.CDIDevices = []string{"a.b/c=d"} },
+		"recursive read-only on API 1.41": func(s *engine.ContainerSpec) {
+			s.Mounts[1].RecursiveReadonly, s.Mounts[1].Propagation = true, engine.PropagationPrivate
+		},
 		"image volume on API 1.41": func(s *engine.ContainerSpec) {
 			s.Mounts[1] = engine.Mount{ContainerPath: "/i", Readonly: true, Image: &s.Image}
 		},
@@ -232,16 +252,57 @@ func TestContainerThatDockerCannotMakeIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spec := fullContainer()
 			change(spec)
-			if _, err := lowerContainer(spec, processUser{}, oldEngine()); !errdefs.IsInvalidArgument(err) {
+			if _, err := lowerContainer(spec, processUser{}, testMounts, oldEngine()); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("error %v, want one of ErrInvalidArgument", err)
 			}
 		})
 	}
 }
 
+func TestMountThatCannotBePreparedIsRefused(t *testing.T) {
+	for name, change := range map[string]func(*engine.Mount){
+		"recursive read-only that is not private":   func(m *engine.Mount) { m.Readonly, m.RecursiveReadonly = true, true },
+		"recursive read-only without read-only":     func(m *engine.Mount) { m.RecursiveReadonly, m.Propagation = true, engine.PropagationPrivate },
+		"an option that CRI does not have":          func(m *engine.Mount) { m.Options = []string{"nosuid", "bind"} },
+		"an image that is to be written":            func(m *engine.Mount) { m.HostPath, m.Image = "", &engine.ImageRef{ID: testImage} },
+		"an image with a host path":                 func(m *engine.Mount) { m.Readonly, m.Image = true, &engine.ImageRef{ID: testImage} },
+		"an id-mapped mount with options":           func(m *engine.Mount) { m.Options, m.GIDMappings = []string{"nosuid"}, []engine.IDMapping{{Length: 1}} },
+		"an unknown propagation with an option":     func(m *engine.Mount) { m.Options, m.Propagation = []string{"nosuid"}, "x" },
+		"a relative host path with an option":       func(m *engine.Mount) { m.Options, m.HostPath = []string{"nosuid"}, "data" },
+		"a container path that is none, of a image": func(m *engine.Mount) { m.ContainerPath, m.Options = "x", []string{"nodev"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := fullContainer()
+			change(&spec.Mounts[0])
+			if _, err := lowerContainer(spec, processUser{}, testMounts, preparingEngine()); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("error %v, want one of ErrInvalidArgument", err)
+			}
+		})
+	}
+}
+
+func TestFeaturesFollowTheHost(t *testing.T) {
+	info := system.Info{Driver: "overlay2", DefaultRuntime: "runc", Runtimes: map[string]system.RuntimeWithStatus{"runc": {}}}
+	able := newFacts(&info, "1.41", &Options{}, 0, nil).info()
+	if f := able.Features; !f.RecursiveReadonlyMounts || !f.MountOptions || !f.ImageVolumes || !able.Handlers["runc"].RecursiveReadonlyMounts || !able.Handlers[""].RecursiveReadonlyMounts {
+		t.Errorf("features %+v, handlers %v", f, able.Handlers)
+	}
+	unable := newFacts(&info, "1.41", &Options{}, 0, errors.New("another mount namespace")).info()
+	if f := unable.Features; f.RecursiveReadonlyMounts || f.MountOptions || f.ImageVolumes || unable.Handlers["runc"].RecursiveReadonlyMounts {
+		t.Errorf("features %+v, handlers %v", f, unable.Handlers)
+	}
+	if !strings.Contains(strings.Join(unable.Warnings, "\n"), "another mount namespace") {
+		t.Errorf("warnings %q do not say why", unable.Warnings)
+	}
+	info.Driver = "btrfs"
+	if newFacts(&info, "1.41", &Options{}, 0, nil).info().Features.ImageVolumes {
+		t.Error("image volumes on a storage whose layers are no folders")
+	}
+}
+
 func TestSystemdNeedsSlice(t *testing.T) {
 	spec := fullContainer()
-	if _, err := lowerContainer(spec, processUser{}, newEngine()); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "cgroupDriver") {
+	if _, err := lowerContainer(spec, processUser{}, testMounts, newEngine()); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "cgroupDriver") {
 		t.Errorf("a path without a slice gives %v", err)
 	}
 }
@@ -249,7 +310,7 @@ func TestSystemdNeedsSlice(t *testing.T) {
 func TestNoMasksIsAnEmptyList(t *testing.T) {
 	spec := fullContainer()
 	spec.Security.MaskedPaths, spec.Security.ReadonlyPaths = nil, nil
-	body, err := lowerContainer(spec, processUser{}, oldEngine())
+	body, err := lowerContainer(spec, processUser{}, testMounts, oldEngine())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,12 @@ const (
 
 	// labelProbe marks a container that is never started: it lets files of an image be read.
 	labelProbe = "io.crishim.probe"
+	// labelHolder marks a container that is never started: it keeps an image's layers while another container mounts them.
+	labelHolder = "io.crishim.holder"
+	// labelMounts names, on a container, the mounts that were prepared for it (hostMounts).
+	labelMounts = "io.crishim.mounts"
+	// labelLogDirectory is ContainerSpec.LogDirectory.
+	labelLogDirectory = "io.crishim.logdirectory"
 )
 
 // podName is k8s_POD_NAME_NAMESPACE_UID_ATTEMPT, dockershim's form, which it and cri-dockerd parse.
@@ -101,7 +107,7 @@ func makeLabels(labels, annotations, own map[string]string) (map[string]string, 
 
 func reservedLabel(key string) bool {
 	switch key {
-	case labelType, labelSandbox, labelLogPath, labelProbe:
+	case labelType, labelSandbox, labelLogPath, labelProbe, labelHolder, labelMounts, labelLogDirectory:
 		return true
 	}
 	return strings.HasPrefix(key, annotationPrefix)

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -81,7 +82,7 @@ func (e *Engine) removeLeftover(ctx context.Context, s *session, body *createBod
 	if err := removeContainer(ctx, s, old.ID); err != nil {
 		return err
 	}
-	return e.pins.release(engine.PodID(old.ID))
+	return errors.Join(e.pins.release(engine.PodID(old.ID)), e.dropMounts(ctx, old.Config.Labels[labelMounts]))
 }
 
 // removeContainer removes by force and returns when it is gone, also where another removal is under way.

@@ -218,6 +218,19 @@ func TestWrongOptionsAreAllNamed(t *testing.T) {
 	}
 }
 
+func TestLogsAreTrustedBelowTheirPod(t *testing.T) {
+	for _, test := range []struct{ what, path, dir, want string }{
+		{"the pod's folder", "/data/logs/ns_pod_uid/c/0.log", "/data/logs/ns_pod_uid", "/data/logs/ns_pod_uid"},
+		{"the kubelet's, of another shim's container", "/var/log/pods/ns_pod_uid/c/0.log", "", podLogs},
+		{"the file's own, of another shim's elsewhere", "/data/logs/ns_pod_uid/c/0.log", "", "/data/logs/ns_pod_uid/c"},
+		{"not a folder that the file is not in", "/data/logs/a/0.log", "/data/logs/a/0", "/data/logs/a"},
+	} {
+		if got := trustedRoot(test.path, test.dir); got != test.want {
+			t.Errorf("%s: %s, want %s", test.what, got, test.want)
+		}
+	}
+}
+
 func TestKernelNamesTheContainer(t *testing.T) {
 	var k oomKills
 	for _, line := range []string{

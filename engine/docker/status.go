@@ -218,6 +218,7 @@ func containerSpecOf(in *container.InspectResponse, pod engine.PodKey, key engin
 		Labels:       labels,
 		Annotations:  annotations,
 		LogPath:      config.Labels[labelLogPath],
+		LogDirectory: config.Labels[labelLogDirectory],
 		Stdin:        config.OpenStdin,
 		StdinOnce:    config.StdinOnce,
 		TTY:          config.Tty,

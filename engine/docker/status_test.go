@@ -94,7 +94,7 @@ func TestForeignContainersAreNotOurs(t *testing.T) {
 
 func TestSpecSurvivesTheRoundTrip(t *testing.T) {
 	spec := fullContainer()
-	body, err := lowerContainer(spec, processUser{User: "1000:2000"}, oldEngine())
+	body, err := lowerContainer(spec, processUser{User: "1000:2000"}, testMounts, oldEngine())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestSpecSurvivesTheRoundTrip(t *testing.T) {
 	for what, pair := range map[string][2]any{
 		"labels":      {got.Labels, spec.Labels},
 		"annotations": {got.Annotations, spec.Annotations},
-		"log path":    {got.LogPath, spec.LogPath},
+		"log path":    {[]string{got.LogPath, got.LogDirectory}, []string{spec.LogPath, spec.LogDirectory}},
 		"env":         {got.Env, spec.Env},
 		"command":     {append(got.Command, got.Args...), append(spec.Command, spec.Args...)},
 		"security":    {[]any{got.Security.CapAdd, got.Security.NoNewPrivs, got.Security.Seccomp.Type, got.Security.SELinux}, []any{spec.Security.CapAdd, true, engine.ProfileLocalhost, spec.Security.SELinux}},

@@ -133,6 +133,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 		return causeOr(life, err)
 	}
 	e.removeProbes(life, s)
+	e.sweepMounts(life, s)
 	e.logs.Load().forgetOthers(w.seen)
 	info := facts.info()
 	e.info.Store(&info)
@@ -370,6 +371,12 @@ func (w *watcher) observe(o *observed, logLimit time.Duration) {
 	switch {
 	case errdefs.IsNotFound(err):
 		o.gone = true
+		if o.kind != workload {
+			break
+		}
+		if err := w.e.dropMountsOf(w.s.life, engine.ContainerID(o.id)); err != nil && w.s.life.Err() == nil {
+			klog.ErrorS(err, "Cannot remove what was prepared for a container, it is tried again at the next connect", "id", o.id)
+		}
 	case err != nil:
 		o.err = err
 	case !complete(&in):
@@ -429,6 +436,13 @@ func (w *watcher) snapshot() (engine.Snapshot, error) {
 	if err != nil {
 		return engine.Snapshot{}, err
 	}
+	keys := map[engine.ContainerID]string{}
+	for i := range summaries {
+		if key := summaries[i].Labels[labelMounts]; key != "" {
+			keys[engine.ContainerID(summaries[i].ID)] = key
+		}
+	}
+	w.e.mounts.known(keys)
 	all := make([]observed, len(summaries))
 	slots := make(chan struct{}, inspectors)
 	var looking sync.WaitGroup

@@ -1,0 +1,313 @@
+package docker
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+)
+
+// hostMounts are mounts that the Engine API has no words for. Each is made on the host before the container is created,
+// with its flags, and Docker is told to bind it read-write: then the OCI runtime does not remount it, and the flags stay.
+//
+//	dir/KEY      a tmpfs for one container; KEY is in the container's label
+//	dir/KEY/N    the prepared mount number N of its spec
+//
+// A prepared mount is needed until the container has started and has its own copy. It is unmounted then, not when the
+// container is removed: it would keep a volume busy that the kubelet unmounts as soon as the container has exited.
+//
+// The tmpfs makes a wrong place visible: where dockerd has another mount namespace after all, it does not see what is in
+// it and refuses the container, instead of giving it an empty folder. It is private: what is mounted in it is nobody
+// else's, and Docker's own check of a source's propagation sees that of the host path.
+type hostMounts struct {
+	dir string
+
+	mu sync.Mutex
+	// making are the keys of containers that are not known to exist yet.
+	making map[string]bool
+	keys   map[engine.ContainerID]string
+}
+
+func (h *hostMounts) path(key string) string { return filepath.Join(h.dir, key) }
+
+// validKey says whether key is one of rand.Text: keys come back in labels, and become parts of paths.
+func validKey(key string) bool {
+	if len(key) != 26 {
+		return false
+	}
+	for _, c := range []byte(key) {
+		if (c < 'A' || c > 'Z') && (c < '2' || c > '7') {
+			return false
+		}
+	}
+	return true
+}
+
+// reserve returns a new key, which is kept from a sweep until unreserve.
+func (h *hostMounts) reserve() string {
+	key := rand.Text()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.making == nil {
+		h.making, h.keys = map[string]bool{}, map[engine.ContainerID]string{}
+	}
+	h.making[key] = true
+	return key
+}
+
+func (h *hostMounts) unreserve(key string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.making, key)
+}
+
+// belong notes whose mounts those of key are; without it they are swept.
+func (h *hostMounts) belong(id engine.ContainerID, key string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.keys[id] = key
+}
+
+// known replaces what is known of containers, but for those in the making.
+func (h *hostMounts) known(keys map[engine.ContainerID]string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, key := range h.keys {
+		if h.making[key] {
+			keys[id] = key
+		}
+	}
+	h.keys = keys
+}
+
+// keyOf is "" for a container without prepared mounts.
+func (h *hostMounts) keyOf(id engine.ContainerID) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.keys[id]
+}
+
+func (h *hostMounts) forget(id engine.ContainerID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.keys, id)
+}
+
+// unused says whether neither a container nor the making of one needs what has the key. Ask only after it was seen:
+// a key is reserved before anything is made.
+func (h *hostMounts) unused(key string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.making[key] {
+		return false
+	}
+	for _, used := range h.keys {
+		if used == key {
+			return false
+		}
+	}
+	return true
+}
+
+// open makes the place of a container's mounts.
+func (h *hostMounts) open(key string) error {
+	dir := h.path(key)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700,size=64k"); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", dir, err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make %s private: %w", dir, err)
+	}
+	return nil
+}
+
+// attach puts a detached mount at number n of key.
+func (h *hostMounts) attach(key string, n, tree int) error {
+	target := filepath.Join(h.path(key), strconv.Itoa(n))
+	var st unix.Stat_t
+	if err := unix.Fstat(tree, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		if err := os.Mkdir(target, 0o700); err != nil {
+			return err
+		}
+	} else {
+		file, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_ = file.Close()
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach a mount at %s: %w", target, err)
+	}
+	return nil
+}
+
+// unmount removes the mounts of key and their place. OK when there are none.
+func (h *hostMounts) unmount(key string) error {
+	if !validKey(key) {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	dir := h.path(key)
+	for range 16 {
+		// A copy of a shared mount must leave its peers first: unmounting what is mounted inside it would unmount that in
+		// the host path too.
+		err := unix.MountSetattr(unix.AT_FDCWD, dir, unix.AT_RECURSIVE|unix.AT_SYMLINK_NOFOLLOW, &unix.MountAttr{Propagation: unix.MS_PRIVATE})
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if errors.Is(err, unix.EINVAL) {
+			break // not a mount point, or not any more
+		}
+		if err == nil {
+			err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	// Never more than an empty folder: below a mount that stayed there would be a volume.
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// sweep unmounts what is unused.
+func (h *hostMounts) sweep() error {
+	entries, err := os.ReadDir(h.dir)
+	errs := []error{err}
+	for _, entry := range entries {
+		if h.unused(entry.Name()) {
+			errs = append(errs, h.unmount(entry.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// bind prepares the mount n of a host path. The path is resolved once, here; what is done after goes by the descriptor.
+func (h *hostMounts) bind(key string, n int, m *engine.Mount) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, m.HostPath, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return fmt.Errorf("host path %.200s: %w: %w", m.HostPath, err, errdefs.ErrInvalidArgument)
+	}
+	defer func() { _ = unix.Close(tree) }()
+	for _, change := range bindChanges(m) {
+		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|change.flags, &change.attr); err != nil {
+			return fmt.Errorf("set mount attributes: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return h.attach(key, n, tree)
+}
+
+// mountChange is one call of mount_setattr.
+type mountChange struct {
+	flags uint
+	attr  unix.MountAttr
+}
+
+// bindChanges are what makes a copy of a host path's mounts the mount that was asked for. Read-only is recursive where
+// that was asked for; options are, as the OCI's, of the mount itself. Propagation is what Docker needs to see at the
+// source: a read-only tree gets nothing mounted into it any more, others follow the host (and Docker makes them private
+// in the container), and a bidirectional one stays a peer of the host path.
+func bindChanges(m *engine.Mount) []mountChange {
+	var changes []mountChange
+	switch {
+	case m.RecursiveReadonly:
+		changes = append(changes, mountChange{unix.AT_RECURSIVE, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}})
+	case m.Propagation != engine.PropagationBidirectional:
+		changes = append(changes, mountChange{unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_SLAVE}})
+	}
+	set := optionAttributes(m.Options)
+	if m.Readonly {
+		set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if set != 0 {
+		changes = append(changes, mountChange{0, unix.MountAttr{Attr_set: set}})
+	}
+	return changes
+}
+
+// mountAttributes are CRI's mount_options.
+var mountAttributes = map[string]uint64{
+	"noexec": unix.MOUNT_ATTR_NOEXEC,
+	"nodev":  unix.MOUNT_ATTR_NODEV,
+	"nosuid": unix.MOUNT_ATTR_NOSUID,
+}
+
+func optionAttributes(options []string) uint64 {
+	var set uint64
+	for _, option := range options {
+		set |= mountAttributes[option]
+	}
+	return set
+}
+
+// canPrepareMounts says why mounts cannot be prepared on this host for the engine at socket; nil when they can.
+func canPrepareMounts(ctx context.Context, socket, dir string) error {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err == nil {
+		err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+		_ = unix.Close(tree)
+	}
+	if err != nil {
+		return fmt.Errorf("the kernel has no mount_setattr for us (Linux 5.12 or newer, and CAP_SYS_ADMIN): %w", err)
+	}
+	pid, err := peerOf(ctx, socket)
+	if err != nil {
+		return fmt.Errorf("the engine's process: %w", err)
+	}
+	theirs, err := os.Readlink(procPath(pid, "ns/mnt"))
+	if err != nil {
+		return fmt.Errorf("the engine's mount namespace: %w", err)
+	}
+	ours, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	if theirs != ours {
+		return fmt.Errorf("the engine (process %d) is in another mount namespace", pid)
+	}
+	return nil
+}
+
+// peerOf is the process that listens on a unix socket; with socket activation that is the host's init, which has the
+// mount namespace that services get.
+func peerOf(ctx context.Context, socket string) (int, error) {
+	d := net.Dialer{Timeout: connectLimit}
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close() }()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var peer *unix.Ucred
+	var perr error
+	if err := raw.Control(func(fd uintptr) { peer, perr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if perr != nil {
+		return 0, perr
+	}
+	return int(peer.Pid), nil
+}
