@@ -123,6 +123,7 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 	}
 	k.writeConfig(options)
 	idleConnections(t, node)
+	oneKubelet(t)
 	keepSysctls(t)
 	makeCgroup(t, k.cgroup)
 	t.Cleanup(k.cleanFiles)
@@ -539,6 +540,19 @@ func freeAddress(t T) string {
 	}
 	defer listener.Close()
 	return listener.Addr().String()
+}
+
+// oneKubelet waits until no other test program runs a kubelet: two would take each other's sysctls for the machine's own.
+func oneKubelet(t T) {
+	t.Helper()
+	lock, err := os.OpenFile(filepath.Join(cacheDir(), "kubelet-runs"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
+	if err != nil {
+		t.Fatalf("opening the lock of the kubelet: %v", err)
+	}
+	t.Cleanup(func() { _ = lock.Close() }) // which gives it back
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatalf("waiting for other kubelets to end: %v", err)
+	}
 }
 
 // kubeletSysctls are those that a kubelet sets and leaves; no namespace keeps them from the host.
