@@ -22,8 +22,19 @@ type usageSample struct {
 	images, containers engine.FSUsage
 }
 
-// ImageFS implements engine.Images: the last measurement, ErrUnavailable before the first.
-func (s *Store) ImageFS(context.Context) (images, containers []engine.FSUsage, err error) {
+// firstSampleWait bounds waiting for the first measurement, which begins within a second of the connection to Docker.
+const firstSampleWait = 2 * time.Second
+
+// ImageFS implements engine.Images: the last measurement. The first is waited for, and ErrUnavailable if it takes long.
+func (s *Store) ImageFS(ctx context.Context) (images, containers []engine.FSUsage, err error) {
+	if _, err := s.docker(); err == nil {
+		waiting, cancel := context.WithTimeout(ctx, firstSampleWait)
+		defer cancel()
+		select {
+		case <-s.measured:
+		case <-waiting.Done():
+		}
+	}
 	sample := s.usage.Load()
 	if sample == nil {
 		return nil, nil, fmt.Errorf("disk usage was not measured yet, ask again in a moment: %w", errdefs.ErrUnavailable)
@@ -45,7 +56,9 @@ func (s *Store) sample(ctx context.Context, d docker, sampler *sampler) error {
 	usage := func(u usage) engine.FSUsage {
 		return engine.FSUsage{Timestamp: now, Mountpoint: info.DockerRootDir, UsedBytes: u.bytes, InodesUsed: u.inodes}
 	}
-	s.usage.Store(&usageSample{images: usage(images), containers: usage(containers)})
+	if s.usage.Swap(&usageSample{images: usage(images), containers: usage(containers)}) == nil {
+		close(s.measured)
+	}
 	return nil
 }
 

@@ -449,21 +449,40 @@ func TestRegistryErrorsHaveAClass(t *testing.T) {
 	_ = dead.Close()
 	broken := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
 	defer broken.Close()
-	alive := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	alive := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, word, _ := r.BasicAuth()
+		switch {
+		case strings.Contains(r.URL.Path, "/absent/"):
+			w.WriteHeader(http.StatusNotFound)
+		case strings.Contains(r.URL.Path, "/private/") && (user != "user" || word != "right"):
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		case strings.Contains(r.URL.Path, "/forbidden/"):
+			w.WriteHeader(http.StatusForbidden)
+		}
+	}))
 	defer alive.Close()
+	right, wrong := &engine.Auth{Username: "user", Password: "right"}, &engine.Auth{Username: "user", Password: "wrong"}
 	host := func(s *httptest.Server) string { return strings.TrimPrefix(s.URL, "http://") }
 	tests := []struct {
-		name, registry string
-		status         int // 0: in the stream
-		is             func(error) bool
-		down           bool
+		name, registry, repository string
+		auth                       *engine.Auth
+		status                     int // 0: in the stream
+		is                         func(error) bool
+		down                       bool
 	}{
-		{"nobody listens", dead.Addr().String(), 500, errdefs.IsUnavailable, true},
-		{"nobody listens any more", dead.Addr().String(), 0, errdefs.IsUnavailable, true},
-		{"the registry answers 502", host(broken), 500, errdefs.IsUnavailable, true},
-		{"something else is wrong", host(alive), 500, errdefs.IsInternal, false},
-		{"no such image", dead.Addr().String(), 404, errdefs.IsNotFound, false},
-		{"not allowed", dead.Addr().String(), 401, errdefs.IsUnauthorized, false},
+		{"nobody listens", dead.Addr().String(), "app", nil, 500, errdefs.IsUnavailable, true},
+		{"nobody listens any more", dead.Addr().String(), "app", nil, 0, errdefs.IsUnavailable, true},
+		{"the registry answers 502", host(broken), "app", nil, 500, errdefs.IsUnavailable, true},
+		{"something else is wrong", host(alive), "app", nil, 500, errdefs.IsInternal, false},
+		{"no such image", dead.Addr().String(), "app", nil, 404, errdefs.IsNotFound, false},
+		{"not allowed", dead.Addr().String(), "app", nil, 401, errdefs.IsUnauthorized, false},
+		{"no such image, by an engine that says 500", host(alive), "absent/app", nil, 500, errdefs.IsNotFound, false},
+		{"no such image, in the stream", host(alive), "absent/app", nil, 0, errdefs.IsNotFound, false},
+		{"no credentials, by an engine that says 500", host(alive), "private/app", nil, 500, errdefs.IsUnauthorized, false},
+		{"wrong credentials, by an engine that says 500", host(alive), "private/app", wrong, 500, errdefs.IsUnauthorized, false},
+		{"good credentials and something else is wrong", host(alive), "private/app", right, 500, errdefs.IsInternal, false},
+		{"not for these credentials", host(alive), "forbidden/app", right, 500, errdefs.IsPermissionDenied, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -475,7 +494,7 @@ func TestRegistryErrorsHaveAClass(t *testing.T) {
 				}
 				refuse(w, tt.status, "so it is")
 			}
-			_, err := newStore(t, f, nil).PullImage(t.Context(), &engine.PullSpec{Ref: tt.registry + "/app:v1"})
+			_, err := newStore(t, f, nil).PullImage(t.Context(), &engine.PullSpec{Ref: tt.registry + "/" + tt.repository + ":v1", Auth: tt.auth})
 			if !tt.is(err) || strings.HasPrefix(fmt.Sprint(err), "RegistryUnavailable") != tt.down {
 				t.Fatalf("%v", err)
 			}

@@ -8,6 +8,12 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+
+	"crishim/engine/docker/imagestore/hosts"
+	"crishim/engine/docker/imagestore/pullthrough"
 )
 
 // probeTimeout bounds asking a registry whether it lives, after a pull failed.
@@ -47,4 +53,28 @@ func probe(ctx context.Context, server string) (down bool, err error) {
 	}
 	_ = resp.Body.Close()
 	return resp.StatusCode >= http.StatusInternalServerError, nil
+}
+
+// registryRefusal asks the registry for the image of a failed pull: an error where it has none (ErrNotFound) or does not give
+// it to these credentials (ErrUnauthenticated, ErrPermissionDenied), else nil. Credentials go where they would by hosts.toml:
+// to a server with a good certificate, or on loopback.
+func registryRefusal(ctx context.Context, named reference.Named, credentials pullthrough.Credentials) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	config, err := hosts.Parse(nil, reference.Domain(named), "", false) // the registry alone
+	if err != nil {
+		return nil
+	}
+	version := ""
+	switch named := named.(type) {
+	case reference.Canonical:
+		version = named.Digest().String()
+	case reference.Tagged:
+		version = named.Tag()
+	}
+	err = pullthrough.Ask(ctx, pullthrough.Pull{Config: config, Repository: reference.Path(named), Credentials: credentials}, version)
+	if errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) {
+		return err
+	}
+	return nil // it has the image, or did not answer: Docker's error says more
 }

@@ -90,7 +90,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 		return s.pullThrough(ctx, d, named, mirrors, credentials, p)
 	}
 	if err := dockerPull(ctx, d, named.String(), domain, credentials, p); err != nil {
-		return nil, classify(ctx, domain, err)
+		return nil, classify(ctx, named, credentials, err)
 	}
 	p.touch()
 	return inspect(ctx, d, named.String())
@@ -121,14 +121,18 @@ func dockerPull(ctx context.Context, d docker, ref, domain string, credentials p
 	return p.follow(stream)
 }
 
-// classify finds out whether an error of Docker's without a class of its own is the registry's being away: Docker's answer
-// is 500 for that as for anything else, so the registry is asked.
-func classify(ctx context.Context, domain string, err error) error {
+// classify finds the class of an error of Docker's that has none of its own: for a registry that is away or refuses, some
+// engines answer 500 as for anything else, so the registry is asked.
+func classify(ctx context.Context, named reference.Named, credentials pullthrough.Credentials, err error) error {
 	if in := (*streamError)(nil); ctx.Err() != nil || (!errors.As(err, &in) && !errdefs.IsInternal(err)) {
 		return err
 	}
-	if registryDown(ctx, hosts.ServerURL(domain)) {
+	if registryDown(ctx, hosts.ServerURL(reference.Domain(named))) {
 		return fmt.Errorf("%w: %w", err, errRegistryDown)
+	}
+	if refusal := registryRefusal(ctx, named, credentials); refusal != nil {
+		// Docker's own class, "internal", would be one too many.
+		return fmt.Errorf("%v: the registry %w", err, refusal)
 	}
 	return err
 }

@@ -80,8 +80,9 @@ type Store struct {
 	// removals queue those of one image.
 	removals keymutex.Mutex[engine.ImageID]
 
-	usage  atomic.Pointer[usageSample]
-	wakeUp chan struct{} // capacity 1
+	usage    atomic.Pointer[usageSample]
+	measured chan struct{} // closed by the first measurement
+	wakeUp   chan struct{} // capacity 1
 
 	mu       sync.Mutex
 	pinned   []string
@@ -101,6 +102,7 @@ func New(options Options) *Store {
 		options:  options,
 		records:  loadRecords(options.StateDir),
 		loading:  make(chan struct{}, 1),
+		measured: make(chan struct{}),
 		wakeUp:   make(chan struct{}, 1),
 		pinned:   slices.Clone(options.Pinned),
 		hostDirs: slices.Clone(options.RegistryConfigDirs),
