@@ -30,6 +30,9 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if err := checkAppArmor(&spec.Security.AppArmor, s.facts); err != nil {
 		return status, err
 	}
+	if err := e.checkCDI(ctx, spec, s.facts); err != nil {
+		return status, err
+	}
 	user, err := e.userOf(ctx, spec)
 	if err != nil {
 		return status, err
