@@ -160,6 +160,7 @@ func lowerContainer(spec *engine.ContainerSpec, user processUser, mountsDir stri
 		labelSandbox:      string(spec.Pod),
 		labelLogPath:      spec.LogPath,
 		labelLogDirectory: spec.LogDirectory,
+		labelMounts:       "", // an image's label of that name must not stay
 	}
 	if slices.ContainsFunc(spec.Mounts, func(m engine.Mount) bool { return prepared(&m, spec.Handler, f) }) {
 		own[labelMounts] = path.Base(mountsDir)
