@@ -2,15 +2,12 @@ package server
 
 import (
 	"context"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/state"
 	"crishim/translator"
 )
-
-func now() int64 { return time.Now().UnixNano() }
 
 // ContainerStatus answers from the index.
 func (s *Server) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {

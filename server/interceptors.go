@@ -83,16 +83,25 @@ func (c *calls) guard(fullMethod string, start time.Time, handle func() error) (
 func (c *calls) observe(method string, err error, took time.Duration) {
 	code := status.Code(err)
 	c.seconds.WithLabelValues(method, code.String()).Observe(took.Seconds())
+	level := klog.V(logLevel(method))
 	switch {
 	case err == nil:
-		if level := logLevel(method); klog.V(level).Enabled() {
-			klog.V(level).InfoS("Answered", "method", method, "took", took)
-		}
-	case code == codes.NotFound, code == codes.Canceled:
-		klog.V(2).InfoS("Answered with an error", "method", method, "code", code.String(), "took", took, "err", err)
+		level.InfoS("Answered", "method", method, "took", took)
+	case callersDoing(code):
+		level.InfoS("Refused", "method", method, "code", code.String(), "took", took, "err", err)
 	default:
 		klog.ErrorS(err, "Call failed", "method", method, "code", code.String(), "took", took)
 	}
+}
+
+// callersDoing says that the error is about the request and no fault of ours: a kubelet makes them all day (probes of what
+// has exited or takes too long, its question for statistics of no pod).
+func callersDoing(code codes.Code) bool {
+	switch code {
+	case codes.NotFound, codes.Canceled, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.DeadlineExceeded:
+		return true
+	}
+	return false
 }
 
 // logLevel keeps the log of a normal minute short: what changes something is level 0 to 2, what the kubelet asks every
