@@ -444,8 +444,8 @@ func lowerAppArmor(p *engine.Profile) ([]string, error) {
 }
 
 // prepared says whether m is made on the host before the create (hostMounts): what Docker has no word for, or not with
-// this API or runtime, and image volumes wherever that is possible, because Docker mounts an image once only in a
-// container.
+// this API or runtime, and image volumes wherever that is possible: a graph driver's Docker makes one layer for a
+// container and an image, so the same image twice in a container would fail, and mount options it has not.
 func prepared(m *engine.Mount, handler string, f *facts) bool {
 	switch {
 	case m.Image != nil:
