@@ -290,7 +290,11 @@ func (d *dockerd) load(image testImageOf) engine.ImageID {
 	}
 	_, _ = io.Copy(io.Discard, loaded.Body)
 	_ = loaded.Body.Close()
-	return engine.ImageID("sha256:" + name)
+	made, err := cli.ImageInspect(d.t.Context(), image.ref) // its id is the config's digest or the manifest's, by the image store
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return engine.ImageID(made.ID)
 }
 
 func put(t *testing.T, w *tar.Writer, header *tar.Header, data []byte) {
