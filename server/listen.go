@@ -17,7 +17,8 @@ import (
 
 // Listen opens the CRI sockets: those that systemd hands over, else addresses ("unix:///run/…" or a path), mode 0660,
 // root and the given group ("" is root's). A stale socket file is replaced; a living one, a symlink or any other file is
-// an error. The sockets' own folders are made 0755 if absent.
+// an error. The sockets' own folders are made 0755 if absent; one that others may write is closed to them, since they could
+// put a socket of their own in its place (a sticky one, as /tmp, stays).
 func Listen(addresses []string, group string) ([]net.Listener, error) {
 	handed, err := activation.Listeners()
 	if err != nil {
@@ -54,6 +55,21 @@ func Listen(addresses []string, group string) ([]net.Listener, error) {
 	return listeners, nil
 }
 
+// closedDir makes dir, or takes the right to write from its group and others.
+func closedDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode(); mode.Perm()&0o022 != 0 && mode&os.ModeSticky == 0 {
+		return os.Chmod(dir, mode&^0o022)
+	}
+	return nil
+}
+
 func groupID(name string) (int, error) {
 	if name == "" {
 		return 0, nil
@@ -72,7 +88,7 @@ func listenUnix(path string, gid int) (net.Listener, error) {
 	if !filepath.IsAbs(path) {
 		return nil, errors.New("the path must be absolute")
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := closedDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	switch info, err := os.Lstat(path); {

@@ -166,6 +166,7 @@ func TestPodIsLowered(t *testing.T) {
 	}
 }
 
+// Rows: S20 (part)
 func TestContainerIsLowered(t *testing.T) {
 	for _, test := range []struct {
 		name  string

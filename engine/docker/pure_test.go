@@ -23,6 +23,7 @@ func (f fakeUsers) files(context.Context, engine.ImageID) ([]byte, []byte, error
 	return []byte(f.passwd), []byte(f.group), nil
 }
 
+// Rows: S14 (part)
 func TestUserIsDecided(t *testing.T) {
 	image := fakeUsers{passwd: passwd, group: groups}
 	for name, test := range map[string]struct {
@@ -65,6 +66,7 @@ func TestUserIsDecided(t *testing.T) {
 	}
 }
 
+// Rows: S51 (part)
 func TestProcessesOfAnExecAreFound(t *testing.T) {
 	all := []proc{
 		{1, 0, 1, 1}, {10, 1, 10, 1}, // the container's first process, a neighbour
@@ -89,6 +91,7 @@ func TestProcessesOfAnExecAreFound(t *testing.T) {
 	}
 }
 
+// Rows: R41 (part), R16 (part)
 func TestPinIsSafe(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounts need root")
@@ -231,6 +234,7 @@ func TestLogsAreTrustedBelowTheirPod(t *testing.T) {
 	}
 }
 
+// Rows: R48 (part)
 func TestKernelNamesTheContainer(t *testing.T) {
 	var k oomKills
 	for _, line := range []string{

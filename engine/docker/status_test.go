@@ -44,6 +44,7 @@ func TestDockershimContainerIsRead(t *testing.T) {
 	golden(t, "status-dockershim-container", containerStatus(in))
 }
 
+// Rows: R48 (part)
 func TestStateComesFromFields(t *testing.T) {
 	const started, finished, never = "2026-11-23T11:42:07.1Z", "2026-11-23T11:43:07.1Z", "0001-01-01T00:00:00Z"
 	for name, test := range map[string]struct {
@@ -78,6 +79,7 @@ func TestStateComesFromFields(t *testing.T) {
 	}
 }
 
+// Rows: S67 (part)
 func TestForeignContainersAreNotOurs(t *testing.T) {
 	for name, labels := range map[string]map[string]string{
 		"/web":                    {labelType: typeContainer, labelSandbox: testPod},
