@@ -40,7 +40,8 @@ func toStatus(err error) error {
 	if err == nil {
 		return nil
 	}
-	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // only a bare status passes unchanged
+	// Not errors.As: only a bare status passes unchanged, a wrapped one would lose what wraps it.
+	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return s.GRPCStatus().Err()
 	}
 	for _, row := range codeOf {

@@ -214,8 +214,11 @@ func refusals() []refusal {
 		{"a reference without Localhost", security(func(s *runtimeapi.LinuxContainerSecurityContext) {
 			s.Seccomp = &runtimeapi.SecurityProfile{LocalhostRef: "/var/lib/kubelet/seccomp/a"}
 		}), ctx + ".seccomp.localhost_ref"},
+		//lint:ignore SA1019 the deprecated field is what is refused
 		{"an unknown profile by text", security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.SeccompProfilePath = "strict" }), ctx + ".seccomp_profile_path"},
+		//lint:ignore SA1019 the deprecated field is what is refused
 		{"an unknown AppArmor profile by text", security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ApparmorProfile = "strict" }), ctx + ".apparmor_profile"},
+		//lint:ignore SA1019 the deprecated field is what is refused
 		{"an empty profile by text (S21)", security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.SeccompProfilePath = "localhost/" }), ctx + ".seccomp"},
 
 		{"an image without a name", container(func(c *runtimeapi.ContainerConfig) { c.Image = nil }), "image.image"},

@@ -38,6 +38,7 @@ func podSecurity(p *problems, in *runtimeapi.LinuxSandboxSecurityContext, d *Def
 
 func containerSecurity(p *problems, in *runtimeapi.LinuxContainerSecurityContext, pod *engine.PodSpec, d *Defaults) engine.Security {
 	s := commonSecurity(p, in, in.GetRunAsUsername(), d)
+	//lint:ignore SA1019 kubelets before 1.30 set only the deprecated field
 	s.AppArmor = appArmor(p, in.GetApparmor(), in.GetApparmorProfile())
 	s.CapAdd = capabilities(p, "add_capabilities", in.GetCapabilities().GetAddCapabilities())
 	s.CapDrop = capabilities(p, "drop_capabilities", in.GetCapabilities().GetDropCapabilities())
