@@ -77,7 +77,10 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 		return status, err
 	}
 	back.Release()
-	return e.containerStatus(in, s.facts), nil
+	status = e.containerStatus(in, s.facts)
+	seen := status
+	s.watch.saw(observed{id: id, kind: workload, state: in.State.Status, container: &seen})
+	return status, nil
 }
 
 func (e *Engine) inspect(ctx context.Context, id string, kind object) (*container.InspectResponse, error) {
@@ -97,15 +100,10 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 				return engine.ContainerStatus{}, fmt.Errorf("log %s: %w", spec.LogPath, err)
 			}
 		}
-		startErr := s.cli.ContainerStart(ctx, string(id), container.StartOptions{})
-		if err := failpoint.Hit("docker.start.after"); err != nil {
-			return engine.ContainerStatus{}, err
-		}
-		in, err := inspect(ctx, s, string(id), workload)
+		status, startErr, err := e.start(ctx, s, id)
 		if err != nil {
 			return engine.ContainerStatus{}, errors.Join(startErr, err)
 		}
-		status := e.containerStatus(in, s.facts)
 		if startErr != nil {
 			status = startFailed(status, startErr)
 			return status, errors.Join(startError(status, startErr), e.mounts.unmount(e.mounts.keyOf(id)))
@@ -121,6 +119,32 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 		e.byFile.Store(id, spec.Resources)
 		return status, nil
 	})
+}
+
+// start starts a container and looks at it, in place of the watcher unless it did not start or has ended already. startErr
+// is dockerd's, err is why nothing is known of the container.
+func (e *Engine) start(ctx context.Context, s *session, id engine.ContainerID) (status engine.ContainerStatus, startErr, err error) {
+	told := false
+	e.own.begin(string(id))
+	defer func() {
+		if e.own.end(string(id)); !told {
+			s.watch.lookAt(string(id), workload)
+		}
+	}()
+	startErr = s.cli.ContainerStart(ctx, string(id), container.StartOptions{})
+	if err := failpoint.Hit("docker.start.after"); err != nil {
+		return status, startErr, err
+	}
+	in, err := inspect(ctx, s, string(id), workload)
+	if err != nil {
+		return status, startErr, err
+	}
+	status = e.containerStatus(in, s.facts)
+	if told = startErr == nil && in.State.Running; told {
+		seen := status
+		s.watch.saw(observed{id: in.ID, kind: workload, state: in.State.Status, container: &seen})
+	}
+	return status, startErr, nil
 }
 
 // startFailed is the status of a container whose process could not be made. dockerd leaves it "created"; its exit code is
@@ -223,16 +247,10 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 		return nil
 	}
 	err := e.do(ctx, "remove container "+string(id), slowLimit, func(ctx context.Context, s *session) error {
-		if err := s.cli.ContainerKill(ctx, string(id), "KILL"); err == nil {
-			if err := killAndWait(ctx, s, string(id)); err != nil {
+		if !e.logs.Load().complete(id) {
+			if err := e.endLog(ctx, s, id); err != nil {
 				return err
 			}
-		}
-		// A log that cannot be written must not keep a container from going (catalogue R19).
-		finishing, cancel := context.WithTimeout(ctx, finishLimit)
-		defer cancel()
-		if err := e.logs.Load().finish(finishing, id); err != nil {
-			klog.ErrorS(err, "A container is removed before its log is complete", "id", id)
 		}
 		return removeContainer(ctx, s, string(id))
 	})
@@ -240,6 +258,22 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 		return err
 	}
 	return errors.Join(e.forget(id), e.dropMountsOf(ctx, id))
+}
+
+// endLog kills the container if it runs and completes its log.
+func (e *Engine) endLog(ctx context.Context, s *session, id engine.ContainerID) error {
+	if err := s.cli.ContainerKill(ctx, string(id), "KILL"); err == nil {
+		if err := killAndWait(ctx, s, string(id)); err != nil {
+			return err
+		}
+	}
+	// A log that cannot be written must not keep a container from going (catalogue R19).
+	finishing, cancel := context.WithTimeout(ctx, finishLimit)
+	defer cancel()
+	if err := e.logs.Load().finish(finishing, id); err != nil {
+		klog.ErrorS(err, "A container is removed before its log is complete", "id", id)
+	}
+	return nil
 }
 
 // forget drops what is remembered of a removed container.

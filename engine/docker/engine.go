@@ -120,6 +120,7 @@ type Engine struct {
 	mounts hostMounts
 	users  userCache
 	execs  execWaiters
+	own    ownActions
 	oom    oomKills
 	// byFile are the limits last written to cgroup files, by container: Docker does not know them.
 	byFile sync.Map // engine.ContainerID → engine.Resources
@@ -178,6 +179,8 @@ type session struct {
 	facts *facts
 	// life ends with the session; requests in flight end with it.
 	life context.Context
+	// watch is told of what actions saw.
+	watch *watcher
 }
 
 // The times that requests may take. An engine that does not answer at all is noticed much sooner, by its pings.

@@ -101,6 +101,12 @@ func (l *logs) finish(ctx context.Context, id engine.ContainerID) error {
 	return err
 }
 
+// complete says that the container was seen to have exited and its whole log was written.
+func (l *logs) complete(id engine.ContainerID) bool {
+	_, finished := l.finished.Load(id)
+	return finished
+}
+
 // forget drops what is remembered of a removed container.
 func (l *logs) forget(id engine.ContainerID) error {
 	l.finished.Delete(id)
@@ -135,13 +141,12 @@ func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status
 	if target, err := os.Readlink(logPath); err == nil && target == in.LogPath && l.pumps != nil {
 		return // another shim's container: its log is a link to Docker's file, and that is as good
 	}
-	_, finished := l.finished.Load(status.ID)
 	var err error
 	switch status.State {
 	case engine.ContainerRunning:
 		err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty)
 	case engine.ContainerExited:
-		if finished {
+		if l.complete(status.ID) {
 			return
 		}
 		if err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty); err == nil {

@@ -52,9 +52,14 @@ func (e *Engine) create(ctx context.Context, body *createBody) (string, error) {
 			return "", err
 		}
 		for attempt := 0; ; attempt++ {
+			e.own.begin(body.Name)
 			made, err := s.cli.ContainerCreate(ctx, body.Config, body.HostConfig, nil, nil, body.Name)
+			id := e.own.end(body.Name)
 			if err == nil {
 				return made.ID, failpoint.Hit("docker.create.after")
+			}
+			if id != "" {
+				s.watch.lookAt(id, classify(body.Config.Labels, body.Name))
 			}
 			if !errdefs.IsConflict(err) || attempt == 5 {
 				return "", err
@@ -109,17 +114,13 @@ func (e *Engine) StartPod(ctx context.Context, id engine.PodID, spec *engine.Pod
 		return engine.PodStatus{}, notFound("pod", string(id))
 	}
 	return ask(ctx, e, "start pod "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.PodStatus, error) {
-		if err := s.cli.ContainerStart(ctx, string(id), container.StartOptions{}); err != nil {
-			return engine.PodStatus{}, err
-		}
-		if err := failpoint.Hit("docker.start.after"); err != nil {
-			return engine.PodStatus{}, err
-		}
-		in, err := inspect(ctx, s, string(id), sandbox)
+		in, err := e.startPause(ctx, s, string(id))
 		if err != nil {
 			return engine.PodStatus{}, err
 		}
 		status := e.podStatus(in, s.facts)
+		seen := status
+		s.watch.saw(observed{id: in.ID, kind: sandbox, state: in.State.Status, pod: &seen})
 		hostNetwork := spec.Namespaces.Network == engine.NamespaceNode
 		switch {
 		case status.State != engine.PodReady:
@@ -132,6 +133,23 @@ func (e *Engine) StartPod(ctx context.Context, id engine.PodID, spec *engine.Pod
 		}
 		return status, writeResolvConf(in, s.facts, spec.DNS)
 	})
+}
+
+// startPause starts the pause container and inspects it, in place of the watcher.
+func (e *Engine) startPause(ctx context.Context, s *session, id string) (_ *container.InspectResponse, err error) {
+	e.own.begin(id)
+	defer func() {
+		if e.own.end(id); err != nil {
+			s.watch.lookAt(id, sandbox)
+		}
+	}()
+	if err := s.cli.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit("docker.start.after"); err != nil {
+		return nil, err
+	}
+	return inspect(ctx, s, id, sandbox)
 }
 
 // checkDNS refuses what would become further lines of resolv.conf.

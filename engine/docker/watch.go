@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -123,6 +124,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 		dirty: map[string]object{}, busy: map[string]bool{}, seen: map[string]seenObject{},
 		failed: map[string]object{}, wake: make(chan struct{}, 1), results: make(chan observed), lists: make(chan []container.Summary),
 	}
+	s.watch = w
 	// The watchdog comes first: the subscription and the list hang with a hung engine.
 	running.Go(func() { end(e.watchdog(life, s)) })
 	if err := w.subscribe(&running, end); err != nil {
@@ -202,6 +204,7 @@ type watcher struct {
 
 	mu     sync.Mutex
 	dirty  map[string]object // to look at
+	known  []observed        // what needs no look any more
 	images bool
 	wake   chan struct{}
 
@@ -275,12 +278,33 @@ func (w *watcher) note(m *events.Message) {
 		w.mu.Unlock()
 	case events.ContainerEventType:
 		// An event's attributes are the container's labels and its name.
-		kind := classify(attributes, attributes["name"])
-		if kind == foreign || !validID(m.Actor.ID) {
+		id, kind := m.Actor.ID, classify(attributes, attributes["name"])
+		switch {
+		case kind == foreign || !validID(id):
+			return
+		case m.Action == events.ActionDestroy && w.e.mounts.keyOf(engine.ContainerID(id)) == "": // else the look cleans up
+			w.saw(observed{id: id, kind: kind, gone: true})
+			return
+		case m.Action == events.ActionCreate && w.e.own.covers(attributes["name"], id),
+			m.Action == events.ActionStart && w.e.own.covers(id, id):
 			return
 		}
-		w.mark(m.Actor.ID, kind)
+		w.mark(id, kind)
 	}
+	w.poke()
+}
+
+// saw takes in what is known of an object without a look at it.
+func (w *watcher) saw(o observed) {
+	w.mu.Lock()
+	w.known = append(w.known, o)
+	w.mu.Unlock()
+	w.poke()
+}
+
+// lookAt is for an object of which an action of ours does not know what became.
+func (w *watcher) lookAt(id string, kind object) {
+	w.mark(id, kind)
 	w.poke()
 }
 
@@ -333,8 +357,17 @@ func (w *watcher) loop(running *sync.WaitGroup) {
 // look starts looking at what changed. One object is looked at by one goroutine at a time, so its statuses stay in order.
 func (w *watcher) look(running *sync.WaitGroup) {
 	w.mu.Lock()
-	images := w.images
-	w.images = false
+	images, known := w.images, w.known
+	w.images, w.known = false, nil
+	known = slices.DeleteFunc(known, func(o observed) bool {
+		switch {
+		case w.busy[o.id]:
+			w.dirty[o.id] = o.kind // the look under way may be older or newer: another one decides
+		case o.gone:
+			delete(w.dirty, o.id)
+		}
+		return w.busy[o.id]
+	})
 	var start []observed
 	for id, kind := range w.dirty {
 		if len(w.busy) >= inspectors {
@@ -351,6 +384,9 @@ func (w *watcher) look(running *sync.WaitGroup) {
 	if images {
 		w.e.images.Invalidate()
 		w.sink.ImagesChanged()
+	}
+	for i := range known {
+		w.tell(&known[i])
 	}
 	for _, o := range start {
 		running.Go(func() {

@@ -1,0 +1,65 @@
+package docker
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+
+	"crishim/engine"
+)
+
+// startAnswer has the start of testContainer send its event, and reply once the watcher has read that.
+func startAnswer(t *testing.T, f *fakeEngine, sink *record, after container.State, status int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail["/containers/"+testContainer+"/start"] = func(w http.ResponseWriter) {
+		f.put(testContainer, after)
+		f.send(f.event(testContainer, events.ActionStart))
+		f.put(otherContainer, exited)
+		f.send(f.event(otherContainer, events.ActionDie))
+		eventually(t, 5*time.Second, "the later event is told", func() bool { return sink.container(otherContainer).State == engine.ContainerExited })
+		w.WriteHeader(status)
+	}
+}
+
+func TestAStartOfOursIsLookedAtOnce(t *testing.T) {
+	f := newFake(t)
+	f.put(testContainer, created)
+	f.put(otherContainer, running)
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	looks := f.requests("/containers/" + testContainer + "/json")
+	startAnswer(t, f, sink, running, http.StatusNoContent)
+	status, err := e.StartContainer(t.Context(), testContainer, &engine.ContainerSpec{})
+	if err != nil || status.State != engine.ContainerRunning {
+		t.Fatalf("start: %v, %v", status.State, err)
+	}
+	eventually(t, time.Second, "the start is told", func() bool { return sink.container(testContainer).State == engine.ContainerRunning })
+	if n := f.requests("/containers/"+testContainer+"/json") - looks; n != 1 {
+		t.Errorf("%d inspects of a container that was started, want 1", n)
+	}
+
+	gone := f.event(testContainer, events.ActionDestroy)
+	f.send(gone)
+	eventually(t, time.Second, "the removal is told", func() bool { return sink.container(testContainer).ID == "" })
+	if n := f.requests("/containers/"+testContainer+"/json") - looks; n != 1 {
+		t.Errorf("%d inspects, one of them of a container that was removed", n)
+	}
+}
+
+func TestAStartThatFailedIsLeftToTheWatcher(t *testing.T) {
+	f := newFake(t)
+	f.put(testContainer, created)
+	f.put(otherContainer, running)
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	startAnswer(t, f, sink, running, http.StatusInternalServerError)
+	if _, err := e.StartContainer(t.Context(), testContainer, &engine.ContainerSpec{}); err == nil {
+		t.Fatal("the start succeeded")
+	}
+	// It runs although dockerd said otherwise: that must not stay unknown until the next comparison.
+	eventually(t, 5*time.Second, "what became of it is told", func() bool { return sink.container(testContainer).State == engine.ContainerRunning })
+}
