@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -144,19 +145,45 @@ func (s *Server) resolve(ctx context.Context, eng engine.Engine, spec *engine.Co
 	if err := s.loadSeccomp(&spec.Security.Seccomp); err != nil {
 		return err
 	}
-	return makeLogFolder(spec)
+	if err := checkDevices(spec); err != nil {
+		return err
+	}
+	return prepareLog(spec)
 }
 
-// makeLogFolder makes the folder of the log now, so that a path that cannot be used fails here and not at the start.
-func makeLogFolder(spec *engine.ContainerSpec) error {
+// prepareLog makes the folder of the log and looks at what has its name, so that a path that cannot be used fails here and
+// not at the start.
+func prepareLog(spec *engine.ContainerSpec) error {
 	if spec.LogPath == "" {
 		return nil
 	}
-	dir, _, err := crilog.MakeParent(spec.LogDirectory, spec.LogPath)
+	dir, name, err := crilog.MakeParent(spec.LogDirectory, spec.LogPath)
 	if err != nil {
-		return fmt.Errorf("folder of the container's log: %w", err)
+		return fmt.Errorf("log_path: %w", err)
 	}
-	return dir.Close()
+	defer func() { _ = dir.Close() }()
+	file, err := crilog.OpenExisting(dir, name, os.O_RDONLY)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("log_path: %w", err)
+	}
+	return file.Close()
+}
+
+// checkDevices: a device that is not there would fail at the start only.
+func checkDevices(spec *engine.ContainerSpec) error {
+	for i, d := range spec.Devices {
+		info, err := os.Stat(d.HostPath)
+		if err != nil {
+			return fmt.Errorf("devices[%d].host_path: %w: %w", i, err, errdefs.ErrInvalidArgument)
+		}
+		if info.Mode()&os.ModeDevice == 0 && !info.IsDir() {
+			return fmt.Errorf("devices[%d].host_path: %s is neither a device nor a folder of devices: %w", i, d.HostPath, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 // checkTarget checks a TARGET pid namespace: a running container of the same pod. CRI wants it at create and at start.

@@ -68,7 +68,7 @@ func (a *apiLog) serve(ctx context.Context, w io.Writer, since time.Time, left i
 				return err
 			}
 			if left--; left == 0 {
-				return io.EOF
+				return io.ErrUnexpectedEOF // as a body that breaks off
 			}
 		}
 		if exited {
