@@ -564,6 +564,9 @@ func testDiskUsage(t *testing.T, s *Store, reg *countingRegistry) {
 		}
 		return images[0]
 	}
+	// A sample from before may still have what earlier tests removed.
+	begun := time.Now()
+	waitFor(t, func() bool { return measure().Timestamp.After(begun) })
 	before := measure()
 	if age := time.Since(before.Timestamp); age < 0 || age > 30*time.Second || before.Mountpoint == "" || before.UsedBytes == 0 || before.InodesUsed == 0 {
 		t.Fatalf("%+v", before)
@@ -573,7 +576,7 @@ func testDiskUsage(t *testing.T, s *Store, reg *countingRegistry) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool { return measure().UsedBytes >= before.UsedBytes+8<<20 })
+	waitFor(t, func() bool { return measure().UsedBytes >= before.UsedBytes+7<<20 })
 	if err := s.RemoveImage(t.Context(), pulled.ID); err != nil {
 		t.Fatal(err)
 	}
