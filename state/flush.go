@@ -11,7 +11,7 @@ import (
 )
 
 // writeFile is replaced by tests that fill the disk.
-var writeFile = atomicfile.Write
+var writeFile = atomicfile.Swap
 
 // Times of writeBehind: how often a write that failed is tried again, and the directory looked at.
 const (

@@ -15,6 +15,9 @@
 //   - a temporary file, removed at the next start;
 //   - a record in PhaseIntent, whose object exists fully, half or not at all;
 //   - a record in any other phase whose object has moved on, or is gone: the first Resync of its engine says so.
+//
+// A power cut may besides bring back the record of an object that was ended or removed at that moment: waiting for the
+// disk there would only slow removals down, and a machine that boots has nothing of it running.
 package state
 
 import (

@@ -1,8 +1,11 @@
 package state
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -437,7 +440,8 @@ func (t *table[S, R, P, V]) unclaim(path string) {
 	delete(t.writing, path)
 }
 
-// write makes the record durable. step is for the failpoints.
+// write replaces the record's file and makes it durable, but for one on its way out: should a power cut bring its older
+// self back, the next Stop and Remove do again what was done. step is for the failpoints.
 func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 	name := "state." + t.kind + "." + step
 	err := func() error {
@@ -451,18 +455,24 @@ func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 		if err := writeFile(path, data, 0o600); err != nil {
 			return diskError(err)
 		}
+		if !P(rec).phase().Ending() {
+			if err := atomicfile.SyncDir(t.dir); err != nil {
+				return diskError(err)
+			}
+		}
 		return failpoint.Hit(name + ".after")
 	}()
 	t.store.noteWrite(err)
 	return err
 }
 
+// unlink removes a record's file. A power cut may bring it back; its engine then says that the object is gone.
 func (t *table[S, R, P, V]) unlink(path string) error {
 	name := "state." + t.kind + ".delete"
 	if err := failpoint.Hit(name + ".before"); err != nil {
 		return err
 	}
-	if err := atomicfile.Remove(path); err != nil {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete %s record: %w", t.kind, diskError(err))
 	}
 	return failpoint.Hit(name + ".after")

@@ -12,7 +12,15 @@ import (
 const TempPrefix = ".tmp-"
 
 // Write replaces path with data: a temporary file in the same folder, fsync, rename, fsync of the folder.
-func Write(path string, data []byte, mode os.FileMode) (err error) {
+func Write(path string, data []byte, mode os.FileMode) error {
+	if err := Swap(path, data, mode); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// Swap is Write without the last step: after a power cut the whole old content may be there instead of the whole new one.
+func Swap(path string, data []byte, mode os.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, TempPrefix+filepath.Base(path)+"-*")
 	if err != nil {
@@ -43,7 +51,7 @@ func Write(path string, data []byte, mode os.FileMode) (err error) {
 	if err := os.Rename(temp, path); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return SyncDir(dir)
+	return nil
 }
 
 // Remove removes path durably; OK when it is absent.
