@@ -134,13 +134,18 @@ func (n *bench) countCalls() {
 	}
 	life() // what is looked up once only
 	p.take()
+	fewest := map[string]int{}
 	crishim.after = func(op string) {
 		time.Sleep(500 * time.Millisecond)
-		total, requests := p.take()
-		n.calls[op] = strconv.Itoa(total)
-		n.details = append(n.details, fmt.Sprintf("%s: %s", op, strings.Join(requests, ", ")))
+		// Of several lives the one counts in which nothing came between, such as a measurement of the disk.
+		if total, requests := p.take(); fewest[op] == 0 || total < fewest[op] {
+			fewest[op] = total
+			n.calls[op], n.details[op] = strconv.Itoa(total), strings.Join(requests, ", ")
+		}
 	}
-	life()
+	for range 3 {
+		life()
+	}
 	n.bodies = p.bodies
 	n.node.Shim.Reconfigure(map[string]any{"docker": map[string]any{"endpoint": n.node.Docker.Endpoint()}})
 	n.node.Shim.Restart()

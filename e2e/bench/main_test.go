@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -34,17 +35,25 @@ type bench struct {
 	// bodies are crishim's creations, calls and details what each operation asks of Docker.
 	bodies  map[string]createBody
 	calls   map[string]string
-	details []string
+	details map[string]string
 	// pods are there while other sides work.
 	pods int
 	rows []*row
 }
 
+// pause is the image of pause containers, for all sides.
+const pause = "pause:bench"
+
 // BenchmarkNode prints the table. It is run once, with -benchtime=1x.
 func BenchmarkNode(b *testing.B) {
 	harness.Require(b)
-	node := harness.NewNode(b, harness.DockerOptions{}, harness.ShimOptions{Settings: map[string]any{"log": map[string]any{"level": 0}}})
-	n := &bench{b: b, node: node, files: mountedFiles(b), calls: map[string]string{}}
+	// A pause that heeds SIGTERM, as the real one does: a server that asks it to end would wait for the harness's own.
+	registry := harness.SharedRegistry(b)
+	registry.Push(b, pause, harness.Build(b, v1.Config{Cmd: []string{"/bin/testserver", "on-term", "0"}}))
+	node := harness.NewNode(b, harness.DockerOptions{}, harness.ShimOptions{Settings: map[string]any{
+		"log": map[string]any{"level": 0}, "images": map[string]any{"pause": registry.Ref(pause)},
+	}})
+	n := &bench{b: b, node: node, files: mountedFiles(b), calls: map[string]string{}, details: map[string]string{}}
 	n.image = node.Shim.PullOnce(b, node.Registry.Ref(harness.Busybox))
 	n.countCalls()
 	n.sides = [sideCount]side{
@@ -53,14 +62,22 @@ func BenchmarkNode(b *testing.B) {
 	if n.peerOf(); n.peer != nil {
 		n.sides[peer] = n.peer
 	}
-	defer func() {
-		fmt.Printf("\n%s\nRequests to Docker, what follows an event in the background included:\n\n* %s\n\n", table(n.rows), strings.Join(n.details, "\n* "))
-	}()
+	defer n.print()
 	count, rounds := setting("COUNT", 6), setting("ROUNDS", 5)
 	n.lifecycle("one at a time", count, 1, rounds)
 	n.lifecycle("8 at once", max(16, 2*count), 8, rounds)
 	n.streams(setting("MIB", 128), rounds)
 	n.density(setting("PODS", 100))
+}
+
+func (n *bench) print() {
+	fmt.Printf("\n%s\nRequests to Docker, what follows an event in the background included:\n\n", table(n.rows))
+	for _, op := range operations {
+		if requests := n.details[op]; requests != "" {
+			fmt.Printf("* %s: %s\n", op, requests)
+		}
+	}
+	fmt.Println()
 }
 
 // setting is a number from the environment.
@@ -114,7 +131,7 @@ func (n *bench) startPeer(command string) (socket string) {
 	peer := exec.Command("sh", "-c", "exec "+command)
 	peer.Stdout, peer.Stderr = log, log
 	peer.Env = append(os.Environ(), "PEER_SOCKET="+socket, "PEER_DIR="+dir, "DOCKER_ENDPOINT="+n.node.Docker.Endpoint(),
-		"CNI_CONF_DIR="+n.node.CNI.ConfDir, "CNI_BIN_DIR="+n.node.CNI.BinDir, "PAUSE_IMAGE="+n.node.Registry.Ref(harness.Pause))
+		"CNI_CONF_DIR="+n.node.CNI.ConfDir, "CNI_BIN_DIR="+n.node.CNI.BinDir, "PAUSE_IMAGE="+n.node.Registry.Ref(pause))
 	if err := peer.Start(); err != nil {
 		n.b.Fatalf("starting the peer: %v", err)
 	}

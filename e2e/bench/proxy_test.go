@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -92,7 +93,7 @@ func (p *proxy) take() (total int, requests []string) {
 			continue
 		}
 		total += n
-		requests = append(requests, number(float64(n))+" × "+key)
+		requests = append(requests, fmt.Sprintf("%d × %s", n, key))
 	}
 	clear(p.counts)
 	slices.Sort(requests)

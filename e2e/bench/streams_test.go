@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -20,6 +21,8 @@ func (n *bench) streams(mib, rounds int) {
 	n.b.Helper()
 	crishim := n.cri(n.node.Shim.Client, n.image)
 	pod := n.streamPod(crishim)
+	n.pods++
+	defer func() { n.pods-- }()
 	exec := &row{name: "exec out, SPDY", unit: "MiB/s", goals: []goal{atLeast(90)}}
 	socket := &row{name: "exec out, WebSocket v5", unit: "MiB/s", goals: []goal{atLeast(98)}}
 	forward := &row{name: "port-forward, SPDY", unit: "MiB/s", goals: []goal{atLeast(479)}}
@@ -108,7 +111,15 @@ func (n *bench) execOut(s *criSide, p *criPod, mib int, to io.Writer, stream fun
 	}
 	ctx, cancel := context.WithTimeout(n.b.Context(), 2*time.Minute)
 	defer cancel()
-	return stream(ctx, reply.Url, harness.Streams{Stdout: to})
+	return stream(ctx, withScheme(reply.Url), harness.Streams{Stdout: to})
+}
+
+// withScheme is for servers that answer "//HOST/…".
+func withScheme(url string) string {
+	if strings.HasPrefix(url, "//") {
+		return "http:" + url
+	}
+	return url
 }
 
 func (n *bench) forward(s *criSide, p *criPod, mib int, to io.Writer) error {
@@ -116,7 +127,7 @@ func (n *bench) forward(s *criSide, p *criPod, mib int, to io.Writer) error {
 	if err != nil {
 		return err
 	}
-	f, err := harness.ForwardSPDY(reply.Url, 80)
+	f, err := harness.ForwardSPDY(withScheme(reply.Url), 80)
 	if err != nil {
 		return err
 	}
