@@ -286,14 +286,16 @@ func TestASlowAnswerAfterTheHalfCloseArrivesWhileItFlows(t *testing.T) {
 }
 
 func TestPortForwardEndsWithItsClient(t *testing.T) {
-	ended := make(chan struct{})
+	begun, ended := make(chan struct{}), make(chan struct{})
 	s := start(t, Options{}, &testRuntime{forward: func(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {
+		close(begun)
 		<-ctx.Done()
 		close(ended)
 		return ctx.Err()
 	}})
 	conn, raw := dialSPDY(t, forwardURL(t, s), "portforward.k8s.io")
 	openPort(t, conn, 0, 80)
+	<-begun
 	_ = raw.Close()
 	select {
 	case <-ended:
