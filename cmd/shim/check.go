@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"crishim/check"
 	"crishim/cni"
@@ -58,6 +59,9 @@ func pluginWarnings(ctx context.Context, c *config.Config) []string {
 	if c.Network.Mode != config.NetworkCNI {
 		return nil
 	}
+	// The table is what the command says; what package cni logs for a daemon would stand in its way.
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
 	scratch, err := os.MkdirTemp("", "crishim-check-cni-")
 	if err != nil {
 		return []string{err.Error()}
