@@ -181,3 +181,17 @@ func TestSizes(t *testing.T) {
 		}
 	}
 }
+
+func TestThePackagedSampleIsCurrent(t *testing.T) {
+	packaged, err := os.ReadFile("../packaging/config.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if err := Default().Write(&b, true); err != nil {
+		t.Fatal(err)
+	}
+	if string(packaged) != b.String() {
+		t.Error("packaging/config.toml is stale: bin/crishim config --sample > packaging/config.toml")
+	}
+}
