@@ -21,6 +21,8 @@ if [ "$purpose" = test ]; then
 	want gcc gcc # the race detector
 	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 	want ps procps
+	want nft nftables
+	[ -x /bin/busybox ] || missing="$missing busybox-static" # the image of the engine's own tests
 	if [ "$engine" = 29 ]; then # a runc of its own is built
 		want pkg-config pkg-config
 		[ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
