@@ -95,10 +95,11 @@ func (c *calls) observe(method string, err error, took time.Duration) {
 }
 
 // callersDoing says that the error is about the request and no fault of ours: a kubelet makes them all day (probes of what
-// has exited or takes too long, its question for statistics of no pod).
+// has exited or takes too long, its question for statistics of no pod). Unavailable is among them because an engine that
+// is away is logged once, by itself, and is asked for twice a second.
 func callersDoing(code codes.Code) bool {
 	switch code {
-	case codes.NotFound, codes.Canceled, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.DeadlineExceeded:
+	case codes.NotFound, codes.Canceled, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.DeadlineExceeded, codes.Unavailable:
 		return true
 	}
 	return false
