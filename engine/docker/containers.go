@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
@@ -27,7 +28,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if err != nil {
 		return status, fmt.Errorf("create container: %w", err)
 	}
-	if err := checkAppArmor(&spec.Security.AppArmor, s.facts); err != nil {
+	if err := checkAppArmor(&spec.Security.AppArmor, s.facts, appArmorProfiles); err != nil {
 		return status, err
 	}
 	if err := e.checkCDI(ctx, spec, s.facts); err != nil {
@@ -73,7 +74,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if err != nil {
 		return status, err
 	}
-	if err := relabelMounts(spec, in.MountLabel); err != nil {
+	if err := relabelMounts(spec, in.MountLabel, label.Relabel); err != nil {
 		return status, err
 	}
 	back.Release()

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
@@ -101,7 +100,7 @@ func follow(dir int, at, part string, link *unix.Stat_t, rest []string, links in
 
 // relabelMounts gives host paths the container's SELinux label where CRI asks for it. The library refuses the folders
 // whose label the host needs (/, /etc, /usr, homes). Without SELinux the label is "" and nothing is done.
-func relabelMounts(spec *engine.ContainerSpec, mountLabel string) error {
+func relabelMounts(spec *engine.ContainerSpec, mountLabel string, relabel func(path, label string, shared bool) error) error {
 	if mountLabel == "" {
 		return nil
 	}
@@ -109,7 +108,7 @@ func relabelMounts(spec *engine.ContainerSpec, mountLabel string) error {
 		if !m.SELinuxRelabel || m.Image != nil {
 			continue
 		}
-		if err := label.Relabel(m.HostPath, mountLabel, false); err != nil && !errors.Is(err, unix.ENOTSUP) {
+		if err := relabel(m.HostPath, mountLabel, false); err != nil && !errors.Is(err, unix.ENOTSUP) {
 			return fmt.Errorf("relabel %.200s: %w: %w", m.HostPath, err, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -119,15 +118,15 @@ func relabelMounts(spec *engine.ContainerSpec, mountLabel string) error {
 // appArmorProfiles lists what the kernel has loaded, a line each: "NAME (MODE)".
 const appArmorProfiles = "/sys/kernel/security/apparmor/profiles"
 
-// checkAppArmor refuses a profile that is not loaded; Docker would tell at the start only.
-func checkAppArmor(p *engine.Profile, f *facts) error {
+// checkAppArmor refuses a profile that is not in the kernel's list; Docker would tell at the start only.
+func checkAppArmor(p *engine.Profile, f *facts, list string) error {
 	if p.Type != engine.ProfileLocalhost {
 		return nil
 	}
 	if !f.appArmor {
 		return invalid("AppArmor profile %.200q: this engine has no AppArmor", p.LocalhostRef)
 	}
-	data, err := os.ReadFile(appArmorProfiles)
+	data, err := os.ReadFile(list)
 	if err != nil {
 		return fmt.Errorf("AppArmor profiles: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}

@@ -23,7 +23,7 @@ func (e *Engine) CreatePod(ctx context.Context, spec *engine.PodSpec) (engine.Po
 	if err != nil {
 		return "", fmt.Errorf("create pod: %w", err)
 	}
-	if err := checkAppArmor(&spec.Security.AppArmor, s.facts); err != nil {
+	if err := checkAppArmor(&spec.Security.AppArmor, s.facts, appArmorProfiles); err != nil {
 		return "", err
 	}
 	if err := checkDNS(spec.DNS); err != nil {
