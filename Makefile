@@ -59,9 +59,8 @@ test-docker: need ## the end-to-end tests on ENGINE=20.10, 28, 29 or the path of
 	@CORE='$(CORE)' hack/test-docker.sh '$(ENGINE)' '$(RUN)'
 
 .PHONY: matrix
-matrix: need ## all end-to-end tests on 20.10, and their core on the other engines
-	@hack/test-docker.sh 20.10
-	@for engine in 28 29; do CORE=1 hack/test-docker.sh $$engine || exit 1; done
+matrix: need ## all end-to-end tests on every engine: 20.10, 28 and 29
+	@for engine in 20.10 28 29; do hack/test-docker.sh $$engine || exit 1; done
 
 .PHONY: bench
 bench: need ## one table: crishim, Docker alone, CNI alone, a peer; COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET
