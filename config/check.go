@@ -24,8 +24,8 @@ func (c *Config) check() []problem {
 	all := []problem{
 		{"listen", each(c.Listen, unixAddress)},
 		{"listen", notEmpty(c.Listen)},
-		{"engine", oneOf(c.Engine, EngineAuto, EngineDocker)},
-		{"runtime_name", word(c.RuntimeName)},
+		{"engine", oneOf(c.Engine, EngineAuto, EngineDocker, EngineNative)},
+		{"runtime_name", optional(c.RuntimeName, word)},
 		{"root_dir", absolute(c.RootDir)},
 		{"run_dir", absolute(c.RunDir)},
 		{"seccomp_dir", optional(c.SeccompDir, absolute)},

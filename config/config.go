@@ -26,8 +26,8 @@ const DefaultPath = "/etc/crishim/config.toml"
 type Config struct {
 	Listen       []string  `toml:"listen" help:"CRI sockets, unix:///PATH; a second one may be an old shim's"`
 	SocketGroup  string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root"`
-	Engine       string    `toml:"engine" help:"engine for pods: auto or docker; auto takes docker"`
-	RuntimeName  string    `toml:"runtime_name" help:"name in container ids as the kubelet and its users see them"`
+	Engine       string    `toml:"engine" help:"engine for pods: auto, docker or native; auto takes docker where a Docker Engine is installed at the first start, else native"`
+	RuntimeName  string    `toml:"runtime_name" help:"name in container ids as the kubelet and its users see them; empty: docker or crishim, by the engine of the first start"`
 	RootDir      string    `toml:"root_dir" help:"records and caches that survive a reboot"`
 	RunDir       string    `toml:"run_dir" help:"pinned namespaces and sockets, gone after a reboot"`
 	SeccompDir   string    `toml:"seccomp_dir" help:"folder of the Localhost seccomp profiles: the kubelet's"`
@@ -96,7 +96,7 @@ type Log struct {
 // Default is the settings of an empty file.
 func Default() *Config {
 	return &Config{
-		Listen: []string{"unix:///run/crishim/crishim.sock"}, Engine: EngineAuto, RuntimeName: "docker",
+		Listen: []string{"unix:///run/crishim/crishim.sock"}, Engine: EngineAuto,
 		RootDir: "/var/lib/crishim", RunDir: "/run/crishim", SeccompDir: "/var/lib/kubelet/seccomp", ContainerLog: "cri",
 		DrainTimeout: Duration(10e9),
 		Docker:       Docker{Endpoint: "unix:///var/run/docker.sock", LogMaxSize: 50 << 20, LogMaxFiles: 3},

@@ -25,19 +25,17 @@ import (
 	"crishim/cni"
 	"crishim/config"
 	"crishim/engine"
-	"crishim/engine/docker"
-	"crishim/engine/docker/logpump"
 	"crishim/state"
 )
 
 // registerMetrics adds what is counted outside the calls.
-func registerMetrics(registry *prometheus.Registry, store *state.Store, network *cni.Network, eng *docker.Engine) {
+func registerMetrics(registry *prometheus.Registry, store *state.Store, network *cni.Network, eng nodeEngine) {
 	gauge := func(name, help string, value func() float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	gauge("crishim_engine_ready", "1 while the Docker Engine answers.", func() float64 {
-		if store.Health(docker.Name).Ready {
+	gauge("crishim_engine_ready", "1 while the engine answers.", func() float64 {
+		if store.Health(eng.Name()).Ready {
 			return 1
 		}
 		return 0
@@ -61,26 +59,18 @@ func registerMetrics(registry *prometheus.Registry, store *state.Store, network 
 		return float64(n)
 	})
 	gauge("crishim_records_quarantined", "Records that could not be read.", func() float64 { return float64(len(store.Quarantined())) })
-	counter := func(name, help string, value func(logpump.Stats) uint64) {
-		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value(eng.LogStats())) }))
-	}
-	counter("crishim_log_bytes_total", "Bytes written to container logs.", func(s logpump.Stats) uint64 { return s.Bytes })
-	counter("crishim_log_entries_total", "Entries read from Docker's logs.", func(s logpump.Stats) uint64 { return s.Entries })
-	counter("crishim_log_gaps_total", "Places where Docker may have dropped output before it was read.", func(s logpump.Stats) uint64 { return s.Gaps })
-	counter("crishim_log_dropped_bytes_total", "Bytes known to be dropped by Docker before they were read.", func(s logpump.Stats) uint64 { return s.DroppedBytes })
-	counter("crishim_log_write_errors_total", "Failed attempts to write a container log; nothing is lost by one.", func(s logpump.Stats) uint64 { return s.WriteErrors })
-	counter("crishim_log_bad_lines_total", "Lines in Docker's logs that were no entries.", func(s logpump.Stats) uint64 { return s.BadLines })
 	gauge("crishim_cni_owed_dels", "Pods whose CNI DEL is still owed.", func() float64 { return float64(len(network.Owed())) })
+	eng.register(registry)
 }
 
 // serveMetrics answers /metrics and /healthz, and profiles on a socket of their own, until ctx ends.
-func serveMetrics(ctx context.Context, c config.Metrics, registry *prometheus.Registry, store *state.Store) error {
+func serveMetrics(ctx context.Context, c config.Metrics, registry *prometheus.Registry, store *state.Store, engineName string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	if c.Listen != "" {
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 		mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
-			if h := store.Health(docker.Name); !h.Ready {
+			if h := store.Health(engineName); !h.Ready {
 				http.Error(w, h.Reason+": "+h.Message, http.StatusServiceUnavailable)
 				return
 			}
@@ -149,15 +139,4 @@ func tracing(ctx context.Context, endpoint string) (trace.TracerProvider, func()
 		defer cancel()
 		_ = provider.Shutdown(ctx)
 	}, nil
-}
-
-// dockerOptions are the engine's part of the settings.
-func dockerOptions(c *config.Config, tracer trace.TracerProvider) docker.Options {
-	return docker.Options{
-		Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
-		ContainerLog: c.ContainerLog, LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
-		Network: c.Network.Mode, TracerProvider: tracer,
-		RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials},
-		PauseImage: c.Images.Pause, Pinned: c.Images.Pinned, PullNoProgress: time.Duration(c.Images.PullNoProgress),
-	}
 }

@@ -23,7 +23,6 @@ import (
 	"crishim/cni"
 	"crishim/config"
 	"crishim/engine"
-	"crishim/engine/docker"
 	"crishim/server"
 	"crishim/state"
 	"crishim/stats"
@@ -44,12 +43,18 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	if err := setLogLevel(c.Log.Level); err != nil {
 		return err
 	}
-	klog.InfoS("crishim starts", "version", version, "engine", c.Engine, "listen", c.Listen)
 	// Folders and files are private unless they are opened on purpose.
 	syscall.Umask(0o027)
-	if err := os.MkdirAll(c.RunDir, 0o711); err != nil {
+	for _, dir := range []string{c.RunDir, c.RootDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	choice, why, err := decideNode(c, "/")
+	if err != nil {
 		return err
 	}
+	klog.InfoS("crishim starts", "version", version, "engine", choice.Engine, "because", why, "listen", c.Listen)
 	store, err := state.Open(stateDir(c), filepath.Join(c.RunDir, "state"))
 	if err != nil {
 		return err
@@ -76,13 +81,13 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	disk := stats.NewDisk()
-	eng, err := docker.New(dockerOptions(c, tracer))
+	eng, err := newEngine(choice.Engine, c, tracer)
 	if err != nil {
 		return err
 	}
 	registry := prometheus.NewRegistry()
 	srv, err := server.New(server.Options{
-		RuntimeName: c.RuntimeName, Version: version,
+		RuntimeName: choice.RuntimeName, Version: version,
 		Handlers:      map[string]server.Handler{"": {Engine: eng.Name()}, eng.Name(): {Engine: eng.Name()}},
 		Translation:   translator.Defaults{PauseImage: c.Images.Pause, SeccompRoot: c.SeccompDir},
 		BridgeNetwork: c.Network.Mode == config.NetworkBridge, CNIGC: c.Network.GC,
@@ -112,7 +117,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	group.Go(func() error { return streams.Serve(ctx) })
 	group.Go(func() error { return srv.Run(ctx) })
 	group.Go(func() error { return srv.Serve(listeners) })
-	group.Go(func() error { return serveMetrics(ctx, c.Metrics, registry, store) })
+	group.Go(func() error { return serveMetrics(ctx, c.Metrics, registry, store, eng.Name()) })
 	group.Go(func() error { return handleSignals(ctx, fs, eng) })
 	group.Go(func() error { return notifySystemd(ctx, srv) })
 	group.Go(func() error {
@@ -170,7 +175,7 @@ func notifySystemd(ctx context.Context, srv *server.Server) error {
 }
 
 // handleSignals: SIGHUP reads the settings again that can change in a running daemon, SIGUSR1 dumps the goroutines.
-func handleSignals(ctx context.Context, fs *pflag.FlagSet, eng *docker.Engine) error {
+func handleSignals(ctx context.Context, fs *pflag.FlagSet, eng nodeEngine) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGHUP, unix.SIGUSR1)
 	defer signal.Stop(signals)
@@ -190,7 +195,7 @@ func handleSignals(ctx context.Context, fs *pflag.FlagSet, eng *docker.Engine) e
 	}
 }
 
-func reload(fs *pflag.FlagSet, eng *docker.Engine) error {
+func reload(fs *pflag.FlagSet, eng nodeEngine) error {
 	c, err := config.Load(fs)
 	if err != nil {
 		return err
@@ -198,8 +203,8 @@ func reload(fs *pflag.FlagSet, eng *docker.Engine) error {
 	if err := setLogLevel(c.Log.Level); err != nil {
 		return err
 	}
-	eng.ImageStore().ReloadHosts(c.Images.RegistryDirs)
-	eng.ImageStore().SetPinned(c.Images.Pinned)
+	eng.ReloadHosts(c.Images.RegistryDirs)
+	eng.SetPinned(c.Images.Pinned)
 	klog.InfoS("Reloaded log level, registries and pinned images", "level", c.Log.Level, "pinned", c.Images.Pinned)
 	return nil
 }

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"crishim/config"
+	"crishim/internal/atomicfile"
+)
+
+// node is what the first start decided for this node. It is kept, so that neither an engine that is down for a while nor
+// a package that comes or goes moves pods from one engine to another or renames containers under the kubelet.
+type node struct {
+	Engine      string `json:"engine"`
+	RuntimeName string `json:"runtimeName"`
+}
+
+// decideNode returns what was decided, with the reason in a sentence. What the configuration names counts over what was
+// recorded, and is recorded for the day when it does not name it any more.
+func decideNode(c *config.Config, host string) (node, string, error) {
+	path := filepath.Join(c.RootDir, "node.json")
+	var was node
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(data, &was)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return node{}, "", fmt.Errorf("read which engine this node has: %w; mend %s, or remove it and set engine", err, path)
+	}
+	var now node
+	var why string
+	switch now.Engine = c.Engine; {
+	case c.Engine != config.EngineAuto:
+		why = "the configuration says so"
+	case was.Engine != "":
+		now.Engine, why = was.Engine, "it was chosen at the first start of this node"
+	default:
+		now.Engine, why = detectEngine(host, c.Docker.Endpoint)
+	}
+	switch {
+	case c.RuntimeName != "":
+		now.RuntimeName = c.RuntimeName
+	case was.RuntimeName != "":
+		now.RuntimeName = was.RuntimeName
+	case now.Engine == config.EngineDocker:
+		now.RuntimeName = "docker" // what kubelets and agents know
+	default:
+		now.RuntimeName = "crishim"
+	}
+	if now == was {
+		return now, why, nil
+	}
+	if data, err = json.Marshal(now); err != nil {
+		return node{}, "", err
+	}
+	if err := atomicfile.Write(path, append(data, '\n'), 0o600); err != nil {
+		return node{}, "", fmt.Errorf("record which engine this node has: %w", err)
+	}
+	return now, why, nil
+}
+
+// detectEngine takes docker where a Docker Engine is installed below the root folder host, whether it answers or not: a
+// client alone is none.
+func detectEngine(host, endpoint string) (name, why string) {
+	places := []string{strings.TrimPrefix(endpoint, "unix://")}
+	for _, dir := range []string{"/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"} {
+		places = append(places, filepath.Join(dir, "dockerd"))
+	}
+	for _, dir := range []string{"/etc/systemd/system", "/run/systemd/system", "/lib/systemd/system", "/usr/lib/systemd/system"} {
+		places = append(places, filepath.Join(dir, "docker.service"))
+	}
+	for _, place := range places {
+		if _, err := os.Stat(filepath.Join(host, place)); err == nil {
+			return config.EngineDocker, "a Docker Engine is installed: " + place
+		}
+	}
+	return config.EngineNative, "no Docker Engine is installed: there is no " + places[0] + ", no dockerd and no docker.service"
+}

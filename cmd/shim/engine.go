@@ -1,0 +1,59 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+
+	"crishim/config"
+	"crishim/engine"
+	"crishim/engine/docker"
+	"crishim/engine/docker/logpump"
+)
+
+// nodeEngine is an engine with what only the command needs of it.
+type nodeEngine interface {
+	engine.Engine
+	// ReloadHosts and SetPinned take over settings that may change while the daemon runs.
+	ReloadHosts(dirs []string)
+	SetPinned(references []string)
+	// register adds the engine's own metrics.
+	register(registry *prometheus.Registry)
+}
+
+func newEngine(name string, c *config.Config, tracer trace.TracerProvider) (nodeEngine, error) {
+	switch name {
+	case config.EngineDocker:
+		eng, err := docker.New(docker.Options{
+			Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
+			ContainerLog: c.ContainerLog, LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
+			Network: c.Network.Mode, TracerProvider: tracer,
+			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials},
+			PauseImage: c.Images.Pause, Pinned: c.Images.Pinned, PullNoProgress: time.Duration(c.Images.PullNoProgress),
+		})
+		if err != nil {
+			return nil, err
+		}
+		return dockerEngine{eng}, nil
+	}
+	return nil, fmt.Errorf("there is no engine %q", name)
+}
+
+type dockerEngine struct{ *docker.Engine }
+
+func (e dockerEngine) ReloadHosts(dirs []string)     { e.ImageStore().ReloadHosts(dirs) }
+func (e dockerEngine) SetPinned(references []string) { e.ImageStore().SetPinned(references) }
+
+func (e dockerEngine) register(registry *prometheus.Registry) {
+	counter := func(name, help string, value func(logpump.Stats) uint64) {
+		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value(e.LogStats())) }))
+	}
+	counter("crishim_log_bytes_total", "Bytes written to container logs.", func(s logpump.Stats) uint64 { return s.Bytes })
+	counter("crishim_log_entries_total", "Entries read from Docker's logs.", func(s logpump.Stats) uint64 { return s.Entries })
+	counter("crishim_log_gaps_total", "Places where Docker may have dropped output before it was read.", func(s logpump.Stats) uint64 { return s.Gaps })
+	counter("crishim_log_dropped_bytes_total", "Bytes known to be dropped by Docker before they were read.", func(s logpump.Stats) uint64 { return s.DroppedBytes })
+	counter("crishim_log_write_errors_total", "Failed attempts to write a container log; nothing is lost by one.", func(s logpump.Stats) uint64 { return s.WriteErrors })
+	counter("crishim_log_bad_lines_total", "Lines in Docker's logs that were no entries.", func(s logpump.Stats) uint64 { return s.BadLines })
+}
