@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
+
+	"crishim/internal/failpoint"
 )
 
 // undoTimeout bounds the DELs of a failed ADD: with the ADD's own budget it stays below the kubelet's 4 minutes.
@@ -46,7 +48,7 @@ func (n *Network) Add(ctx context.Context, attachments []Attachment) ([]Attachme
 	}
 	undoing, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(undoTimeout, n.opts.DelTimeout))
 	defer cancel()
-	if undoErr := n.delAll(undoing, attachments); undoErr != nil {
+	if undoErr := failpoint.Around("undo.cni ADD", func() error { return n.delAll(undoing, attachments) }); undoErr != nil {
 		err = errors.Join(err, &UndoError{undoErr})
 	}
 	return nil, nil, err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"crishim/internal/atomicfile"
+	"crishim/internal/failpoint"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -73,7 +74,7 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 		cancel()
 	}
 	if netns == "" {
-		if err := removeLeakedRules(ctx, a); err != nil {
+		if err := failpoint.Around("cni.rules", func() error { return removeLeakedRules(ctx, a) }); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -81,7 +82,7 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 		return errors.Join(errs...)
 	}
 	// The last step: while anything is owed, the cached result is of use to the next try.
-	if err := atomicfile.Remove(a.cacheFile()); err != nil {
+	if err := failpoint.Around("cni.uncache", func() error { return atomicfile.Remove(a.cacheFile()) }); err != nil {
 		return fmt.Errorf("remove the cached result: %w", err)
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
+
+	"crishim/internal/failpoint"
 )
 
 const (
@@ -35,7 +38,25 @@ func (*pluginExec) FindInPath(plugin string, dirs []string) (string, error) {
 }
 
 // ExecPlugin implements invoke.Exec. A binary that is just being written is tried again until ctx ends or two seconds passed.
-func (*pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (*pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (stdout []byte, err error) {
+	err = failpoint.Around("cni."+verbOf(environ)+"."+filepath.Base(path), func() (err error) {
+		stdout, err = execPlugin(ctx, path, stdin, environ)
+		return err
+	})
+	return stdout, err
+}
+
+// verbOf is what a plugin is asked to do.
+func verbOf(environ []string) string {
+	for _, variable := range environ {
+		if verb, ok := strings.CutPrefix(variable, "CNI_COMMAND="); ok {
+			return verb
+		}
+	}
+	return ""
+}
+
+func execPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	for try := 0; ; try++ {
 		stdout, _, err := runPlugin(ctx, path, stdin, environ)
 		if !errors.Is(err, unix.ETXTBSY) || try == 20 {

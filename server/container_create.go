@@ -204,7 +204,7 @@ func (s *Server) takeBackContainer(ctx context.Context, eng engine.Engine, spec 
 	defer cancel()
 	var undoErr error
 	if id != "" {
-		undoErr = eng.RemoveContainer(ctx, id)
+		undoErr = failpoint.Around("undo.created container", func() error { return eng.RemoveContainer(ctx, id) })
 	}
 	if undoErr == nil {
 		return errors.Join(cause, s.store.DeleteContainerByKey(spec.Pod, spec.Key))

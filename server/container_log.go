@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/engine"
+	"crishim/internal/failpoint"
 )
 
 // ReopenContainerLog goes on in a new file after the kubelet renamed the old one. An error, and no new file, unless the
@@ -26,6 +27,9 @@ func (s *Server) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenC
 	}
 	if err := eng.ReopenLog(ctx, c.ID); err != nil {
 		return nil, fmt.Errorf("reopen the log of container %s: %w", c.ID, err)
+	}
+	if err := failpoint.Hit("ReopenContainerLog.reopened"); err != nil {
+		return nil, err
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil
 }

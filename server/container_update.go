@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/engine"
+	"crishim/internal/failpoint"
 	"crishim/state"
 	"crishim/translator"
 )
@@ -42,6 +43,9 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if err := eng.UpdateContainer(ctx, c.ID, &resources); err != nil {
 		return nil, fmt.Errorf("update the resources of container %s: %w", c.ID, err)
 	}
+	if err := failpoint.Hit("UpdateContainerResources.updated"); err != nil {
+		return nil, err
+	}
 	err = s.store.UpdateContainer(c.ID, func(c *state.Container) error { c.Resources = resources; return nil })
 	if err != nil {
 		return nil, fmt.Errorf("record the resources of container %s: %w", c.ID, err)
@@ -69,6 +73,9 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.
 	}
 	if err := eng.UpdatePod(ctx, pod.ID, &overhead, &resources); err != nil {
 		return nil, fmt.Errorf("update the resources of pod sandbox %s: %w", pod.ID, err)
+	}
+	if err := failpoint.Hit("UpdatePodSandboxResources.updated"); err != nil {
+		return nil, err
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }

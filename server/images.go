@@ -10,6 +10,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"crishim/engine"
+	"crishim/internal/failpoint"
 	"crishim/translator"
 )
 
@@ -98,6 +99,9 @@ func (s *Server) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest
 	image, err := eng.PullImage(ctx, &engine.PullSpec{Ref: ref, Annotations: req.GetImage().GetAnnotations(), Auth: auth, NoProgress: s.opts.PullNoProgress})
 	if err != nil {
 		// Unchanged: the engine names the reference, and the kubelet looks for RegistryUnavailable at the very beginning.
+		return nil, err
+	}
+	if err := failpoint.Hit("PullImage.pulled"); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: string(image.ID)}, nil

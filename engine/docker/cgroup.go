@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/failpoint"
 )
 
 // cgroupRoot is where the host's cgroup file systems are.
@@ -147,7 +148,7 @@ func writeCgroupFiles(files []cgroupFile) error {
 	for _, file := range files {
 		old, err := os.ReadFile(file.path)
 		if err == nil {
-			err = writeCgroupFile(file.path, file.value)
+			err = failpoint.Around("cgroup", func() error { return writeCgroupFile(file.path, file.value) })
 		}
 		if err == nil {
 			written = append(written, cgroupFile{path: file.path, value: strings.TrimSpace(string(old))})

@@ -69,7 +69,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if body.Config.Labels[labelMounts] == key {
 		e.mounts.belong(engine.ContainerID(id), key)
 	}
-	back.Push("container "+id, func(ctx context.Context) error { return e.RemoveContainer(ctx, engine.ContainerID(id)) })
+	back.Push("container", func(ctx context.Context) error { return e.RemoveContainer(ctx, engine.ContainerID(id)) })
 	in, err := e.inspect(ctx, id, workload)
 	if err != nil {
 		return status, err
@@ -97,7 +97,10 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 	}
 	return ask(ctx, e, "start container "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
 		if spec.LogPath != "" {
-			if err := e.logs.Load().start(id, jsonPath(s.facts, id), spec.LogPath, spec.LogDirectory, spec.TTY); err != nil {
+			err := failpoint.Around("log.start", func() error {
+				return e.logs.Load().start(id, jsonPath(s.facts, id), spec.LogPath, spec.LogDirectory, spec.TTY)
+			})
+			if err != nil {
 				return engine.ContainerStatus{}, fmt.Errorf("log %s: %w", spec.LogPath, err)
 			}
 		}
@@ -133,9 +136,6 @@ func (e *Engine) start(ctx context.Context, s *session, id engine.ContainerID) (
 		}
 	}()
 	startErr = s.cli.ContainerStart(ctx, string(id), container.StartOptions{})
-	if err := failpoint.Hit("docker.start.after"); err != nil {
-		return status, startErr, err
-	}
 	in, err := inspect(ctx, s, string(id), workload)
 	if err != nil {
 		return status, startErr, err
@@ -271,7 +271,7 @@ func (e *Engine) endLog(ctx context.Context, s *session, id engine.ContainerID) 
 	// A log that cannot be written must not keep a container from going (catalogue R19).
 	finishing, cancel := context.WithTimeout(ctx, finishLimit)
 	defer cancel()
-	if err := e.logs.Load().finish(finishing, id); err != nil {
+	if err := failpoint.Around("log.finish", func() error { return e.logs.Load().finish(finishing, id) }); err != nil {
 		klog.ErrorS(err, "A container is removed before its log is complete", "id", id)
 	}
 	return nil
@@ -280,7 +280,7 @@ func (e *Engine) endLog(ctx context.Context, s *session, id engine.ContainerID) 
 // forget drops what is remembered of a removed container.
 func (e *Engine) forget(id engine.ContainerID) error {
 	e.byFile.Delete(id)
-	return e.logs.Load().forget(id)
+	return failpoint.Around("log.forget", func() error { return e.logs.Load().forget(id) })
 }
 
 // ContainerStatus asks the engine.

@@ -30,6 +30,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/docker/imagestore"
+	"crishim/internal/failpoint"
 )
 
 // Name is the engine's name in records and among runtime handlers.
@@ -261,8 +262,9 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, *facts, error) {
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     30 * time.Second,
 	}
+	httpClient := &http.Client{Transport: transport, CheckRedirect: client.CheckRedirect}
 	opts := []client.Opt{
-		client.WithHTTPClient(&http.Client{Transport: transport, CheckRedirect: client.CheckRedirect}),
+		client.WithHTTPClient(httpClient),
 		client.WithHost(e.opts.Socket),
 		client.WithVersion(""),
 	}
@@ -273,6 +275,7 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, *facts, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	httpClient.Transport = failpoint.Transport(httpClient.Transport)
 	info, err := greet(ctx, cli)
 	if err == nil {
 		if rerr := refuse(&info, cli.ClientVersion()); rerr != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/failpoint"
 )
 
 // hostMounts are mounts that the Engine API has no words for. Each is made on the host before the container is created,
@@ -125,6 +126,9 @@ func (h *hostMounts) open(key string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("mounts.open.folder"); err != nil {
+		return err
+	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700,size=64k"); err != nil {
 		return fmt.Errorf("mount a tmpfs at %s: %w", dir, err)
 	}
@@ -166,6 +170,13 @@ func (h *hostMounts) unmount(key string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	dir := h.path(key)
+	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return failpoint.Around("mounts.unmount", func() error { return unmountPrepared(dir) })
+}
+
+func unmountPrepared(dir string) error {
 	for range 16 {
 		// A copy of a shared mount must leave its peers first: unmounting what is mounted inside it would unmount that in
 		// the host path too.

@@ -16,11 +16,12 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/internal/failpoint"
 )
 
 // prepareMounts makes, below key, the mounts of spec that Docker cannot make itself.
 func (e *Engine) prepareMounts(ctx context.Context, spec *engine.ContainerSpec, key string, f *facts) error {
-	if err := e.mounts.open(key); err != nil {
+	if err := failpoint.Around("mounts.open", func() error { return e.mounts.open(key) }); err != nil {
 		return fmt.Errorf("prepare mounts: %w", err)
 	}
 	held := map[engine.ImageID]bool{}
@@ -31,7 +32,7 @@ func (e *Engine) prepareMounts(ctx context.Context, spec *engine.ContainerSpec, 
 		}
 		var err error
 		if m.Image == nil {
-			err = e.mounts.bind(key, i, m)
+			err = failpoint.Around("mounts.bind", func() error { return e.mounts.bind(key, i, m) })
 		} else {
 			if !held[m.Image.ID] {
 				err = e.holdImage(ctx, key, i, m.Image.ID)

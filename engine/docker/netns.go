@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/failpoint"
 	"crishim/internal/process"
 )
 
@@ -70,16 +71,25 @@ func (p *pins) pin(id engine.PodID, pid int, startTicks uint64) (string, error) 
 	if err := p.remove(id); err != nil {
 		return fail(err)
 	}
-	file, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o400)
-	if err != nil {
-		return fail(err)
-	}
-	_ = file.Close()
-	if err := unix.Mount("/proc/self/fd/"+strconv.Itoa(int(ns.Fd())), path, "", unix.MS_BIND, ""); err != nil {
-		_ = os.Remove(path)
+	if err := failpoint.Around("netns.pin", func() error { return bindNamespace(int(ns.Fd()), path) }); err != nil {
 		return fail(err)
 	}
 	return path, nil
+}
+
+func bindNamespace(fd int, path string) error {
+	file, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o400)
+	if err != nil {
+		return err
+	}
+	_ = file.Close()
+	if err = failpoint.Hit("netns.pin.file"); err == nil {
+		err = unix.Mount("/proc/self/fd/"+strconv.Itoa(fd), path, "", unix.MS_BIND, "")
+	}
+	if err != nil {
+		_ = os.Remove(path)
+	}
+	return err
 }
 
 func sameInode(path string, fd int) (bool, error) {
@@ -105,6 +115,13 @@ func (p *pins) release(id engine.PodID) error {
 
 func (p *pins) remove(id engine.PodID) error {
 	path := p.path(id)
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return failpoint.Around("netns.unpin", func() error { return unbindNamespace(path, id) })
+}
+
+func unbindNamespace(path string, id engine.PodID) error {
 	for range 16 {
 		// EINVAL: not a mount point, or a link.
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -114,6 +131,9 @@ func (p *pins) remove(id engine.PodID) error {
 		if err != nil {
 			break
 		}
+	}
+	if err := failpoint.Hit("netns.unpin.unmounted"); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("release the network namespace of pod %s: %w", id, err)

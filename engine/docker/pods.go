@@ -48,15 +48,12 @@ func (e *Engine) CreatePod(ctx context.Context, spec *engine.PodSpec) (engine.Po
 // first: the caller has no record of it.
 func (e *Engine) create(ctx context.Context, body *createBody) (string, error) {
 	return ask(ctx, e, "create "+body.Name, slowLimit, func(ctx context.Context, s *session) (string, error) {
-		if err := failpoint.Hit("docker.create.before"); err != nil {
-			return "", err
-		}
 		for attempt := 0; ; attempt++ {
 			e.own.begin(body.Name)
 			made, err := s.cli.ContainerCreate(ctx, body.Config, body.HostConfig, nil, nil, body.Name)
 			id := e.own.end(body.Name)
 			if err == nil {
-				return made.ID, failpoint.Hit("docker.create.after")
+				return made.ID, nil
 			}
 			if id != "" {
 				s.watch.lookAt(id, classify(body.Config.Labels, body.Name))
@@ -146,9 +143,6 @@ func (e *Engine) startPause(ctx context.Context, s *session, id string) (_ *cont
 	if err := s.cli.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
 		return nil, err
 	}
-	if err := failpoint.Hit("docker.start.after"); err != nil {
-		return nil, err
-	}
 	return inspect(ctx, s, id, sandbox)
 }
 
@@ -202,6 +196,11 @@ func writeResolvConf(in *container.InspectResponse, f *facts, dns *engine.DNS) e
 	if want := filepath.Join(f.rootDir, "containers", in.ID, "resolv.conf"); path != want {
 		return fmt.Errorf("the engine says that the pod's resolv.conf is %q, not %q: %w", path, want, errdefs.ErrFailedPrecondition)
 	}
+	return failpoint.Around("resolvconf", func() error { return overwrite(path, data) })
+}
+
+// overwrite replaces the content of a regular file.
+func overwrite(path string, data []byte) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err

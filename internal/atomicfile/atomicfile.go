@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"crishim/internal/failpoint"
 )
 
 // TempPrefix begins the names of files that a crash may leave in the folder; a loader skips and removes them.
@@ -47,6 +49,9 @@ func Swap(path string, data []byte, mode os.FileMode) (err error) {
 	}
 	if werr != nil {
 		return fmt.Errorf("write %s: %w", path, werr)
+	}
+	if err := failpoint.Hit("file." + filepath.Base(dir) + ".written"); err != nil {
+		return err
 	}
 	if err := os.Rename(temp, path); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)

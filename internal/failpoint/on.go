@@ -12,13 +12,14 @@ import (
 )
 
 // EnvFile names a file of lines "STEP=ACTION"; ACTION is kill, error, sleep:DURATION, each optionally with "*N" (the
-// N-th hit only). The file is read at each hit, so that a test changes it while the daemon runs. A line "trace=PATH"
-// appends the name of every step hit to PATH.
+// N-th hit only, counted since the file's text last changed). The file is read at each hit, so that a test changes it while
+// the daemon runs. A line "trace=PATH" appends the name of every step hit to PATH, and " ACTION" where one was taken.
 const EnvFile = "CRISHIM_FAILPOINTS"
 
 var (
 	mu   sync.Mutex
-	hits = map[string]int{}
+	text string
+	hits map[string]int
 )
 
 // Hit acts as the file says for the step.
@@ -31,42 +32,53 @@ func Hit(step string) error {
 	if err != nil {
 		return nil
 	}
-	mu.Lock()
-	hits[step]++
-	n := hits[step]
-	mu.Unlock()
-	for line := range strings.Lines(string(data)) {
-		name, action, ok := strings.Cut(strings.TrimSpace(line), "=")
-		if !ok {
-			continue
-		}
-		if name == "trace" {
-			if f, err := os.OpenFile(action, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
-				_, _ = fmt.Fprintln(f, step)
-				_ = f.Close()
-			}
-			continue
-		}
-		if name != step {
-			continue
-		}
-		if base, count, ok := strings.Cut(action, "*"); ok {
-			if count != fmt.Sprint(n) {
-				continue
-			}
-			action = base
-		}
-		switch {
-		case action == "kill":
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
-		case action == "error":
-			return fmt.Errorf("failpoint %s", step)
-		case strings.HasPrefix(action, "sleep:"):
-			if d, err := time.ParseDuration(strings.TrimPrefix(action, "sleep:")); err == nil {
-				time.Sleep(d)
-			}
+	action, trace := decide(string(data), step)
+	if trace != "" {
+		record(trace, strings.TrimSuffix(step+" "+action, " "))
+	}
+	switch {
+	case action == "kill":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	case action == "error":
+		return fmt.Errorf("failpoint %s", step)
+	case strings.HasPrefix(action, "sleep:"):
+		if d, err := time.ParseDuration(strings.TrimPrefix(action, "sleep:")); err == nil {
+			time.Sleep(d)
 		}
 	}
 	return nil
+}
+
+// decide counts the hit and finds its action, "" for none, and the file to trace to.
+func decide(file, step string) (action, trace string) {
+	mu.Lock()
+	defer mu.Unlock()
+	if file != text || hits == nil {
+		text, hits = file, map[string]int{}
+	}
+	hits[step]++
+	for line := range strings.Lines(file) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+		if !ok {
+			continue
+		}
+		base, count, numbered := strings.Cut(value, "*")
+		switch {
+		case name == "trace":
+			trace = value
+		case name == step && (!numbered || count == fmt.Sprint(hits[step])):
+			action = base
+		}
+	}
+	return action, trace
+}
+
+func record(path, line string) {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return
+	}
+	_, _ = f.WriteString(line + "\n") // a test that misses a step says so
+	_ = f.Close()
 }

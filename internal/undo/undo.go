@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"crishim/internal/failpoint"
 )
 
 // Timeout bounds all steps of one Run together.
@@ -43,7 +45,7 @@ func (s *Stack) Run(ctx context.Context) error {
 	defer cancel()
 	var errs []error
 	for i := len(s.steps) - 1; i >= 0; i-- {
-		if err := s.steps[i].run(ctx); err != nil {
+		if err := failpoint.Around("undo."+s.steps[i].name, func() error { return s.steps[i].run(ctx) }); err != nil {
 			errs = append(errs, fmt.Errorf("undo %s: %w", s.steps[i].name, err))
 		}
 	}
