@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/state"
@@ -11,11 +12,19 @@ import (
 
 // ListContainers answers from the index.
 func (s *Server) ListContainers(ctx context.Context, req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	items, err := s.listContainers(req.GetFilter())
+	if !unfiltered(req.GetFilter()) {
+		items, err := s.listContainers(req.GetFilter())
+		return &runtimeapi.ListContainersResponse{Containers: items}, err
+	}
+	containers, err := s.confirmedContainers()
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListContainersResponse{Containers: items}, nil
+	reply := &runtimeapi.ListContainersResponse{}
+	err = s.containerList.fill(reply, containers, func() proto.Message {
+		return &runtimeapi.ListContainersResponse{Containers: containerItems(containers, nil)}
+	})
+	return reply, err
 }
 
 // StreamContainers sends the same list in parts (KEP-5825).
@@ -30,10 +39,19 @@ func (s *Server) StreamContainers(req *runtimeapi.StreamContainersRequest, strea
 }
 
 func (s *Server) listContainers(filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
-	containers := s.store.Containers()
-	if err := s.confirmContainers(containers); err != nil {
+	containers, err := s.confirmedContainers()
+	if err != nil {
 		return nil, err
 	}
+	return containerItems(containers, filter), nil
+}
+
+func (s *Server) confirmedContainers() ([]state.ContainerView, error) {
+	containers := s.store.Containers()
+	return containers, s.confirmContainers(containers)
+}
+
+func containerItems(containers []state.ContainerView, filter *runtimeapi.ContainerFilter) []*runtimeapi.Container {
 	items := make([]*runtimeapi.Container, 0, len(containers))
 	for i := range containers {
 		if containers[i].ID == "" {
@@ -43,7 +61,7 @@ func (s *Server) listContainers(filter *runtimeapi.ContainerFilter) ([]*runtimea
 			items = append(items, translator.ContainerListItem(&view))
 		}
 	}
-	return items, nil
+	return items
 }
 
 func containerView(c *state.ContainerView) translator.ContainerView {

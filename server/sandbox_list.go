@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/engine"
@@ -15,11 +16,17 @@ import (
 
 // ListPodSandbox answers from the index.
 func (s *Server) ListPodSandbox(ctx context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	items, err := s.listPods(req.GetFilter())
+	if !unfiltered(req.GetFilter()) {
+		items, err := s.listPods(req.GetFilter())
+		return &runtimeapi.ListPodSandboxResponse{Items: items}, err
+	}
+	pods, err := s.confirmedPods()
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListPodSandboxResponse{Items: items}, nil
+	reply := &runtimeapi.ListPodSandboxResponse{}
+	err = s.podList.fill(reply, pods, func() proto.Message { return &runtimeapi.ListPodSandboxResponse{Items: podItems(pods, nil)} })
+	return reply, err
 }
 
 // StreamPodSandboxes sends the same list in parts (KEP-5825).
@@ -34,10 +41,19 @@ func (s *Server) StreamPodSandboxes(req *runtimeapi.StreamPodSandboxesRequest, s
 }
 
 func (s *Server) listPods(filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
-	pods := s.store.Pods()
-	if err := s.confirmPods(pods); err != nil {
+	pods, err := s.confirmedPods()
+	if err != nil {
 		return nil, err
 	}
+	return podItems(pods, filter), nil
+}
+
+func (s *Server) confirmedPods() ([]state.PodView, error) {
+	pods := s.store.Pods()
+	return pods, s.confirmPods(pods)
+}
+
+func podItems(pods []state.PodView, filter *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
 	items := make([]*runtimeapi.PodSandbox, 0, len(pods))
 	for i := range pods {
 		if pods[i].ID == "" {
@@ -47,14 +63,14 @@ func (s *Server) listPods(filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.Po
 			items = append(items, translator.PodListItem(&view))
 		}
 	}
-	return items, nil
+	return items
 }
 
 // confirmPods says whether the pods may be answered. While their engine is away each one that is listed as READY must be
 // confirmed by its own process: an omitted or stale pod would make the kubelet act on it.
 func (s *Server) confirmPods(pods []state.PodView) error {
 	away := s.away()
-	for i := range pods {
+	for i := 0; i < len(pods) && len(away) > 0; i++ {
 		if p := &pods[i]; away[p.Engine] != "" && p.State == engine.PodReady && !process.Alive(p.Status.PID, p.Status.StartTicks) {
 			return fmt.Errorf("%s, and pod sandbox %s cannot be confirmed without it: %w", away[p.Engine], p.ID, errdefs.ErrUnavailable)
 		}
@@ -65,7 +81,7 @@ func (s *Server) confirmPods(pods []state.PodView) error {
 // confirmContainers is confirmPods for containers.
 func (s *Server) confirmContainers(containers []state.ContainerView) error {
 	away := s.away()
-	for i := range containers {
+	for i := 0; i < len(containers) && len(away) > 0; i++ {
 		if c := &containers[i]; away[c.Engine] != "" && c.State == engine.ContainerRunning && !process.Alive(c.Status.PID, c.Status.StartTicks) {
 			return fmt.Errorf("%s, and container %s cannot be confirmed without it: %w", away[c.Engine], c.ID, errdefs.ErrUnavailable)
 		}

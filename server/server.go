@@ -93,6 +93,8 @@ type Server struct {
 	stops            stops
 	delFailures      delFailures
 	memory           memory
+	podList          keptList[state.PodView]
+	containerList    keptList[state.ContainerView]
 	cniSeconds       *prometheus.HistogramVec
 
 	recovered chan struct{} // closed when calls can be answered

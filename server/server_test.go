@@ -31,7 +31,7 @@ import (
 
 // fixture is a server over a real socket on the in-memory engine.
 type fixture struct {
-	t       *testing.T
+	t       testing.TB
 	root    string
 	engine  *enginetest.Memory
 	network *fakeNetwork
@@ -46,7 +46,7 @@ type fixture struct {
 
 const testImage = "docker.io/library/busybox:latest"
 
-func newFixture(t *testing.T) *fixture {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	f := &fixture{t: t, root: t.TempDir(), network: &fakeNetwork{attached: map[string]bool{}}}
 	f.engine = enginetest.NewMemory(enginetest.Options{})
@@ -228,7 +228,7 @@ func (f *fixture) nothingLeft() {
 	})
 }
 
-func eventually(t *testing.T, what string, try func() error) {
+func eventually(t testing.TB, what string, try func() error) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
