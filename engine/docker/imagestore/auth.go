@@ -1,189 +1,27 @@
 package imagestore
 
 import (
-	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"os/exec"
-	"strings"
-	"time"
-
-	"github.com/containerd/errdefs"
 
 	"crishim/engine"
-	"crishim/engine/docker/imagestore/pullthrough"
-)
-
-const (
-	maxConfigFile = 1 << 20
-	// helperTimeout bounds one call of a credential helper, which may ask a cloud.
-	helperTimeout = 30 * time.Second
-	// identityUser is the user name by which a credential helper says that its secret is an identity token.
-	identityUser = "<token>"
+	"crishim/registry"
 )
 
 // credentials are what a pull from a registry is made with: the caller's where they are for this registry, else the
 // node's.
-func (s *Store) credentials(ctx context.Context, auth *engine.Auth, registry string) (pullthrough.Credentials, error) {
-	if auth != nil && (auth.ServerAddress == "" || registryHost(auth.ServerAddress) == registryHost(registry)) {
-		given := pullthrough.Credentials{
+func (s *Store) credentials(ctx context.Context, auth *engine.Auth, host string) (registry.Credentials, error) {
+	if auth != nil && (auth.ServerAddress == "" || registry.Host(auth.ServerAddress) == registry.Host(host)) {
+		given := registry.Credentials{
 			Username: auth.Username, Password: auth.Password, IdentityToken: auth.IdentityToken, RegistryToken: auth.RegistryToken,
 		}
-		if given != (pullthrough.Credentials{}) {
+		if given != (registry.Credentials{}) {
 			return given, nil
 		}
 	}
-	return s.nodeCredentials(ctx, registry)
+	return s.nodeCredentials(ctx, host)
 }
 
 // nodeCredentials are what the node's config files have for a registry; none is no error.
-func (s *Store) nodeCredentials(ctx context.Context, registry string) (pullthrough.Credentials, error) {
-	for _, path := range s.options.NodeAuth {
-		config, err := readDockerConfig(path)
-		if err != nil {
-			return pullthrough.Credentials{}, err
-		}
-		found, err := config.find(ctx, registryHost(registry))
-		if err != nil {
-			return pullthrough.Credentials{}, fmt.Errorf("credentials for %s by %s: %w", registry, path, err)
-		}
-		if found != (pullthrough.Credentials{}) {
-			return found, nil
-		}
-	}
-	return pullthrough.Credentials{}, nil
-}
-
-// dockerHub are the names under which people and tools write docker.io.
-var dockerHub = map[string]bool{"docker.io": true, "index.docker.io": true, "registry-1.docker.io": true}
-
-// dockerHubKey is docker.io's key in config files and for credential helpers.
-const dockerHubKey = "https://index.docker.io/v1/"
-
-// registryHost is the host in a registry's address, which may be a URL; docker.io in all its forms is "docker.io".
-func registryHost(address string) string {
-	if _, rest, ok := strings.Cut(address, "://"); ok {
-		address = rest
-	}
-	host, _, _ := strings.Cut(address, "/")
-	host = strings.ToLower(host)
-	if dockerHub[host] {
-		return "docker.io"
-	}
-	return host
-}
-
-// dockerConfig is the part of Docker's config.json that is about registries.
-type dockerConfig struct {
-	Auths       map[string]dockerAuth `json:"auths"`
-	CredsStore  string                `json:"credsStore"`
-	CredHelpers map[string]string     `json:"credHelpers"`
-}
-
-type dockerAuth struct {
-	Username      string `json:"username"`
-	Password      string `json:"password"`
-	Auth          string `json:"auth"`
-	IdentityToken string `json:"identitytoken"`
-	RegistryToken string `json:"registrytoken"`
-}
-
-// readDockerConfig reads a config.json; an absent one is empty. Its content is never in an error.
-func readDockerConfig(path string) (*dockerConfig, error) {
-	var config dockerConfig
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return &config, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read node credentials: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxConfigFile {
-		return nil, fmt.Errorf("read node credentials: %s is not a regular file of at most %d bytes: %w", path, maxConfigFile, errdefs.ErrFailedPrecondition)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read node credentials: %w", err)
-	}
-	if json.Unmarshal(data, &config) != nil {
-		return nil, fmt.Errorf("read node credentials: %s is not a config.json of Docker's form: %w", path, errdefs.ErrFailedPrecondition)
-	}
-	return &config, nil
-}
-
-// find follows Docker: the registry's own helper, else the store for all, else what is in the file.
-func (c *dockerConfig) find(ctx context.Context, host string) (pullthrough.Credentials, error) {
-	helper := c.CredsStore
-	for address, name := range c.CredHelpers {
-		if registryHost(address) == host {
-			helper = name
-		}
-	}
-	if helper != "" {
-		found, err := askHelper(ctx, helper, host)
-		if err != nil || found != (pullthrough.Credentials{}) {
-			return found, err
-		}
-	}
-	for address, auth := range c.Auths {
-		if registryHost(address) == host {
-			return auth.credentials()
-		}
-	}
-	return pullthrough.Credentials{}, nil
-}
-
-func (a *dockerAuth) credentials() (pullthrough.Credentials, error) {
-	out := pullthrough.Credentials{
-		Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
-	}
-	if a.Auth == "" {
-		return out, nil
-	}
-	decoded, err := base64.StdEncoding.DecodeString(a.Auth)
-	user, password, ok := strings.Cut(string(decoded), ":")
-	if err != nil || !ok {
-		return pullthrough.Credentials{}, fmt.Errorf("auth is not the base64 of user:password: %w", errdefs.ErrFailedPrecondition)
-	}
-	out.Username, out.Password = user, strings.TrimRight(password, "\x00")
-	return out, nil
-}
-
-// askHelper runs docker-credential-NAME get (github.com/docker/docker-credential-helpers). One that has nothing for the
-// host ends with an error too; it is told apart from a broken one only by text, so that both mean no credentials.
-func askHelper(ctx context.Context, helper, host string) (pullthrough.Credentials, error) {
-	if strings.ContainsAny(helper, "/\x00") {
-		return pullthrough.Credentials{}, fmt.Errorf("%q is not the name of a credential helper: %w", helper, errdefs.ErrFailedPrecondition)
-	}
-	program, err := exec.LookPath("docker-credential-" + helper)
-	if err != nil {
-		return pullthrough.Credentials{}, fmt.Errorf("install the credential helper: %w: %w", err, errdefs.ErrFailedPrecondition)
-	}
-	if host == "docker.io" {
-		host = dockerHubKey
-	}
-	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "get")
-	cmd.Stdin = strings.NewReader(host + "\n")
-	cmd.WaitDelay = time.Second // its children may hold the output
-	var out bytes.Buffer
-	cmd.Stdout = &out
-	err = cmd.Run()
-	if ctx.Err() != nil {
-		return pullthrough.Credentials{}, fmt.Errorf("credential helper %s did not answer: %w", helper, ctx.Err())
-	}
-	var reply struct{ Username, Secret string }
-	if err != nil || json.Unmarshal(out.Bytes(), &reply) != nil {
-		return pullthrough.Credentials{}, nil
-	}
-	if reply.Username == identityUser {
-		return pullthrough.Credentials{Username: identityUser, IdentityToken: reply.Secret}, nil
-	}
-	return pullthrough.Credentials{Username: reply.Username, Password: reply.Secret}, nil
+func (s *Store) nodeCredentials(ctx context.Context, host string) (registry.Credentials, error) {
+	return registry.NodeAuth(s.options.NodeAuth).Find(ctx, host)
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"crishim/engine"
+	"crishim/registry"
 )
 
 // inspectors bounds how many inspects of one list are under way.
@@ -20,7 +21,7 @@ type snapshot struct {
 	from       docker
 	images     []*engine.Image
 	byID       map[engine.ImageID]*engine.Image
-	byName     map[string]*engine.Image // by query.name, tags and digests
+	byName     map[string]*engine.Image // by registry.Query.Name, tags and digests
 }
 
 // images returns the snapshot of now. Where nothing changed it costs no call.
@@ -123,7 +124,7 @@ func (p *snapshot) add(img *engine.Image, recorded []string) {
 	p.byID[img.ID] = img
 	for _, refs := range [][]string{img.RepoTags, img.RepoDigests, recorded} {
 		for _, ref := range refs {
-			if name := fullName(ref); name != "" && p.byName[name] == nil {
+			if name := registry.FullName(ref); name != "" && p.byName[name] == nil {
 				p.byName[name] = img
 			}
 		}
@@ -131,16 +132,16 @@ func (p *snapshot) add(img *engine.Image, recorded []string) {
 }
 
 // find looks an image up as Docker does: by id, then by name, then by the start of an id.
-func (p *snapshot) find(q *query) *engine.Image {
-	if q.id != "" {
-		return p.byID[engine.ImageID(q.id)]
+func (p *snapshot) find(q *registry.Query) *engine.Image {
+	if q.ID != "" {
+		return p.byID[engine.ImageID(q.ID)]
 	}
-	if img := p.byName[q.name]; img != nil || q.prefix == "" {
+	if img := p.byName[q.Name]; img != nil || q.Prefix == "" {
 		return img
 	}
 	var found *engine.Image
 	for _, img := range p.images {
-		if q.matches(img) {
+		if queryMatches(q, img) {
 			if found != nil {
 				return nil // ambiguous
 			}
@@ -174,11 +175,11 @@ func (s *Store) ListImages(ctx context.Context) ([]engine.Image, error) {
 
 // Image implements engine.Images.
 func (s *Store) Image(ctx context.Context, ref string) (*engine.Image, error) {
-	q, err := parseQuery(ref)
+	q, err := registry.ParseQuery(ref)
 	if err != nil {
 		return nil, err
 	}
-	if q.name != "" && isHelperOrHeld(q.name) {
+	if q.Name != "" && isHelperOrHeld(q.Name) {
 		return nil, absent(ref)
 	}
 	snap, err := s.images(ctx)
@@ -192,17 +193,17 @@ func (s *Store) Image(ctx context.Context, ref string) (*engine.Image, error) {
 }
 
 // imageUnlisted asks Docker for what the list does not show: an intermediate image, or one whose event is still to come.
-func (s *Store) imageUnlisted(ctx context.Context, d docker, ref string, q *query) (*engine.Image, error) {
-	asked := q.id
+func (s *Store) imageUnlisted(ctx context.Context, d docker, ref string, q *registry.Query) (*engine.Image, error) {
+	asked := q.ID
 	if asked == "" {
-		asked = q.name
+		asked = q.Name
 	}
-	if id := s.records.find(q.name); id != "" {
+	if id := s.records.find(q.Name); id != "" {
 		asked = string(id)
 	}
 	img, err := inspect(ctx, d, asked)
-	if errdefs.IsNotFound(err) && q.prefix != "" {
-		img, err = inspect(ctx, d, q.prefix)
+	if errdefs.IsNotFound(err) && q.Prefix != "" {
+		img, err = inspect(ctx, d, q.Prefix)
 	}
 	if errdefs.IsNotFound(err) {
 		return nil, absent(ref)
@@ -212,7 +213,7 @@ func (s *Store) imageUnlisted(ctx context.Context, d docker, ref string, q *quer
 	}
 	out := s.finished(img)
 	// Docker takes short hexadecimal names for the start of an id; the kubelet must not be told that such an image is here.
-	if !q.matches(out) {
+	if !queryMatches(q, out) {
 		return nil, absent(ref)
 	}
 	return out, nil

@@ -25,7 +25,7 @@ import (
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/client"
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
+	testregistry "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
@@ -137,7 +137,7 @@ type countingRegistry struct {
 func newCountingRegistry(t *testing.T) *countingRegistry {
 	t.Helper()
 	c := &countingRegistry{gets: map[string]int{}}
-	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	inner := testregistry.New(testregistry.Logger(log.New(io.Discard, "", 0)))
 	c.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.mu.Lock()
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {

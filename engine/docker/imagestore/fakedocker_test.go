@@ -12,8 +12,9 @@ import (
 	"sync"
 	"testing"
 
+	"crishim/registry"
 	"github.com/docker/docker/api/types/image"
-	"github.com/docker/docker/api/types/registry"
+	dockerregistry "github.com/docker/docker/api/types/registry"
 	"github.com/docker/docker/client"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,10 +26,10 @@ type fakeDocker struct {
 	root string // DockerRootDir
 
 	mu     sync.Mutex
-	images map[string]*fakeImage // by id
-	calls  map[string]int        // by "METHOD what"
-	users  []map[string]any      // containers
-	auths  []registry.AuthConfig // of pulls
+	images map[string]*fakeImage       // by id
+	calls  map[string]int              // by "METHOD what"
+	users  []map[string]any            // containers
+	auths  []dockerregistry.AuthConfig // of pulls
 	// pull answers a pull of NAME:TAG or NAME@DIGEST; nil answers with an empty stream.
 	pull func(w http.ResponseWriter, r *http.Request, ref string)
 	// remove may answer a removal instead; it returns whether it did.
@@ -140,7 +141,7 @@ func (f *fakeDocker) list(w http.ResponseWriter, _ *http.Request) {
 // find works as Docker's: by id, name, or the start of an id however short. The caller holds f.mu.
 func (f *fakeDocker) find(ref string) (string, *fakeImage) {
 	for id, img := range f.images {
-		if id == ref || slices.ContainsFunc(slices.Concat(img.tags, img.digests), func(have string) bool { return fullName(have) == fullName(ref) }) {
+		if id == ref || slices.ContainsFunc(slices.Concat(img.tags, img.digests), func(have string) bool { return registry.FullName(have) == registry.FullName(ref) }) {
 			return id, img
 		}
 	}
@@ -176,8 +177,8 @@ func (f *fakeDocker) create(w http.ResponseWriter, r *http.Request) {
 	} else {
 		ref += ":" + tag
 	}
-	var auth registry.AuthConfig
-	if header := r.Header.Get(registry.AuthHeader); header != "" {
+	var auth dockerregistry.AuthConfig
+	if header := r.Header.Get(dockerregistry.AuthHeader); header != "" {
 		data, err := base64.URLEncoding.DecodeString(header)
 		if err != nil || json.Unmarshal(data, &auth) != nil {
 			refuse(w, http.StatusBadRequest, "bad X-Registry-Auth")
@@ -213,7 +214,7 @@ func (f *fakeDocker) tag(w http.ResponseWriter, r *http.Request) {
 	}
 	name := fmt.Sprintf("%s:%s", r.URL.Query().Get("repo"), r.URL.Query().Get("tag"))
 	for _, other := range f.images {
-		other.tags = slices.DeleteFunc(other.tags, func(have string) bool { return fullName(have) == fullName(name) })
+		other.tags = slices.DeleteFunc(other.tags, func(have string) bool { return registry.FullName(have) == registry.FullName(name) })
 	}
 	img.tags = append(img.tags, name)
 	w.WriteHeader(http.StatusCreated)
@@ -238,7 +239,7 @@ func (f *fakeDocker) delete(w http.ResponseWriter, r *http.Request) {
 	case ref == id:
 		delete(f.images, id)
 	default:
-		img.tags = slices.DeleteFunc(img.tags, func(have string) bool { return fullName(have) == fullName(ref) })
+		img.tags = slices.DeleteFunc(img.tags, func(have string) bool { return registry.FullName(have) == registry.FullName(ref) })
 		name, _, _ := strings.Cut(ref, "@")
 		if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 			name = name[:i]

@@ -11,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/image"
 
 	"crishim/engine"
+	"crishim/registry"
 )
 
 // fromInspect is the image as Docker inspects it, without pinning and recorded digests.
@@ -101,15 +102,15 @@ func (s *Store) isPinned(img *engine.Image) bool {
 
 // matches says whether ref, in any form, names img.
 func matches(ref string, img *engine.Image) bool {
-	q, err := parseQuery(ref)
-	return err == nil && q.matches(img)
+	q, err := registry.ParseQuery(ref)
+	return err == nil && queryMatches(&q, img)
 }
 
-func (q *query) matches(img *engine.Image) bool {
-	if q.id != "" {
-		return q.id == string(img.ID)
+func queryMatches(q *registry.Query, img *engine.Image) bool {
+	if q.ID != "" {
+		return q.ID == string(img.ID)
 	}
-	named := func(ref string) bool { return fullName(ref) == q.name }
+	named := func(ref string) bool { return registry.FullName(ref) == q.Name }
 	return slices.ContainsFunc(img.RepoTags, named) || slices.ContainsFunc(img.RepoDigests, named) ||
-		(q.prefix != "" && strings.HasPrefix(string(img.ID), "sha256:"+q.prefix))
+		(q.Prefix != "" && strings.HasPrefix(string(img.ID), "sha256:"+q.Prefix))
 }

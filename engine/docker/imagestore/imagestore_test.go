@@ -20,11 +20,12 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
-	"github.com/google/go-containerregistry/pkg/registry"
+	testregistry "github.com/google/go-containerregistry/pkg/registry"
 
 	"crishim/engine"
 	"crishim/engine/docker/imagestore/pullthrough"
 	"crishim/engine/docker/pause"
+	"crishim/registry"
 )
 
 const someDigest = "sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd"
@@ -665,7 +666,7 @@ func TestFailedPullThroughSaysWhatTheRegistrySaid(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = dead.Close()
-	empty := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	empty := httptest.NewServer(testregistry.New(testregistry.Logger(log.New(io.Discard, "", 0))))
 	defer empty.Close()
 	for server, check := range map[string]func(error) bool{
 		"http://" + dead.Addr().String(): func(err error) bool {
@@ -812,16 +813,16 @@ func FuzzParseQuery(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, ref string) {
-		q, err := parseQuery(ref)
+		q, err := registry.ParseQuery(ref)
 		if err != nil {
 			return
 		}
-		for _, part := range []string{q.id, q.prefix, q.name} {
+		for _, part := range []string{q.ID, q.Prefix, q.Name} {
 			if strings.Contains(part, "..") || strings.ContainsAny(part, "?#%\\ \n\x00") || strings.HasPrefix(part, "/") {
 				t.Fatalf("%q becomes %q", ref, part)
 			}
 		}
-		if q == (query{}) {
+		if q == (registry.Query{}) {
 			t.Fatalf("%q names nothing and is no error", ref)
 		}
 	})

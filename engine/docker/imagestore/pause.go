@@ -12,6 +12,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/docker/pause"
+	"crishim/registry"
 )
 
 // pausePullTimeout leaves a RunPodSandbox, which the kubelet gives two minutes, time to go on without a registry.
@@ -47,7 +48,7 @@ func (s *Store) obtainPause(ctx context.Context, ref string) (*engine.Image, err
 		if err == nil || ctx.Err() != nil {
 			return img, err
 		}
-		named, perr := parseNamed(ref)
+		named, perr := registry.ParseName(ref)
 		if perr != nil {
 			return nil, perr
 		}
@@ -61,7 +62,7 @@ func (s *Store) obtainPause(ctx context.Context, ref string) (*engine.Image, err
 
 // loadPause loads the built-in pause image under the name ref.
 func (s *Store) loadPause(ctx context.Context, ref string) (*engine.Image, error) {
-	named, err := parseNamed(ref)
+	named, err := registry.ParseName(ref)
 	if err != nil {
 		return nil, err
 	}

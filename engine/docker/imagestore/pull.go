@@ -11,13 +11,14 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/image"
-	"github.com/docker/docker/api/types/registry"
+	dockerregistry "github.com/docker/docker/api/types/registry"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"crishim/engine"
-	"crishim/engine/docker/imagestore/hosts"
 	"crishim/engine/docker/imagestore/pullthrough"
 	"crishim/internal/undo"
+	"crishim/registry"
+	"crishim/registry/hosts"
 )
 
 // PullImage implements engine.Images.
@@ -26,11 +27,11 @@ import (
 // (catalogue S40). A registry that cannot be reached is ErrUnavailable, and the text begins with the word that the kubelet
 // looks for (k8s.io/cri-api/pkg/errors).
 func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.Image, error) {
-	named, err := parseNamed(spec.Ref)
+	named, err := registry.ParseName(spec.Ref)
 	if err != nil {
 		return nil, err
 	}
-	if q, err := parseQuery(spec.Ref); err != nil || q.id != "" || isHelperOrHeld(named.Name()) {
+	if q, err := registry.ParseQuery(spec.Ref); err != nil || q.ID != "" || isHelperOrHeld(named.Name()) {
 		return nil, fmt.Errorf("image reference %.300q is no name that can be pulled: %w", spec.Ref, errdefs.ErrInvalidArgument)
 	}
 	key, err := joinKey(named, spec.Auth)
@@ -97,14 +98,14 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 }
 
 // dockerPull lets Docker pull ref, following its progress.
-func dockerPull(ctx context.Context, d docker, ref, domain string, credentials pullthrough.Credentials, p *progress) error {
+func dockerPull(ctx context.Context, d docker, ref, domain string, credentials registry.Credentials, p *progress) error {
 	options := image.PullOptions{}
-	if credentials != (pullthrough.Credentials{}) {
+	if credentials != (registry.Credentials{}) {
 		address := domain
 		if domain == "docker.io" {
-			address = dockerHubKey
+			address = registry.DockerHubKey
 		}
-		encoded, err := registry.EncodeAuthConfig(registry.AuthConfig{
+		encoded, err := dockerregistry.EncodeAuthConfig(dockerregistry.AuthConfig{
 			Username: credentials.Username, Password: credentials.Password, ServerAddress: address,
 			IdentityToken: credentials.IdentityToken, RegistryToken: credentials.RegistryToken,
 		})
@@ -123,7 +124,7 @@ func dockerPull(ctx context.Context, d docker, ref, domain string, credentials p
 
 // classify finds the class of an error of Docker's that has none of its own: for a registry that is away or refuses, some
 // engines answer 500 as for anything else, so the registry is asked.
-func classify(ctx context.Context, named reference.Named, credentials pullthrough.Credentials, err error) error {
+func classify(ctx context.Context, named reference.Named, credentials registry.Credentials, err error) error {
 	if in := (*streamError)(nil); ctx.Err() != nil || (!errors.As(err, &in) && !errdefs.IsInternal(err)) {
 		return err
 	}
@@ -139,8 +140,8 @@ func classify(ctx context.Context, named reference.Named, credentials pullthroug
 
 // pullThrough pulls over the endpoints of a hosts.toml: Docker pulls a helper's name from loopback, which then gives way to
 // the asked one.
-func (s *Store) pullThrough(ctx context.Context, d docker, named reference.Named, mirrors *hosts.Config, credentials pullthrough.Credentials, p *progress) (*engine.Image, error) {
-	session, err := s.mirrors.Open(ctx, pullthrough.Pull{
+func (s *Store) pullThrough(ctx context.Context, d docker, named reference.Named, mirrors *hosts.Config, credentials registry.Credentials, p *progress) (*engine.Image, error) {
+	session, err := s.mirrors.Open(ctx, registry.Pull{
 		Config: mirrors, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: s.nodeCredentials,
 	})
 	if err != nil {
@@ -148,7 +149,7 @@ func (s *Store) pullThrough(ctx context.Context, d docker, named reference.Named
 	}
 	defer session.Close()
 	helper := session.Name() + strings.TrimPrefix(named.String(), named.Name()) // with ":tag" or "@digest"
-	if err := dockerPull(ctx, d, helper, reference.Domain(named), pullthrough.Credentials{}, p); err != nil {
+	if err := dockerPull(ctx, d, helper, reference.Domain(named), registry.Credentials{}, p); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}

@@ -16,6 +16,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/atomicfile"
+	"crishim/registry"
 )
 
 // records keep the repository digests of images that were pulled through a mirror: Docker knows them under the helper's
@@ -85,7 +86,7 @@ func readRecord(path string) (*record, error) {
 		return nil, fmt.Errorf("version %d of %q is not expected in this file", rec.Version, rec.ID)
 	}
 	for _, ref := range rec.RepoDigests {
-		if fullName(ref) == "" || !strings.Contains(ref, "@") {
+		if registry.FullName(ref) == "" || !strings.Contains(ref, "@") {
 			return nil, fmt.Errorf("%q is not a name with a digest", ref)
 		}
 	}
@@ -95,7 +96,7 @@ func readRecord(path string) (*record, error) {
 // recordName is the file of an image, "" when id is none: it becomes part of a path.
 func recordName(id string) string {
 	hex, ok := strings.CutPrefix(id, "sha256:")
-	if !ok || len(hex) != 64 || !isHex(hex) {
+	if !ok || len(hex) != 64 || !registry.IsHex(hex) {
 		return ""
 	}
 	return hex + recordSuffix
@@ -116,7 +117,7 @@ func (r *records) find(name string) engine.ImageID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, rec := range r.byID {
-		if slices.ContainsFunc(rec.RepoDigests, func(ref string) bool { return fullName(ref) == name }) {
+		if slices.ContainsFunc(rec.RepoDigests, func(ref string) bool { return registry.FullName(ref) == name }) {
 			return id
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,12 +22,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
+	testregistry "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
-	"crishim/engine/docker/imagestore/hosts"
+	"crishim/registry"
+	"crishim/registry/hosts"
 )
 
 // site is an HTTP server that notes what reaches it.
@@ -83,7 +83,7 @@ func registrySite(t *testing.T, wrap func(http.Handler) http.HandlerFunc) (*site
 
 func registryWith(t *testing.T, image v1.Image, wrap func(http.Handler) http.HandlerFunc) *site {
 	t.Helper()
-	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	handler := testregistry.New(testregistry.Logger(log.New(io.Discard, "", 0)))
 	filling := httptest.NewServer(handler)
 	defer filling.Close()
 	ref, err := name.ParseReference(strings.TrimPrefix(filling.URL, "http://") + "/team/app:v1")
@@ -108,7 +108,7 @@ func endpoint(t *testing.T, raw string, server bool) hosts.Endpoint {
 	return config.Endpoints[0]
 }
 
-func open(t *testing.T, server *Server, pull Pull) *Session {
+func open(t *testing.T, server *Server, pull registry.Pull) *Session {
 	t.Helper()
 	pull.Config.Registry = "reg.example"
 	pull.Repository = "team/app"
@@ -195,7 +195,7 @@ func TestEndpointsAreTriedInOrder(t *testing.T) {
 				}
 				config.Endpoints = append(config.Endpoints, endpoint(t, raw, s.name == "server"))
 			}
-			session := open(t, &Server{}, Pull{Config: config})
+			session := open(t, &Server{}, registry.Pull{Config: config})
 			got, err := pullAll(session)
 			if err != nil || got != want {
 				t.Fatalf("pulled %v, %v; want %v", got, err, want)
@@ -220,7 +220,7 @@ func TestCapabilitiesChooseWhoIsAsked(t *testing.T) {
 	content := registryWith(t, image, nil)
 	mirror := endpoint(t, content.URL, false)
 	mirror.Resolve = false
-	session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{mirror, endpoint(t, reg.URL, true)}}})
+	session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{mirror, endpoint(t, reg.URL, true)}}})
 	if _, err := pullAll(session); err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestTheRegistrysWordIsTheAnswer(t *testing.T) {
 		t.Run(http.StatusText(status), func(t *testing.T) {
 			mirror := newSite(t, http.NotFound)
 			server := newSite(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
-			session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, server.URL, true)}}})
+			session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, server.URL, true)}}})
 			if _, err := pullAll(session); err == nil {
 				t.Fatal("pulled from nowhere")
 			}
@@ -259,7 +259,7 @@ func TestTheRegistrysWordIsTheAnswer(t *testing.T) {
 func TestOnlyTheSessionsManifestsAndBlobsAreServed(t *testing.T) {
 	upstream := newSite(t, http.NotFound)
 	server := &Server{}
-	session := open(t, server, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, upstream.URL, true)}}})
+	session := open(t, server, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, upstream.URL, true)}}})
 	addr, path, _ := strings.Cut(session.Name(), "/")
 	secret := strings.TrimPrefix(path, helperPath+"/")
 	wrong := strings.Repeat("0", 32)
@@ -293,7 +293,7 @@ func TestOnlyTheSessionsManifestsAndBlobsAreServed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			discard(resp)
+			registry.Discard(resp)
 			if resp.StatusCode != tt.want {
 				t.Fatalf("status %d, want %d", resp.StatusCode, tt.want)
 			}
@@ -346,17 +346,17 @@ func challenged(realm string) func(http.Handler) http.HandlerFunc {
 func TestTokenIsGotWithTheRegistrysCredentials(t *testing.T) {
 	tests := []struct {
 		name        string
-		credentials Credentials
+		credentials registry.Credentials
 		check       func(*http.Request) bool
 	}{
-		{"user and password", Credentials{Username: "u", Password: "p"}, func(r *http.Request) bool {
+		{"user and password", registry.Credentials{Username: "u", Password: "p"}, func(r *http.Request) bool {
 			user, password, ok := r.BasicAuth()
 			return ok && user == "u" && password == "p" && r.Method == http.MethodGet && r.URL.Query().Get("scope") == "repository:team/app:pull"
 		}},
-		{"an identity token", Credentials{Username: "<token>", IdentityToken: "refresh"}, func(r *http.Request) bool {
+		{"an identity token", registry.Credentials{Username: "<token>", IdentityToken: "refresh"}, func(r *http.Request) bool {
 			return r.Method == http.MethodPost && r.PostFormValue("refresh_token") == "refresh" && r.PostFormValue("service") == "reg"
 		}},
-		{"nobody", Credentials{}, func(r *http.Request) bool { return r.Header.Get("Authorization") == "" }},
+		{"nobody", registry.Credentials{}, func(r *http.Request) bool { return r.Header.Get("Authorization") == "" }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -377,7 +377,7 @@ func TestTokenIsGotWithTheRegistrysCredentials(t *testing.T) {
 				}
 			}
 			reg, _ = registrySite(t, wrap)
-			session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: tt.credentials})
+			session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: tt.credentials})
 			if _, err := pullAll(session); err != nil {
 				t.Fatal(err)
 			}
@@ -388,7 +388,7 @@ func TestTokenIsGotWithTheRegistrysCredentials(t *testing.T) {
 	}
 	t.Run("a registry token is used as it is", func(t *testing.T) {
 		reg, _ := registrySite(t, challenged("http://127.0.0.1:1/none"))
-		session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: Credentials{RegistryToken: "good"}})
+		session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: registry.Credentials{RegistryToken: "good"}})
 		if _, err := pullAll(session); err != nil {
 			t.Fatal(err)
 		}
@@ -405,7 +405,7 @@ func TestTokenIsGotWithTheRegistrysCredentials(t *testing.T) {
 			}
 		})
 		for password, ok := range map[string]bool{"p": true, "wrong": false} {
-			session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: Credentials{Username: "u", Password: password}})
+			session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: registry.Credentials{Username: "u", Password: password}})
 			if _, err := pullAll(session); (err == nil) != ok {
 				t.Fatalf("password %s: %v", password, err)
 			}
@@ -418,13 +418,13 @@ func TestTokenIsGotWithTheRegistrysCredentials(t *testing.T) {
 
 // Catalogue S32: whatever the registry names as realm, redirect or mirror, its credentials go nowhere else.
 func TestS32CredentialsStayWithTheirHost(t *testing.T) {
-	secret := Credentials{Username: "canary", Password: "canary", IdentityToken: ""}
+	secret := registry.Credentials{Username: "canary", Password: "canary", IdentityToken: ""}
 	sink := newSite(t, func(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(map[string]string{"token": "good"})
 	})
 	t.Run("a realm on another host", func(t *testing.T) {
 		reg, _ := registrySite(t, challenged(sink.URL+"/token"))
-		session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: secret})
+		session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: secret})
 		if _, err := pullAll(session); err != nil {
 			t.Fatalf("an anonymous token is still worth a try: %v", err)
 		}
@@ -432,7 +432,7 @@ func TestS32CredentialsStayWithTheirHost(t *testing.T) {
 	t.Run("a mirror", func(t *testing.T) {
 		mirror, image := registrySite(t, challenged(sink.URL+"/token"))
 		reg := registryWith(t, image, nil)
-		session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}, Credentials: secret})
+		session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}, Credentials: secret})
 		if _, err := pullAll(session); err != nil {
 			t.Fatal(err)
 		}
@@ -460,7 +460,7 @@ func TestS32CredentialsStayWithTheirHost(t *testing.T) {
 		})
 		server := endpoint(t, reg.URL, true)
 		server.Header.Set("X-Key", "canary")
-		session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{server}}, Credentials: secret})
+		session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{server}}, Credentials: secret})
 		if _, err := pullAll(session); err != nil {
 			t.Fatal(err)
 		}
@@ -488,7 +488,7 @@ func TestS32CredentialsStayWithTheirHost(t *testing.T) {
 				challenged(reg.URL+"/token")(next)(w, r)
 			}
 		})
-		session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: secret})
+		session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, reg.URL, true)}}, Credentials: secret})
 		if _, err := pullAll(session); err == nil {
 			t.Fatal("pulled")
 		}
@@ -499,33 +499,6 @@ func TestS32CredentialsStayWithTheirHost(t *testing.T) {
 	for _, r := range sink.seen() {
 		if strings.Contains(r.URL.String(), "canary") {
 			t.Fatalf("the sink saw %s", r.URL)
-		}
-	}
-}
-
-func TestSameSite(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		want bool
-	}{
-		{"https://registry-1.docker.io", "https://auth.docker.io", true},
-		{"https://reg.corp.example.com:5000", "https://sso.example.com", true},
-		{"https://reg:5000", "https://reg:5001", true},
-		{"https://reg", "https://auth", false},
-		{"https://a.example.com", "https://a.example.org", false},
-		{"https://a.co.uk", "https://b.co.uk", false},
-		{"https://10.0.0.1:5000", "https://10.0.0.1:5000", true},
-		{"https://10.0.0.1:5000", "https://10.0.0.1:5001", false},
-		{"http://localhost:1", "http://localhost:2", false},
-		{"https://docker.io", "https://docker.io.evil.example", false},
-	} {
-		a, errA := url.Parse(tt.a)
-		b, errB := url.Parse(tt.b)
-		if errA != nil || errB != nil {
-			t.Fatal(errA, errB)
-		}
-		if got := sameSite(a, b); got != tt.want {
-			t.Errorf("sameSite(%s, %s) = %v", tt.a, tt.b, got)
 		}
 	}
 }
@@ -544,11 +517,11 @@ func TestMirrorGetsTheNodesCredentialsForItself(t *testing.T) {
 	})
 	reg := registryWith(t, image, nil)
 	var asked []string
-	session := open(t, &Server{}, Pull{
+	session := open(t, &Server{}, registry.Pull{
 		Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}},
-		MirrorCredentials: func(_ context.Context, host string) (Credentials, error) {
+		MirrorCredentials: func(_ context.Context, host string) (registry.Credentials, error) {
 			asked = append(asked, host)
-			return Credentials{Username: "node", Password: "x"}, nil
+			return registry.Credentials{Username: "node", Password: "x"}, nil
 		},
 	})
 	if _, err := pullAll(session); err != nil {
@@ -577,7 +550,7 @@ func TestBrokenBlobGoesOnElsewhere(t *testing.T) {
 			reg := newSite(t, func(w http.ResponseWriter, r *http.Request) {
 				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 			})
-			session := open(t, &Server{StallTimeout: 200 * time.Millisecond}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}})
+			session := open(t, &Server{StallTimeout: 200 * time.Millisecond}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}})
 			addr, path, _ := strings.Cut(session.Name(), "/")
 			blob := "http://" + addr + "/v2/" + path + "/blobs/" + digest
 			resp, err := http.Get(blob)
@@ -612,10 +585,10 @@ func TestMirrorWithAnotherManifestIsPassedOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for fault, body := range map[string]string{"other bytes": "{}", "endless": strings.Repeat("x", maxManifest+2)} {
+	for fault, body := range map[string]string{"other bytes": "{}", "endless": strings.Repeat("x", registry.MaxManifest+2)} {
 		t.Run(fault, func(t *testing.T) {
 			mirror := newSite(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) })
-			session := open(t, &Server{}, Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}})
+			session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}})
 			addr, path, _ := strings.Cut(session.Name(), "/")
 			resp, err := http.Get("http://" + addr + "/v2/" + path + "/manifests/" + digest.String())
 			if err != nil {
@@ -646,19 +619,9 @@ func TestCAOfTheFileIsTrustedAndOthersAreNot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		session := open(t, &Server{}, Pull{Config: config})
+		session := open(t, &Server{}, registry.Pull{Config: config})
 		if _, err := pullAll(session); (err == nil) != ok {
 			t.Errorf("%q: %v", file, err)
 		}
-	}
-}
-
-func TestParseChallenge(t *testing.T) {
-	scheme, params := parseChallenge(`Bearer realm="https://a/t?x=1,2",service="a \"b\"", scope=repository:x:pull`)
-	if scheme != "Bearer" || params["realm"] != "https://a/t?x=1,2" || params["service"] != `a "b"` || params["scope"] != "repository:x:pull" {
-		t.Fatalf("%s %v", scheme, params)
-	}
-	for _, line := range []string{"", "Bearer", `Bearer realm="`, "Basic =,=,", `Bearer realm="a\`} {
-		parseChallenge(line) // must end
 	}
 }

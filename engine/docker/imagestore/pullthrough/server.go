@@ -12,7 +12,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -24,9 +23,8 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
-	"github.com/opencontainers/go-digest"
 
-	"crishim/engine/docker/imagestore/hosts"
+	"crishim/registry"
 )
 
 // helperPath is the first part of the repository path of every session.
@@ -54,41 +52,22 @@ type Server struct {
 	served   chan struct{} // closed when http has ended
 }
 
-const defaultStallTimeout = 30 * time.Second
-
-// Credentials are for one registry host. The zero value is anonymous.
-type Credentials struct {
-	Username, Password string
-	// IdentityToken is an OAuth2 refresh token, RegistryToken a bearer token.
-	IdentityToken, RegistryToken string
-}
-
-// Pull says what a session serves.
-type Pull struct {
-	Config *hosts.Config
-	// Repository is the path in the registry ("library/busybox").
-	Repository string
-	// Credentials belong to the registry: its own server gets them, mirrors do not.
-	Credentials Credentials
-	// MirrorCredentials finds what the node has for a mirror's host. It may be nil.
-	MirrorCredentials func(ctx context.Context, host string) (Credentials, error)
-}
-
 // Session is one pull. Its methods may be called from any goroutine.
 type Session struct {
 	server    *Server
 	key       [sha256.Size]byte
 	name      string
+	stall     time.Duration
 	ctx       context.Context
 	cancel    context.CancelFunc
-	upstreams []*upstream
+	upstreams []*registry.Endpoint
 
 	mu      sync.Mutex
 	failure error
 }
 
 // Open starts a session, which ends with ctx or Close. Close must be called.
-func (s *Server) Open(ctx context.Context, pull Pull) (*Session, error) {
+func (s *Server) Open(ctx context.Context, pull registry.Pull) (*Session, error) {
 	var secret [16]byte
 	if _, err := rand.Read(secret[:]); err != nil {
 		return nil, fmt.Errorf("make the secret of a pull: %w", err)
@@ -109,11 +88,10 @@ func (s *Server) Open(ctx context.Context, pull Pull) (*Session, error) {
 	session.ctx, session.cancel = context.WithCancel(ctx)
 	stall := s.StallTimeout
 	if stall == 0 {
-		stall = defaultStallTimeout
+		stall = registry.DefaultStall
 	}
-	for i := range pull.Config.Endpoints {
-		session.upstreams = append(session.upstreams, newUpstream(&pull, &pull.Config.Endpoints[i], stall))
-	}
+	session.stall = stall
+	session.upstreams = pull.Open(stall)
 	if s.sessions == nil {
 		s.sessions = map[[sha256.Size]byte]*Session{}
 	}
@@ -160,7 +138,7 @@ func (p *Session) Err() error {
 func (p *Session) Close() {
 	p.cancel()
 	for _, u := range p.upstreams {
-		u.close()
+		u.Close()
 	}
 	s := p.server
 	s.mu.Lock()
@@ -195,8 +173,6 @@ func (s *Server) session(secret string) *Session {
 	return s.sessions[sha256.Sum256([]byte(secret))]
 }
 
-var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
-
 // ServeHTTP answers the pull half of the distribution API (opencontainers/distribution-spec, end-1 to end-3).
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
@@ -216,37 +192,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "NAME_UNKNOWN", "no such repository")
 		return
 	}
-	what, err := parseTarget(rest)
+	what, err := registry.ParseTarget(rest)
 	if err != nil || r.URL.RawPath != "" {
 		fail(w, http.StatusBadRequest, "UNSUPPORTED", "neither a manifest nor a blob")
 		return
 	}
 	session.serve(w, r, what)
-}
-
-// target is a manifest or a blob of the repository.
-type target struct {
-	kind      string // "manifests" or "blobs"
-	reference string // a tag or a valid digest
-	digest    digest.Digest
-}
-
-var errNoTarget = errors.New("not a manifest or blob")
-
-// parseTarget accepts KIND/REFERENCE only: what it returns may become part of a path.
-func parseTarget(path string) (target, error) {
-	kind, ref, _ := strings.Cut(path, "/")
-	what := target{kind: kind, reference: ref}
-	if d, err := digest.Parse(ref); err == nil {
-		what.digest = d
-	}
-	switch {
-	case kind == "manifests" && (what.digest != "" || tagPattern.MatchString(ref)):
-		return what, nil
-	case kind == "blobs" && what.digest != "":
-		return what, nil
-	}
-	return target{}, errNoTarget
 }
 
 // fail writes an error as the distribution API does.

@@ -1,4 +1,4 @@
-package pullthrough
+package registry
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/net/publicsuffix"
 
-	"crishim/engine/docker/imagestore/hosts"
+	"crishim/registry/hosts"
 )
 
 const (
@@ -86,7 +86,7 @@ func (a *authorizer) do(client *http.Client, req *http.Request) (*http.Response,
 			return resp, nil
 		}
 		challenges := resp.Header.Values("WWW-Authenticate")
-		discard(resp)
+		Discard(resp)
 		next, err := a.answer(req.Context(), challenges)
 		if err != nil {
 			return nil, err

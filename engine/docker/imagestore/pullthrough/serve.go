@@ -1,0 +1,100 @@
+package pullthrough
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/registry"
+)
+
+// serve answers with what the first able endpoint has.
+func (p *Session) serve(w http.ResponseWriter, r *http.Request, what registry.Target) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(p.ctx, cancel)()
+
+	last := p.upstreams[len(p.upstreams)-1]
+	verdict := fmt.Errorf("%s serves neither tags nor content of %s: %w", last.Spec.URL.Host, last.Registry(), errdefs.ErrUnavailable)
+	for i, u := range registry.Candidates(p.upstreams, what) {
+		err := p.copyFrom(ctx, w, r, u, what)
+		if err == nil {
+			p.setFailure(nil)
+			return
+		}
+		if ctx.Err() != nil {
+			panic(http.ErrAbortHandler) // nobody listens any more
+		}
+		// A mirror that lacks something says nothing of the registry: the last endpoint's word is the answer.
+		if i == 0 || u == last {
+			verdict = err
+		}
+	}
+	p.setFailure(verdict)
+	switch {
+	case errdefs.IsNotFound(verdict) && what.Kind == "blobs":
+		fail(w, http.StatusNotFound, "BLOB_UNKNOWN", verdict.Error())
+	case errdefs.IsNotFound(verdict):
+		fail(w, http.StatusNotFound, "MANIFEST_UNKNOWN", verdict.Error())
+	case errdefs.IsUnauthorized(verdict), errdefs.IsPermissionDenied(verdict):
+		fail(w, http.StatusForbidden, "DENIED", verdict.Error())
+	default:
+		fail(w, http.StatusBadGateway, "UNAVAILABLE", verdict.Error())
+	}
+}
+
+func (p *Session) setFailure(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failure = err
+}
+
+// passedOn are the headers of an answer that Docker needs.
+var passedOn = []string{"Content-Type", "Content-Range", "Accept-Ranges", "Docker-Content-Digest", "Etag", "Last-Modified"}
+
+// copyFrom answers from one endpoint. An error means that nothing was written yet.
+func (p *Session) copyFrom(ctx context.Context, w http.ResponseWriter, r *http.Request, u *registry.Endpoint, what registry.Target) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	resp, err := u.Get(ctx, r.Method, what, r.Header)
+	if err != nil {
+		return err
+	}
+	body := registry.NewStallReader(resp.Body, p.stall, cancel)
+	defer body.Close()
+	var content io.Reader = body
+	if what.Kind == "manifests" && r.Method == http.MethodGet {
+		data, err := registry.ReadManifest(body, what)
+		if err != nil {
+			return u.Failed(err)
+		}
+		resp.ContentLength = int64(len(data))
+		content = bytes.NewReader(data)
+	}
+	for _, key := range passedOn {
+		if value := resp.Header.Get(key); value != "" {
+			w.Header().Set(key, value)
+		}
+	}
+	if resp.ContentLength >= 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
+	}
+	w.WriteHeader(resp.StatusCode)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	if _, err := io.Copy(w, content); err != nil {
+		if r.Context().Err() == nil && p.ctx.Err() == nil {
+			// Docker asks again from where this broke off.
+			u.Broken.Store(true)
+			p.setFailure(u.Failed(fmt.Errorf("the answer broke off: %w", err)))
+		}
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}

@@ -1,0 +1,187 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/registry/hosts"
+)
+
+const (
+	// MaxManifest is what registries accept at most (distribution's payload limit).
+	MaxManifest = 4 << 20
+	// maxHeader bounds the header of an answer.
+	maxHeader = 1 << 20
+	// maxRedirects bounds how often one request is sent elsewhere.
+	maxRedirects = 5
+	// defaultDialTimeout is for one TCP connection.
+	defaultDialTimeout = 10 * time.Second
+	userAgent          = "crishim"
+)
+
+// ManifestTypes are the kinds of manifests of images that engines take.
+var ManifestTypes = []string{
+	"application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json",
+	"application/vnd.docker.distribution.manifest.list.v2+json", "application/vnd.docker.distribution.manifest.v2+json",
+}
+
+// Endpoint is one place that serves a repository, within one pull. Its methods may be called from any goroutine.
+type Endpoint struct {
+	// Spec is what the hosts.toml says of it.
+	Spec       *hosts.Endpoint
+	registry   string // as references name it: mirrors of many registries tell them apart by it
+	repository string
+	stall      time.Duration
+	client     *http.Client
+	transport  *http.Transport
+	auth       *authorizer
+	// Broken is set by an answer that broke off, so that the rest comes from another endpoint.
+	Broken atomic.Bool
+}
+
+func newEndpoint(pull *Pull, endpoint *hosts.Endpoint, stall time.Duration) *Endpoint {
+	dial := endpoint.DialTimeout
+	if dial == 0 {
+		dial = defaultDialTimeout
+	}
+	transport := &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            (&net.Dialer{Timeout: dial}).DialContext,
+		TLSClientConfig:        endpoint.TLS.Clone(), // net/http writes into it
+		TLSHandshakeTimeout:    dial,
+		ResponseHeaderTimeout:  stall,
+		MaxResponseHeaderBytes: maxHeader,
+		ForceAttemptHTTP2:      true,
+		DisableCompression:     true, // bytes are passed on as they are: their digest is known
+	}
+	u := &Endpoint{
+		Spec: endpoint, registry: pull.Config.Registry, repository: pull.Repository, stall: stall, transport: transport,
+	}
+	u.client = &http.Client{Transport: transport, CheckRedirect: u.redirect}
+	u.auth = newAuthorizer(pull, endpoint, transport, stall)
+	return u
+}
+
+// Registry is the host as references name it.
+func (u *Endpoint) Registry() string { return u.registry }
+
+// Close drops idle connections.
+func (u *Endpoint) Close() {
+	u.transport.CloseIdleConnections()
+	u.auth.close()
+}
+
+// redirect keeps what is for this endpoint from any other host (CVE-2020-15157): registries redirect blobs to storage.
+func (u *Endpoint) redirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("more than %d redirects", maxRedirects)
+	}
+	if req.URL.Scheme != "https" && (req.URL.Scheme != "http" || u.Spec.URL.Scheme == "https") {
+		return fmt.Errorf("refused a redirect from https to %s", req.URL.Scheme)
+	}
+	if req.URL.Scheme != u.Spec.URL.Scheme || req.URL.Host != u.Spec.URL.Host {
+		kept := http.Header{"User-Agent": {userAgent}}
+		for _, key := range []string{"Accept", "Range"} {
+			if values := via[0].Header.Values(key); len(values) > 0 {
+				kept[key] = values
+			}
+		}
+		req.Header = kept
+	}
+	return nil
+}
+
+// Get asks the endpoint for the target. The answer is 200 or 206; everything else is an error with a class.
+func (u *Endpoint) Get(ctx context.Context, method string, what Target, header http.Header) (*http.Response, error) {
+	location := *u.Spec.URL
+	location.Path += "/" + u.repository + "/" + what.Kind + "/" + what.Reference
+	if !u.Spec.Server {
+		location.RawQuery = url.Values{"ns": {u.registry}}.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, location.String(), nil)
+	if err != nil {
+		return nil, u.Failed(err)
+	}
+	for key, values := range u.Spec.Header {
+		req.Header[key] = slices.Clone(values)
+	}
+	req.Header.Set("User-Agent", userAgent)
+	for _, key := range []string{"Accept", "Range"} {
+		if values := header.Values(key); len(values) > 0 {
+			req.Header[key] = values
+		}
+	}
+	resp, err := u.auth.do(u.client, req)
+	if err != nil {
+		return nil, u.Failed(err)
+	}
+	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
+		return resp, nil
+	}
+	Discard(resp)
+	return nil, u.Failed(statusError(resp.StatusCode))
+}
+
+// Failed names the endpoint, but no URL: those of redirects hold signatures.
+func (u *Endpoint) Failed(err error) error {
+	if inner := (*url.Error)(nil); errors.As(err, &inner) {
+		err = inner.Err
+	}
+	if !classed(err) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("%s://%s: %w", u.Spec.URL.Scheme, u.Spec.URL.Host, err)
+}
+
+func classed(err error) bool {
+	return errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) || errdefs.IsUnavailable(err) ||
+		errdefs.IsUnknown(err) || errdefs.IsDataLoss(err)
+}
+
+// statusError gives the class of an HTTP status of the distribution API.
+func statusError(status int) error {
+	var class error = errdefs.ErrUnknown
+	switch {
+	case status == http.StatusNotFound:
+		class = errdefs.ErrNotFound
+	case status == http.StatusUnauthorized:
+		class = errdefs.ErrUnauthenticated
+	case status == http.StatusForbidden:
+		class = errdefs.ErrPermissionDenied
+	case status == http.StatusTooManyRequests, status >= 500:
+		class = errdefs.ErrUnavailable
+	}
+	return fmt.Errorf("answered %d %s: %w", status, http.StatusText(status), class)
+}
+
+// Discard ends an answer whose body is not wanted.
+func Discard(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10) // so that the connection can be used again
+	_ = resp.Body.Close()
+}
+
+// ReadManifest reads a whole manifest and holds it to the digest that was asked for, so that a mirror with other bytes is
+// passed over and does not fail the pull.
+func ReadManifest(r io.Reader, what Target) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, MaxManifest+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest: %w", err)
+	}
+	if len(data) > MaxManifest {
+		return nil, fmt.Errorf("the manifest is larger than %d bytes: %w", MaxManifest, errdefs.ErrDataLoss)
+	}
+	if what.Digest != "" && what.Digest.Algorithm().FromBytes(data) != what.Digest {
+		return nil, fmt.Errorf("the manifest is not the one of %s: %w", what.Digest, errdefs.ErrDataLoss)
+	}
+	return data, nil
+}

@@ -1,0 +1,176 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	maxConfigFile = 1 << 20
+	// helperTimeout bounds one call of a credential helper, which may ask a cloud.
+	helperTimeout = 30 * time.Second
+	// identityUser is the user name by which a credential helper says that its secret is an identity token.
+	identityUser = "<token>"
+)
+
+// NodeAuth are config.json files of Docker's form, with credential helpers; the first that knows a registry counts.
+// Absent files are fine.
+type NodeAuth []string
+
+// Find is what the files have for a registry; none is no error.
+func (n NodeAuth) Find(ctx context.Context, registry string) (Credentials, error) {
+	for _, path := range n {
+		config, err := readDockerConfig(path)
+		if err != nil {
+			return Credentials{}, err
+		}
+		found, err := config.find(ctx, Host(registry))
+		if err != nil {
+			return Credentials{}, fmt.Errorf("credentials for %s by %s: %w", registry, path, err)
+		}
+		if found != (Credentials{}) {
+			return found, nil
+		}
+	}
+	return Credentials{}, nil
+}
+
+// dockerHub are the names under which people and tools write docker.io.
+var dockerHub = map[string]bool{"docker.io": true, "index.docker.io": true, "registry-1.docker.io": true}
+
+// DockerHubKey is docker.io's key in config files and for credential helpers.
+const DockerHubKey = "https://index.docker.io/v1/"
+
+// Host is the host in a registry's address, which may be a URL; docker.io in all its forms is "docker.io".
+func Host(address string) string {
+	if _, rest, ok := strings.Cut(address, "://"); ok {
+		address = rest
+	}
+	host, _, _ := strings.Cut(address, "/")
+	host = strings.ToLower(host)
+	if dockerHub[host] {
+		return "docker.io"
+	}
+	return host
+}
+
+// dockerConfig is the part of Docker's config.json that is about registries.
+type dockerConfig struct {
+	Auths       map[string]dockerAuth `json:"auths"`
+	CredsStore  string                `json:"credsStore"`
+	CredHelpers map[string]string     `json:"credHelpers"`
+}
+
+type dockerAuth struct {
+	Username      string `json:"username"`
+	Password      string `json:"password"`
+	Auth          string `json:"auth"`
+	IdentityToken string `json:"identitytoken"`
+	RegistryToken string `json:"registrytoken"`
+}
+
+// readDockerConfig reads a config.json; an absent one is empty. Its content is never in an error.
+func readDockerConfig(path string) (*dockerConfig, error) {
+	var config dockerConfig
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &config, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read node credentials: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxConfigFile {
+		return nil, fmt.Errorf("read node credentials: %s is not a regular file of at most %d bytes: %w", path, maxConfigFile, errdefs.ErrFailedPrecondition)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read node credentials: %w", err)
+	}
+	if json.Unmarshal(data, &config) != nil {
+		return nil, fmt.Errorf("read node credentials: %s is not a config.json of Docker's form: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	return &config, nil
+}
+
+// find follows Docker: the registry's own helper, else the store for all, else what is in the file.
+func (c *dockerConfig) find(ctx context.Context, host string) (Credentials, error) {
+	helper := c.CredsStore
+	for address, name := range c.CredHelpers {
+		if Host(address) == host {
+			helper = name
+		}
+	}
+	if helper != "" {
+		found, err := askHelper(ctx, helper, host)
+		if err != nil || found != (Credentials{}) {
+			return found, err
+		}
+	}
+	for address, auth := range c.Auths {
+		if Host(address) == host {
+			return auth.credentials()
+		}
+	}
+	return Credentials{}, nil
+}
+
+func (a *dockerAuth) credentials() (Credentials, error) {
+	out := Credentials{
+		Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
+	}
+	if a.Auth == "" {
+		return out, nil
+	}
+	decoded, err := base64.StdEncoding.DecodeString(a.Auth)
+	user, password, ok := strings.Cut(string(decoded), ":")
+	if err != nil || !ok {
+		return Credentials{}, fmt.Errorf("auth is not the base64 of user:password: %w", errdefs.ErrFailedPrecondition)
+	}
+	out.Username, out.Password = user, strings.TrimRight(password, "\x00")
+	return out, nil
+}
+
+// askHelper runs docker-credential-NAME get (github.com/docker/docker-credential-helpers). One that has nothing for the
+// host ends with an error too; it is told apart from a broken one only by text, so that both mean no credentials.
+func askHelper(ctx context.Context, helper, host string) (Credentials, error) {
+	if strings.ContainsAny(helper, "/\x00") {
+		return Credentials{}, fmt.Errorf("%q is not the name of a credential helper: %w", helper, errdefs.ErrFailedPrecondition)
+	}
+	program, err := exec.LookPath("docker-credential-" + helper)
+	if err != nil {
+		return Credentials{}, fmt.Errorf("install the credential helper: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if host == "docker.io" {
+		host = DockerHubKey
+	}
+	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "get")
+	cmd.Stdin = strings.NewReader(host + "\n")
+	cmd.WaitDelay = time.Second // its children may hold the output
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		return Credentials{}, fmt.Errorf("credential helper %s did not answer: %w", helper, ctx.Err())
+	}
+	var reply struct{ Username, Secret string }
+	if err != nil || json.Unmarshal(out.Bytes(), &reply) != nil {
+		return Credentials{}, nil
+	}
+	if reply.Username == identityUser {
+		return Credentials{Username: identityUser, IdentityToken: reply.Secret}, nil
+	}
+	return Credentials{Username: reply.Username, Password: reply.Secret}, nil
+}
