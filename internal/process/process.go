@@ -58,16 +58,7 @@ func Open(pid int, startTicks uint64) (*Handle, error) {
 }
 
 // Alive says whether the process has not exited.
-func (h *Handle) Alive() bool {
-	fds := []unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(fds, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		return err == nil && n == 0
-	}
-}
+func (h *Handle) Alive() bool { return !readable(h.fd) }
 
 // Signal sends sig; os.ErrProcessDone when the process has exited.
 func (h *Handle) Signal(sig unix.Signal) error {

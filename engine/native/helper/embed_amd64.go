@@ -1,0 +1,10 @@
+package helper
+
+import "embed"
+
+// embedded has the helper where `make` built it before the daemon, else only .gitignore.
+//
+//go:embed all:embedded/amd64
+var embedded embed.FS
+
+const name = "embedded/amd64/crishim-monitor"

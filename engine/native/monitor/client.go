@@ -1,0 +1,199 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"crishim/internal/process"
+)
+
+// Client drives one pod's monitor. Its methods may be called at once; each is one connection, so that a slow one holds
+// nothing up, and giving up its context ends it. When the monitor is dead they fail with ErrUnavailable.
+type Client struct {
+	dir   *os.File
+	watch *process.Watch
+	hello Hello
+	done  chan struct{}
+	once  sync.Once
+}
+
+// Connect opens the monitor whose run directory is dir and checks that it is the very process that made the record
+// there. ErrNotFound where there is no record, ErrUnavailable where the process is dead: then its containers have no
+// monitor any more.
+func Connect(ctx context.Context, dir string) (*Client, error) {
+	record, err := ReadRecord(dir)
+	if err != nil {
+		return nil, err
+	}
+	watch, err := process.WatchExit(record.PID, record.StartTicks)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil, fmt.Errorf("monitor %d of pod %s is dead: %w", record.PID, record.Pod, errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("watch monitor %d of pod %s: %w", record.PID, record.Pod, err)
+	}
+	return newClient(ctx, dir, watch, nil)
+}
+
+// ReadRecord says which process is the monitor of dir. ErrNotFound where there is no record.
+func ReadRecord(dir string) (Record, error) {
+	var record Record
+	data, err := os.ReadFile(filepath.Join(dir, RecordName))
+	if errors.Is(err, os.ErrNotExist) {
+		return record, fmt.Errorf("no monitor in %s: %w", dir, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return record, fmt.Errorf("read a monitor's record: %w", err)
+	}
+	if err := json.Unmarshal(data, &record); err != nil || record.PID <= 0 {
+		return record, fmt.Errorf("the monitor's record in %s is damaged: %w", dir, errdefs.ErrDataLoss)
+	}
+	return record, nil
+}
+
+// newClient owns watch. Reap is called once the process has ended.
+func newClient(ctx context.Context, dir string, watch *process.Watch, reap func()) (*Client, error) {
+	handle, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		watch.Close()
+		return nil, fmt.Errorf("open a monitor's run directory: %w", err)
+	}
+	c := &Client{dir: handle, watch: watch, done: make(chan struct{})}
+	go func() {
+		if watch.Wait() != nil {
+			return // closed
+		}
+		if reap != nil {
+			reap()
+		}
+		close(c.done)
+	}()
+	err = c.call(ctx, Request{Op: OpHello}, nil, &c.hello)
+	if err == nil && c.hello.MinVersion > Version {
+		err = fmt.Errorf("the monitor in %s speaks protocol %d and later, this program %d: %w", dir, c.hello.MinVersion, Version, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close lets go of the monitor, which goes on.
+func (c *Client) Close() {
+	c.once.Do(func() {
+		_ = c.dir.Close()
+		c.watch.Close()
+	})
+}
+
+// Done is closed when the monitor's process has ended. It is not closed by Close.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Hello is what the monitor said of itself.
+func (c *Client) Hello() Hello { return c.hello }
+
+// PID is the monitor's process.
+func (c *Client) PID() int { return c.watch.PID() }
+
+// Kill ends the monitor's process at once, as a last resort; its containers run on without one.
+func (c *Client) KillMonitor() error {
+	if err := c.watch.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill monitor %d: %w", c.PID(), err)
+	}
+	return nil
+}
+
+// dial connects and keeps the connection to ctx's life: when ctx ends all its operations fail. The caller calls stop.
+func (c *Client) dial(ctx context.Context) (conn Conn, stop func(), err error) {
+	// By way of the directory's descriptor the path is short enough for a socket's, whatever the directory is.
+	raw, err := c.dir.SyscallConn()
+	if err != nil {
+		return Conn{}, nil, c.explain(ctx, err)
+	}
+	var unixConn net.Conn
+	cerr := raw.Control(func(fd uintptr) {
+		unixConn, err = new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", fd, SocketName))
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return Conn{}, nil, c.explain(ctx, err)
+	}
+	conn = Conn{unixConn.(*net.UnixConn)}
+	if cred, err := conn.PeerCred(); err != nil || int(cred.Pid) != c.PID() {
+		_ = conn.Close()
+		return Conn{}, nil, fmt.Errorf("another process than monitor %d listens on its socket: %w", c.PID(), errdefs.ErrUnavailable)
+	}
+	cancel := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	return conn, func() { cancel(); _ = conn.Close() }, nil
+}
+
+// explain finds the cause of a failed operation of the connection.
+func (c *Client) explain(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return fmt.Errorf("monitor %d: %w: %w", c.PID(), err, errdefs.ErrUnavailable)
+}
+
+// begin sends a request.
+func (c *Client) begin(ctx context.Context, request Request, args any, files ...*os.File) (Conn, func(), error) {
+	request.Version = Version
+	if args != nil {
+		data, err := json.Marshal(args)
+		if err != nil {
+			return Conn{}, nil, fmt.Errorf("encode %s: %w", request.Op, err)
+		}
+		request.Args = data
+	}
+	conn, stop, err := c.dial(ctx)
+	if err != nil {
+		return Conn{}, nil, err
+	}
+	if err := conn.Send(request, files...); err != nil {
+		stop()
+		return Conn{}, nil, c.explain(ctx, err)
+	}
+	return conn, stop, nil
+}
+
+// next receives one response.
+func (c *Client) next(ctx context.Context, conn Conn, result any) ([]*os.File, error) {
+	var response Response
+	files, err := conn.Receive(&response)
+	if err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	if response.Error != nil {
+		CloseFiles(files)
+		return nil, response.Error.Err()
+	}
+	if result != nil {
+		if err := json.Unmarshal(response.Result, result); err != nil {
+			CloseFiles(files)
+			return nil, fmt.Errorf("monitor %d sent an answer of another form: %w: %w", c.PID(), err, errdefs.ErrInternal)
+		}
+	}
+	return files, nil
+}
+
+// call is a request with one response.
+func (c *Client) call(ctx context.Context, request Request, args, result any) error {
+	conn, stop, err := c.begin(ctx, request, args)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	files, err := c.next(ctx, conn, result)
+	CloseFiles(files)
+	return err
+}
