@@ -15,6 +15,7 @@ import (
 	"github.com/docker/go-connections/nat"
 
 	"crishim/engine"
+	"crishim/engine/imageuser"
 )
 
 // Fixed settings of a pause container; the shares and the score are the kubelet's for its sandboxes, the size Docker's.
@@ -126,12 +127,12 @@ func numericUser(s *engine.Security) (string, error) {
 		}
 		return "", nil
 	}
-	if err := checkUserID("run_as_user", *s.UID); err != nil {
+	if err := imageuser.CheckID("run_as_user", *s.UID); err != nil {
 		return "", err
 	}
 	user := strconv.FormatInt(*s.UID, 10)
 	if s.GID != nil {
-		if err := checkUserID("run_as_group", *s.GID); err != nil {
+		if err := imageuser.CheckID("run_as_group", *s.GID); err != nil {
 			return "", err
 		}
 		user += ":" + strconv.FormatInt(*s.GID, 10)

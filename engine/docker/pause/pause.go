@@ -1,8 +1,5 @@
-// Package pause carries the image of a pod's sandbox process inside the daemon, so that a node without a registry can run
-// pods: a static program of a few hundred bytes that holds the namespaces, reaps as pid 1 and ends at SIGTERM.
-//
-// A caller loads Archive into a Docker Engine under the name that it wants. pause.c is the program, build.sh makes the two
-// committed binaries, and a test holds them to the source.
+// Package pause carries the image of a pod's sandbox process (internal/pause) inside the daemon, so that a node without a
+// registry can run pods. A caller loads Archive into a Docker Engine under the name that it wants.
 package pause
 
 import (
@@ -14,6 +11,8 @@ import (
 	"fmt"
 	"runtime"
 	"time"
+
+	"crishim/internal/pause"
 )
 
 // DefaultRef names the built-in image. It is never pulled: no registry has this name (RFC 2606).
@@ -28,7 +27,7 @@ const user = "65535:65535"
 // Archive is the image for this machine's architecture in the form of docker save, holding it under repoTag, a familiar
 // or full name with a tag.
 func Archive(repoTag string) ([]byte, error) {
-	layer, err := tarball(file{name: "pause", mode: 0o755, data: binary})
+	layer, err := tarball(file{name: "pause", mode: 0o755, data: pause.Program()})
 	if err != nil {
 		return nil, fmt.Errorf("make the layer of the pause image: %w", err)
 	}
