@@ -63,9 +63,9 @@ matrix: need ## all end-to-end tests on every engine: 20.10, 28 and 29
 	@for engine in 20.10 28 29; do hack/test-docker.sh $$engine || exit 1; done
 
 .PHONY: bench
-bench: need ## one table: crishim, Docker alone, CNI alone, a peer; COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET
+bench: need ## one table: crishim, Docker alone, CNI alone, a peer; PARTS=REGEXP picks, COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET
 	@hack/packages.sh test
-	@COUNT='$(COUNT)' ROUNDS='$(ROUNDS)' PODS='$(PODS)' MIB='$(MIB)' PEER='$(PEER)' \
+	@COUNT='$(COUNT)' ROUNDS='$(ROUNDS)' PODS='$(PODS)' MIB='$(MIB)' PEER='$(PEER)' PARTS='$(PARTS)' \
 		go test -count=1 -timeout 0 -run '^$$' -bench BenchmarkNode -benchtime 1x ./e2e/bench
 
 .PHONY: bench-go

@@ -85,6 +85,16 @@ func atLeast(limit float64) goal {
 	return goal{fmt.Sprintf("≥ %g", limit), func(r *row) bool { return quantile(r.ours.all(), 0.5) >= limit }}
 }
 
+// atLeastRatio wants so much of what the side below reaches.
+func atLeastRatio(limit float64) goal {
+	return goal{fmt.Sprintf("≥ %g × own", limit), func(r *row) bool { return r.overFloor() >= limit }}
+}
+
+// atLeastPeer is asPeer for throughputs.
+func atLeastPeer() goal {
+	return goal{"≥ peer", func(r *row) bool { d := r.overPeer(); return math.IsNaN(d) || d >= 1 }}
+}
+
 // withinRatio bounds the ratio to Docker's and CNI's own time.
 func withinRatio(limit float64) goal {
 	return goal{fmt.Sprintf("≤ %g × own", limit), func(r *row) bool { return r.overFloor() <= limit }}
