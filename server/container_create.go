@@ -57,6 +57,10 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err := s.markContainerReturned(id); err != nil {
 		return nil, err
 	}
+	// The work may be older than this call, and than the end of the pod. The container goes with the pod.
+	if err := s.podTakes(pod.ID); err != nil {
+		return nil, fmt.Errorf("container %s cannot be used: %w", id, err)
+	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: string(id)}, nil
 }
 
@@ -82,8 +86,8 @@ func (s *Server) createContainer(ctx context.Context, eng engine.Engine, spec *e
 	if err := s.ready(eng.Name()); err != nil {
 		return "", err
 	}
-	if pod, ok := s.store.Pod(spec.Pod); !ok || pod.State != engine.PodReady {
-		return "", fmt.Errorf("pod sandbox %s is not ready, a container cannot be made in it: %w", spec.Pod, errdefs.ErrFailedPrecondition)
+	if err := s.podTakes(spec.Pod); err != nil {
+		return "", fmt.Errorf("a container cannot be made: %w", err)
 	}
 	if err := s.checkTarget(spec); err != nil {
 		return "", err
@@ -106,6 +110,10 @@ func (s *Server) createContainer(ctx context.Context, eng engine.Engine, spec *e
 	}()
 	if err := failpoint.Hit("CreateContainer.recorded"); err != nil {
 		return "", err
+	}
+	// Once more: a removal of the pod that began before the record was there has not seen it.
+	if err := s.podTakes(spec.Pod); err != nil {
+		return "", fmt.Errorf("a container cannot be made: %w", err)
 	}
 	if status, err = eng.CreateContainer(ctx, spec); err != nil {
 		return "", fmt.Errorf("create the container: %w", err)

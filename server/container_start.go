@@ -23,9 +23,8 @@ func (s *Server) StartContainer(ctx context.Context, req *runtimeapi.StartContai
 	if c.State != engine.ContainerCreated {
 		return nil, fmt.Errorf("container %s is %s, only a created one can be started: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
-	pod, ok := s.store.Pod(c.PodID)
-	if !ok || pod.State != engine.PodReady {
-		return nil, fmt.Errorf("pod sandbox %s is not ready, container %s cannot be started: %w", c.PodID, c.ID, errdefs.ErrFailedPrecondition)
+	if err := s.podTakes(c.PodID); err != nil {
+		return nil, fmt.Errorf("container %s cannot be started: %w", c.ID, err)
 	}
 	if err := s.checkTarget(&c.Spec); err != nil {
 		return nil, err
@@ -58,6 +57,18 @@ func (s *Server) StartContainer(ctx context.Context, req *runtimeapi.StartContai
 		return nil, fmt.Errorf("record the start of container %s: %w", c.ID, err)
 	}
 	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+// podTakes says whether containers can be made and started in the pod: it is ready and nobody has begun to stop it.
+func (s *Server) podTakes(id engine.PodID) error {
+	pod, ok := s.store.Pod(id)
+	switch {
+	case !ok:
+		return fmt.Errorf("pod sandbox %s is gone: %w", id, errdefs.ErrFailedPrecondition)
+	case pod.State != engine.PodReady || pod.Phase.Ending():
+		return fmt.Errorf("pod sandbox %s is not ready: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // lockContainer finds the container and takes its lock; the view is read under the lock.

@@ -54,7 +54,7 @@ func (s *Server) removePod(ctx context.Context, pod state.PodView) error {
 	}
 	var containers errgroup.Group
 	for _, c := range s.store.ContainersOf(pod.ID) {
-		containers.Go(func() error { return s.removeContainer(ctx, c) })
+		containers.Go(func() error { return s.removeWithPod(ctx, c) })
 	}
 	if err := containers.Wait(); err != nil {
 		return fmt.Errorf("remove the pod's containers: %w", err)
@@ -69,4 +69,19 @@ func (s *Server) removePod(ctx context.Context, pod state.PodView) error {
 		return err
 	}
 	return s.store.DeletePodByKey(pod.Spec.Key)
+}
+
+// removeWithPod removes a container of a pod that ends. One that is being made is waited for: its creation may be past its
+// last look at the pod.
+func (s *Server) removeWithPod(ctx context.Context, c state.ContainerView) error {
+	if c.ID == "" {
+		if err := s.containerFlights.wait(ctx, containerCreation{c.PodID, c.Spec.Key}); err != nil {
+			return err
+		}
+		var ok bool
+		if c, ok = s.store.ContainerByKey(c.PodID, c.Spec.Key); !ok {
+			return nil
+		}
+	}
+	return s.removeContainer(ctx, c)
 }

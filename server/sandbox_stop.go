@@ -62,9 +62,7 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	}
 	var containers errgroup.Group
 	for _, c := range s.store.ContainersOf(id) {
-		if c.State == engine.ContainerRunning || c.State == engine.ContainerUnknown {
-			containers.Go(func() error { return eng.StopContainer(ctx, c.ID, 0) })
-		}
+		containers.Go(func() error { return s.killWithPod(ctx, eng, c) })
 	}
 	if err := containers.Wait(); err != nil {
 		return fmt.Errorf("kill the pod's containers: %w", err)
@@ -92,6 +90,26 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 		p.Phase, p.PID, p.StartTicks, p.NetNSPath, p.Network, p.Leftover = state.PhaseStopped, 0, 0, "", state.Network{Done: true}, ""
 		return nil
 	})
+}
+
+// killWithPod kills a container of a pod whose phase says by now that it ends. A start that began before is waited for, and
+// none begins after: otherwise a container could run in a stopped pod.
+func (s *Server) killWithPod(ctx context.Context, eng engine.Engine, c state.ContainerView) error {
+	if c.State == engine.ContainerCreated {
+		unlock, err := s.containerLocks.Lock(ctx, c.ID)
+		if err != nil {
+			return err
+		}
+		unlock()
+		c, _ = s.store.Container(c.ID)
+	}
+	if c.ID == "" || c.State != engine.ContainerRunning && c.State != engine.ContainerUnknown {
+		return nil
+	}
+	if err := eng.StopContainer(ctx, c.ID, 0); err != nil {
+		return err
+	}
+	return s.awaitExit(ctx, eng, c.ID)
 }
 
 func (s *Server) setPodPhase(pod state.PodView, phase state.Phase) error {
