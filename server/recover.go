@@ -140,6 +140,26 @@ func (s *Server) takeBackUnreturned(ctx context.Context, c state.ContainerView) 
 	})
 }
 
+// restartedGrace is how long a container that somebody started again may take to end: the kubelet's least grace.
+const restartedGrace = 2 * time.Second
+
+// endRestarted stops a container that had exited and that somebody started again (docker restart). The kubelet was told of
+// its exit and starts another one in its place, whose ports and files it would hold.
+func (s *Server) endRestarted(engineName string, id engine.ContainerID) {
+	klog.InfoS("A container that had exited was started again by somebody else; ending it, the kubelet starts its successor", "id", id)
+	var attempt func(ctx context.Context)
+	attempt = func(ctx context.Context) {
+		if _, ok := s.store.Container(id); !ok || s.ready(engineName) != nil {
+			return // gone, or told again when the engine is back
+		}
+		if err := s.engines[engineName].StopContainer(ctx, id, restartedGrace); err != nil {
+			klog.ErrorS(err, "Could not end a container that somebody started again; trying again", "id", id)
+			s.later(ctx, retryTakeBack, attempt)
+		}
+	}
+	s.later(context.Background(), 0, attempt)
+}
+
 // collectNetworks lets CNI plugins free what no record holds, where the operator said that the network is only ours.
 func (s *Server) collectNetworks(ctx context.Context, pods []state.PodView) {
 	if !s.opts.CNIGC || s.opts.BridgeNetwork {

@@ -114,6 +114,7 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 	for _, e := range engines {
 		s.engines[e.Name()] = e
 	}
+	store.OnRestarted(s.endRestarted)
 	for name, h := range opts.Handlers {
 		if s.engines[h.Engine] == nil {
 			return nil, fmt.Errorf("runtime handler %q names engine %q, which is not configured: %w", name, h.Engine, errdefs.ErrInvalidArgument)

@@ -235,6 +235,14 @@ func (s *Store) applyContainer(engineName string, st engine.ContainerStatus) {
 	s.containers.changed(e, from)
 }
 
+// restarted says that a status is of a container that had exited and was started again by somebody else: CRI starts a
+// container once. It requires mu.
+func (s *Store) restarted(engineName string, st *engine.ContainerStatus) bool {
+	e := s.containers.byID[string(st.ID)]
+	return e != nil && e.rec.Engine == engineName && st.State == engine.ContainerRunning &&
+		e.status.State == engine.ContainerExited && st.StartedAt.After(e.status.FinishedAt)
+}
+
 // advance is the new status of a container after the engine told next. States only move along the arrows, whatever comes
 // late or twice; a status that would move it elsewhere changes nothing.
 //

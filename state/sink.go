@@ -45,6 +45,26 @@ func (k *sink) Health(h engine.Health) {
 }
 
 func (k *sink) Resync(snap engine.Snapshot) {
+	k.tellRestarted(k.resync(snap))
+}
+
+// tellRestarted tells of containers that had exited and run.
+func (k *sink) tellRestarted(ids []engine.ContainerID) {
+	if len(ids) == 0 {
+		return
+	}
+	k.store.mu.RLock()
+	listeners := slices.Clone(k.store.onRestarted)
+	k.store.mu.RUnlock()
+	for _, id := range ids {
+		for _, f := range listeners {
+			f(k.engine, id)
+		}
+	}
+}
+
+// resync returns the containers that had exited and run.
+func (k *sink) resync(snap engine.Snapshot) (restarted []engine.ContainerID) {
 	s := k.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,6 +79,9 @@ func (k *sink) Resync(snap engine.Snapshot) {
 	}
 	for _, st := range slices.SortedStableFunc(slices.Values(snap.Containers), func(a, b engine.ContainerStatus) int { return a.CreatedAt.Compare(b.CreatedAt) }) {
 		containers[st.ID] = true
+		if s.restarted(k.engine, &st) {
+			restarted = append(restarted, st.ID)
+		}
 		s.applyContainer(k.engine, st)
 	}
 	for _, e := range s.containers.bySeq {
@@ -76,6 +99,7 @@ func (k *sink) Resync(snap engine.Snapshot) {
 	default:
 		close(k.state.synced)
 	}
+	return restarted
 }
 
 func (k *sink) PodChanged(st engine.PodStatus) {
@@ -86,8 +110,12 @@ func (k *sink) PodChanged(st engine.PodStatus) {
 
 func (k *sink) ContainerChanged(st engine.ContainerStatus) {
 	k.store.mu.Lock()
-	defer k.store.mu.Unlock()
+	restarted := k.store.restarted(k.engine, &st)
 	k.store.applyContainer(k.engine, st)
+	k.store.mu.Unlock()
+	if restarted {
+		k.tellRestarted([]engine.ContainerID{st.ID})
+	}
 }
 
 func (k *sink) PodRemoved(id engine.PodID) {

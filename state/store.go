@@ -58,6 +58,7 @@ type Store struct {
 	engines       map[string]*engineState
 	onHealth      []func(string, engine.Health)
 	onImages      []func(string)
+	onRestarted   []func(string, engine.ContainerID)
 	subscriptions map[*Subscription]struct{}
 	// removed holds ids whose entries were deleted a short while ago: a late status does not bring them back.
 	removed  map[string]time.Time
@@ -198,6 +199,25 @@ func (s *Store) OnImages(f func(engineName string)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.onImages = append(s.onImages, f)
+}
+
+// OnRestarted has f called when an engine reports that a container runs which had exited: somebody started it again. It
+// stays EXITED here, as CRI has it; f is called from the engine's goroutine.
+func (s *Store) OnRestarted(f func(engineName string, id engine.ContainerID)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onRestarted = append(s.onRestarted, f)
+}
+
+// Recorded says whether a pod or container of this id has a record.
+func (s *Store) Recorded(id string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if e := s.containers.byID[id]; e != nil {
+		return e.recorded
+	}
+	e := s.pods.byID[id]
+	return e != nil && e.recorded
 }
 
 // Synced says whether the engine has delivered a Resync since the store was opened.

@@ -11,6 +11,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/docker"
 	"crishim/engine/docker/logpump"
+	"crishim/state"
 )
 
 // nodeEngine is an engine with what only the command needs of it.
@@ -23,13 +24,13 @@ type nodeEngine interface {
 	register(registry *prometheus.Registry)
 }
 
-func newEngine(name string, c *config.Config, tracer trace.TracerProvider) (nodeEngine, error) {
+func newEngine(name string, c *config.Config, store *state.Store, tracer trace.TracerProvider) (nodeEngine, error) {
 	switch name {
 	case config.EngineDocker:
 		eng, err := docker.New(docker.Options{
 			Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
 			ContainerLog: c.ContainerLog, LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
-			Network: c.Network.Mode, TracerProvider: tracer,
+			Network: c.Network.Mode, TracerProvider: tracer, Recorded: store.Recorded,
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials},
 			PauseImage: c.Images.Pause, Pinned: c.Images.Pinned, PullNoProgress: time.Duration(c.Images.PullNoProgress),
 		})

@@ -81,7 +81,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	disk := stats.NewDisk()
-	eng, err := newEngine(choice.Engine, c, tracer)
+	eng, err := newEngine(choice.Engine, c, store, tracer)
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,9 @@ type Options struct {
 	Pinned             []string
 	PullNoProgress     time.Duration
 	ImageFSInterval    time.Duration
+	// Recorded says whether the caller has a record of a container, or of a pod, by its id: it is ours then whatever name
+	// somebody gave it. nil knows of none.
+	Recorded func(id string) bool
 	// TracerProvider traces requests to the engine; nil traces nothing.
 	TracerProvider trace.TracerProvider
 }
@@ -182,6 +185,8 @@ type session struct {
 	life context.Context
 	// watch is told of what actions saw.
 	watch *watcher
+	// recorded is Options.Recorded.
+	recorded func(id string) bool
 }
 
 // The times that requests may take. An engine that does not answer at all is noticed much sooner, by its pings.

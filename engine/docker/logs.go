@@ -144,6 +144,7 @@ func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status
 	var err error
 	switch status.State {
 	case engine.ContainerRunning:
+		l.finished.Delete(status.ID) // of a container that somebody started again
 		err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty)
 	case engine.ContainerExited:
 		if l.complete(status.ID) {

@@ -228,7 +228,7 @@ func inspect(ctx context.Context, s *session, id string, kind object) (*containe
 	if !complete(&in) {
 		return nil, fmt.Errorf("the engine's answer about %s is incomplete: %w", id, errdefs.ErrDataLoss)
 	}
-	if classify(in.Config.Labels, in.Name) != kind {
+	if s.kindOf(in.ID, in.Config.Labels, in.Name) != kind {
 		return nil, notFound("container", id)
 	}
 	return &in, nil

@@ -49,6 +49,18 @@ func classify(labels map[string]string, name string) object {
 	return foreign
 }
 
+// kindOf is classify, but a container that is in our records is ours also where somebody renamed it.
+func (s *session) kindOf(id string, labels map[string]string, name string) object {
+	kind := classify(labels, name)
+	if kind != foreign || s.recorded == nil || !validID(id) || !s.recorded(id) {
+		return kind
+	}
+	if labels[labelType] == typeSandbox {
+		return sandbox
+	}
+	return workload
+}
+
 // complete says whether an inspect has the parts that the functions below read.
 func complete(in *container.InspectResponse) bool {
 	return in.ContainerJSONBase != nil && in.State != nil && in.HostConfig != nil && in.Config != nil && validID(in.ID)

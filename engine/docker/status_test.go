@@ -150,3 +150,24 @@ func TestDockersYearOneIsTheZeroTime(t *testing.T) {
 		t.Error("times")
 	}
 }
+
+// Rows: S67 (part)
+func TestARenamedContainerOfOursStaysOurs(t *testing.T) {
+	in := readInspect(t, "dockershim-1.22.17-container-inspect.json")
+	pod := readInspect(t, "dockershim-1.22.17-sandbox-inspect.json")
+	for _, recorded := range []bool{true, false} {
+		s := &session{recorded: func(string) bool { return recorded }}
+		for what, test := range map[string]struct {
+			in   *container.InspectResponse
+			want object
+		}{"container": {in, workload}, "pod": {pod, sandbox}} {
+			want := foreign
+			if recorded {
+				want = test.want
+			}
+			if kind := s.kindOf(test.in.ID, test.in.Config.Labels, "/mine"); kind != want {
+				t.Errorf("renamed %s, recorded %v: kind %v, want %v", what, recorded, kind, want)
+			}
+		}
+	}
+}

@@ -118,7 +118,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	if err := e.sameEngine(facts); err != nil {
 		return err
 	}
-	s := &session{cli: cli, facts: facts, life: life}
+	s := &session{cli: cli, facts: facts, life: life, recorded: e.opts.Recorded}
 	w := &watcher{
 		e: e, s: s, sink: sink,
 		dirty: map[string]object{}, busy: map[string]bool{}, seen: map[string]seenObject{},
@@ -278,7 +278,8 @@ func (w *watcher) note(m *events.Message) {
 		w.mu.Unlock()
 	case events.ContainerEventType:
 		// An event's attributes are the container's labels and its name.
-		id, kind := m.Actor.ID, classify(attributes, attributes["name"])
+		id := m.Actor.ID
+		kind := w.s.kindOf(id, attributes, attributes["name"])
 		switch {
 		case kind == foreign || !validID(id):
 			return
@@ -487,7 +488,7 @@ func (w *watcher) snapshot() (engine.Snapshot, error) {
 		looking.Go(func() {
 			defer func() { <-slots }()
 			o := &all[i]
-			*o = observed{id: summaries[i].ID, kind: classify(summaries[i].Labels, summaryName(&summaries[i]))}
+			*o = observed{id: summaries[i].ID, kind: w.s.kindOf(summaries[i].ID, summaries[i].Labels, summaryName(&summaries[i]))}
 			// Many logs on a full disk must not keep everything from being served.
 			if w.observe(o, snapshotLogLimit); o.err != nil && w.s.life.Err() == nil {
 				klog.ErrorS(o.err, "Cannot look at a container, the list's entry is used", "id", o.id)
@@ -527,7 +528,7 @@ func (w *watcher) list() ([]container.Summary, error) {
 	}
 	ours := all[:0]
 	for _, summary := range all {
-		if validID(summary.ID) && classify(summary.Labels, summaryName(&summary)) != foreign {
+		if validID(summary.ID) && w.s.kindOf(summary.ID, summary.Labels, summaryName(&summary)) != foreign {
 			ours = append(ours, summary)
 		}
 	}
@@ -575,7 +576,7 @@ func (w *watcher) compare(summaries []container.Summary) {
 		s := &summaries[i]
 		listed[s.ID] = true
 		if seen, ok := w.seen[s.ID]; !ok || seen.state != s.State {
-			w.mark(s.ID, classify(s.Labels, summaryName(s)))
+			w.mark(s.ID, w.s.kindOf(s.ID, s.Labels, summaryName(s)))
 		}
 	}
 	for id, seen := range w.seen {
