@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,18 +71,39 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 		e.mounts.belong(engine.ContainerID(id), key)
 	}
 	back.Push("container", func(ctx context.Context) error { return e.RemoveContainer(ctx, engine.ContainerID(id)) })
-	in, err := e.inspect(ctx, id, workload)
+	status, mountLabel, err := e.justCreated(ctx, s, engine.ContainerID(id), spec, body)
 	if err != nil {
 		return status, err
 	}
-	if err := relabelMounts(spec, in.MountLabel, label.Relabel); err != nil {
+	if err := relabelMounts(spec, mountLabel, label.Relabel); err != nil {
 		return status, err
 	}
 	back.Release()
-	status = e.containerStatus(in, s.facts)
 	seen := status
-	s.watch.saw(observed{id: id, kind: workload, state: in.State.Status, container: &seen})
+	s.watch.saw(observed{id: id, kind: workload, state: container.StateCreated, container: &seen})
 	return status, nil
+}
+
+// justCreated is the status of a container that was made a moment ago, with the SELinux label of its mounts where that is
+// needed. All else follows from what was asked for and from the image, so Docker is asked only for the label, or where the
+// image is not known.
+func (e *Engine) justCreated(ctx context.Context, s *session, id engine.ContainerID, spec *engine.ContainerSpec, body *createBody) (engine.ContainerStatus, string, error) {
+	image, err := e.Image(ctx, string(spec.Image.ID))
+	if err == nil && validID(string(id)) && !slices.ContainsFunc(spec.Mounts, func(m engine.Mount) bool { return relabelled(&m) }) {
+		signal := body.Config.StopSignal
+		if signal == "" {
+			signal = image.StopSignal
+		}
+		return engine.ContainerStatus{
+			ID: id, Pod: spec.Pod, PodKey: spec.PodKey, Key: spec.Key, State: engine.ContainerCreated, CreatedAt: time.Now().UTC(),
+			ImageID: image.ID, StopSignal: signalName(signal), Spec: spec,
+		}, "", nil
+	}
+	in, err := e.inspect(ctx, string(id), workload)
+	if err != nil {
+		return engine.ContainerStatus{}, "", err
+	}
+	return e.containerStatus(in, s.facts), in.MountLabel, nil
 }
 
 func (e *Engine) inspect(ctx context.Context, id string, kind object) (*container.InspectResponse, error) {

@@ -98,6 +98,8 @@ func follow(dir int, at, part string, link *unix.Stat_t, rest []string, links in
 	return walk(append(strings.Split(path.Clean(target), "/"), rest...), links-1)
 }
 
+func relabelled(m *engine.Mount) bool { return m.SELinuxRelabel && m.Image == nil }
+
 // relabelMounts gives host paths the container's SELinux label where CRI asks for it. The library refuses the folders
 // whose label the host needs (/, /etc, /usr, homes). Without SELinux the label is "" and nothing is done.
 func relabelMounts(spec *engine.ContainerSpec, mountLabel string, relabel func(path, label string, shared bool) error) error {
@@ -105,7 +107,7 @@ func relabelMounts(spec *engine.ContainerSpec, mountLabel string, relabel func(p
 		return nil
 	}
 	for _, m := range spec.Mounts {
-		if !m.SELinuxRelabel || m.Image != nil {
+		if !relabelled(&m) {
 			continue
 		}
 		if err := relabel(m.HostPath, mountLabel, false); err != nil && !errors.Is(err, unix.ENOTSUP) {
