@@ -40,14 +40,10 @@ func (s *Server) removeContainer(ctx context.Context, c state.ContainerView) err
 		return err
 	}
 	defer unlock()
-	if c, ok := s.store.Container(c.ID); !ok || c.Phase != state.PhaseRemoving {
-		if !ok {
-			return nil
-		}
-		if err := s.store.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *state.Container) error { c.Phase = state.PhaseRemoving; return nil }); err != nil {
-			return err
-		}
+	if _, ok := s.store.Container(c.ID); !ok {
+		return nil
 	}
+	s.store.MarkContainerRemoving(c.ID)
 	if err := failpoint.Hit("RemoveContainer.recorded"); err != nil {
 		return err
 	}

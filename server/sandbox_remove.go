@@ -49,9 +49,7 @@ func (s *Server) removePod(ctx context.Context, pod state.PodView) error {
 	if err := s.stopPod(ctx, pod.ID); err != nil {
 		return err
 	}
-	if err := s.setPodPhase(pod, state.PhaseRemoving); err != nil {
-		return err
-	}
+	s.store.MarkPodRemoving(pod.ID)
 	var containers errgroup.Group
 	for _, c := range s.store.ContainersOf(pod.ID) {
 		containers.Go(func() error { return s.removeWithPod(ctx, c) })

@@ -56,6 +56,11 @@ func (s *Store) UpdateContainerByKey(pod engine.PodID, key engine.ContainerKey, 
 	return s.containers.update(s.containerEntryByKey(pod, key), change)
 }
 
+// MarkContainerRemoving is MarkPodRemoving for a container.
+func (s *Store) MarkContainerRemoving(id engine.ContainerID) {
+	s.containers.mark(s.containerEntry(id), func(c *Container) { c.Phase = PhaseRemoving })
+}
+
 // DeleteContainer is DeletePod for a container.
 func (s *Store) DeleteContainer(id engine.ContainerID) error {
 	return s.containers.remove(s.containerEntry(id))

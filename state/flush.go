@@ -10,8 +10,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// writeFile is replaced by tests that fill the disk.
-var writeFile = atomicfile.Swap
+// writeFile and placeFile are replaced by tests that fill the disk.
+var writeFile, placeFile = atomicfile.Swap, atomicfile.Place
 
 // Times of writeBehind: how often a write that failed is tried again, and the directory looked at.
 const (
@@ -55,6 +55,21 @@ func (s *Store) writeBehind() {
 		}
 		backoff = retryMin
 	}
+}
+
+// settleBehind makes durable in the background what write did not wait for.
+func (s *Store) settleBehind(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.writers.Go(func() {
+		if err := atomicfile.Settle(path); err != nil {
+			klog.ErrorS(err, "A record may not outlive a power cut", "path", path)
+			s.noteWrite(diskError(err))
+		}
+	})
 }
 
 // writeDirty writes every dirty record once.

@@ -41,6 +41,12 @@ func (s *Store) UpdatePodByKey(key engine.PodKey, change func(*Pod) error) error
 	return s.pods.update(s.podEntryByKey(key), change)
 }
 
+// MarkPodRemoving notes in memory that a removal has begun. It is not worth a write: should the daemon end before the
+// removal has, the record's older phase asks the next RemovePodSandbox for the same.
+func (s *Store) MarkPodRemoving(id engine.PodID) {
+	s.pods.mark(s.podEntry(id), func(p *Pod) { p.Phase = PhaseRemoving })
+}
+
 // DeletePod deletes the record and the entry of a pod that no longer exists. It needs no free space. OK when absent.
 func (s *Store) DeletePod(id engine.PodID) error { return s.pods.remove(s.podEntry(id)) }
 

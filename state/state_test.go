@@ -231,16 +231,20 @@ func tree(t *testing.T, root string) string {
 func fullDisk(t *testing.T, err error) (free func()) {
 	t.Helper()
 	var mu sync.Mutex
-	real, full := writeFile, true
-	writeFile = func(path string, data []byte, mode os.FileMode) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if full {
-			return &os.PathError{Op: "write", Path: path, Err: err}
+	full := true
+	fails := func(real func(string, []byte, os.FileMode) error) func(string, []byte, os.FileMode) error {
+		return func(path string, data []byte, mode os.FileMode) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if full {
+				return &os.PathError{Op: "write", Path: path, Err: err}
+			}
+			return real(path, data, mode)
 		}
-		return real(path, data, mode)
 	}
-	t.Cleanup(func() { writeFile = real })
+	write, place := writeFile, placeFile
+	writeFile, placeFile = fails(write), fails(place)
+	t.Cleanup(func() { writeFile, placeFile = write, place })
 	return func() { mu.Lock(); full = false; mu.Unlock() }
 }
 
@@ -281,6 +285,44 @@ func TestAFullDiskRefusesTheNewAndLetsTheOldEnd(t *testing.T) {
 		return v.Phase == PhaseStopped && len(ro.Pods()) == 2
 	})
 	eventually(t, "no write error", func() bool { return s.WriteError() == nil })
+}
+
+// An intent is there for the next start as soon as it is put, and waits for no disk; a removal that has begun is worth no
+// write at all.
+func TestWhatNeedNotOutliveAPowerCutIsNotWaitedFor(t *testing.T) {
+	root := filledRoot(t)
+	write := writeFile
+	writeFile = func(path string, _ []byte, _ os.FileMode) error {
+		return &os.PathError{Op: "sync", Path: path, Err: unix.EIO}
+	}
+	t.Cleanup(func() { writeFile = write })
+	s := openStore(t, root)
+	t.Cleanup(func() { _ = s.Close() })
+	intent := samplePod("new")
+	intent.ID, intent.Phase = "", PhaseIntent
+	must(t, s.PutPod(intent))
+	s.MarkPodRemoving("pod-a")
+	s.MarkContainerRemoving("ctr-a")
+	s.MarkPodRemoving("absent")
+	pod, _ := s.Pod("pod-a")
+	ctr, _ := s.Container("ctr-a")
+	if pod.Phase != PhaseRemoving || ctr.Phase != PhaseRemoving {
+		t.Errorf("in memory: %s and %s", pod.Phase, ctr.Phase)
+	}
+	must(t, s.DeletePod("pod-a"))
+	ro, err := OpenReadOnly(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := ro.PodByKey(intent.Spec.Key); !ok || v.Phase != PhaseIntent {
+		t.Errorf("the intent on disk: %v %+v", ok, v)
+	}
+	if v, _ := ro.Container("ctr-a"); v.Phase != PhaseCreated {
+		t.Errorf("the container on disk: %s", v.Phase)
+	}
+	if _, ok := ro.Pod("pod-a"); ok {
+		t.Error("a removed pod is on disk")
+	}
 }
 
 // Rows: R20

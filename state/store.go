@@ -3,7 +3,7 @@
 //
 // A daemon opens the store, hands Sink to each engine's Watch, waits for WaitSynced and reconciles; then it serves. A
 // handler looks objects up (FindPod, ContainerByKey, …), writes its intent (PutPod), acts through the engine, and writes
-// what it reached (UpdatePod); each is on disk before it is seen in the index and before an event tells of it. Statuses
+// what it reached (UpdatePod); each is written before it is seen in the index and before an event tells of it. Statuses
 // come from the engines' sinks and from our own actions (ApplyPod, ApplyContainer); they never move an object back, so
 // it does not matter which of the two is late.
 //
@@ -16,8 +16,9 @@
 //   - a record in PhaseIntent, whose object exists fully, half or not at all;
 //   - a record in any other phase whose object has moved on, or is gone: the first Resync of its engine says so.
 //
-// A power cut may besides bring back the record of an object that was ended or removed at that moment: waiting for the
-// disk there would only slow removals down, and a machine that boots has nothing of it running.
+// A power cut may besides bring back the record of an object that was ended or removed at that moment, and lose an intent
+// or that a container was created (see durability): waiting for the disk there would only slow the kubelet down, and a
+// machine that boots has nothing of it running.
 package state
 
 import (

@@ -27,6 +27,7 @@ type recordOf[R any] interface {
 	seq() *uint64
 	engineName() string
 	phase() Phase
+	durability() durability
 	forgetProcess()
 	check() error
 }
@@ -243,6 +244,23 @@ func (t *table[S, R, P, V]) adoptStatus(e *entry[S, R], rec *R) stage {
 	return known
 }
 
+// mark changes the record in memory only; a later write takes it along.
+func (t *table[S, R, P, V]) mark(e *entry[S, R], change func(P)) {
+	if e == nil {
+		return
+	}
+	e.writing.Lock() // an update under way would undo it
+	defer e.writing.Unlock()
+	t.store.mu.Lock()
+	defer t.store.mu.Unlock()
+	if e.deleted {
+		return
+	}
+	from := t.stage(e)
+	change(&e.rec)
+	t.changed(e, from)
+}
+
 // remove deletes the record's file and then the entry. Nothing is written, so it works on a full disk.
 func (t *table[S, R, P, V]) remove(e *entry[S, R]) error {
 	s := t.store
@@ -440,8 +458,7 @@ func (t *table[S, R, P, V]) unclaim(path string) {
 	delete(t.writing, path)
 }
 
-// write replaces the record's file and makes it durable, but for one on its way out: should a power cut bring its older
-// self back, the next Stop and Remove do again what was done. step is for the failpoints.
+// write replaces the record's file and waits for the disk as long as the record says. step is for the failpoints.
 func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 	name := "state." + t.kind + "." + step
 	err := func() error {
@@ -452,13 +469,21 @@ func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
-		if err := writeFile(path, data, 0o600); err != nil {
+		durable := P(rec).durability()
+		replace := writeFile
+		if durable == placed {
+			replace = placeFile
+		}
+		if err := replace(path, data, 0o600); err != nil {
 			return diskError(err)
 		}
-		if !P(rec).phase().Ending() {
+		switch {
+		case durable == synced:
 			if err := atomicfile.SyncDir(t.dir); err != nil {
 				return diskError(err)
 			}
+		case !P(rec).phase().Ending():
+			t.store.settleBehind(path)
 		}
 		return failpoint.Hit(name + ".after")
 	}()

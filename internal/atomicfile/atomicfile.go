@@ -3,7 +3,9 @@
 package atomicfile
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -22,7 +24,36 @@ func Write(path string, data []byte, mode os.FileMode) error {
 }
 
 // Swap is Write without the last step: after a power cut the whole old content may be there instead of the whole new one.
-func Swap(path string, data []byte, mode os.FileMode) (err error) {
+func Swap(path string, data []byte, mode os.FileMode) error {
+	return replace(path, data, mode, (*os.File).Sync)
+}
+
+// Place is Swap without fsync: a process that is killed leaves the old content or the new, but a power cut before Settle
+// may leave an empty file.
+func Place(path string, data []byte, mode os.FileMode) error {
+	return replace(path, data, mode, func(*os.File) error { return nil })
+}
+
+// Settle makes durable what was placed at path; OK when it is not there any more.
+func Settle(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) error) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, TempPrefix+filepath.Base(path)+"-*")
 	if err != nil {
@@ -41,7 +72,7 @@ func Swap(path string, data []byte, mode os.FileMode) (err error) {
 		if _, err := f.Write(data); err != nil {
 			return err
 		}
-		return f.Sync()
+		return sync(f)
 	}
 	werr := write()
 	if cerr := f.Close(); werr == nil {

@@ -36,3 +36,22 @@ func TestWriteIntoMissingFolderFailsAndRemoveOfAbsentIsFine(t *testing.T) {
 		t.Fatalf("remove of an absent file: %v", err)
 	}
 }
+
+func TestPlaceIsSeenAtOnceAndCanBeSettled(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "record.json")
+	if err := Place(path, []byte("one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "one" {
+		t.Fatalf("read %q, %v", got, err)
+	}
+	if err := Settle(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := Settle(path); err != nil {
+		t.Fatalf("what was removed meanwhile: %v", err)
+	}
+}
