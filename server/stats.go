@@ -239,5 +239,8 @@ func (s *Server) podTarget(p *state.PodView, containers []state.ContainerView) s
 			target.Containers = append(target.Containers, s.target(&containers[i]))
 		}
 	}
+	if target.PID == 0 && len(target.Containers) > 0 {
+		target.PID = target.Containers[0].PID // no process but these is in the pod's network
+	}
 	return target
 }
