@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/profiles/apparmor"
 
 	"crishim/engine"
 )
@@ -31,8 +32,25 @@ func (h *Host) CheckAppArmor(p *engine.Profile) error {
 	return nil
 }
 
-// AppArmorLoaded says whether the kernel has a profile.
-func AppArmorLoaded(name string) (bool, error) { return appArmorLoaded(appArmorProfiles, name) }
+// appArmorDefault is the name of the default profile; it is Docker's and containerd's, under a name of our own.
+const appArmorDefault = "crishim-default"
+
+// LoadAppArmorDefault loads the default profile, by apparmor_parser, unless the kernel has it; call it before h is shared.
+// Without it containers that name no profile run unconfined by AppArmor. No effect on a host without AppArmor.
+func (h *Host) LoadAppArmorDefault() error {
+	if !h.AppArmor {
+		return nil
+	}
+	loaded, err := appArmorLoaded(appArmorProfiles, appArmorDefault)
+	if err == nil && !loaded {
+		err = apparmor.InstallDefault(appArmorDefault)
+	}
+	if err != nil {
+		return fmt.Errorf("load the default AppArmor profile (is the package apparmor installed?): %w", err)
+	}
+	h.AppArmorDefault = appArmorDefault
+	return nil
+}
 
 func appArmorLoaded(list, name string) (bool, error) {
 	data, err := os.ReadFile(list)

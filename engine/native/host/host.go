@@ -32,9 +32,14 @@ type Host struct {
 	// CAP_SYS_RESOURCE.
 	HardLimits map[string]uint64
 
+	// CPUs and MemoryNodes are all that are online ("0-3"), for what had been limited to some.
+	CPUs, MemoryNodes string
+
 	AppArmor bool
-	SELinux  bool
-	Seccomp  bool
+	// AppArmorDefault is the profile of containers that name none: LoadAppArmorDefault. "" without.
+	AppArmorDefault string
+	SELinux         bool
+	Seccomp         bool
 
 	Kernel Kernel
 	// Warnings say what pods will not get here, for the operator.

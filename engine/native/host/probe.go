@@ -88,6 +88,14 @@ func (p probe) cgroups(h *Host, _ *Options) error {
 	} else {
 		h.Swap = p.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 	}
+	// Absent where the kernel is built for one processor or one node.
+	h.CPUs, h.MemoryNodes = "0", "0"
+	if online, err := p.read("/sys/devices/system/cpu/online"); err == nil {
+		h.CPUs = online
+	}
+	if online, err := p.read("/sys/devices/system/node/has_memory"); err == nil {
+		h.MemoryNodes = online
+	}
 	if h.Has("hugetlb") {
 		return p.hugePages(h)
 	}

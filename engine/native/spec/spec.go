@@ -4,9 +4,14 @@
 //
 // Build makes the spec of a container, BuildPause that of the process which is pid 1 of a pod's shared PID namespace,
 // BuildExec a further process of a container, Resources what an update sets.
+//
+// Annotations and labels, the image's too, go into no spec (catalogue S25), nor do hooks but those of CDI files.
 package spec
 
 import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -23,21 +28,22 @@ type Container struct {
 	User engine.User
 	// Rootfs is the mounted root.
 	Rootfs string
-	// Pins are the pod's namespaces to join by path; "" is the host's, or for PID a new one unless CRI's mode says NODE.
+	// Pins are the namespaces to join. Net, UTS and IPC are the pod's where it does not use the host's; PID is the pod's or
+	// the target's where CRI's mode says so; User is the pod's where it has one.
 	Pins Pins
-	// Hostname is set in the spec's environment only: the pod's UTS namespace has it already.
+	// Hostname is the pod's, for the environment: its UTS namespace has it already.
 	Hostname string
-	// Files of the pod to show in /etc unless CRI mounts its own; "" shows none.
+	// Files of the pod are shown in /etc, those that are "" and those that CRI mounts itself are not.
 	Files Files
-	// Shm is the pod's /dev/shm, or the host's with IPC mode NODE.
+	// Shm is the pod's /dev/shm; not looked at with the host's IPC namespace.
 	Shm string
 	// CgroupsPath is for specs.Linux.CgroupsPath (package cgroup).
 	CgroupsPath string
-	// Devices are resolved (host.Devices, host.AllDevices).
+	// Devices are resolved (host.Devices; host.AllDevices too for a privileged container).
 	Devices []host.Device
 	// Labels are SELinux's.
 	Labels host.Labels
-	// ImageVolumes are the prepared paths of those spec.Mounts that are images, by index.
+	// ImageVolumes are the prepared paths of those Spec.Mounts that are images, by index.
 	ImageVolumes map[int]string
 	// Rlimits are the operator's defaults; they are lowered to what the host allows.
 	Rlimits []specs.POSIXRlimit
@@ -53,5 +59,37 @@ type Files struct {
 	Hosts, Hostname, ResolvConf string
 }
 
-// AppArmorDefault is the profile of containers that ask for none; it is loaded by the engine where the host has AppArmor.
-const AppArmorDefault = "crishim-default"
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+// builder collects one spec.
+type builder struct {
+	h        *host.Host
+	c        *Container
+	s        *specs.Spec
+	warnings []string
+}
+
+func (b *builder) warn(format string, args ...any) {
+	b.warnings = append(b.warnings, fmt.Sprintf(format, args...))
+}
+
+// Build is the OCI spec of a container. Warnings say what it gets less of than was asked for, because the host cannot give
+// it (capabilities, oom_score_adj, limits). ErrInvalidArgument for what cannot be expressed at all, ErrFailedPrecondition
+// for what this host lacks.
+func Build(h *host.Host, c *Container) (*specs.Spec, []string, error) {
+	b := &builder{h: h, c: c, s: &specs.Spec{
+		Version: specs.Version,
+		Process: &specs.Process{},
+		Root:    &specs.Root{Path: c.Rootfs, Readonly: c.Spec.Security.ReadonlyRootfs},
+		Linux:   &specs.Linux{CgroupsPath: c.CgroupsPath, MountLabel: c.Labels.Mount},
+	}}
+	// Seccomp comes last: what the default profile allows depends on the capabilities.
+	for _, step := range []func() error{b.process, b.namespaces, b.mounts, b.devices, b.resources, b.security, b.seccomp} {
+		if err := step(); err != nil {
+			return nil, nil, fmt.Errorf("make the OCI spec: %w", err)
+		}
+	}
+	return b.s, b.warnings, nil
+}
