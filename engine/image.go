@@ -1,6 +1,11 @@
 package engine
 
-import "time"
+import (
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
 
 // Image is CRI Image.
 type Image struct {
@@ -21,6 +26,24 @@ type Image struct {
 	StopSignal string
 	Labels     map[string]string
 	Created    time.Time
+}
+
+// ParseImageUser reads the user of an image's config ("user", "uid", either with ":group"). Only what is a uid to the kernel
+// is one here; every other number stays text, with which the kubelet refuses runAsNonRoot (CVE-2024-40635).
+func ParseImageUser(user string) (*int64, string) {
+	name, _, _ := strings.Cut(user, ":")
+	if name == "" {
+		return nil, ""
+	}
+	if strings.Trim(name, "0123456789") != "" {
+		return nil, name
+	}
+	n, err := strconv.ParseUint(name, 10, 32)
+	if err != nil || n == math.MaxUint32 { // (uid_t)-1 means "no change" to the kernel
+		return nil, name
+	}
+	uid := int64(n)
+	return &uid, ""
 }
 
 // PullSpec is what PullImage is asked for.

@@ -2,9 +2,7 @@ package imagestore
 
 import (
 	"maps"
-	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -34,31 +32,13 @@ func fromInspect(in *image.InspectResponse) engine.Image {
 		out.StopSignal = config.StopSignal
 		out.Labels = config.Labels
 	}
-	out.UID, out.Username = parseUser(out.User)
+	out.UID, out.Username = engine.ParseImageUser(out.User)
 	return out
 }
 
 // size is never 0, which the kubelet takes for an answer that is not filled in: an image without layers has a config.
 func size(n int64) uint64 {
 	return uint64(max(n, 1))
-}
-
-// parseUser reads the user of an image's config ("user", "uid", either with ":group"). Only what is a uid to the kernel
-// is one here; every other number stays text, with which the kubelet refuses runAsNonRoot (CVE-2024-40635).
-func parseUser(user string) (*int64, string) {
-	name, _, _ := strings.Cut(user, ":")
-	if name == "" {
-		return nil, ""
-	}
-	if strings.Trim(name, "0123456789") != "" {
-		return nil, name
-	}
-	n, err := strconv.ParseUint(name, 10, 32)
-	if err != nil || n == math.MaxUint32 { // (uid_t)-1 means "no change" to the kernel
-		return nil, name
-	}
-	uid := int64(n)
-	return &uid, ""
 }
 
 // clone makes what a caller may change.

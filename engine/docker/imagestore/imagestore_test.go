@@ -155,7 +155,7 @@ func TestS14OnlyAUIDIsAUID(t *testing.T) {
 		"4294967296": "4294967296", "4294967295": "4294967295", "-1": "-1", "18446744073709551616": "18446744073709551616",
 		"0x0": "0x0", "+0": "+0", " 0": " 0", "１": "１", "4294967296:0": "4294967296",
 	} {
-		uid, name := parseUser(user)
+		uid, name := engine.ParseImageUser(user)
 		var got any
 		switch {
 		case uid != nil && name != "":

@@ -125,6 +125,9 @@ func dockerPull(ctx context.Context, d docker, ref, domain string, credentials r
 // classify finds the class of an error of Docker's that has none of its own: for a registry that is away or refuses, some
 // engines answer 500 as for anything else, so the registry is asked.
 func classify(ctx context.Context, named reference.Named, credentials registry.Credentials, err error) error {
+	if DiskFull(err) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
 	if in := (*streamError)(nil); ctx.Err() != nil || (!errors.As(err, &in) && !errdefs.IsInternal(err)) {
 		return err
 	}

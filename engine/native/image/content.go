@@ -1,0 +1,254 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"crishim/internal/atomicfile"
+)
+
+// content is what blobs/ and layers/ hold. Guarded by Store.mu.
+type content struct {
+	blobs  map[digest.Digest]*blob
+	layers map[digest.Digest]*layer
+	// verified are blobs that were seen to become a layer, so that nobody gets a layer by claiming its DiffID (S40).
+	verified map[digest.Digest]digest.Digest
+	// leases keep content that no record names yet from being removed, by leaseOf.
+	leases map[string]int
+}
+
+// blob is a file of blobs/. Immutable.
+type blob struct {
+	size  int64
+	usage usage
+	since time.Time // its age, while no image uses it
+}
+
+// layer is a folder of layers/. Immutable; it is layer.json there.
+type layer struct {
+	DiffID digest.Digest `json:"diffID"`
+	// Blob is what it was unpacked from.
+	Blob digest.Digest `json:"blob"`
+	// Bytes and Inodes are what it takes on disk, Size the archive without compression.
+	Bytes  int64 `json:"bytes"`
+	Inodes int64 `json:"inodes"`
+	Size   int64 `json:"size"`
+	// Implied are the folders that the archive had no entry for.
+	Implied []string `json:"implied,omitempty"`
+
+	since time.Time
+}
+
+// usage is what something takes on disk.
+type usage struct{ bytes, inodes int64 }
+
+func (u *usage) add(o usage) {
+	u.bytes += o.bytes
+	u.inodes += o.inodes
+}
+
+const (
+	layerFile = "layer.json"
+	layerTree = "fs"
+)
+
+func (s *Store) blobPath(d digest.Digest) string {
+	return s.path(blobsDir, string(d.Algorithm()), d.Encoded())
+}
+
+// tempPath is a new name in tmp/.
+func (s *Store) tempPath() string { return s.path(tempDir, strconv.FormatUint(s.temp.Add(1), 36)) }
+
+// discard removes a file or folder, which is gone from its place at once.
+func (s *Store) discard(path string) error {
+	temp := s.tempPath()
+	if err := os.Rename(path, temp); err != nil {
+		return err
+	}
+	return os.RemoveAll(temp)
+}
+
+func (s *Store) partPath(d digest.Digest) string  { return s.path(partsDir, d.Encoded()) }
+func (s *Store) layerPath(d digest.Digest) string { return s.path(layersDir, d.Encoded()) }
+func (s *Store) layerTree(d digest.Digest) string { return filepath.Join(s.layerPath(d), layerTree) }
+
+// load reads what is on disk. What is not whole is moved to tmp/ and removed.
+func (c *content) load(s *Store) error {
+	c.blobs, c.layers = map[digest.Digest]*blob{}, map[digest.Digest]*layer{}
+	c.leases, c.verified = map[string]int{}, map[digest.Digest]digest.Digest{}
+	folder := s.path(blobsDir, string(digest.SHA256))
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		d := digest.NewDigestFromEncoded(digest.SHA256, entry.Name())
+		info, err := entry.Info()
+		switch {
+		case strings.HasPrefix(entry.Name(), atomicfile.TempPrefix):
+			err = os.Remove(filepath.Join(folder, entry.Name()))
+		case d.Validate() != nil || err == nil && !info.Mode().IsRegular():
+			klog.InfoS("Leaving alone what is no blob", "path", filepath.Join(folder, entry.Name()))
+		case err == nil:
+			c.blobs[d] = newBlob(info)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if entries, err = os.ReadDir(s.path(layersDir)); err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		path := s.path(layersDir, entry.Name())
+		l, err := readLayer(path, digest.NewDigestFromEncoded(digest.SHA256, entry.Name()))
+		if err != nil {
+			klog.ErrorS(err, "Removing a layer that is not whole", "path", path)
+			if err := s.discard(path); err != nil {
+				return err
+			}
+			continue
+		}
+		c.layers[l.DiffID] = l
+		c.verified[l.Blob] = l.DiffID
+	}
+	return nil
+}
+
+func newBlob(info fs.FileInfo) *blob {
+	b := &blob{size: info.Size(), since: info.ModTime(), usage: usage{bytes: info.Size(), inodes: 1}}
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		b.usage.bytes = stat.Blocks * 512
+	}
+	return b
+}
+
+func readLayer(path string, d digest.Digest) (*layer, error) {
+	if err := d.Validate(); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(filepath.Join(path, layerFile))
+	if err != nil {
+		return nil, err
+	}
+	var l layer
+	if err := json.Unmarshal(data, &l); err != nil {
+		return nil, err
+	}
+	if l.DiffID != d {
+		return nil, fmt.Errorf("%s is layer %s", layerFile, l.DiffID)
+	}
+	info, err := os.Lstat(filepath.Join(path, layerTree))
+	if err != nil || !info.IsDir() {
+		return nil, fmt.Errorf("its folder %s is absent: %w", layerTree, errdefs.ErrDataLoss)
+	}
+	if info, err = os.Lstat(path); err != nil {
+		return nil, err
+	}
+	l.since = info.ModTime()
+	return &l, nil
+}
+
+// imageSize is what an image takes on disk, shared layers included.
+func (c *content) imageSize(rec *record) int64 {
+	var sum int64
+	for _, d := range rec.DiffIDs {
+		sum += c.layers[d].Bytes
+	}
+	for i := range rec.Manifests {
+		for _, b := range rec.Manifests[i].blobs() {
+			sum += b.Size
+		}
+	}
+	return sum
+}
+
+// readBlob reads a small blob and holds it to its digest.
+func (s *Store) readBlob(d digest.Digest, limit int64) ([]byte, error) {
+	f, err := os.Open(s.blobPath(d))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit || digest.FromBytes(data) != d {
+		return nil, fmt.Errorf("blob %s is damaged on disk, remove the image and pull it again: %w", d, errdefs.ErrDataLoss)
+	}
+	return data, nil
+}
+
+// writeBlob stores a small blob, whose digest was checked.
+func (s *Store) writeBlob(d digest.Digest, data []byte) error {
+	s.mu.Lock()
+	have := s.content.blobs[d]
+	s.mu.Unlock()
+	if have != nil && have.size == int64(len(data)) {
+		return nil
+	}
+	path := s.blobPath(d)
+	if err := atomicfile.Write(path, data, 0o600); err != nil {
+		return diskError("store blob "+string(d), err)
+	}
+	return s.addBlob(d)
+}
+
+// addBlob takes a blob in whose file is in its place.
+func (s *Store) addBlob(d digest.Digest) error {
+	info, err := os.Lstat(s.blobPath(d))
+	if err != nil {
+		return fmt.Errorf("store blob %s: %w", d, err)
+	}
+	b := newBlob(info)
+	b.since = time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.content.blobs[d] = b
+	return nil
+}
+
+// leaseOf is the key of a blob's or layer's lease.
+func blobLease(d digest.Digest) string  { return "blob " + string(d) }
+func layerLease(d digest.Digest) string { return "layer " + string(d) }
+
+// lease keeps content, also what is still to come, until release.
+func (s *Store) lease(keys ...string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, key := range keys {
+		s.content.leases[key]++
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, key := range keys {
+			if s.content.leases[key]--; s.content.leases[key] == 0 {
+				delete(s.content.leases, key)
+			}
+		}
+	}
+}
+
+// diskError gives the error of a write its class.
+func diskError(doing string, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%s: the disk is full, free some space: %w: %w", doing, err, errdefs.ErrResourceExhausted)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}

@@ -1,0 +1,24 @@
+package image
+
+import "crishim/engine/native/image/unpack"
+
+// Limits bound what one image may cost. They are of what a registry or an archive sends, before any of it is believed.
+type Limits struct {
+	// Layer bounds one layer.
+	Layer unpack.Limits
+	// Bytes is the size of all layers of one image without compression.
+	Bytes int64
+	// Layers is their number; overlay takes 500.
+	Layers int
+	// Manifest and Config are the largest sizes of these documents, in bytes.
+	Manifest, Config int64
+	// IndexDepth is how deep indexes may lie in indexes.
+	IndexDepth int
+	// ArchiveEntries is the number of entries of an archive that is imported.
+	ArchiveEntries int
+}
+
+// DefaultLimits are far above real images and far below what harms a node.
+var DefaultLimits = Limits{
+	Layer: unpack.DefaultLimits, Bytes: 40 << 30, Layers: 500, Manifest: 4 << 20, Config: 8 << 20, IndexDepth: 3, ArchiveEntries: 100_000,
+}

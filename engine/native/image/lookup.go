@@ -1,0 +1,145 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"crishim/engine"
+	"crishim/registry"
+)
+
+// ListImages answers from memory, in the order of ids.
+func (s *Store) ListImages(context.Context) ([]engine.Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]engine.Image, 0, len(s.images))
+	for _, id := range slices.Sorted(maps.Keys(s.images)) {
+		out = append(out, *s.finished(s.images[id]))
+	}
+	return out, nil
+}
+
+// Image finds by id, by the start of an id of 12 digits or more, by tag, digest or familiar name. ErrNotFound when absent.
+func (s *Store) Image(_ context.Context, ref string) (*engine.Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.finished(img), nil
+}
+
+// find looks an image up as Docker does: by id, then by name, then by the start of an id. The caller holds s.mu.
+func (s *Store) find(ref string) (*stored, error) {
+	q, err := registry.ParseQuery(ref)
+	if err != nil {
+		return nil, err
+	}
+	if img := s.images[engine.ImageID(q.ID)]; img != nil {
+		return img, nil
+	}
+	if img := s.images[s.byName[q.Name]]; img != nil {
+		return img, nil
+	}
+	var found *stored
+	if q.Prefix != "" {
+		for id, img := range s.images {
+			if strings.HasPrefix(string(id), "sha256:"+q.Prefix) {
+				if found != nil {
+					return nil, fmt.Errorf("image %s is ambiguous: %w", ref, errdefs.ErrNotFound)
+				}
+				found = img
+			}
+		}
+	}
+	if found == nil {
+		return nil, notFound(ref)
+	}
+	return found, nil
+}
+
+// finished is an image as callers get it, theirs to change. The caller holds s.mu.
+func (s *Store) finished(img *stored) *engine.Image {
+	out := img.image
+	out.RepoTags, out.RepoDigests = slices.Clone(out.RepoTags), slices.Clone(out.RepoDigests)
+	out.Env, out.Entrypoint, out.Cmd = slices.Clone(out.Env), slices.Clone(out.Entrypoint), slices.Clone(out.Cmd)
+	out.Labels = maps.Clone(out.Labels)
+	if out.UID != nil {
+		uid := *out.UID
+		out.UID = &uid
+	}
+	out.Pinned = slices.ContainsFunc(s.pinned, func(ref string) bool {
+		pinned, err := s.find(ref)
+		return err == nil && pinned == img
+	})
+	return &out
+}
+
+// imageOf is the image of a record.
+func imageOf(rec *record, config *ocispec.Image, size int64) engine.Image {
+	out := engine.Image{
+		ID: rec.ID, RepoTags: familiar(tagNames(rec.Tags)), RepoDigests: familiar(rec.Digests), Size: uint64(max(size, 1)),
+		User: config.Config.User, Env: config.Config.Env, Entrypoint: config.Config.Entrypoint, Cmd: config.Config.Cmd,
+		WorkingDir: config.Config.WorkingDir, StopSignal: config.Config.StopSignal, Labels: config.Config.Labels,
+	}
+	if config.Created != nil {
+		out.Created = *config.Created
+	}
+	out.UID, out.Username = engine.ParseImageUser(out.User)
+	return out
+}
+
+// familiar are names as Docker lists them.
+func familiar(names []string) []string {
+	var out []string
+	for _, name := range names {
+		if named, err := reference.ParseNormalizedNamed(name); err == nil {
+			out = append(out, reference.FamiliarString(named))
+		}
+	}
+	return out
+}
+
+// Config is the whole config of an image, as it was pulled.
+func (s *Store) Config(_ context.Context, id engine.ImageID) (*ocispec.Image, error) {
+	s.mu.Lock()
+	img := s.images[id]
+	s.mu.Unlock()
+	if img == nil {
+		return nil, notFound(string(id))
+	}
+	return s.readConfig(id)
+}
+
+func (s *Store) readConfig(id engine.ImageID) (*ocispec.Image, error) {
+	data, err := s.readBlob(digest.Digest(id), s.options.Limits.Config)
+	if err != nil {
+		return nil, fmt.Errorf("read the config of image %s: %w", id, err)
+	}
+	return parseConfig(data)
+}
+
+// LayerDirs are the folders of an image's layers, lowest first, in the form of overlay. They stay as long as the image is
+// held or used, and nobody may write in them.
+func (s *Store) LayerDirs(_ context.Context, id engine.ImageID) ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img := s.images[id]
+	if img == nil {
+		return nil, notFound(string(id))
+	}
+	var dirs []string
+	for _, d := range img.record.DiffIDs {
+		dirs = append(dirs, s.layerTree(d))
+	}
+	return dirs, nil
+}

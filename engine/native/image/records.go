@@ -1,0 +1,226 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/internal/atomicfile"
+	"crishim/registry"
+)
+
+// recordVersion is that of the files in records/. A file of another version is set aside.
+const recordVersion = 1
+
+const (
+	recordSuffix = ".json"
+	badSuffix    = ".bad"
+)
+
+// record is an image on disk.
+type record struct {
+	Version int            `json:"version"`
+	ID      engine.ImageID `json:"id"` // the digest of the config
+	// Tags are full names. The image whose tag has the highest sequence number has it: a crash may leave it on two.
+	Tags []tag `json:"tags,omitempty"`
+	// Digests are full names with the digest that they were pulled by: of a manifest or of an index.
+	Digests []string `json:"digests,omitempty"`
+	// DiffIDs are the layers, lowest first.
+	DiffIDs []digest.Digest `json:"diffIDs"`
+	// Manifests are all that were pulled with this config; several differ in how layers are compressed.
+	Manifests []manifest `json:"manifests"`
+	Pulled    time.Time  `json:"pulled"`
+}
+
+type tag struct {
+	Name string `json:"name"`
+	Seq  uint64 `json:"seq"`
+}
+
+// manifest is one way in which the image's content is held.
+type manifest struct {
+	// Indexes lead to the manifest, outermost first.
+	Indexes  []ocispec.Descriptor `json:"indexes,omitempty"`
+	Manifest ocispec.Descriptor   `json:"manifest"`
+	Config   ocispec.Descriptor   `json:"config"`
+	// Layers are compressed, one for each DiffID.
+	Layers []ocispec.Descriptor `json:"layers"`
+}
+
+// blobs are all blobs of the manifest.
+func (m *manifest) blobs() []ocispec.Descriptor {
+	return slices.Concat(m.Indexes, []ocispec.Descriptor{m.Manifest, m.Config}, m.Layers)
+}
+
+// stored is an image in memory. Immutable.
+type stored struct {
+	record record
+	image  engine.Image
+}
+
+// recordName is the file of an image, "" when id is none: it becomes part of a path.
+func recordName(id engine.ImageID) string {
+	d, err := digest.Parse(string(id))
+	if err != nil || d.Algorithm() != digest.SHA256 {
+		return ""
+	}
+	return d.Encoded() + recordSuffix
+}
+
+// writeRecord makes an image, or its new names, durable.
+func (s *Store) writeRecord(rec *record) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("record image %s: %w", rec.ID, err)
+	}
+	if err := atomicfile.Write(s.path(recordsDir, recordName(rec.ID)), data, 0o600); err != nil {
+		return diskError("record image "+string(rec.ID), err)
+	}
+	return nil
+}
+
+// load reads what is on disk.
+func (s *Store) load() error {
+	if err := emptyDir(s.path(tempDir)); err != nil {
+		return fmt.Errorf("remove what a crash left: %w", err)
+	}
+	if err := s.content.load(s); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(s.path(recordsDir))
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		path := s.path(recordsDir, entry.Name())
+		switch {
+		case strings.HasPrefix(entry.Name(), atomicfile.TempPrefix):
+			_ = os.Remove(path) // what a crash left; if it fails, it is tried again at the next start
+		case strings.HasSuffix(entry.Name(), recordSuffix):
+			img, err := s.readImage(path)
+			if err != nil {
+				klog.ErrorS(err, "Setting aside an image that is not whole; it can be pulled again", "path", path)
+				_ = os.Rename(path, path+badSuffix)
+				continue
+			}
+			s.images[img.record.ID] = img
+			for i := range img.record.Manifests {
+				for n, l := range img.record.Manifests[i].Layers {
+					s.content.verified[l.Digest] = img.record.DiffIDs[n]
+				}
+			}
+		}
+	}
+	s.settleTags()
+	return nil
+}
+
+// readImage reads a record and makes sure that what it names is here.
+func (s *Store) readImage(path string) (*stored, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var rec record
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return nil, err
+	}
+	if rec.Version != recordVersion || filepath.Base(path) != recordName(rec.ID) || len(rec.Manifests) == 0 {
+		return nil, fmt.Errorf("version %d of %q is not expected in this file", rec.Version, rec.ID)
+	}
+	for _, ref := range rec.Digests {
+		if registry.FullName(ref) == "" || !strings.Contains(ref, "@") {
+			return nil, fmt.Errorf("%q is not a name with a digest", ref)
+		}
+	}
+	for _, d := range rec.DiffIDs {
+		if s.content.layers[d] == nil {
+			return nil, fmt.Errorf("layer %s is absent: %w", d, errdefs.ErrDataLoss)
+		}
+	}
+	for i := range rec.Manifests {
+		m := &rec.Manifests[i]
+		if len(m.Layers) != len(rec.DiffIDs) || engine.ImageID(m.Config.Digest) != rec.ID {
+			return nil, fmt.Errorf("manifest %s is of another image", m.Manifest.Digest)
+		}
+		for _, b := range m.blobs() {
+			if have := s.content.blobs[b.Digest]; have == nil || have.size != b.Size {
+				return nil, fmt.Errorf("blob %s is absent or not of %d bytes: %w", b.Digest, b.Size, errdefs.ErrDataLoss)
+			}
+		}
+	}
+	return s.newStored(&rec)
+}
+
+// newStored makes the image of a record; its content is here.
+func (s *Store) newStored(rec *record) (*stored, error) {
+	config, err := s.readConfig(rec.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &stored{record: *rec, image: imageOf(rec, config, s.content.imageSize(rec))}, nil
+}
+
+// settleTags gives each tag to the image that got it last. The others' records still name it; they lose it with their next
+// change, and at each start.
+func (s *Store) settleTags() {
+	owner := map[string]tag{}
+	holder := map[string]engine.ImageID{}
+	for id, img := range s.images {
+		for _, t := range img.record.Tags {
+			if have, ok := owner[t.Name]; !ok || t.Seq > have.Seq {
+				owner[t.Name], holder[t.Name] = t, id
+			}
+			s.tagSeq = max(s.tagSeq, t.Seq)
+		}
+	}
+	for id, img := range s.images {
+		kept := *img
+		kept.record.Tags = slices.DeleteFunc(slices.Clone(img.record.Tags), func(t tag) bool { return holder[t.Name] != id })
+		kept.image.RepoTags = familiar(tagNames(kept.record.Tags))
+		s.images[id] = &kept
+	}
+	s.index()
+}
+
+// index fills byName. The caller holds s.mu, or is alone.
+func (s *Store) index() {
+	clear(s.byName)
+	for id, img := range s.images {
+		for _, name := range slices.Concat(tagNames(img.record.Tags), img.record.Digests) {
+			s.byName[name] = id
+		}
+	}
+}
+
+func tagNames(tags []tag) []string {
+	names := make([]string, len(tags))
+	for i, t := range tags {
+		names[i] = t.Name
+	}
+	return names
+}
+
+// emptyDir removes everything in a folder.
+func emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, entry.Name())))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,154 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+
+	"crishim/registry"
+	"crishim/registry/hosts"
+)
+
+// repository is where one pull gets its content from: the endpoints of one name.
+type repository struct {
+	endpoints []*registry.Endpoint
+	stall     time.Duration
+}
+
+// openRepository finds the endpoints of a name. The registry itself is one of them.
+func openRepository(dirs []string, named reference.Named, credentials registry.Credentials, mirrors registry.NodeAuth, stall time.Duration) (*repository, error) {
+	domain := reference.Domain(named)
+	config, err := hosts.Lookup(dirs, domain)
+	if err != nil {
+		return nil, err
+	}
+	if config == nil {
+		if config, err = hosts.Parse(nil, domain, "", false); err != nil {
+			return nil, err
+		}
+	}
+	pull := registry.Pull{Config: config, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: mirrors.Find}
+	return &repository{endpoints: pull.Open(stall), stall: stall}, nil
+}
+
+func (r *repository) close() {
+	for _, e := range r.endpoints {
+		e.Close()
+	}
+}
+
+// each asks the endpoints in order until one has the target. A mirror that lacks something says nothing of the registry:
+// the last endpoint's word is the answer.
+func (r *repository) each(ctx context.Context, what registry.Target, ask func(*registry.Endpoint) error) error {
+	last := r.endpoints[len(r.endpoints)-1]
+	verdict := fmt.Errorf("%s serves no content of this kind of %s: %w", last.Spec.URL.Host, last.Registry(), errdefs.ErrUnavailable)
+	for i, e := range registry.Candidates(r.endpoints, what) {
+		err := ask(e)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if i == 0 || e == last {
+			verdict = err
+		}
+	}
+	return verdict
+}
+
+// manifest gets a manifest or index by tag or digest. What came by digest was held to it.
+func (r *repository) manifest(ctx context.Context, ref string, limit int64) (data []byte, mediaType string, err error) {
+	what, err := registry.ParseTarget("manifests/" + ref)
+	if err != nil {
+		return nil, "", malformed("%.200q is neither a tag nor a digest", ref)
+	}
+	err = r.each(ctx, what, func(e *registry.Endpoint) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		resp, err := e.Get(ctx, http.MethodGet, what, http.Header{"Accept": registry.ManifestTypes})
+		if err != nil {
+			return err
+		}
+		body := registry.NewStallReader(resp.Body, r.stall, cancel)
+		defer func() { _ = body.Close() }()
+		got, err := registry.ReadManifest(io.LimitReader(body, limit+1), what)
+		if err != nil {
+			return e.Failed(err)
+		}
+		if int64(len(got)) > limit {
+			return e.Failed(fmt.Errorf("the manifest is larger than %d bytes: %w", limit, errdefs.ErrDataLoss))
+		}
+		data, mediaType = got, resp.Header.Get("Content-Type")
+		return nil
+	})
+	return data, mediaType, err
+}
+
+// blobStream is the answer of one endpoint.
+type blobStream struct {
+	io.Reader
+	endpoint *registry.Endpoint
+	close    func()
+}
+
+// broken says that the answer was none that the blob can be made of: others are asked first from now on.
+func (b *blobStream) broken() { b.endpoint.Broken.Store(true) }
+
+// open implements blobSource.
+func (r *repository) open(ctx context.Context, d digest.Digest, offset int64) (stream *blobStream, err error) {
+	what, err := registry.ParseTarget("blobs/" + string(d))
+	if err != nil {
+		return nil, malformed("%.200q is not a digest", d)
+	}
+	header := http.Header{}
+	if offset > 0 {
+		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	}
+	err = r.each(ctx, what, func(e *registry.Endpoint) error {
+		ctx, cancel := context.WithCancel(ctx)
+		resp, err := e.Get(ctx, http.MethodGet, what, header)
+		if err != nil {
+			cancel()
+			return err
+		}
+		body := registry.NewStallReader(resp.Body, r.stall, cancel)
+		stream = &blobStream{Reader: body, endpoint: e, close: func() {
+			cancel()
+			_ = body.Close()
+		}}
+		if resp.StatusCode == http.StatusPartialContent {
+			if start, ok := rangeStart(resp.Header.Get("Content-Range")); !ok || start != offset {
+				stream.close()
+				return e.Failed(fmt.Errorf("answered another range than was asked for: %w", errdefs.ErrDataLoss))
+			}
+			return nil
+		}
+		// It sends all of it again.
+		if _, err := io.CopyN(io.Discard, body, offset); err != nil {
+			stream.close()
+			return e.Failed(fmt.Errorf("the answer broke off: %w", err))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return stream, nil
+}
+
+// rangeStart is the first byte of a Content-Range ("bytes 100-199/200").
+func rangeStart(value string) (int64, bool) {
+	rest, ok := strings.CutPrefix(value, "bytes ")
+	first, _, dash := strings.Cut(rest, "-")
+	start, err := strconv.ParseInt(strings.TrimSpace(first), 10, 64)
+	return start, ok && dash && err == nil
+}

@@ -1,0 +1,245 @@
+// Package image is the native engine's image store: what was pulled or imported, verified, unpacked into layers that
+// overlay can stack, and kept so that it can be exported again byte for byte.
+//
+// The engine opens one Store on a folder of its own, calls Run for its background work, and holds an image (Hold) from
+// looking it up until a record of its own names it as used (Options.InUse). A store is one process's at a time.
+//
+// Below the root: blobs/ALGORITHM/HEX is content as registries serve it, layers/DIFFID/fs a layer in the form of overlay
+// (a whiteout is a character device 0:0, an opaque folder has trusted.overlay.opaque=y), records/ID.json an image, tmp/
+// what is under way. What a later step relies on is durable before that step: a crash leaves content that no record names,
+// and Run removes it. An image's id is the digest of its config, as on a Docker Engine.
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/internal/keymutex"
+)
+
+// Options of a Store.
+type Options struct {
+	// Root is a folder of this package's own that survives a reboot. It is made if absent, mode 0700.
+	Root string
+	// RegistryConfigDirs are folders in the form of containerd's certs.d, the first that knows a registry counts.
+	RegistryConfigDirs []string
+	// NodeAuth are config.json files of Docker's form, with credential helpers, the first that knows a registry counts.
+	NodeAuth []string
+	// Pinned are references or ids that RemoveImage is free to remove but that are reported as pinned.
+	Pinned []string
+	// Platform to take out of a multi-platform image. The zero value is this machine's.
+	Platform ocispec.Platform
+	// Limits against hostile images. The zero value is DefaultLimits.
+	Limits Limits
+	// InUse says who uses an image, in words for an error ("container ID"); none when it may go. It may be nil.
+	InUse func(ctx context.Context, id engine.ImageID) (users []string, err error)
+	// Changed is called after an image was added, tagged or removed. It may be nil, and must not call the Store.
+	Changed func()
+	// Progress is told of pulls and imports, see Progress. It may be nil, and must not block.
+	Progress func(Progress)
+	// SampleInterval is how often usage is sampled and unused content is looked for. 0 is DefaultSampleInterval.
+	SampleInterval time.Duration
+	// KeepUnused is how long content that no image uses stays for a pull to go on with. 0 is DefaultKeepUnused.
+	KeepUnused time.Duration
+}
+
+// Defaults of Options.
+const (
+	DefaultSampleInterval = 30 * time.Second
+	DefaultKeepUnused     = time.Hour
+)
+
+// Progress is one pull or import at one moment: at its start, once a second while it lasts, and at its end.
+type Progress struct {
+	// Ref is what was asked for, or what the import names.
+	Ref string
+	// Phase is "resolving", "fetching", "unpacking", "done" or "failed".
+	Phase string
+	// Fetched and Total are bytes of compressed content; what was here before counts as fetched. Total is 0 until known.
+	Fetched, Total int64
+	// Unpacked are bytes out of the decompressor.
+	Unpacked int64
+	// Layers are all, Ready those that are in place.
+	Layers, Ready int
+	Elapsed       time.Duration
+	// Err is why Phase is "failed".
+	Err error
+}
+
+// Store is the native engine's part of engine.Images. Its methods may be called at once from many goroutines.
+type Store struct {
+	options Options
+	root    string
+	lock    *os.File
+
+	pulls  flights[engine.ImageID]
+	layers flights[struct{}]
+	// fetching orders who writes the part of a blob.
+	fetching keymutex.Mutex[digest.Digest]
+	// unpackers bounds how many layers are unpacked at once, over all pulls.
+	unpackers chan struct{}
+	syncs     syncer
+	// using orders what decides whether an image goes or stays, see Hold.
+	using keymutex.Mutex[engine.ImageID]
+
+	usage atomic.Pointer[engine.FSUsage]
+	temp  atomic.Uint64 // names in tmp/
+
+	// placing orders layers getting into their place.
+	placing sync.Mutex
+	// recording orders changes of records. It is taken before mu.
+	recording sync.Mutex
+
+	mu       sync.Mutex
+	pinned   []string
+	hostDirs []string
+	images   map[engine.ImageID]*stored // immutable values
+	byName   map[string]engine.ImageID  // full names with tag or digest
+	tagSeq   uint64
+	holds    map[engine.ImageID]map[string]int
+	content  content
+}
+
+// Open opens the store of a folder and clears what a crash left behind. It fails with ErrFailedPrecondition while another
+// process has the store open. A record that cannot be read, or whose content is not whole, is set aside and logged: that
+// image is absent and can be pulled again.
+func Open(options Options) (*Store, error) {
+	options.complete()
+	s := &Store{
+		options: options, root: options.Root,
+		unpackers: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		pinned:    slices.Clone(options.Pinned),
+		hostDirs:  slices.Clone(options.RegistryConfigDirs),
+		images:    map[engine.ImageID]*stored{},
+		byName:    map[string]engine.ImageID{},
+		holds:     map[engine.ImageID]map[string]int{},
+	}
+	for _, dir := range []string{s.root, s.path(blobsDir, string(digest.SHA256)), s.path(partsDir), s.path(layersDir), s.path(recordsDir), s.path(tempDir)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open the image store: %w", err)
+		}
+	}
+	// Layers hold set-id programs: nobody else may come near them.
+	if err := os.Chmod(s.root, 0o700); err != nil {
+		return nil, fmt.Errorf("open the image store: %w", err)
+	}
+	lock, err := lockStore(s.path(lockFile))
+	if err != nil {
+		return nil, err
+	}
+	s.lock = lock
+	if err := s.load(); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("open the image store %s: %w", s.root, err)
+	}
+	s.sample()
+	return s, nil
+}
+
+func (o *Options) complete() {
+	if o.Limits == (Limits{}) {
+		o.Limits = DefaultLimits
+	}
+	if o.Platform.OS == "" {
+		o.Platform = hostPlatform()
+	}
+	if o.SampleInterval == 0 {
+		o.SampleInterval = DefaultSampleInterval
+	}
+	if o.KeepUnused == 0 {
+		o.KeepUnused = DefaultKeepUnused
+	}
+}
+
+// Close gives the store up. Pulls and imports must have ended.
+func (s *Store) Close() error { return s.lock.Close() }
+
+// The folders and files of a store.
+const (
+	blobsDir   = "blobs"
+	partsDir   = "parts" // blobs under way, by digest, to go on with
+	layersDir  = "layers"
+	recordsDir = "records"
+	tempDir    = "tmp"
+	lockFile   = "lock"
+)
+
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.root}, parts...)...)
+}
+
+// lockStore takes the store for this process; the kernel gives it back however the process ends.
+func lockStore(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the image store: %w", err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("the image store %s is in use by a running daemon or another command: %w", filepath.Dir(path), errdefs.ErrFailedPrecondition)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// SetPinned replaces the pinned references and ids.
+func (s *Store) SetPinned(refs []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pinned = slices.Clone(refs)
+}
+
+// ReloadHosts replaces the folders of hosts.toml files. The files themselves are read at each pull.
+func (s *Store) ReloadHosts(dirs []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hostDirs = slices.Clone(dirs)
+}
+
+// Run samples usage and removes what nobody uses any more, until ctx ends.
+func (s *Store) Run(ctx context.Context) {
+	ticker := time.NewTicker(s.options.SampleInterval)
+	defer ticker.Stop()
+	for {
+		if err := s.Collect(s.options.KeepUnused); err != nil {
+			klog.ErrorS(err, "Removing unused content of the image store failed")
+		}
+		s.sample()
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// changed tells the world that images are not what they were.
+func (s *Store) changed() {
+	s.sample()
+	if s.options.Changed != nil {
+		s.options.Changed()
+	}
+}

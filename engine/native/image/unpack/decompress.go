@@ -1,0 +1,103 @@
+package unpack
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+// The first bytes of what layers are compressed with (RFC 1952, RFC 8878). Media types are not asked: registries and
+// builders label layers wrongly, and the DiffID says whether the right bytes came out.
+var (
+	gzipMagic = []byte{0x1f, 0x8b}
+	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
+	// skippable zstd frames (0x184D2A50 to 5F) may come first.
+	zstdSkip = []byte{0x2a, 0x4d, 0x18}
+)
+
+// counted counts what was read. It is read by one goroutine, asked by another.
+type counted struct {
+	io.Reader
+	n atomic.Int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// decompress finds out how in is compressed.
+func decompress(in io.Reader, window uint64) (plain io.Reader, closePlain func(), err error) {
+	buffered := bufio.NewReaderSize(in, 64<<10)
+	magic, err := buffered.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) { // less than 4 bytes are no archive, which its reader will say
+		return nil, nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, gzipMagic):
+		z, err := gzip.NewReader(buffered)
+		if err != nil {
+			return nil, nil, err
+		}
+		return z, func() { _ = z.Close() }, nil
+	case bytes.Equal(magic, zstdMagic), len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], zstdSkip):
+		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(window), zstd.WithDecoderMaxMemory(window))
+		if err != nil {
+			return nil, nil, err
+		}
+		return zstdReader{z}, z.Close, nil
+	}
+	return buffered, func() {}, nil
+}
+
+// zstdReader tells a frame that asks for too much apart from a damaged one.
+type zstdReader struct{ *zstd.Decoder }
+
+func (z zstdReader) Read(p []byte) (int, error) {
+	n, err := z.Decoder.Read(p)
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+		err = fmt.Errorf("a zstd frame needs more memory than is allowed: %w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	return n, err
+}
+
+// bounded reads what came out of the decompressor: it holds it to the limits and hashes it.
+type bounded struct {
+	ctx    context.Context
+	plain  io.Reader
+	in     *counted
+	limits *Limits
+	sum    hash.Hash
+	count  func(n int)
+	n      int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := b.plain.Read(p)
+	b.n += int64(n)
+	if b.n > b.limits.Bytes {
+		return 0, fmt.Errorf("it is larger than %d bytes without compression: %w", b.limits.Bytes, errdefs.ErrResourceExhausted)
+	}
+	if in := b.in.n.Load(); b.n > b.limits.RatioAfter && b.n/b.limits.Ratio > in {
+		return 0, fmt.Errorf("%d compressed bytes became more than %d times as many: %w", in, b.limits.Ratio, errdefs.ErrResourceExhausted)
+	}
+	b.sum.Write(p[:n])
+	if b.count != nil && n > 0 {
+		b.count(n)
+	}
+	return n, err
+}

@@ -1,0 +1,115 @@
+package unpack
+
+import (
+	"errors"
+	"fmt"
+	"path"
+
+	"golang.org/x/sys/unix"
+)
+
+// parent is the folder in which entries are being made. Entering keeps the time that it shall have, leaving restores it:
+// each entry made in it changes it.
+type parent struct {
+	name  string // "" when there is none
+	fd    int
+	times []unix.Timespec
+}
+
+// openFolder opens a folder of the layer; links on the way lead inside it only.
+func openFolder(root int, name string) (int, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	for {
+		fd, err := unix.Openat2(root, name, &how)
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) { // EAGAIN: something on the host was renamed
+			return fd, err
+		}
+	}
+}
+
+// enter makes name the parent, and whatever folders are missing on the way.
+func (t *tree) enter(name string) error {
+	if t.parent.name == name {
+		return nil
+	}
+	if err := t.leave(); err != nil {
+		return err
+	}
+	fd, err := openFolder(t.root, name)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		if err := t.imply(name); err != nil {
+			return err
+		}
+		fd, err = openFolder(t.root, name)
+	}
+	switch {
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENOENT):
+		return refused("its folder cannot be one (%v)", err)
+	case err != nil:
+		return fmt.Errorf("open its folder: %w", err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		_ = unix.Close(fd)
+		return fmt.Errorf("stat its folder: %w", err)
+	}
+	t.parent = parent{name: name, fd: fd, times: []unix.Timespec{{Nsec: unix.UTIME_OMIT}, stat.Mtim}}
+	return nil
+}
+
+// leave closes the parent.
+func (t *tree) leave() error {
+	if t.parent.name == "" {
+		return nil
+	}
+	err := unix.UtimesNanoAt(t.parent.fd, ".", t.parent.times, 0)
+	_ = unix.Close(t.parent.fd)
+	t.parent = parent{}
+	if err != nil {
+		return fmt.Errorf("set the times of the folder: %w", err)
+	}
+	return nil
+}
+
+// imply makes a folder that an entry lies in though the archive has none for it.
+func (t *tree) imply(name string) error {
+	above, base := path.Split(name)
+	if err := t.enter(path.Clean(above)); err != nil {
+		return err
+	}
+	opaque := false
+	err := unix.Mkdirat(t.parent.fd, base, 0o755)
+	if errors.Is(err, unix.EEXIST) {
+		var stat unix.Stat_t
+		if err := unix.Fstatat(t.parent.fd, base, &stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("stat %s: %w", name, err)
+		}
+		if !isWhiteout(&stat) {
+			return refused("%.300q is no folder", name)
+		}
+		// The lower one is gone; this is a new one of the same name.
+		opaque = true
+		if err := unix.Unlinkat(t.parent.fd, base, 0); err != nil {
+			return fmt.Errorf("replace the whiteout of %s: %w", name, err)
+		}
+		err = unix.Mkdirat(t.parent.fd, base, 0o755)
+	}
+	if err != nil {
+		return fmt.Errorf("make the folder %s: %w", name, err)
+	}
+	fd, err := unix.Openat(t.parent.fd, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the folder %s: %w", name, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if opaque {
+		return errors.Join(setOpaque(fd), unix.Fchmod(fd, 0o755)) // the umask does not count
+	}
+	if len(t.implied) < maxImplied {
+		t.implied = append(t.implied, name)
+	}
+	return unix.Fchmod(fd, 0o755)
+}

@@ -1,0 +1,112 @@
+package unpack
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	whiteoutPrefix = ".wh."
+	// whiteoutMeta begins names that AUFS kept for itself. One of them means something.
+	whiteoutMeta = whiteoutPrefix + whiteoutPrefix
+	opaqueMarker = whiteoutMeta + ".opq"
+
+	opaqueXattr = "trusted.overlay.opaque"
+)
+
+// whiteout acts on an entry that is a message and no file; done when it was one.
+func (t *tree) whiteout(folder, base string) (done bool, err error) {
+	for part := range strings.SplitSeq(folder, "/") {
+		if strings.HasPrefix(part, whiteoutMeta) {
+			return true, nil // AUFS's own
+		}
+		if strings.HasPrefix(part, whiteoutPrefix) {
+			return true, refused("a whiteout is no folder")
+		}
+	}
+	hidden, ok := strings.CutPrefix(base, whiteoutPrefix)
+	if !ok {
+		return false, nil
+	}
+	if base == opaqueMarker {
+		if err := t.enter(folder); err != nil {
+			return true, err
+		}
+		return true, setOpaque(t.parent.fd)
+	}
+	if strings.HasPrefix(base, whiteoutMeta) {
+		return true, nil
+	}
+	if hidden == "" || hidden == "." || hidden == ".." {
+		return true, refused("a whiteout of %q", hidden)
+	}
+	if err := t.enter(folder); err != nil {
+		return true, err
+	}
+	return true, t.hide(hidden)
+}
+
+// hide makes a whiteout. What this layer itself has of that name stays: whiteouts are about the layers below.
+func (t *tree) hide(name string) error {
+	err := unix.Mknodat(t.parent.fd, name, unix.S_IFCHR, 0)
+	if !errors.Is(err, unix.EEXIST) {
+		if err != nil {
+			return fmt.Errorf("make the whiteout: %w", err)
+		}
+		return nil
+	}
+	fd, err := unix.Openat(t.parent.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // a file, a link, or a whiteout already: it hides what is below
+	}
+	if err != nil {
+		return fmt.Errorf("open the folder to hide what is below: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return setOpaque(fd)
+}
+
+func setOpaque(fd int) error {
+	if err := unix.Fsetxattr(fd, opaqueXattr, []byte("y"), 0); err != nil {
+		return fmt.Errorf("make the folder opaque: %w", err)
+	}
+	return nil
+}
+
+func isWhiteout(stat *unix.Stat_t) bool {
+	return stat.Mode&unix.S_IFMT == unix.S_IFCHR && stat.Rdev == 0
+}
+
+// paxXattr begins the PAX records of extended attributes.
+const paxXattr = "SCHILY.xattr."
+
+// setXattrs sets the attributes that are an image's to say: capabilities, access lists, the user's. Others are left out:
+// trusted.* and user.overlay.* are overlay's language, security.* the node's policy.
+func setXattrs(fd int, header *tar.Header) error {
+	for key, value := range header.PAXRecords {
+		name, ok := strings.CutPrefix(key, paxXattr)
+		if !ok || !allowedXattr(name) {
+			continue
+		}
+		err := unix.Fsetxattr(fd, name, []byte(value), 0)
+		if errors.Is(err, unix.ENOTSUP) && name != "security.capability" {
+			continue // the file system has none
+		}
+		if err != nil {
+			return fmt.Errorf("set the attribute %.100q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func allowedXattr(name string) bool {
+	switch name {
+	case "security.capability", "system.posix_acl_access", "system.posix_acl_default":
+		return true
+	}
+	return strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
+}
