@@ -272,3 +272,7 @@ type Event struct {
 	Type  EventType `json:"type"`
 	State State     `json:"state,omitzero"`
 }
+
+// FallbackExitName is the file of an Exit in the run directory, where CreateArgs.ExitFile could not be written. A daemon
+// that misses the one looks for the other.
+func FallbackExitName(id string) string { return "exit-" + id + ".json" }

@@ -1,0 +1,354 @@
+package serve
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"crishim/engine/native/monitor"
+	"crishim/internal/process"
+)
+
+// deleteTimeout bounds the wait for a killed container's end: longer is a process that the kernel cannot end.
+const deleteTimeout = 30 * time.Second
+
+// container is one container. The status moves Created → Running ⇄ Paused → Exited, and from any of them to Exited.
+type container struct {
+	id       string
+	server   *Server
+	runtime  Container
+	exitFile string
+	uid, gid int // of the container's root on the host
+	output   *output
+	stdin    *stdin
+	terminal *os.File // the master, nil without
+	watch    *process.Watch
+	ticks    uint64
+	dead     chan struct{} // closed when the process has exited
+	exited   chan struct{} // closed when the exit is recorded too and the output logged
+
+	// op is held by what changes the container: one at a time.
+	op sync.Mutex
+
+	mu      sync.Mutex
+	status  monitor.Status
+	created time.Time
+	started time.Time
+	exit    *monitor.Exit
+	execs   int
+}
+
+// reserve takes the id for a container in the making; the caller calls release with it, or nil.
+func (s *Server) reserve(id string) (release func(*container), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if id == "" {
+		return nil, fmt.Errorf("a container without id: %w", errdefs.ErrInvalidArgument)
+	}
+	if s.ending {
+		return nil, fmt.Errorf("the monitor is ending: %w", errdefs.ErrUnavailable)
+	}
+	if _, ok := s.containers[id]; ok {
+		return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrAlreadyExists)
+	}
+	s.containers[id] = nil
+	return func(c *container) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if c == nil {
+			delete(s.containers, id)
+			return
+		}
+		s.containers[id] = c
+	}, nil
+}
+
+func (c *call) create() (any, error) {
+	var args monitor.CreateArgs
+	if err := c.args(&args); err != nil {
+		return nil, err
+	}
+	return c.server.make(c.request.ID, &args, monitor.StatusCreated, Plan.Create)
+}
+
+func (c *call) restore() (any, error) {
+	var args monitor.RestoreArgs
+	if err := c.args(&args); err != nil {
+		return nil, err
+	}
+	return c.server.make(c.request.ID, &args.CreateArgs, monitor.StatusRunning, func(plan Plan, stdio Stdio) (Container, error) {
+		return plan.Restore(stdio, &args)
+	})
+}
+
+// make makes a container by way of fork, after which it is in the given status.
+func (s *Server) make(id string, args *monitor.CreateArgs, status monitor.Status, fork func(Plan, Stdio) (Container, error)) (any, error) {
+	release, err := s.reserve(id)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.build(id, args, status, fork)
+	if err != nil {
+		release(nil)
+		return nil, err
+	}
+	release(c)
+	s.events.publish(monitor.EventState, c.state)
+	return c.state(), nil
+}
+
+func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Status, fork func(Plan, Stdio) (Container, error)) (*container, error) {
+	if args.ExitFile == "" {
+		return nil, fmt.Errorf("container %s: no exit file is named: %w", id, errdefs.ErrInvalidArgument)
+	}
+	plan, err := s.runtime.Plan(id, args)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.reaper.guard(func() error { return s.runtime.Remove(id) }); err != nil {
+		return nil, fmt.Errorf("remove what is left of an earlier container %s: %w", id, err)
+	}
+	forgetExit(args.ExitFile, s.fallbackExitFile(id))
+	io, err := newStdio(plan, args)
+	if err != nil {
+		return nil, fmt.Errorf("make the stdio of container %s: %w", id, err)
+	}
+	defer io.closeChild()
+	output, err := newOutput(args)
+	if err != nil {
+		io.closeParent()
+		return nil, err
+	}
+	c := &container{id: id, server: s, exitFile: args.ExitFile, output: output, status: status,
+		created: time.Now(), dead: make(chan struct{}), exited: make(chan struct{})}
+	c.uid, c.gid = plan.Owner()
+	if status == monitor.StatusRunning {
+		c.started = c.created
+	}
+	_, reaped, err := s.reaper.start(func() (Process, error) {
+		c.runtime, err = fork(plan, io.child)
+		return c.runtime, err
+	})
+	if err != nil {
+		io.closeParent()
+		output.closeLog()
+		return nil, err
+	}
+	// Whatever fails from here on, its process ends and is reaped.
+	err = c.connect(io, args, reaped)
+	if err != nil {
+		_ = c.runtime.KillAll()
+		_, _ = c.runtime.Wait()
+		reaped()
+		_ = s.reaper.guard(c.runtime.Destroy)
+		io.closeParent()
+		output.closeLog()
+		return nil, fmt.Errorf("connect to container %s: %w", id, err)
+	}
+	return c, nil
+}
+
+// connect takes the parent's ends of the stdio and starts what goes on by itself.
+func (c *container) connect(io *stdio, args *monitor.CreateArgs, reaped func()) (err error) {
+	pid := c.runtime.PID()
+	if c.ticks, err = process.StartTicks(pid); err != nil {
+		return err
+	}
+	if c.watch, err = process.WatchExit(pid, c.ticks); err != nil {
+		return err
+	}
+	if io.console != nil {
+		if c.terminal, err = io.receiveTerminal(); err != nil {
+			c.watch.Close()
+			return err
+		}
+	}
+	c.stdin = newStdin(io.stdin, c.terminal, args.StdinOnce)
+	if c.terminal != nil {
+		c.output.runTerminal(c.terminal, c.dead)
+	} else {
+		c.output.run(io.stdout, io.stderr)
+	}
+	stop, err := c.runtime.NotifyOOM(func() { c.server.events.publish(monitor.EventOOM, c.state) })
+	if err != nil {
+		// The count at the exit does not depend on it.
+		stop = func() {}
+	}
+	go c.untilExit(reaped, stop)
+	return nil
+}
+
+func (c *container) start() (any, error) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if status := c.currentStatus(); status != monitor.StatusCreated {
+		return nil, fmt.Errorf("container %s is %s, not created: %w", c.id, status, errdefs.ErrFailedPrecondition)
+	}
+	started := time.Now()
+	if err := c.server.reaper.guard(c.runtime.Start); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.started = started
+	if c.status == monitor.StatusCreated { // else it has exited already
+		c.status = monitor.StatusRunning
+	}
+	c.mu.Unlock()
+	c.server.events.publish(monitor.EventState, c.state)
+	return c.state(), nil
+}
+
+func (c *container) kill(args *monitor.KillArgs) (any, error) {
+	sig := unix.Signal(args.Signal)
+	if sig <= 0 || sig > 64 {
+		return nil, fmt.Errorf("signal %d: %w", args.Signal, errdefs.ErrInvalidArgument)
+	}
+	if args.All && sig == unix.SIGKILL {
+		return nil, c.runtime.KillAll()
+	}
+	return nil, c.runtime.Signal(sig)
+}
+
+func (c *call) wait() (any, error) {
+	found, err := c.container()
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-found.exited:
+		return found.state().Exit, nil
+	case <-c.gone(nil).Done():
+		return nil, errAnswered
+	}
+}
+
+func (c *container) resize(args *monitor.ResizeArgs) (any, error) {
+	if c.terminal == nil {
+		return nil, fmt.Errorf("container %s has no terminal: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return nil, monitor.SetSize(c.terminal, args.Width, args.Height)
+}
+
+func (c *container) closeStdin() (any, error) {
+	c.stdin.close()
+	return nil, nil
+}
+
+func (c *container) reopenLog() (any, error) {
+	if c.currentStatus() == monitor.StatusExited {
+		return nil, fmt.Errorf("container %s has exited: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return nil, c.output.reopen()
+}
+
+func (c *container) update(args *monitor.UpdateArgs) (any, error) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if c.currentStatus() == monitor.StatusExited {
+		return nil, fmt.Errorf("container %s has exited: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return nil, c.runtime.Update(args.Resources)
+}
+
+func (c *container) pause() (any, error) {
+	return c.move(monitor.StatusRunning, monitor.StatusPaused, c.runtime.Pause)
+}
+
+func (c *container) resume() (any, error) {
+	return c.move(monitor.StatusPaused, monitor.StatusRunning, c.runtime.Resume)
+}
+
+// move changes the status by way of do; it is fine when the container is there already.
+func (c *container) move(from, to monitor.Status, do func() error) (any, error) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	switch status := c.currentStatus(); status {
+	case to:
+		return nil, nil
+	case from:
+	default:
+		return nil, fmt.Errorf("container %s is %s, not %s: %w", c.id, status, from, errdefs.ErrFailedPrecondition)
+	}
+	if err := do(); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	if c.status == from {
+		c.status = to
+	}
+	c.mu.Unlock()
+	c.server.events.publish(monitor.EventState, c.state)
+	return nil, nil
+}
+
+func (c *container) checkpoint(args *monitor.CheckpointArgs) (any, error) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if status := c.currentStatus(); status != monitor.StatusRunning {
+		return nil, fmt.Errorf("container %s is %s, not running: %w", c.id, status, errdefs.ErrFailedPrecondition)
+	}
+	return nil, c.server.reaper.guard(func() error { return c.runtime.Checkpoint(args) })
+}
+
+func (c *call) delete() (any, error) {
+	s := c.server
+	found, err := c.container()
+	if errdefs.IsNotFound(err) {
+		release, err := s.reserve(c.request.ID)
+		if err != nil {
+			return nil, err
+		}
+		defer release(nil)
+		return nil, s.reaper.guard(func() error { return s.runtime.Remove(c.request.ID) })
+	}
+	found.op.Lock()
+	defer found.op.Unlock()
+	if err := found.runtime.KillAll(); err != nil {
+		return nil, err
+	}
+	timeout := time.NewTimer(deleteTimeout)
+	defer timeout.Stop()
+	select {
+	case <-found.exited:
+	case <-timeout.C:
+		return nil, fmt.Errorf("container %s does not end although killed: %w", found.id, errdefs.ErrUnavailable)
+	}
+	if err := s.reaper.guard(found.runtime.Destroy); err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", found.id, err)
+	}
+	found.output.closeLog()
+	s.mu.Lock()
+	known := s.containers[found.id] == found
+	if known {
+		delete(s.containers, found.id)
+	}
+	s.mu.Unlock()
+	if known {
+		s.events.publish(monitor.EventDeleted, func() monitor.State { return monitor.State{ID: found.id} })
+	}
+	return nil, nil
+}
+
+func (c *container) currentStatus() monitor.Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status
+}
+
+func (c *container) state() monitor.State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	state := monitor.State{
+		ID: c.id, Status: c.status, CreatedAt: c.created, StartedAt: c.started, Exit: c.exit,
+		CgroupPaths: c.runtime.CgroupPaths(), TTY: c.terminal != nil, StdinOpen: c.stdin.isOpen(),
+		Execs: c.execs, Attached: c.output.attached(), Log: c.output.logState(),
+	}
+	if c.status != monitor.StatusExited {
+		state.PID, state.StartTicks = c.runtime.PID(), c.ticks
+	}
+	return state
+}

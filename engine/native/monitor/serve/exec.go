@@ -1,0 +1,176 @@
+package serve
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/engine/native/monitor"
+	"crishim/internal/process"
+)
+
+// takeStdio takes the descriptors that came with the request.
+func (c *call) takeStdio() (Stdio, error) {
+	var args monitor.StdioArgs
+	if err := c.args(&args); err != nil {
+		return Stdio{}, err
+	}
+	var stdio Stdio
+	var into []**os.File
+	for _, stream := range []struct {
+		passed bool
+		file   **os.File
+	}{{args.Stdin, &stdio.Stdin}, {args.Stdout, &stdio.Stdout}, {args.Stderr, &stdio.Stderr}} {
+		if stream.passed {
+			into = append(into, stream.file)
+		}
+	}
+	if len(into) != len(c.files) {
+		return Stdio{}, fmt.Errorf("%d descriptors came with %s, not %d: %w", len(c.files), c.request.Op, len(into), errdefs.ErrInvalidArgument)
+	}
+	for i, file := range into {
+		*file = c.files[i]
+	}
+	c.files = nil
+	return stdio, nil
+}
+
+// exec runs a process in a container, and kills it with its descendants when the client says so or is gone.
+func (c *call) exec() (any, error) {
+	var args monitor.ExecArgs
+	if err := c.args(&args); err != nil {
+		return nil, err
+	}
+	found, err := c.container()
+	if err != nil {
+		return nil, err
+	}
+	stdio, err := c.takeStdio()
+	if err != nil {
+		return nil, err
+	}
+	run, err := found.exec(args.Process, stdio)
+	if err != nil {
+		return nil, err
+	}
+	defer run.release()
+	started := monitor.ExecStarted{PID: run.process.PID(), StartTicks: run.ticks}
+	if run.terminal != nil {
+		err = c.reply(started, nil, run.terminal)
+		_ = run.terminal.Close() // the client's is the only one: closing it hangs up
+	} else {
+		err = c.reply(started, nil)
+	}
+	if err != nil {
+		run.kill()
+	} else {
+		gone := c.gone(func(kill monitor.ExecKill) bool { return kill.Kill })
+		select {
+		case <-run.dead:
+		case <-gone.Done():
+			run.kill()
+		}
+	}
+	<-run.dead
+	status, err := run.process.Wait()
+	run.reaped()
+	var exited monitor.ExecExited
+	exited.Code, exited.Signal = exitCode(status, err)
+	return exited, nil
+}
+
+// running is an exec.
+type running struct {
+	container *container
+	process   Process
+	reaped    func()
+	watch     *process.Watch
+	ticks     uint64
+	terminal  *os.File
+	dead      chan struct{}
+}
+
+// exec starts a process. The stdio is closed here.
+func (c *container) exec(spec json.RawMessage, stdio Stdio) (*running, error) {
+	defer func() { monitor.CloseFiles([]*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr, stdio.Console}) }()
+	// An exec into a paused container would hang.
+	if status := c.currentStatus(); status != monitor.StatusRunning {
+		return nil, fmt.Errorf("container %s is %s, not running: %w", c.id, status, errdefs.ErrFailedPrecondition)
+	}
+	var wanted struct{ Terminal bool }
+	if err := json.Unmarshal(spec, &wanted); err != nil {
+		return nil, fmt.Errorf("decode the process: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	var console *net.UnixConn
+	var err error
+	if wanted.Terminal {
+		if console, stdio.Console, err = consoleSocket(); err != nil {
+			return nil, err
+		}
+		defer func() { _ = console.Close() }()
+	} else if err := c.prepare(&stdio); err != nil {
+		return nil, fmt.Errorf("prepare the stdio of a process in container %s: %w", c.id, err)
+	}
+	run := &running{container: c, dead: make(chan struct{})}
+	run.process, run.reaped, err = c.server.reaper.start(func() (Process, error) { return c.runtime.Exec(spec, stdio) })
+	if err != nil {
+		return nil, err
+	}
+	pid := run.process.PID()
+	run.ticks, err = process.StartTicks(pid)
+	if err == nil {
+		run.watch, err = process.WatchExit(pid, run.ticks)
+	}
+	if err == nil && console != nil {
+		run.terminal, err = receiveTerminal(console)
+	}
+	if err != nil {
+		killTree(c.runtime, pid)
+		_, _ = run.process.Wait()
+		run.reaped()
+		if run.watch != nil {
+			run.watch.Close()
+		}
+		return nil, fmt.Errorf("connect to a process in container %s: %w", c.id, err)
+	}
+	go func() {
+		_ = run.watch.Wait()
+		close(run.dead)
+	}()
+	c.mu.Lock()
+	c.execs++
+	c.mu.Unlock()
+	return run, nil
+}
+
+// prepare lets the container's root open what the client passes, and fills in what it does not.
+func (c *container) prepare(stdio *Stdio) error {
+	if c.uid != 0 || c.gid != 0 {
+		if err := own(c.uid, c.gid, stdio.Stdin, stdio.Stdout, stdio.Stderr); err != nil {
+			return err
+		}
+	}
+	for _, file := range []**os.File{&stdio.Stdin, &stdio.Stdout, &stdio.Stderr} {
+		if *file != nil {
+			continue
+		}
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		*file = null
+	}
+	return nil
+}
+
+func (r *running) kill() { killTree(r.container.runtime, r.process.PID()) }
+
+func (r *running) release() {
+	r.watch.Close()
+	r.container.mu.Lock()
+	r.container.execs--
+	r.container.mu.Unlock()
+}

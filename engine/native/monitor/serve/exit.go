@@ -1,0 +1,82 @@
+package serve
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim/engine/native/monitor"
+	"crishim/internal/atomicfile"
+)
+
+// drainTimeout bounds the wait for the output of an exited container where processes outside of it keep it open.
+const drainTimeout = 2 * time.Second
+
+// untilExit reaps the container's first process and records its end; only then anybody hears of it.
+func (c *container) untilExit(reaped, stopOOM func()) {
+	_ = c.watch.Wait()
+	finished := time.Now()
+	c.watch.Close()
+	close(c.dead)
+	// Counted while the cgroup is surely there.
+	kills, _ := c.runtime.OOMKills()
+	status, err := c.runtime.Wait()
+	reaped()
+	stopOOM()
+	if c.runtime.SharesPIDs() {
+		_ = c.runtime.KillAll()
+	}
+	exit := exitOf(c.id, status, err, kills, finished)
+	c.record(exit)
+	c.output.drain(drainTimeout)
+	c.stdin.end()
+	c.mu.Lock()
+	c.status, c.exit = monitor.StatusExited, exit
+	c.mu.Unlock()
+	close(c.exited)
+	c.server.events.publish(monitor.EventExit, c.state)
+}
+
+func exitOf(id string, status unix.WaitStatus, err error, oomKills uint64, finished time.Time) *monitor.Exit {
+	exit := &monitor.Exit{ID: id, OOMKills: oomKills, FinishedAt: finished}
+	exit.Code, exit.Signal = exitCode(status, err)
+	// A process that was killed inside a container which then ended well is no reason of the end.
+	exit.OOMKilled = oomKills > 0 && exit.Code != 0
+	return exit
+}
+
+// exitCode is the shell's: 128 and the signal's number where one ended the process.
+func exitCode(status unix.WaitStatus, err error) (code, signal int) {
+	switch {
+	case err != nil:
+		return 255, 0 // reaped by somebody else: cannot happen, and must not look like success
+	case status.Signaled():
+		return 128 + int(status.Signal()), int(status.Signal())
+	}
+	return status.ExitStatus(), 0
+}
+
+// record writes the exit durably. A full or broken disk must not keep it from being told: then it goes to the run
+// directory, which is in memory, and lasts as long as the container could have run.
+func (c *container) record(exit *monitor.Exit) {
+	data, err := json.Marshal(exit)
+	if err == nil {
+		if err = atomicfile.Write(c.exitFile, data, 0o600); err != nil {
+			err = errors.Join(err, atomicfile.Swap(c.server.fallbackExitFile(c.id), data, 0o600))
+		}
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "record the exit of container %s: %v\n", c.id, err)
+	}
+}
+
+// forgetExit removes what an earlier container of the same id left.
+func forgetExit(files ...string) {
+	for _, file := range files {
+		_ = os.Remove(file)
+	}
+}

@@ -1,0 +1,144 @@
+//go:build cgo
+
+package run
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crishim/engine/native/monitor"
+	"crishim/engine/native/monitor/serve"
+)
+
+// container is a serve.Container.
+type container struct {
+	id        string
+	spec      *specs.Spec // Update changes its resources; serve lets in one at a time
+	args      *monitor.CreateArgs
+	container *libcontainer.Container
+	paths     map[string]string
+	process   proc
+}
+
+// proc is a serve.Process.
+type proc struct {
+	process *libcontainer.Process
+	pid     int
+}
+
+func (p proc) PID() int { return p.pid }
+
+func (p proc) Wait() (unix.WaitStatus, error) {
+	state, err := p.process.Wait()
+	if state == nil {
+		return 0, err
+	}
+	// A failure of the process is an error here, and no failure of Wait.
+	status, ok := state.Sys().(syscall.WaitStatus)
+	if !ok {
+		return 0, err
+	}
+	return unix.WaitStatus(status), nil
+}
+
+func (c *container) PID() int                       { return c.process.PID() }
+func (c *container) Wait() (unix.WaitStatus, error) { return c.process.Wait() }
+
+func (c *container) Start() error {
+	if err := c.container.Exec(); err != nil {
+		return startError(c.id, err)
+	}
+	return nil
+}
+
+func (c *container) Signal(sig unix.Signal) error {
+	// Not the container's Signal: for SIGKILL that may mean all processes.
+	if err := ignoreDone(c.process.process.Signal(sig)); err != nil {
+		return fmt.Errorf("signal container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+func (c *container) KillAll() error {
+	if err := killAll(c.container); err != nil {
+		return fmt.Errorf("kill container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+func (c *container) SharesPIDs() bool {
+	config := c.container.Config()
+	return !config.Namespaces.IsPrivate(configs.NEWPID)
+}
+
+func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
+	spec := new(specs.Process)
+	if err := json.Unmarshal(raw, spec); err != nil {
+		return nil, fmt.Errorf("decode a process for container %s: %w: %w", c.id, err, errdefs.ErrInvalidArgument)
+	}
+	if err := checkProcess(spec); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	process, err := newProcess(spec, stdio)
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	if err := c.container.Start(process); err != nil {
+		if errors.Is(err, libcontainer.ErrNotRunning) {
+			return nil, fmt.Errorf("exec in container %s: %w: %w", c.id, err, errdefs.ErrFailedPrecondition)
+		}
+		return nil, startError(c.id, err)
+	}
+	pid, err := process.Pid()
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	return proc{process, pid}, nil
+}
+
+func (c *container) PIDs() ([]int, error) { return c.container.Processes() }
+
+func (c *container) Pause() error {
+	if err := c.container.Pause(); err != nil {
+		return fmt.Errorf("pause container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+func (c *container) Resume() error {
+	if err := c.container.Resume(); err != nil {
+		return fmt.Errorf("resume container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+func (c *container) Checkpoint(args *monitor.CheckpointArgs) error {
+	return criuError(c.container.Checkpoint(&libcontainer.CriuOpts{
+		ImagesDirectory: args.ImagePath, WorkDirectory: args.WorkPath, LeaveRunning: args.LeaveRunning,
+		TcpEstablished: args.TCPEstablished, FileLocks: args.FileLocks, ManageCgroupsMode: "ignore",
+	}), args.WorkPath)
+}
+
+// criuError says where CRIU's reason is, and whether it is there at all.
+func criuError(err error, work string) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, exec.ErrNotFound):
+		return fmt.Errorf("checkpoints need the program criu: %w: %w", err, errdefs.ErrNotImplemented)
+	}
+	return fmt.Errorf("%w (see CRIU's log in %s)", err, work)
+}
+
+func (c *container) CgroupPaths() map[string]string { return c.paths }
+
+func (c *container) Destroy() error { return destroy(c.container) }

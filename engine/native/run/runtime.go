@@ -1,0 +1,179 @@
+//go:build cgo
+
+package run
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	// Without it every start fails: no device rules can be set.
+	_ "github.com/opencontainers/cgroups/devices"
+	// The C half, which enters namespaces before Go's runtime starts.
+	_ "github.com/opencontainers/runc/libcontainer/nsenter"
+
+	"crishim/engine/native/monitor"
+	"crishim/engine/native/monitor/serve"
+)
+
+// Init becomes the first process of a container where libcontainer has started this program as that, and does not return
+// then. It must be called from an init function of main.
+func Init() {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		libcontainer.Init()
+	}
+}
+
+// Runtime is a serve.Runtime.
+type Runtime struct {
+	// Root is libcontainer's state directory; `runc --root` works with it.
+	Root string
+	// OOMScoreAdj is for specifications without one: the monitor's own is no value for a container.
+	OOMScoreAdj int
+}
+
+type plan struct {
+	runtime *Runtime
+	id      string
+	spec    *specs.Spec
+	config  *configs.Config
+	args    *monitor.CreateArgs
+}
+
+// Plan is serve.Runtime's.
+func (r *Runtime) Plan(id string, args *monitor.CreateArgs) (serve.Plan, error) {
+	spec := new(specs.Spec)
+	if err := json.Unmarshal(args.Spec, spec); err != nil {
+		return nil, fmt.Errorf("decode the specification of container %s: %w: %w", id, err, errdefs.ErrInvalidArgument)
+	}
+	if err := checkProcess(spec.Process); err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	if spec.Root == nil || !filepath.IsAbs(spec.Root.Path) {
+		return nil, fmt.Errorf("container %s: the specification's root path is not absolute: %w", id, errdefs.ErrInvalidArgument)
+	}
+	if spec.Process.OOMScoreAdj == nil {
+		spec.Process.OOMScoreAdj = &r.OOMScoreAdj
+	}
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName: id, UseSystemdCgroup: args.SystemdCgroup, NoNewKeyring: args.NoNewKeyring, Spec: spec,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("container %s: the specification cannot be used: %w: %w", id, err, errdefs.ErrInvalidArgument)
+	}
+	return &plan{r, id, spec, config, args}, nil
+}
+
+func (p *plan) Terminal() bool { return p.spec.Process.Terminal }
+
+func (p *plan) Owner() (uid, gid int) {
+	// Without a mapping for root there is no owner to give; 0 then is as good as any.
+	uid, _ = p.config.HostRootUID()
+	gid, _ = p.config.HostRootGID()
+	return uid, gid
+}
+
+func (p *plan) Create(stdio serve.Stdio) (serve.Container, error) {
+	return p.make(stdio, func(c *libcontainer.Container, first *libcontainer.Process) error { return c.Start(first) })
+}
+
+func (p *plan) Restore(stdio serve.Stdio, args *monitor.RestoreArgs) (serve.Container, error) {
+	return p.make(stdio, func(c *libcontainer.Container, first *libcontainer.Process) error {
+		return criuError(c.Restore(first, &libcontainer.CriuOpts{
+			ImagesDirectory: args.ImagePath, WorkDirectory: args.WorkPath,
+			TcpEstablished: args.TCPEstablished, FileLocks: args.FileLocks,
+			// The cgroup is made anew, by whose limits the pod runs now.
+			ManageCgroupsMode: "ignore",
+		}), args.WorkPath)
+	})
+}
+
+func (p *plan) make(stdio serve.Stdio, start func(*libcontainer.Container, *libcontainer.Process) error) (_ serve.Container, err error) {
+	first, err := newProcess(p.spec.Process, stdio)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", p.id, err)
+	}
+	first.Init = true
+	c, err := libcontainer.Create(p.runtime.Root, p.id, p.config)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", p.id, err)
+	}
+	if err := start(c, first); err != nil {
+		// What was made is removed by Destroy: a process too, which Start leaves where the failure came late.
+		if pid, perr := first.Pid(); perr == nil && pid > 0 {
+			_ = first.Signal(unix.SIGKILL)
+			_, _ = first.Wait()
+		}
+		if derr := destroy(c); derr != nil {
+			err = fmt.Errorf("%w (and its removal failed: %w)", err, derr)
+		}
+		return nil, startError(p.id, err)
+	}
+	pid, err := first.Pid()
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", p.id, err)
+	}
+	state, err := c.State()
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", p.id, err)
+	}
+	return &container{id: p.id, spec: p.spec, args: p.args, container: c, paths: state.CgroupPaths, process: proc{first, pid}}, nil
+}
+
+// Remove is serve.Runtime's. The cgroup's name is in the state; without one there is nothing that it could remove.
+func (r *Runtime) Remove(id string) error {
+	dir := filepath.Join(r.Root, id)
+	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	c, err := libcontainer.Load(r.Root, id)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		// A crash before the first state was written: nothing but the folder was made.
+		return os.RemoveAll(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("load container %s: %w", id, err)
+	}
+	if err := killAll(c); err != nil {
+		return fmt.Errorf("kill container %s: %w", id, err)
+	}
+	return destroy(c)
+}
+
+// destroyTimeout bounds the wait for killed processes to leave the cgroup.
+const destroyTimeout = 10 * time.Second
+
+// destroy removes a container whose processes were killed, as soon as they are gone.
+func destroy(c *libcontainer.Container) error {
+	deadline := time.Now().Add(destroyTimeout)
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		err := c.Destroy()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(wait)
+	}
+}
+
+// killAll kills every process of the container; OK when there is none. With a PID namespace of its own the kernel kills
+// all with the first, else libcontainer kills all in the cgroup.
+func killAll(c *libcontainer.Container) error { return ignoreDone(c.Signal(unix.SIGKILL)) }
+
+func ignoreDone(err error) error {
+	switch {
+	case errors.Is(err, libcontainer.ErrNotRunning), errors.Is(err, libcontainer.ErrCgroupNotExist),
+		errors.Is(err, os.ErrProcessDone), errors.Is(err, unix.ESRCH):
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,72 @@
+//go:build cgo
+
+package run
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Update replaces the resources but for the devices. When the kernel refuses one, libcontainer sets the old ones again.
+func (c *container) Update(raw json.RawMessage) error {
+	resources := new(specs.LinuxResources)
+	if err := json.Unmarshal(raw, resources); err != nil {
+		return fmt.Errorf("decode resources for container %s: %w: %w", c.id, err, errdefs.ErrInvalidArgument)
+	}
+	changed := *c.spec
+	linux := *c.spec.Linux
+	if linux.Resources != nil {
+		resources.Devices = linux.Resources.Devices
+	}
+	linux.Resources = resources
+	changed.Linux = &linux
+	made, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{CgroupName: c.id, UseSystemdCgroup: c.args.SystemdCgroup, Spec: &changed}, nil)
+	if err != nil {
+		return fmt.Errorf("update container %s: %w: %w", c.id, err, errdefs.ErrInvalidArgument)
+	}
+	config := c.container.Config()
+	lift(made.Resources, config.Cgroups.Resources)
+	group := *config.Cgroups
+	made.Resources.Devices = group.Resources.Devices
+	// The devices stay as they are, with what others may have added.
+	made.Resources.SkipDevices = true
+	group.Resources = made.Resources
+	config.Cgroups = &group
+	if err := c.container.Set(config); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
+	}
+	c.spec = &changed
+	return nil
+}
+
+// lift says of each limit that was set and is not any more what lifts it: libcontainer leaves alone what is zero.
+func lift(now, before *cgroups.Resources) {
+	if now.Memory == 0 && before.Memory > 0 {
+		now.Memory, now.MemorySwap = -1, -1
+	}
+	if now.MemorySwap == 0 && before.MemorySwap > 0 {
+		now.MemorySwap = -1
+	}
+	if now.MemoryReservation == 0 && before.MemoryReservation > 0 {
+		now.MemoryReservation = -1
+	}
+	if now.CpuQuota == 0 && before.CpuQuota > 0 {
+		now.CpuQuota = -1
+	}
+	if now.CpuPeriod == 0 && before.CpuPeriod != 0 {
+		now.CpuPeriod = 100_000 // the kernel's default, µs
+	}
+	if now.CpuShares == 0 && before.CpuShares != 0 {
+		now.CpuShares = 1024 // the kernel's default
+		now.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(now.CpuShares)
+	}
+	if now.PidsLimit == nil && before.PidsLimit != nil {
+		unlimited := int64(-1)
+		now.PidsLimit = &unlimited
+	}
+}
