@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"crishim/internal/atomicfile"
@@ -15,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+	"k8s.io/klog/v2"
 )
 
 // Del runs DEL for each attachment, last first, every plugin, also past errors; it uses what the attachment records and
@@ -82,7 +84,10 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 		return errors.Join(errs...)
 	}
 	// The last step: while anything is owed, the cached result is of use to the next try.
-	if err := failpoint.Around("cni.uncache", func() error { return atomicfile.Remove(a.cacheFile()) }); err != nil {
+	if err := failpoint.Around("cni.uncache", func() error { return atomicfile.Remove(a.cacheFile()) }); errors.Is(err, syscall.EROFS) {
+		// Nothing is held by a file that stays, and a folder that became read-only must keep no pod from being stopped.
+		klog.ErrorS(err, "The cached result of a network cannot be removed", "pod", a.PodID)
+	} else if err != nil {
 		return fmt.Errorf("remove the cached result: %w", err)
 	}
 	return nil

@@ -2,6 +2,8 @@ package state
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"time"
 
 	"crishim/internal/atomicfile"
@@ -43,6 +45,7 @@ func (s *Store) writeBehind() {
 			return
 		case <-probe.C:
 			s.probe()
+			s.repeat()
 			continue
 		case <-s.wake:
 		case <-retry.C:
@@ -134,6 +137,31 @@ func (s *Store) probe() {
 		s.writeErr = nil
 	}
 }
+
+// repeat finds out that a disk that refused a write takes writes again. Nobody else may: what is only in memory waits for
+// longer, and while the runtime is not ready no kubelet asks for a pod, whose record would be the next write.
+func (s *Store) repeat() {
+	failed := s.WriteError()
+	if failed == nil || isProbeError(failed) {
+		return
+	}
+	path := filepath.Join(s.pods.dir, atomicfile.TempPrefix+"repeat")
+	if writeFile(path, make([]byte, repeatSize), 0o600) != nil {
+		return
+	}
+	_ = os.Remove(path) // the next start would too
+	if s.writeDirty() != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writeErr == failed {
+		s.writeErr = nil
+	}
+}
+
+// repeatSize is what most records fit in.
+const repeatSize = 16 << 10
 
 // fsError is what probe finds.
 type fsError struct {

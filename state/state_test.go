@@ -287,6 +287,28 @@ func TestAFullDiskRefusesTheNewAndLetsTheOldEnd(t *testing.T) {
 	eventually(t, "no write error", func() bool { return s.WriteError() == nil })
 }
 
+// A refused creation is the last write for long where no kubelet asks for pods while the runtime is not ready: that there is
+// space again is found without one.
+//
+// Rows: R19 (part)
+func TestSpaceIsFoundAgainWithoutAWrite(t *testing.T) {
+	free := fullDisk(t, unix.ENOSPC)
+	s := newTestStore(t)
+	t.Cleanup(func() { _ = s.Close() })
+	if err := s.PutPod(samplePod("new")); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("put: %v", err)
+	}
+	s.repeat()
+	if err := s.WriteError(); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("write error %v", err)
+	}
+	free()
+	eventually(t, "no write error", func() bool { return s.WriteError() == nil })
+	if files, err := os.ReadDir(s.pods.dir); err != nil || len(files) != 0 {
+		t.Errorf("%d files, %v; want none", len(files), err)
+	}
+}
+
 // An intent is there for the next start as soon as it is put, and waits for no disk; a removal that has begun is worth no
 // write at all.
 func TestWhatNeedNotOutliveAPowerCutIsNotWaitedFor(t *testing.T) {

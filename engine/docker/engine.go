@@ -242,11 +242,19 @@ func requestError(caller, asking context.Context, err error) error {
 	if cause := context.Cause(asking); cause != nil && errdefs.IsUnavailable(cause) {
 		return cause
 	}
-	var network net.Error
-	if client.IsErrConnectionFailed(err) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if unanswered(err) {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
+	if imagestore.DiskFull(err) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
 	return err
+}
+
+// unanswered says that a request ended without the engine's answer, and may have been done.
+func unanswered(err error) bool {
+	var network net.Error
+	return client.IsErrConnectionFailed(err) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // unusable is an engine that no retry makes usable.

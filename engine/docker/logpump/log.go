@@ -11,7 +11,11 @@ import (
 	"crishim/crilog"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
+
+// longestEntry is more than any entry has: 16 KiB of text, a time and two tags.
+const longestEntry = 2 * crilog.MaxContent
 
 // criLog is the log that a pump writes to. After a crash it may hold more than the saved position says; those bytes are
 // the first that the source gives again, so they are compared and passed over rather than written (held).
@@ -216,6 +220,23 @@ func (l *criLog) compare(b []byte, n int) int {
 	l.held -= int64(same)
 	l.whole = piece[same-1] == '\n'
 	return n + same
+}
+
+// cut takes back an entry that a full disk let in only in part, where nothing will complete it.
+func (l *criLog) cut() {
+	if l.file == nil || l.whole || l.held > 0 {
+		return
+	}
+	from := max(0, l.size-longestEntry)
+	tail := make([]byte, l.size-from)
+	n, _ := l.file.ReadAt(tail, from)
+	end := bytes.LastIndexByte(tail[:n], '\n')
+	if end < 0 && from > 0 {
+		return
+	}
+	if err := l.file.Truncate(from + int64(end+1)); err != nil {
+		klog.ErrorS(err, "A container log ends within an entry", "path", l.path)
+	}
 }
 
 func (l *criLog) close() {

@@ -46,6 +46,7 @@ type pump struct {
 	dirty    bool
 	dirtyAt  time.Time
 	finished []chan<- error // who waits for the end
+	last     bool           // set before stop is closed: nothing will go on where it ends
 
 	wake  chan struct{}
 	calls chan call
@@ -124,6 +125,9 @@ func (p *pump) close() {
 		p.unwatch()
 	}
 	p.source.close()
+	if p.last {
+		p.log.cut()
+	}
 	p.log.close()
 }
 

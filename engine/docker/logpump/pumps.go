@@ -182,6 +182,9 @@ func (ps *Pumps) Forget(id string) error {
 	ps.mu.Lock()
 	p := ps.pumps[id]
 	delete(ps.pumps, id)
+	if p != nil {
+		p.last = true
+	}
 	ps.mu.Unlock()
 	if p != nil {
 		p.halt()

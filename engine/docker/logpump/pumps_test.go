@@ -358,6 +358,40 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 	checkLog(t, k, d.expected())
 }
 
+// A container that is removed while its log is stuck leaves a log of whole entries.
+//
+// Rows: R28 (part)
+func TestForgettingAStuckLogLeavesWholeEntries(t *testing.T) {
+	d, k := newDockerLog(t, 4<<10, 3), newKubelet(t)
+	left := int64(1000)
+	ps, err := newPumps(t.Context(), Options{Dir: t.TempDir()}, hooks{
+		step: func(string) error { return nil },
+		write: func(f *os.File, b []byte) (int, error) {
+			n := min(int64(len(b)), left)
+			left -= n
+			m, err := f.Write(b[:n])
+			if err == nil && m < len(b) {
+				err = unix.ENOSPC
+			}
+			return m, err
+		},
+	})
+	must(t, err)
+	t.Cleanup(ps.Close)
+	c := k.container(d)
+	must(t, ps.Start(c))
+	for i := range 20 {
+		d.log(crilog.Stdout, fmt.Sprintf("line %d %s\n", i, strings.Repeat("x", 100)))
+	}
+	poll(t, func() bool { return ps.Stats().WriteErrors > 0 })
+	must(t, ps.Forget("c0ffee"))
+	data, err := os.ReadFile(c.LogPath)
+	must(t, err)
+	if len(data) == 0 || len(data) >= 1000 || data[len(data)-1] != '\n' {
+		t.Errorf("the log has %d bytes and ends with %q", len(data), data[max(0, len(data)-20):])
+	}
+}
+
 // The log cannot be written for so long that files pile up: the oldest are given up, and counted by the byte.
 //
 // Rows: R28 (part), S54 (part)
