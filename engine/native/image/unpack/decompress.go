@@ -24,6 +24,27 @@ var (
 	zstdSkip = []byte{0x2a, 0x4d, 0x18}
 )
 
+// Form is how something is compressed.
+type Form string
+
+// The forms.
+const (
+	Plain Form = ""
+	Gzip  Form = "gzip"
+	Zstd  Form = "zstd"
+)
+
+// Compression tells the form by the first four bytes.
+func Compression(magic []byte) Form {
+	switch {
+	case bytes.HasPrefix(magic, gzipMagic):
+		return Gzip
+	case bytes.HasPrefix(magic, zstdMagic), len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], zstdSkip):
+		return Zstd
+	}
+	return Plain
+}
+
 // counted counts what was read. It is read by one goroutine, asked by another.
 type counted struct {
 	io.Reader
@@ -36,21 +57,22 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// decompress finds out how in is compressed.
-func decompress(in io.Reader, window uint64) (plain io.Reader, closePlain func(), err error) {
+// Decompress finds out how in is compressed, and undoes it: gzip, zstd, or nothing. window is the memory that a zstd frame
+// may ask for. closePlain must be called.
+func Decompress(in io.Reader, window uint64) (plain io.Reader, closePlain func(), err error) {
 	buffered := bufio.NewReaderSize(in, 64<<10)
 	magic, err := buffered.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) { // less than 4 bytes are no archive, which its reader will say
 		return nil, nil, err
 	}
-	switch {
-	case bytes.HasPrefix(magic, gzipMagic):
+	switch Compression(magic) {
+	case Gzip:
 		z, err := gzip.NewReader(buffered)
 		if err != nil {
 			return nil, nil, err
 		}
 		return z, func() { _ = z.Close() }, nil
-	case bytes.Equal(magic, zstdMagic), len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], zstdSkip):
+	case Zstd:
 		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(window), zstd.WithDecoderMaxMemory(window))
 		if err != nil {

@@ -57,7 +57,7 @@ type Layer struct {
 // Errors of the archive have class ErrInvalidArgument, those of limits and of a full disk ErrResourceExhausted.
 func Unpack(ctx context.Context, dir *os.File, compressed io.Reader, limits Limits, count func(n int)) (Layer, error) {
 	in := &counted{Reader: compressed}
-	plain, closePlain, err := decompress(in, limits.ZstdWindow)
+	plain, closePlain, err := Decompress(in, limits.ZstdWindow)
 	if err != nil {
 		return Layer{}, archiveError(err)
 	}

@@ -1,0 +1,118 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"crishim/engine"
+	"crishim/engine/native/image/unpack"
+)
+
+// ImportOptions say how images are taken in.
+type ImportOptions struct {
+	// Name is the tag that the archive's only image gets in place of its own names. "" keeps those.
+	Name string
+	// Source is what progress and errors call the archive ("stdin", a path).
+	Source string
+}
+
+// Import reads an archive to its end, of docker save or with an OCI layout, plain, gzip or zstd, and stores its images.
+// Nothing is fetched from anywhere. An archive of several images is imported as far as it is good: the images so far are
+// returned beside the error.
+func (s *Store) Import(ctx context.Context, r io.Reader, options ImportOptions) ([]engine.Image, error) {
+	return s.importFrom(ctx, options, func(in *incoming) error {
+		plain, closePlain, err := unpack.Decompress(&contextReader{ctx, r}, s.options.Limits.Layer.ZstdWindow)
+		if err != nil {
+			return err
+		}
+		defer closePlain()
+		return in.readTar(ctx, plain)
+	})
+}
+
+// ImportDir is Import of an OCI layout, or an unpacked archive, in a folder.
+func (s *Store) ImportDir(ctx context.Context, dir string, options ImportOptions) ([]engine.Image, error) {
+	return s.importFrom(ctx, options, func(in *incoming) error {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = root.Close() }()
+		return in.readDir(ctx, root)
+	})
+}
+
+// ImportFile is Import of a file, or ImportDir of a folder.
+func (s *Store) ImportFile(ctx context.Context, name string, options ImportOptions) ([]engine.Image, error) {
+	options.Source = filepath.Clean(name)
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, fmt.Errorf("import: %w", err)
+	}
+	if info.IsDir() {
+		return s.ImportDir(ctx, name, options)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("import: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	return s.Import(ctx, f, options)
+}
+
+func (s *Store) importFrom(ctx context.Context, options ImportOptions, receive func(*incoming) error) (images []engine.Image, err error) {
+	at := newProgress()
+	done := s.report(options.Source, at)
+	defer func() { done(err) }()
+	in := &incoming{store: s, at: at, files: map[string]ocispec.Descriptor{}, links: map[string]string{}}
+	defer in.clear()
+	if err := receive(in); err != nil {
+		if !errdefs.IsResourceExhausted(err) && !errdefs.IsDataLoss(err) && ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		return nil, fmt.Errorf("import from %s: %w", options.Source, err)
+	}
+	wanted, err := in.images()
+	if err != nil {
+		return nil, fmt.Errorf("import from %s: %w", options.Source, err)
+	}
+	if options.Name != "" {
+		name := fullTag(options.Name)
+		if name == "" || len(wanted) != 1 {
+			return nil, fmt.Errorf("import from %s: the name %.300q must be one with a tag, and for one image (there are %d): %w",
+				options.Source, options.Name, len(wanted), errdefs.ErrInvalidArgument)
+		}
+		wanted[0].names = names{tags: []string{name}}
+	}
+	for _, w := range wanted {
+		id, err := s.importOne(ctx, in, w, at)
+		if err != nil {
+			return images, fmt.Errorf("import %s from %s: %w", strings.Join(w.names.tags, ", "), options.Source, err)
+		}
+		img, err := s.Image(ctx, string(id))
+		if err != nil {
+			return images, err
+		}
+		images = append(images, *img)
+	}
+	return images, nil
+}
+
+func (s *Store) importOne(ctx context.Context, in *incoming, w wanted, at *progress) (engine.ImageID, error) {
+	found, err := s.resolve(ctx, in, w.root.Digest.String(), w.root.MediaType, at)
+	if err != nil {
+		return "", err
+	}
+	defer found.release()
+	if err := s.fetchLayers(ctx, in, found, at); err != nil {
+		return "", err
+	}
+	return found.id(), s.publish(found, w.names)
+}
