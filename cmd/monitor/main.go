@@ -1,5 +1,11 @@
 //go:build cgo
 
+// The number of processors is given (GOMAXPROCS): reading it out of cgroups would cost each start of a container time,
+// and the monitor two open files.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Command monitor is the native engine's helper: one process per pod that makes the pod's containers, holds their stdio,
 // writes their logs and reaps them, and outlives the daemon, which starts it from a sealed copy (engine/native/helper).
 // It is also the first process of each container, until that becomes the container's own program.

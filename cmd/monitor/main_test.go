@@ -297,3 +297,14 @@ func eventually(t testing.TB, what string, ok func() bool) {
 func itoa(i int) string { return strconv.Itoa(i) }
 
 func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
+
+func mountSmall(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("small", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+}

@@ -14,7 +14,8 @@ import (
 const killConfirm = 5 * time.Second
 
 // Stdio are descriptors for an exec or attach: pipe ends or anything else that a process can have as its stdio. Nil is
-// /dev/null for an exec, not wanted for an attach. They are passed on, and are the caller's to close after the call.
+// /dev/null for an exec, not wanted for an attach. They are passed on, and are the caller's to close after the call; those of
+// an exec block from then on.
 type Stdio struct {
 	Stdin, Stdout, Stderr *os.File
 }

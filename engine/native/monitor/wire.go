@@ -46,6 +46,9 @@ func (c Conn) Send(message any, files ...*os.File) error {
 		}
 		frame = frame[n:]
 	}
+	if len(frame) == 0 {
+		return nil // writing nothing would fail where the peer has read all, answered and closed
+	}
 	_, err = c.Write(frame)
 	return err
 }

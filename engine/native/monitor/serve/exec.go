@@ -2,11 +2,13 @@ package serve
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/monitor"
 	"crishim/internal/process"
@@ -146,8 +148,21 @@ func (c *container) exec(spec json.RawMessage, stdio Stdio) (*running, error) {
 	return run, nil
 }
 
-// prepare lets the container's root open what the client passes, and fills in what it does not.
+// prepare makes what the client passes fit for a process: it expects blocking descriptors, while pipes of a Go program do
+// not block, and its root must be able to open them. What the client does not pass is /dev/null.
 func (c *container) prepare(stdio *Stdio) error {
+	for _, file := range []*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr} {
+		if file == nil {
+			continue
+		}
+		raw, err := file.SyscallConn()
+		if err != nil {
+			return err
+		}
+		if cerr := raw.Control(func(fd uintptr) { err = unix.SetNonblock(int(fd), false) }); cerr != nil || err != nil {
+			return errors.Join(cerr, err)
+		}
+	}
 	if c.uid != 0 || c.gid != 0 {
 		if err := own(c.uid, c.gid, stdio.Stdin, stdio.Stdout, stdio.Stderr); err != nil {
 			return err
