@@ -210,10 +210,14 @@ func (s *Server) checkTarget(spec *engine.ContainerSpec) error {
 func (s *Server) takeBackContainer(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec, id engine.ContainerID, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	var undoErr error
-	if id != "" {
-		undoErr = failpoint.Around("undo.created container", func() error { return eng.RemoveContainer(ctx, id) })
+	if id == "" {
+		var err error
+		if id, err = s.store.DeleteContainerIntent(spec.Pod, spec.Key); err != nil || id == "" {
+			return errors.Join(cause, err)
+		}
+		// The engine has told of a container although CreateContainer failed.
 	}
+	undoErr := failpoint.Around("undo.created container", func() error { return eng.RemoveContainer(ctx, id) })
 	if undoErr == nil {
 		return errors.Join(cause, s.store.DeleteContainerByKey(spec.Pod, spec.Key))
 	}

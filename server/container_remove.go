@@ -33,7 +33,9 @@ func (s *Server) removeContainer(ctx context.Context, c state.ContainerView) err
 	}
 	if c.ID == "" {
 		// Only an intent: CreateContainer of the same key would take the engine's object away, nothing else knows it.
-		return s.store.DeleteContainerByKey(c.PodID, c.Spec.Key)
+		if c.ID, err = s.store.DeleteContainerIntent(c.PodID, c.Spec.Key); err != nil || c.ID == "" {
+			return err
+		}
 	}
 	unlock, err := s.containerLocks.Lock(ctx, c.ID)
 	if err != nil {

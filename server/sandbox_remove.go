@@ -34,7 +34,9 @@ func (s *Server) removePod(ctx context.Context, pod state.PodView) error {
 	}
 	if pod.ID == "" {
 		// Only an intent: CreatePod of the same key would take the engine's object away, nothing else knows it.
-		return s.store.DeletePodByKey(pod.Spec.Key)
+		if pod.ID, err = s.store.DeletePodIntent(pod.Spec.Key); err != nil || pod.ID == "" {
+			return err
+		}
 	}
 	unlock, err := s.podLocks.Lock(ctx, pod.ID)
 	if err != nil {

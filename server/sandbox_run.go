@@ -113,7 +113,7 @@ func (s *Server) runPod(ctx context.Context, eng engine.Engine, spec *engine.Pod
 	var made undo.Stack
 	defer func() {
 		if err != nil {
-			err = s.takeBackPod(ctx, spec.Key, id, &made, err)
+			err = s.takeBackPod(ctx, eng, spec.Key, id, &made, err)
 		}
 	}()
 	if err := failpoint.Hit("RunPodSandbox.recorded"); err != nil {
@@ -123,7 +123,7 @@ func (s *Server) runPod(ctx context.Context, eng engine.Engine, spec *engine.Pod
 		if id == "" {
 			return nil
 		}
-		return errors.Join(eng.StopPod(ctx, id), eng.ReleaseNetNS(ctx, id), eng.RemovePod(ctx, id))
+		return dropPod(ctx, eng, id)
 	})
 	if id, err = eng.CreatePod(ctx, spec); err != nil {
 		return "", fmt.Errorf("create the pod sandbox: %w", err)
@@ -209,8 +209,18 @@ func (s *Server) attach(ctx context.Context, spec *engine.PodSpec, id engine.Pod
 
 // takeBackPod undoes a pod whose making failed. Where the undo fails too, the record stays: the pod is listed NOTREADY and
 // the next Stop and Remove finish it.
-func (s *Server) takeBackPod(ctx context.Context, key engine.PodKey, id engine.PodID, made *undo.Stack, cause error) error {
+func (s *Server) takeBackPod(ctx context.Context, eng engine.Engine, key engine.PodKey, id engine.PodID, made *undo.Stack, cause error) error {
 	undoErr := made.Run(ctx)
+	if undoErr == nil && id == "" {
+		told, err := s.store.DeletePodIntent(key)
+		if err != nil || told == "" {
+			return errors.Join(cause, err)
+		}
+		// The engine has told of a pod although CreatePod failed.
+		id = told
+		made.Push("pod sandbox", func(ctx context.Context) error { return dropPod(ctx, eng, id) })
+		undoErr = made.Run(ctx)
+	}
 	if undoErr == nil {
 		return errors.Join(cause, s.store.DeletePodByKey(key))
 	}
@@ -219,6 +229,11 @@ func (s *Server) takeBackPod(ctx context.Context, key engine.PodKey, id engine.P
 		p.ID, p.Phase, p.Leftover = id, state.PhaseStopping, err.Error()
 		return nil
 	}))
+}
+
+// dropPod removes a pod of which nothing was told to a caller.
+func dropPod(ctx context.Context, eng engine.Engine, id engine.PodID) error {
+	return errors.Join(eng.StopPod(ctx, id), eng.ReleaseNetNS(ctx, id), eng.RemovePod(ctx, id))
 }
 
 // markPodReturned notes that a caller has the id. The record is written only if it does not say so already.

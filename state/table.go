@@ -112,8 +112,8 @@ func (t *table[S, R, P, V]) put(rec R) error {
 	err = P(&rec).check()
 	if err != nil {
 		err = fmt.Errorf("record %s: %w: %w", t.kind, err, errdefs.ErrInvalidArgument)
-	} else {
-		err = t.write("put", path, &rec)
+	} else if err = t.write("put", path, &rec); err != nil {
+		_ = os.Remove(path) // it may be there although it was not made durable; what stays, the next start takes back
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -54,6 +54,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	var back undo.Stack
 	defer func() {
 		if uerr := back.Run(ctx); uerr != nil {
+			e.mounts.owed.Store(true)
 			err = errors.Join(err, uerr)
 		}
 	}()

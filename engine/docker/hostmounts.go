@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,9 @@ import (
 // else's, and Docker's own check of a source's propagation sees that of the host path.
 type hostMounts struct {
 	dir string
+
+	// owed says that something prepared could not be taken back, which nothing but a sweep finds.
+	owed atomic.Bool
 
 	mu sync.Mutex
 	// making are the keys of containers that are not known to exist yet.

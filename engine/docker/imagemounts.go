@@ -100,6 +100,20 @@ func (e *Engine) dropMountsOf(ctx context.Context, id engine.ContainerID) error 
 	return nil
 }
 
+// payMounts sweeps where the taking back of a creation left something.
+func (e *Engine) payMounts(ctx context.Context) error {
+	if !e.mounts.owed.CompareAndSwap(true, false) {
+		return nil
+	}
+	err := errors.Join(e.mounts.sweep(), e.do(ctx, "release the images of prepared mounts", slowLimit, func(ctx context.Context, s *session) error {
+		return e.removeHolders(ctx, s, e.mounts.unused)
+	}))
+	if err != nil {
+		e.mounts.owed.Store(true)
+	}
+	return err
+}
+
 // sweepMounts removes what a crash, or a removal behind our back, left of prepared mounts.
 func (e *Engine) sweepMounts(ctx context.Context, s *session) {
 	ctx, cancel := context.WithTimeout(ctx, quickLimit)

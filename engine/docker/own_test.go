@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 
@@ -62,4 +63,24 @@ func TestAStartThatFailedIsLeftToTheWatcher(t *testing.T) {
 	}
 	// It runs although dockerd said otherwise: that must not stay unknown until the next comparison.
 	eventually(t, 5*time.Second, "what became of it is told", func() bool { return sink.container(testContainer).State == engine.ContainerRunning })
+}
+
+// Rows: R11 (part)
+func TestAContainerWhoseCreationWasNotAnsweredIsRemoved(t *testing.T) {
+	f := newFake(t)
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	f.put(testContainer, created)
+	f.mu.Lock()
+	made := f.containers[testContainer]
+	body := &createBody{Name: made.Name[1:], Config: made.Config, HostConfig: made.HostConfig}
+	f.containers[body.Name] = made // it is asked for by name
+	f.fail["/containers/create"] = func(http.ResponseWriter) { panic(http.ErrAbortHandler) }
+	f.mu.Unlock()
+	if _, err := e.create(t.Context(), body); !errdefs.IsUnavailable(err) {
+		t.Errorf("error %v", err)
+	}
+	if n := f.requests("DELETE /containers/" + testContainer); n != 1 {
+		t.Errorf("%d requests to remove it", n)
+	}
 }

@@ -58,6 +58,9 @@ func (e *Engine) create(ctx context.Context, body *createBody) (string, error) {
 			if id != "" {
 				s.watch.lookAt(id, classify(body.Config.Labels, body.Name))
 			}
+			if unanswered(err) {
+				return "", errors.Join(err, e.removeUnanswered(ctx, s, body))
+			}
 			if !errdefs.IsConflict(err) || attempt == 5 {
 				return "", err
 			}
@@ -66,6 +69,18 @@ func (e *Engine) create(ctx context.Context, body *createBody) (string, error) {
 			}
 		}
 	})
+}
+
+// removeUnanswered removes what a request to create made whose answer never came: its id is not known. Where the engine is
+// away it does nothing; the comparison when it is back finds the container.
+func (e *Engine) removeUnanswered(ctx context.Context, s *session, body *createBody) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickLimit)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	if s.life.Err() != nil {
+		return nil
+	}
+	return failpoint.Around("undo.unanswered create", func() error { return e.removeLeftover(ctx, s, body) })
 }
 
 // removeLeftover removes the container that has the name. It never goes by what an error says.
@@ -258,7 +273,7 @@ func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
 	if err != nil {
 		return err
 	}
-	return e.pins.release(id)
+	return errors.Join(e.pins.release(id), e.payMounts(ctx))
 }
 
 // UpdatePod does nothing: the pod's cgroup is the kubelet's.

@@ -12,8 +12,9 @@ import (
 )
 
 // EnvFile names a file of lines "STEP=ACTION"; ACTION is kill, error, sleep:DURATION, each optionally with "*N" (the
-// N-th hit only, counted since the file's text last changed). The file is read at each hit, so that a test changes it while
-// the daemon runs. A line "trace=PATH" appends the name of every step hit to PATH, and " ACTION" where one was taken.
+// N-th hit only, counted since the file's text last changed). The step "any" is each of them but those of the log pumps,
+// which work at their own time. The file is read at each hit, so that a test changes it while the daemon runs. A line
+// "trace=PATH" appends the name of every step hit to PATH, and a tab and the action where one was taken.
 const EnvFile = "CRISHIM_FAILPOINTS"
 
 var (
@@ -34,7 +35,7 @@ func Hit(step string) error {
 	}
 	action, trace := decide(string(data), step)
 	if trace != "" {
-		record(trace, strings.TrimSuffix(step+" "+action, " "))
+		record(trace, strings.TrimSuffix(step+"\t"+action, "\t"))
 	}
 	switch {
 	case action == "kill":
@@ -58,6 +59,10 @@ func decide(file, step string) (action, trace string) {
 		text, hits = file, map[string]int{}
 	}
 	hits[step]++
+	counted := !strings.HasPrefix(step, "logpump/")
+	if counted {
+		hits["any"]++
+	}
 	for line := range strings.Lines(file) {
 		name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
 		if !ok {
@@ -67,7 +72,7 @@ func decide(file, step string) (action, trace string) {
 		switch {
 		case name == "trace":
 			trace = value
-		case name == step && (!numbered || count == fmt.Sprint(hits[step])):
+		case (name == step || name == "any" && counted) && (!numbered || count == fmt.Sprint(hits[name])):
 			action = base
 		}
 	}

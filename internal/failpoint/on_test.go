@@ -33,7 +33,11 @@ func TestTheNthHitSinceTheFileChangedActs(t *testing.T) {
 	if err := Hit("other"); err != nil {
 		t.Error(err)
 	}
-	if got, want := readFile(t, trace), "step\nstep error\nstep\nstep\nstep error\nstep\nother\n"; got != want {
+	write(t, file, "any=error*2\n")
+	if Hit("a") != nil || Hit("logpump/saved") != nil || Hit("b") == nil {
+		t.Error("the second step of any name was not the one that failed")
+	}
+	if got, want := readFile(t, trace), "step\nstep\terror\nstep\nstep\nstep\terror\nstep\nother\n"; got != want {
 		t.Errorf("trace %q, want %q", got, want)
 	}
 }
@@ -53,7 +57,7 @@ func TestAStepThatFailedHasNoAfter(t *testing.T) {
 	if err := Around("c", func() error { return broken }); !errors.Is(err, broken) {
 		t.Errorf("error %v", err)
 	}
-	if got, want := readFile(t, file+".trace"), "a.before error\nb.before\nb.after error\nc.before\n"; got != want {
+	if got, want := readFile(t, file+".trace"), "a.before\terror\nb.before\nb.after\terror\nc.before\n"; got != want {
 		t.Errorf("trace %q, want %q", got, want)
 	}
 }

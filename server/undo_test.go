@@ -1,0 +1,82 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// R11: every step of making a pod fails, before or after it did its work, and every step of taking it back too. What is left
+// is listed NOTREADY; a retry of the same key works all the same, and Stop and Remove leave nothing.
+//
+// Rows: R11
+func TestAPodWhoseTakingBackFailsIsListedUntilItIsRemoved(t *testing.T) {
+	for _, step := range []string{"CreatePod", "CreatePod.after", "StartPod", "StartPod.after", "ADD"} {
+		for _, undo := range []string{"StopPod", "StopPod.after", "ReleaseNetNS", "ReleaseNetNS.after", "RemovePod", "RemovePod.after"} {
+			for _, retry := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, then %s, retry %v", step, undo, retry), func(t *testing.T) {
+					f := newFixture(t)
+					if step == "ADD" {
+						f.network.failAdd = []error{errors.New("boom")}
+					} else {
+						f.engine.FailOnce(step, errors.New("boom"))
+					}
+					f.engine.FailOnce(undo, errors.New("undo boom"))
+					_, err := f.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: f.podConfig("web")})
+					if err == nil {
+						t.Fatal("no error")
+					}
+					list, err2 := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+					if err2 != nil {
+						t.Fatal(err2)
+					}
+					if left := strings.Contains(err.Error(), "undo boom"); left != (len(list.Items) == 1) {
+						t.Errorf("after %v listed are %v", err, list.Items)
+					}
+					for _, p := range list.Items {
+						if p.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+							t.Errorf("what is left is %v", p.State)
+						}
+					}
+					if retry {
+						f.runPod("web")
+					}
+					f.nothingLeft()
+				})
+			}
+		}
+	}
+}
+
+// R11: the same for a container.
+//
+// Rows: R11
+func TestAContainerWhoseTakingBackFailsIsListedUntilItIsRemoved(t *testing.T) {
+	for _, undo := range []string{"RemoveContainer", "RemoveContainer.after"} {
+		for _, retry := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, retry %v", undo, retry), func(t *testing.T) {
+				f := newFixture(t)
+				pod := f.runPod("web")
+				f.engine.FailOnce("CreateContainer.after", errors.New("boom"))
+				f.engine.FailOnce(undo, errors.New("undo boom"))
+				_, err := f.create(pod, "web", "c", "true")
+				if err == nil || !strings.Contains(err.Error(), "undo boom") {
+					t.Fatalf("error %v", err)
+				}
+				list, err := f.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+				if err != nil || len(list.Containers) != 1 || list.Containers[0].State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+					t.Errorf("listed are %v, %v", list, err)
+				}
+				if retry {
+					if _, err := f.create(pod, "web", "c", "true"); err != nil {
+						t.Errorf("the retry: %v", err)
+					}
+				}
+				f.nothingLeft()
+			})
+		}
+	}
+}

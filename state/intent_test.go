@@ -1,0 +1,59 @@
+package state
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+	"crishim/internal/atomicfile"
+)
+
+// Rows: R11 (part)
+func TestAnIntentOfWhichItsEngineToldIsNotDeleted(t *testing.T) {
+	s := newTestStore(t)
+	told, untold := samplePod("a"), samplePod("b")
+	told.ID, told.Phase, untold.ID, untold.Phase = "", PhaseIntent, "", PhaseIntent
+	must(t, s.PutPod(told))
+	must(t, s.PutPod(untold))
+	sink := s.Sink("docker")
+	sink.PodChanged(engine.PodStatus{ID: "pod-a", Key: told.Spec.Key, State: engine.PodReady})
+	if id, err := s.DeletePodIntent(told.Spec.Key); id != "pod-a" || err != nil {
+		t.Errorf("told of %q, %v", id, err)
+	}
+	if _, ok := s.Pod("pod-a"); !ok {
+		t.Error("the pod that exists is seen no more")
+	}
+	if id, err := s.DeletePodIntent(untold.Spec.Key); id != "" || err != nil {
+		t.Errorf("not told of %q, %v", id, err)
+	}
+	// Its engine tells late: it is seen all the same.
+	sink.PodChanged(engine.PodStatus{ID: "pod-b", Key: untold.Spec.Key, State: engine.PodReady, Spec: &untold.Spec})
+	if v, ok := s.Pod("pod-b"); !ok || v.Recorded {
+		t.Errorf("seen %v, with a record %v", ok, v.Recorded)
+	}
+	must(t, s.PutPod(untold)) // the file of the old one is not in the way
+	if id, err := s.DeletePodIntent(engine.PodKey{Name: "absent"}); id != "" || err != nil {
+		t.Errorf("absent: %q, %v", id, err)
+	}
+}
+
+// Rows: R11 (part)
+func TestARecordThatWasNotMadeDurableIsNotLeft(t *testing.T) {
+	write := writeFile
+	writeFile = func(path string, data []byte, mode os.FileMode) error {
+		return errors.Join(atomicfile.Swap(path, data, mode), unix.EIO)
+	}
+	t.Cleanup(func() { writeFile = write })
+	root := t.TempDir()
+	s := openStore(t, root)
+	t.Cleanup(func() { _ = s.Close() })
+	if err := s.PutPod(samplePod("a")); err == nil {
+		t.Fatal("no error")
+	}
+	if _, err := os.Stat(recordPath(root, "pod", "a")); !os.IsNotExist(err) {
+		t.Errorf("the record is there: %v", err)
+	}
+}
