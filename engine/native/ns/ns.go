@@ -1,14 +1,24 @@
 // Package ns owns the namespaces of pods: it makes them without a process to hold them and keeps each alive by a bind
-// mount, DIR/POD-ID/KIND, in a folder that is a private mount of its own, so that no other mount namespace gets copies.
+// mount, DIR/POD-ID/NAME, in a folder that is a private mount of its own, so that no other mount namespace gets copies that
+// later unmounts would not reach.
 //
-// A pod's user namespace comes first, and the others are made inside it: sysfs and the network's sysctls need a network
-// namespace that the user namespace owns. Nothing here outlives a crash in doubt: what has a pod's name is removed by it.
+// A pod's user namespace comes first, and the others are made inside it: sysfs and the sysctls of the network need a network
+// namespace that the user namespace owns. A crash leaves nothing in doubt: what has a pod's name is removed by it.
 package ns
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/mounttree"
+	"crishim/internal/process"
 )
 
 // Kind is a kind of namespace, as in /proc/PID/ns.
@@ -23,45 +33,136 @@ const (
 	PID  Kind = "pid"
 )
 
-// Pins is the folder of all pins. Its methods may be called at once for different pods.
+// flags are the kinds as the kernel names them, also in the answer of NS_GET_NSTYPE.
+var flags = map[Kind]int{
+	User: unix.CLONE_NEWUSER, Net: unix.CLONE_NEWNET, IPC: unix.CLONE_NEWIPC, UTS: unix.CLONE_NEWUTS, PID: unix.CLONE_NEWPID,
+}
+
+// Pins is the folder of all pins. Its methods may be called at once for different pods; calls for one are ordered by the
+// caller.
 type Pins struct{ dir string }
 
-// Open makes dir a private mount, if it is not yet.
-func Open(dir string) (*Pins, error) { return nil, errdefs.ErrNotImplemented }
+// Open makes dir a private mount, if it is not yet. It has to be in the mount namespace that containers are started from.
+func Open(dir string) (*Pins, error) {
+	if err := mounttree.Private(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("prepare the folder of namespaces: %w", err)
+	}
+	return &Pins{dir}, nil
+}
 
-// Config is what a pod's namespaces shall be.
-type Config struct {
-	// User is nil for the host's user namespace.
-	User *engine.UserNamespace
-	// Net, IPC and UTS are made where true; the pod uses the host's else.
-	Net, IPC, UTS bool
-	// Hostname is set where UTS.
-	Hostname string
-	// Sysctls are set inside, before anything runs there. They were checked to be those of Net and IPC.
-	Sysctls map[string]string
+func (p *Pins) path(id engine.PodID, name string) string {
+	return filepath.Join(p.dir, string(id), name)
+}
+
+// validName keeps ids and names from being paths.
+func validName(names ...string) error {
+	for _, name := range names {
+		ok := name != "" && len(name) <= 128 && name[0] != '.'
+		for _, c := range []byte(name) {
+			ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.')
+		}
+		if !ok {
+			return fmt.Errorf("%.80q is no name of a pin: %w", name, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 // Set are paths of pins by kind.
 type Set map[Kind]string
 
-// Create makes and pins a pod's namespaces. The network namespace has nothing but a loopback that is down. What was pinned
-// under the id before is dropped. On an error nothing is left.
-func (p *Pins) Create(id engine.PodID, c *Config) (Set, error) { return nil, errdefs.ErrNotImplemented }
-
 // Set is what is pinned for the pod: only what is a namespace of its kind. Empty when nothing is.
-func (p *Pins) Set(id engine.PodID) Set { return nil }
-
-// Pin adds a namespace of the process pid that started at startTicks, under name: string(PID) for the pod's own, or a
-// container's id for its target's. A pin of the same namespace is kept, another thing in its place replaced.
-func (p *Pins) Pin(id engine.PodID, name string, kind Kind, pid int, startTicks uint64) (string, error) {
-	return "", errdefs.ErrNotImplemented
+func (p *Pins) Set(id engine.PodID) Set {
+	set := Set{}
+	if validName(string(id)) != nil {
+		return set
+	}
+	for kind := range flags {
+		if path := p.path(id, string(kind)); Is(path, kind) {
+			set[kind] = path
+		}
+	}
+	return set
 }
 
-// Unpin drops one pin by its name. OK when there is none.
-func (p *Pins) Unpin(id engine.PodID, name string) error { return errdefs.ErrNotImplemented }
+// Is says whether path is a namespace of the kind, and no link to one.
+func Is(path string, kind Kind) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return isKind(fd, kind)
+}
 
-// Remove drops all pins of the pod. OK when there are none.
-func (p *Pins) Remove(id engine.PodID) error { return errdefs.ErrNotImplemented }
+func isKind(fd int, kind Kind) bool {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil || fs.Type != unix.NSFS_MAGIC {
+		return false
+	}
+	got, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
+	return err == nil && got == flags[kind]
+}
 
-// List are the pods that have anything here.
-func (p *Pins) List() ([]engine.PodID, error) { return nil, errdefs.ErrNotImplemented }
+// Pin adds a namespace of the process pid that started at startTicks, under name: string(PID) for the pod's own, or a
+// container's id for its target's. A pin of the same namespace is kept, another thing in its place replaced. ErrUnavailable
+// when the process has ended.
+func (p *Pins) Pin(id engine.PodID, name string, kind Kind, pid int, startTicks uint64) (string, error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("pin the %s namespace of process %d for pod %s: %w", kind, pid, id, err)
+	}
+	if err := validName(string(id), name); err != nil {
+		return "", err
+	}
+	// The namespace is opened first and the process checked after: the pid cannot have been another's in between.
+	file, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + string(kind))
+	if err != nil {
+		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
+	}
+	defer func() { _ = file.Close() }()
+	if ticks, err := process.StartTicks(pid); err != nil || ticks != startTicks {
+		return fail(fmt.Errorf("it has ended: %w", errdefs.ErrUnavailable))
+	}
+	if !isKind(int(file.Fd()), kind) {
+		return fail(fmt.Errorf("the kernel has no such kind: %w", errdefs.ErrFailedPrecondition))
+	}
+	path := p.path(id, name)
+	if same, err := sameFile(path, int(file.Fd())); err == nil && same {
+		return path, nil
+	}
+	if err := p.Unpin(id, name); err != nil {
+		return fail(err)
+	}
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fail(err)
+	}
+	if err := bind("/proc/self/fd/"+strconv.Itoa(int(file.Fd())), path); err != nil {
+		return fail(err)
+	}
+	return path, nil
+}
+
+// bind mounts a namespace at a new file.
+func bind(source, path string) error {
+	file, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o400)
+	if err != nil {
+		return err
+	}
+	_ = file.Close()
+	if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil {
+		_ = os.Remove(path)
+		return fmt.Errorf("bind %s: %w", path, err)
+	}
+	return nil
+}
+
+func sameFile(path string, fd int) (bool, error) {
+	var a, b unix.Stat_t
+	if err := unix.Lstat(path, &a); err != nil {
+		return false, err
+	}
+	if err := unix.Fstat(fd, &b); err != nil {
+		return false, err
+	}
+	return a.Dev == b.Dev && a.Ino == b.Ino, nil
+}

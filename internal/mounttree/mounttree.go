@@ -1,0 +1,73 @@
+// Package mounttree makes folders for mounts that nobody else gets copies of, and takes away whatever is mounted in them.
+package mounttree
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Private makes dir, with that mode, a mount of its own that shares nothing with other mount namespaces: what is mounted in
+// it appears in no other, and so cannot be kept busy there. It is made once. Missing parents get mode 0711.
+func Private(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, mode); err != nil {
+		return err
+	}
+	mounted, err := mountinfo.Mounted(dir)
+	if err != nil {
+		return fmt.Errorf("is %s mounted: %w", dir, err)
+	}
+	if !mounted {
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s on itself: %w", dir, err)
+		}
+	}
+	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make %s private: %w", dir, err)
+	}
+	return nil
+}
+
+// Unmount takes away everything that is mounted at dir and below, deepest first; lazily where something uses it. OK when
+// there is nothing. Links in what is mounted are not followed: the paths are the kernel's.
+func Unmount(dir string) error {
+	real, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	dir = filepath.Join(real, filepath.Base(dir))
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("list the mounts in %s: %w", dir, err)
+	}
+	var errs []error
+	// The list has them in the order they were made in; the later ones are on top.
+	for _, m := range slices.Backward(mounts) {
+		errs = append(errs, unmount(strings.TrimSuffix(m.Mountpoint, "//deleted")))
+	}
+	return errors.Join(errs...)
+}
+
+func unmount(path string) error {
+	err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	// Gone with the one it was in, or with another call.
+	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return fmt.Errorf("unmount %s: %w", path, err)
+}
