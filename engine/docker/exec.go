@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/pkg/stdcopy"
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
@@ -210,7 +209,7 @@ func pump(stream *types.HijackedResponse, s *engine.Streams) <-chan error {
 		if s.TTY {
 			_, _ = io.Copy(stdout, stream.Reader)
 		} else {
-			_, _ = stdcopy.StdCopy(stdout, stderr, stream.Reader)
+			_ = demux(stdout, stderr, stream.Reader) // a write error is the sink's
 		}
 		done <- errors.Join(stdout.err, stderr.err)
 		close(done)
