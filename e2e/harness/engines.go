@@ -56,6 +56,16 @@ func DockerEngine(t T, name string) DockerOptions {
 	return options
 }
 
+// EngineBuilt says whether an engine can be had without the minutes of building it first.
+func EngineBuilt(name string) bool {
+	built, known := builtEngines[name]
+	if !known {
+		return true
+	}
+	_, err := os.Stat(filepath.Join(cacheDir(), built.module, filepath.Base(built.pkg)))
+	return err == nil
+}
+
 // dockerdOnHost is what to start for an engine that is not built.
 func dockerdOnHost(name string) string {
 	if filepath.IsAbs(name) {
