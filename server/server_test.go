@@ -243,7 +243,7 @@ func eventually(t testing.TB, what string, try func() error) {
 	}
 }
 
-func wantCode(t *testing.T, what string, err error, code codes.Code) {
+func wantCode(t testing.TB, what string, err error, code codes.Code) {
 	t.Helper()
 	if got := status.Code(err); got != code {
 		t.Errorf("%s: code %s (%v), want %s", what, got, err, code)

@@ -273,6 +273,8 @@ func diskError(err error) error {
 		return nil
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("%w: free space in the state directory: %w", err, errdefs.ErrResourceExhausted)
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
+		return fmt.Errorf("%w: a limit of this node keeps the state directory from being written: %w", err, errdefs.ErrResourceExhausted)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO):
 		return fmt.Errorf("%w: the state directory cannot be written: %w", err, errdefs.ErrUnavailable)
 	}

@@ -30,7 +30,7 @@ func ContainerStatusReply(v *ContainerView) *runtimeapi.ContainerStatus {
 		Id:          string(v.ID),
 		Metadata:    &runtimeapi.ContainerMetadata{Name: s.Key.Name, Attempt: s.Key.Attempt},
 		State:       containerState(st.State),
-		CreatedAt:   nanoseconds(st.CreatedAt),
+		CreatedAt:   happened(st.CreatedAt),
 		StartedAt:   nanoseconds(st.StartedAt),
 		FinishedAt:  nanoseconds(st.FinishedAt),
 		ExitCode:    st.ExitCode,
@@ -45,6 +45,9 @@ func ContainerStatusReply(v *ContainerView) *runtimeapi.ContainerStatus {
 		Resources:   &runtimeapi.ContainerResources{Linux: ResourcesToCRI(v.Resources)},
 		ImageId:     string(v.ImageID),
 		StopSignal:  signalToCRI(firstOf(st.StopSignal, s.StopSignal)),
+	}
+	if st.State == engine.ContainerExited {
+		reply.FinishedAt = happened(st.FinishedAt)
 	}
 	fillImage(reply.Image, v)
 	if u := st.User; u != nil {
@@ -71,7 +74,7 @@ func ContainerListItem(v *ContainerView) *runtimeapi.Container {
 	c.Image = &item.image
 	c.ImageRef = firstOf(string(v.ImageID), v.ImageRef, s.Image.Ref)
 	c.State = containerState(v.Status.State)
-	c.CreatedAt = nanoseconds(v.Status.CreatedAt)
+	c.CreatedAt = happened(v.Status.CreatedAt)
 	c.Labels = s.Labels
 	c.Annotations = s.Annotations
 	c.ImageId = string(v.ImageID)

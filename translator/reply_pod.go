@@ -25,7 +25,7 @@ func PodStatusReply(v *PodView) *runtimeapi.PodSandboxStatus {
 		Id:             string(v.ID),
 		Metadata:       podMetadata(s.Key),
 		State:          podState(v.State),
-		CreatedAt:      nanoseconds(v.CreatedAt),
+		CreatedAt:      happened(v.CreatedAt),
 		Network:        podNetwork(v.IPs),
 		Linux:          &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: namespaceOption(&s.Namespaces)}},
 		Labels:         s.Labels,
@@ -47,7 +47,7 @@ func PodListItem(v *PodView) *runtimeapi.PodSandbox {
 	pod.Id = string(v.ID)
 	pod.Metadata = &item.metadata
 	pod.State = podState(v.State)
-	pod.CreatedAt = nanoseconds(v.CreatedAt)
+	pod.CreatedAt = happened(v.CreatedAt)
 	pod.Labels = s.Labels
 	pod.Annotations = s.Annotations
 	pod.RuntimeHandler = s.RuntimeHandler
@@ -141,5 +141,9 @@ func nanoseconds(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}
-	return t.UnixNano()
+	return max(1, t.UnixNano())
 }
+
+// happened is the CRI timestamp of something that did happen, also where a clock at its epoch, or nobody, told when: a 0
+// would say that it did not.
+func happened(t time.Time) int64 { return max(1, nanoseconds(t)) }

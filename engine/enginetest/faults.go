@@ -58,6 +58,17 @@ func (m *Memory) Calls(step string) int {
 	return m.calls[step]
 }
 
+// AllCalls is how often any step was reached.
+func (m *Memory) AllCalls() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	total := 0
+	for _, n := range m.calls {
+		total += n
+	}
+	return total
+}
+
 // SetHealth connects the engine or takes it away: while it is away every call answers ErrUnavailable, processes go on and
 // events are lost. Coming back resyncs.
 func (m *Memory) SetHealth(ready bool) {
