@@ -1,0 +1,73 @@
+package hostpath
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestTheMissingEndOfAPathIsMade(t *testing.T) {
+	dir := t.TempDir()
+	want := filepath.Join(dir, "a", "b")
+	for range 2 {
+		if err := Make(want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st, err := os.Stat(want); err != nil || !st.IsDir() {
+		t.Errorf("%v, %v", st, err)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Make(file); err != nil {
+		t.Errorf("what exists is left alone: %v", err)
+	}
+	if err := Make(filepath.Join(file, "x")); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("below a file: %v", err)
+	}
+}
+
+// Rows: S09 (part)
+func TestNothingIsMadeBehindALinkThatAPodCanHaveMade(t *testing.T) {
+	dir := t.TempDir()
+	canary, volume := filepath.Join(dir, "canary"), filepath.Join(dir, "volume")
+	for _, d := range []string{canary, volume} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(volume, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{"abs": canary, "rel": "../canary", "dangling": filepath.Join(dir, "none"), "loop": "loop"} {
+		if err := os.Symlink(target, filepath.Join(volume, name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := Make(filepath.Join(volume, name, "made")); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if entries, err := os.ReadDir(canary); err != nil || len(entries) != 0 {
+		t.Errorf("in the canary: %v, %v", entries, err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "none")); !os.IsNotExist(err) {
+		t.Errorf("the end of a dangling link was made: %v", err)
+	}
+	if os.Getuid() != 0 {
+		return
+	}
+	// Root's own link in root's own folder is followed, as /var/run is.
+	if err := os.Chmod(volume, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := Make(filepath.Join(volume, "rel", "made")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(canary, "made")); err != nil {
+		t.Error(err)
+	}
+}
