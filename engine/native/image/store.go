@@ -115,6 +115,8 @@ type Store struct {
 	content  content
 }
 
+var _ engine.Images = (*Store)(nil)
+
 // Open opens the store of a folder and clears what a crash left behind. It fails with ErrFailedPrecondition while another
 // process has the store open. A record that cannot be read, or whose content is not whole, is set aside and logged: that
 // image is absent and can be pulled again.

@@ -43,6 +43,9 @@ func (t *tree) enter(name string) error {
 		if err := t.imply(name); err != nil {
 			return err
 		}
+		if err := t.leave(); err != nil { // the one above
+			return err
+		}
 		fd, err = openFolder(t.root, name)
 	}
 	switch {
