@@ -90,14 +90,14 @@ func (c Conn) Receive(message any) (files []*os.File, err error) {
 			}
 		}
 		switch {
+		case errors.Is(err, io.EOF) && have > 0:
+			return files, io.ErrUnexpectedEOF
+		case errors.Is(err, io.EOF):
+			return files, io.EOF
 		case err != nil:
 			return files, err
 		case flags&unix.MSG_CTRUNC != 0 || len(files) > maxFiles:
 			return files, fmt.Errorf("more than %d descriptors came with a message: %w", maxFiles, errdefs.ErrInvalidArgument)
-		case n == 0 && have == 0:
-			return files, io.EOF
-		case n == 0:
-			return files, io.ErrUnexpectedEOF
 		}
 		have += n
 	}

@@ -1,0 +1,299 @@
+package serve
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"crishim/engine/native/monitor"
+)
+
+func itoa(i int) string { return strconv.Itoa(i) }
+
+func TestLifeOfAContainer(t *testing.T) {
+	f := newFixture(t, nil)
+	events := make(chan monitor.Event, 64)
+	ctx, cancel := context.WithCancel(f.ctx())
+	subscribed := make(chan error, 1)
+	go func() { subscribed <- f.Subscribe(ctx, func(e monitor.Event) { events <- e }) }()
+	next := func(want monitor.EventType) monitor.Event {
+		t.Helper()
+		select {
+		case event := <-events:
+			if event.Type != want {
+				t.Fatalf("event %+v, want %s", event, want)
+			}
+			return event
+		case <-time.After(10 * time.Second):
+			t.Fatalf("no event %s", want)
+			return monitor.Event{}
+		}
+	}
+	next(monitor.EventSynced)
+	args := f.args("a", "/bin/sh", "-c", "echo hello; exit 3")
+	if _, err := f.Create(f.ctx(), "a", args); err != nil {
+		t.Fatal(err)
+	}
+	if event := next(monitor.EventState); event.State.Status != monitor.StatusCreated || event.State.PID == 0 {
+		t.Fatalf("event %+v", event)
+	}
+	if f.runtime.removed[0] != "a" {
+		t.Fatal("what an earlier monitor left was not removed")
+	}
+	exit, err := f.Wait(f.ctx(), "a")
+	if err != nil || exit.Code != 3 || exit.ID != "a" {
+		t.Fatalf("exit %+v, %v", exit, err)
+	}
+	event := next(monitor.EventExit)
+	if event.State.Status != monitor.StatusExited || event.State.Exit.Code != 3 || event.State.PID != 0 {
+		t.Fatalf("event %+v", event)
+	}
+	if data, err := os.ReadFile(args.LogPath); err != nil || !strings.HasSuffix(string(data), " stdout F hello\n") {
+		t.Fatalf("log %q, %v", data, err)
+	}
+	if err := f.Delete(f.ctx(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if event := next(monitor.EventDeleted); event.State.ID != "a" {
+		t.Fatalf("event %+v", event)
+	}
+	if _, err := os.Stat(args.ExitFile); err != nil {
+		t.Fatalf("the exit's record went with the container: %v", err)
+	}
+	cancel()
+	if err := <-subscribed; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+}
+
+// Rows: R05 (part)
+func TestPeersOfOtherVersionsAreUnderstood(t *testing.T) {
+	f := newFixture(t, nil)
+	ask := func(request string) monitor.Response {
+		t.Helper()
+		handle := must(os.Open(f.dir))
+		defer func() { _ = handle.Close() }()
+		raw, err := net.Dial("unix", "/proc/self/fd/"+itoa(int(handle.Fd()))+"/"+monitor.SocketName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn := monitor.Conn{UnixConn: raw.(*net.UnixConn)}
+		defer func() { _ = conn.Close() }()
+		if err := conn.Send(json.RawMessage(request)); err != nil {
+			t.Fatal(err)
+		}
+		var response monitor.Response
+		if _, err := conn.Receive(&response); err != nil {
+			t.Fatal(err)
+		}
+		return response
+	}
+	if r := ask(`{"version":2,"op":"hello","flavour":"new","args":{"x":[1]}}`); r.Error != nil {
+		t.Fatalf("a newer daemon's hello: %+v", r.Error)
+	}
+	if r := ask(`{"op":"list"}`); r.Error != nil || string(r.Result) != "[]" {
+		t.Fatalf("an older daemon's list: %+v", r)
+	}
+	if r := ask(`{"version":2,"op":"teleport","id":"a"}`); r.Error == nil || !errdefs.IsNotImplemented(r.Error.Err()) {
+		t.Fatalf("an unknown operation: %+v", r)
+	}
+	spec, _ := json.Marshal(f.args("a", "/bin/true"))
+	withMore := strings.TrimSuffix(string(spec), "}") + `,"later":{"deep":true}}`
+	if r := ask(`{"version":2,"op":"create","id":"a","args":` + withMore + `}`); r.Error != nil {
+		t.Fatalf("a newer daemon's create: %+v", r.Error)
+	}
+	if r := ask(`{"version":1,"op":"kill","id":"a","args":7}`); r.Error == nil || !errdefs.IsInvalidArgument(r.Error.Err()) {
+		t.Fatalf("an argument of another form: %+v", r)
+	}
+	// An error of a class that this side does not know.
+	if err := (&monitor.Error{Class: "Later", Message: "m"}).Err(); !errdefs.IsUnknown(err) {
+		t.Fatal(err)
+	}
+}
+
+func TestErrorsKeepTheirClass(t *testing.T) {
+	f := newFixture(t, nil)
+	check := func(what string, err error, is func(error) bool) {
+		t.Helper()
+		if !is(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err := f.Create(f.ctx(), "a", f.args("a"))
+	check("bad spec", err, errdefs.IsInvalidArgument)
+	_, err = f.Create(f.ctx(), "a", &monitor.CreateArgs{})
+	check("no exit file", err, errdefs.IsInvalidArgument)
+	args := f.args("a", "/bin/true")
+	args.LogPath = "/elsewhere"
+	_, err = f.Create(f.ctx(), "a", args)
+	check("log outside", err, errdefs.IsInvalidArgument)
+	_, err = f.Create(f.ctx(), "a", f.args("a", "/nowhere"))
+	var start *monitor.StartError
+	check("no command", err, func(err error) bool { return errors.As(err, &start) && start.ExitCode == 127 })
+	_, err = f.Start(f.ctx(), "a")
+	check("absent", err, errdefs.IsNotFound)
+	f.run("a", f.args("a", "/bin/sleep", "100"))
+	_, err = f.Start(f.ctx(), "a")
+	check("started twice", err, errdefs.IsFailedPrecondition)
+	_, err = f.Create(f.ctx(), "a", f.args("a", "/bin/true"))
+	check("created twice", err, errdefs.IsAlreadyExists)
+	check("a signal that is none", f.Signal(f.ctx(), "a", 99), errdefs.IsInvalidArgument)
+	check("no terminal", f.Resize(f.ctx(), "a", 1, 1), errdefs.IsFailedPrecondition)
+	check("not paused", f.Resume(f.ctx(), "a"), func(err error) bool { return err == nil })
+	check("no criu", f.Checkpoint(f.ctx(), "a", &monitor.CheckpointArgs{}), errdefs.IsNotImplemented)
+	check("busy", f.Shutdown(f.ctx()), errdefs.IsFailedPrecondition)
+	if states := must(f.List(f.ctx())); len(states) != 1 || states[0].Status != monitor.StatusRunning {
+		t.Fatalf("refusals changed something: %+v", states)
+	}
+}
+
+func TestShutdownAndTheEndOfAnUncommittedMonitor(t *testing.T) {
+	f := newFixture(t, nil)
+	if err := f.Commit(f.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Shutdown(f.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-f.served; err != nil {
+		t.Fatal(err)
+	}
+	t.Run("uncommitted", func(t *testing.T) {
+		u := newFixture(t, func(c *monitor.Config) { c.CommitTimeout = 50 * time.Millisecond })
+		select {
+		case err := <-u.served:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("it serves on")
+		}
+	})
+	t.Run("with a container", func(t *testing.T) {
+		u := newFixture(t, func(c *monitor.Config) { c.CommitTimeout = 200 * time.Millisecond })
+		u.run("a", u.args("a", "/bin/sleep", "100"))
+		select {
+		case <-u.served:
+			t.Fatal("it left its container")
+		case <-time.After(600 * time.Millisecond):
+		}
+	})
+}
+
+// Rows: R12 (part)
+func TestEverythingAtOnce(t *testing.T) {
+	f := newFixture(t, nil)
+	ctx := f.ctx()
+	go func() { _ = f.Subscribe(ctx, func(monitor.Event) {}) }()
+	var all sync.WaitGroup
+	for i := range 6 {
+		id := "c" + itoa(i%3)
+		all.Go(func() {
+			for range 8 {
+				// Two goroutines share an id: every outcome but a hang, a panic or a data race is right.
+				_, _ = f.Create(ctx, id, f.args(id, "/bin/sh", "-c", "echo x; sleep 0.01"))
+				_, _ = f.Start(ctx, id)
+				_ = f.ReopenLog(ctx, id)
+				_, _ = f.List(ctx)
+				if run, err := f.Exec(ctx, id, []byte(`{"args":["/bin/true"]}`), monitor.Stdio{}); err == nil {
+					_, _ = run.Wait(ctx)
+				}
+				if a, err := f.Attach(ctx, id, monitor.Stdio{}); err == nil {
+					_ = f.Signal(ctx, id, unix.SIGTERM)
+					_, _ = a.Wait(ctx)
+				}
+				_, _ = f.Wait(ctx, id)
+				_ = f.Delete(ctx, id)
+			}
+		})
+	}
+	all.Wait()
+	if err := ctx.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if states := must(f.List(ctx)); len(states) != 0 {
+		t.Fatalf("left: %+v", states)
+	}
+}
+
+func TestSlowSubscriberIsCutOffAndNobodyWaitsForIt(t *testing.T) {
+	var e events
+	e.states = func() []monitor.State { return nil }
+	sub := e.subscribe()
+	for range eventQueue + 1 {
+		e.publish(monitor.EventOOM, func() monitor.State { return monitor.State{ID: "a"} })
+	}
+	n := 0
+	for range sub {
+		n++
+	}
+	if n != eventQueue {
+		t.Fatalf("%d events came before the cut", n)
+	}
+}
+
+func TestOOMKilledIsAnExitThatFailed(t *testing.T) {
+	for _, test := range []struct {
+		status unix.WaitStatus
+		kills  uint64
+		code   int
+		oom    bool
+	}{
+		{0, 0, 0, false},
+		{0, 2, 0, false},
+		{unix.WaitStatus(unix.SIGKILL), 0, 137, false},
+		{unix.WaitStatus(unix.SIGKILL), 1, 137, true},
+		{1 << 8, 1, 1, true},
+	} {
+		exit := exitOf("a", test.status, nil, test.kills, time.Now())
+		if exit.Code != test.code || exit.OOMKilled != test.oom {
+			t.Errorf("%v with %d kills: %+v", test.status, test.kills, exit)
+		}
+	}
+}
+
+func TestTreeFindsOrphansByTheirSession(t *testing.T) {
+	all := []member{
+		{pid: 10, parent: 1, session: 10},
+		{pid: 11, parent: 10, session: 10},
+		{pid: 12, parent: 1, session: 10},  // its parent is gone
+		{pid: 13, parent: 12, session: 13}, // a session of its own
+		{pid: 14, parent: 1, session: 13},  // whose other process lost its parent
+		{pid: 20, parent: 1, session: 20},  // somebody else's
+		{pid: 21, parent: 20, session: 20},
+	}
+	seen := map[int]struct{}{10: {}}
+	if found := tree(all, seen); len(found) != 5 {
+		t.Fatalf("found %+v", found)
+	}
+	// The next round finds by a session whose leader is gone.
+	if found := tree([]member{{pid: 15, parent: 1, session: 13}, all[5]}, seen); len(found) != 1 || found[0].pid != 15 {
+		t.Fatalf("found %+v", found)
+	}
+}
+
+func TestExitFallsBackToTheRunDirectory(t *testing.T) {
+	f := newFixture(t, nil)
+	args := f.args("a", "/bin/sh", "-c", "exit 5")
+	args.ExitFile = filepath.Join(f.dir, "absent", "exit")
+	f.run("a", args)
+	if exit := must(f.Wait(f.ctx(), "a")); exit.Code != 5 {
+		t.Fatalf("exit %+v", exit)
+	}
+	var exit monitor.Exit
+	data := must(os.ReadFile(filepath.Join(f.dir, monitor.FallbackExitName("a"))))
+	if err := json.Unmarshal(data, &exit); err != nil || exit.Code != 5 {
+		t.Fatalf("%s, %v", data, err)
+	}
+}
