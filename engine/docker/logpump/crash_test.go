@@ -236,3 +236,37 @@ func randomText(random *rand.Rand) string {
 	}
 	return text + "\n"
 }
+
+// TestACrashRightAfterAReopenDoublesNothing: the log is rotated before its position was ever saved, and the kubelet dies with
+// us, so that it does not take its rename back.
+//
+// Rows: R29 (part)
+func TestACrashRightAfterAReopenDoublesNothing(t *testing.T) {
+	d, k := newDockerLog(t, 300, 10), newKubelet(t)
+	dir := t.TempDir()
+	dies := hooks{write: (*os.File).Write, step: func(name string) error {
+		if name == "logpump/reopened" {
+			runtime.Goexit()
+		}
+		return nil
+	}}
+	ps, err := newPumps(t.Context(), Options{Dir: dir}, dies)
+	must(t, err)
+	must(t, ps.Start(k.container(d)))
+	d.log(crilog.Stdout, "one\n")
+	for len(k.log()) < len(d.expected()) {
+		time.Sleep(50 * time.Microsecond)
+	}
+	k.rotated = append(k.rotated, k.path+".000000")
+	must(t, os.Rename(k.path, k.rotated[0]))
+	if err := ps.Reopen(t.Context(), "c0ffee"); err == nil {
+		t.Fatal("the reopen did not die")
+	}
+	var c crasher
+	c.kill(ps)
+	ps = (&crasher{}).start(t, dir, k.container(d))
+	d.log(crilog.Stdout, "two\n")
+	finish(t, ps, "c0ffee")
+	ps.Close()
+	checkLog(t, k, d.expected())
+}

@@ -317,6 +317,8 @@ func (p *pump) reopen() error {
 			return fmt.Errorf("it cannot be written: %w: %w", err, errdefs.ErrResourceExhausted)
 		}
 	}
+	// A crash right after it must find what is in the old file, which nothing at the path tells of any more.
+	p.save()
 	if err := p.log.reopen(); err != nil {
 		return err
 	}
