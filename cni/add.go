@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
+	"k8s.io/klog/v2"
 
 	"crishim/internal/failpoint"
 )
@@ -40,6 +41,11 @@ func (n *Network) Add(ctx context.Context, attachments []Attachment) ([]Attachme
 	defer cancel()
 	added, ips, err := n.addAll(adding, attachments)
 	if err == nil {
+		if hasHostPort(attachments) {
+			if err := n.ns.guardLoopback(adding); err != nil {
+				klog.ErrorS(err, "What listens on the node's loopback alone may be reached by pods: the rule against it cannot be made")
+			}
+		}
 		return added, ips, nil
 	}
 	err = fmt.Errorf("attach pod %s: %w", attachments[0].PodID, err)

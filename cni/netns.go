@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"runtime"
@@ -10,10 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespaces is what the package itself does with network namespaces; tests without the rights for it replace it.
+// namespaces is what the package itself does with network namespaces, the node's own among them; tests without the rights
+// for it replace it.
 type namespaces interface {
 	inode(path string) (uint64, error)
 	loopbackUp(path string) error
+	guardLoopback(ctx context.Context) error
 }
 
 type kernelNamespaces struct{}

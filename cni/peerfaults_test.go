@@ -11,7 +11,7 @@ import (
 // TestPeerFaultNN are the faults that were seen in cri-dockerd, by number; see server/peerfaults_test.go.
 
 // 02: DEL ran without the port mappings, and portmap then removes no rule.
-// Rows: S63
+// Rows: S63 (part)
 func TestPeerFault02DelHasThePortMappingsOfTheAdd(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1")

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,7 +105,10 @@ func record(dir, line string) {
 }
 
 // fakeNamespaces has a namespace at every path but those that are gone.
-type fakeNamespaces struct{ gone map[string]bool }
+type fakeNamespaces struct {
+	gone   map[string]bool
+	guards atomic.Int64 // of the node's loopback
+}
 
 func (f *fakeNamespaces) inode(path string) (uint64, error) {
 	if path == "" || f.gone[path] {
@@ -113,6 +118,8 @@ func (f *fakeNamespaces) inode(path string) (uint64, error) {
 }
 
 func (f *fakeNamespaces) loopbackUp(string) error { return nil }
+
+func (f *fakeNamespaces) guardLoopback(context.Context) error { f.guards.Add(1); return nil }
 
 // node is a Network on folders of its own with fake plugins.
 type node struct {

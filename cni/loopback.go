@@ -1,0 +1,61 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// guarding is held while the guard is looked for and made.
+var guarding sync.Mutex
+
+// loopbackGuard is the rule, as iptables arguments behind the command. It drops what comes to 127.0.0.0/8 from outside
+// before any address is translated; the host's own traffic and the replies to it are not met. The kernel does the same by
+// itself, except on interfaces with route_localnet, which portmap sets on the pods' bridge so that host ports work on
+// 127.0.0.1: then any pod reaches what listens on the node's loopback alone (CVE-2020-8558; catalogue S64).
+var loopbackGuard = []string{"!", "-i", "lo", "-d", "127.0.0.0/8", "-m", "comment", "--comment", "crishim: loopback is the node's own", "-j", "DROP"}
+
+// loopbackTable is the same for hosts that have nft alone; the lines make what is missing and leave one rule.
+const loopbackTable = `add table ip crishim
+add chain ip crishim loopback { type filter hook prerouting priority raw; }
+flush chain ip crishim loopback
+add rule ip crishim loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
+`
+
+// guardLoopback makes sure of the rule, which stays for good: who flushed it in between gets it back with the next pod that
+// has host ports. A kubelet has one like it, where it is not told to leave the node's rules alone; a host without iptables
+// and nft has no portmap either.
+func (kernelNamespaces) guardLoopback(ctx context.Context) error {
+	guarding.Lock()
+	defer guarding.Unlock()
+	iptables, err := exec.LookPath("iptables")
+	if err != nil {
+		nft, err := exec.LookPath("nft")
+		if err != nil {
+			return nil
+		}
+		return runRule(ctx, nft, []byte(loopbackTable), "-f", "-")
+	}
+	rule := func(verb string) []string {
+		return slices.Concat([]string{"--wait", "5", "-t", "raw", verb, "PREROUTING"}, loopbackGuard)
+	}
+	if _, _, err := runPlugin(ctx, iptables, nil, nil, rule("-C")...); err == nil {
+		return nil
+	}
+	return runRule(ctx, iptables, nil, rule("-A")...)
+}
+
+func runRule(ctx context.Context, program string, stdin []byte, args ...string) error {
+	if _, stderr, err := runPlugin(ctx, program, stdin, nil, args...); err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", program, err), errors.New(strings.TrimSpace(string(stderr))))
+	}
+	return nil
+}
+
+func hasHostPort(attachments []Attachment) bool {
+	return slices.ContainsFunc(attachments, func(a Attachment) bool { return len(a.CapabilityArgs[capPortMappings]) > 0 })
+}

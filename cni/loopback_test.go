@@ -1,0 +1,71 @@
+package cni
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// Rows: S64 (part)
+func TestLoopbackIsGuardedOnce(t *testing.T) {
+	inOwnNetwork(t)
+	for range 3 {
+		if err := (kernelNamespaces{}).guardLoopback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rules := func() string {
+		t.Helper()
+		out, err := exec.Command("iptables-save", "-t", "raw").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	if got := rules(); strings.Count(got, "-A PREROUTING") != 1 || !strings.Contains(got, "-A PREROUTING -d 127.0.0.0/8 ! -i lo") || !strings.Contains(got, "-j DROP") {
+		t.Errorf("rules:\n%s", got)
+	}
+	if out, err := exec.Command("iptables", "-t", "raw", "-F").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := (kernelNamespaces{}).guardLoopback(t.Context()); err != nil || strings.Count(rules(), "-A PREROUTING") != 1 {
+		t.Errorf("after a flush: %v, %s", err, rules())
+	}
+}
+
+func TestLoopbackIsGuardedWithNftAlone(t *testing.T) {
+	inOwnNetwork(t)
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skipf("needs nft: %v", err)
+	}
+	for range 3 {
+		if err := runRule(t.Context(), nft, []byte(loopbackTable), "-f", "-"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.Command(nft, "list", "table", "ip", "crishim").Output()
+	if err != nil || strings.Count(string(out), "drop") != 1 {
+		t.Errorf("%s, %v", out, err)
+	}
+}
+
+func TestLoopbackIsGuardedForPodsWithHostPorts(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	mustAdd(t, n, "pod1") // testPod has a host port
+	if n.ns.guards.Load() != 1 {
+		t.Errorf("guarded %d times for a pod with a host port", n.ns.guards.Load())
+	}
+	pod := testPod("pod2")
+	pod.Ports = []PortMapping{{ContainerPort: 80}}
+	planned, err := n.Plan(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := n.Add(t.Context(), planned); err != nil || n.ns.guards.Load() != 1 {
+		t.Errorf("a pod without one: %v, guarded %d times", err, n.ns.guards.Load())
+	}
+}
