@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path"
 	"sync"
 	"time"
 
@@ -151,12 +150,13 @@ func walk(ctx context.Context, dir string) (bytes, inodes uint64, err error) {
 	}
 	defer func() { _ = unix.Close(root) }()
 	w := walker{root: root, links: map[uint64]struct{}{}, batchBegan: time.Now()}
+	defer w.close()
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err != nil {
 		return 0, 0, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	w.count(&st)
-	w.pending = []string{"."}
+	w.pending = []*folder{{name: "."}}
 	for len(w.pending) > 0 {
 		next := w.pending[len(w.pending)-1]
 		w.pending = w.pending[:len(w.pending)-1]
@@ -167,31 +167,78 @@ func walk(ctx context.Context, dir string) (bytes, inodes uint64, err error) {
 	return w.bytes, w.inodes, nil
 }
 
+// folder is a directory below the root, still to be read. Its path would not do: the kernel takes 4 KiB of one, below which
+// a pod could hide what it writes, and a million of them would take gigabytes of ours.
+type folder struct {
+	parent *folder // nil for the root
+	name   string
+}
+
 type walker struct {
 	root          int
-	pending       []string // directories below root, still to be read
+	pending       []*folder
+	last          *folder // still open: what is read next most often lies in it
+	lastFile      *os.File
 	links         map[uint64]struct{}
 	bytes, inodes uint64
 	entries       int
 	batchBegan    time.Time
 }
 
-func (w *walker) directory(ctx context.Context, name string) error {
-	fd, err := unix.Openat2(w.root, name, &unix.OpenHow{
+func (w *walker) close() {
+	if w.lastFile != nil {
+		_ = w.lastFile.Close()
+		w.last, w.lastFile = nil, nil
+	}
+}
+
+// open opens a folder that is where it was seen, by no link and on the root's file system.
+func (w *walker) open(f *folder) (int, error) {
+	if f.parent != nil && f.parent == w.last {
+		return openBelow(int(w.lastFile.Fd()), f.name)
+	}
+	var names []string
+	for at := f; at != nil; at = at.parent {
+		names = append(names, at.name)
+	}
+	at, owned := w.root, false
+	for i := len(names) - 1; ; {
+		part := names[i]
+		for i--; i >= 0 && len(part)+1+len(names[i]) < unix.PathMax; i-- {
+			part += "/" + names[i]
+		}
+		next, err := openBelow(at, part)
+		if owned {
+			_ = unix.Close(at)
+		}
+		if err != nil || i < 0 {
+			return next, err
+		}
+		at, owned = next, true
+	}
+}
+
+func openBelow(dir int, name string) (int, error) {
+	how := unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOATIME,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
-	})
-	if errors.Is(err, unix.EPERM) { // O_NOATIME is for the owner and root
-		fd, err = unix.Openat2(w.root, name, &unix.OpenHow{
-			Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
-		})
 	}
+	fd, err := unix.Openat2(dir, name, &how)
+	if errors.Is(err, unix.EPERM) { // O_NOATIME is for the owner and root
+		how.Flags &^= unix.O_NOATIME
+		fd, err = unix.Openat2(dir, name, &how)
+	}
+	return fd, err
+}
+
+func (w *walker) directory(ctx context.Context, in *folder) error {
+	fd, err := w.open(in)
 	if err != nil {
 		return nil
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer func() { _ = f.Close() }()
+	w.close()
+	f := os.NewFile(uintptr(fd), in.name)
+	w.last, w.lastFile = in, f
 	for {
 		names, err := f.Readdirnames(walkBatch)
 		for _, entry := range names {
@@ -201,7 +248,7 @@ func (w *walker) directory(ctx context.Context, name string) error {
 			}
 			w.count(&st)
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				w.pending = append(w.pending, path.Join(name, entry))
+				w.pending = append(w.pending, &folder{parent: in, name: entry})
 			}
 		}
 		if w.entries += len(names); w.entries >= walkBatch {

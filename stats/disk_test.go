@@ -6,8 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim/internal/rmtree"
 )
 
 func TestWalkCountsWhatIsThereOnceAndNothingElse(t *testing.T) {
@@ -40,6 +45,49 @@ func TestWalkOfVeryDeepTreeEnds(t *testing.T) {
 	if _, inodes, err := walk(t.Context(), dir); err != nil || inodes != 201 {
 		t.Errorf("%d inodes, %v", inodes, err)
 	}
+}
+
+// A path ends at 4 KiB; what a pod writes below that counts as well.
+//
+// Rows: S13 (part)
+func TestWalkSeesWhatIsBelowEveryPath(t *testing.T) {
+	const depth = 20000
+	dir := t.TempDir()
+	t.Cleanup(func() { must(t, rmtree.Remove(context.Background(), dir)) }) // TempDir's own would need a descriptor for each
+	at, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	for i := range depth {
+		if i%5000 == 0 { // beside the way down: found again from the root
+			must(t, unix.Mkdirat(at, "a", 0o755))
+			must(t, unix.Mkdirat(at, "z", 0o755))
+		}
+		must(t, unix.Mkdirat(at, "d", 0o755))
+		next, err := unix.Openat(at, "d", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		_ = unix.Close(at)
+		must(t, err)
+		at = next
+	}
+	fd, err := unix.Openat(at, "hidden", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	must(t, err)
+	must(t, unix.Fallocate(fd, 0, 0, 8<<20))
+	must(t, errors.Join(unix.Close(fd), unix.Close(at)))
+	var before, after unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	after = before
+	after.Cur = 64 + uint64(descriptors(t))
+	must(t, syscall.Setrlimit(unix.RLIMIT_NOFILE, (*syscall.Rlimit)(&after)))
+	bytes, inodes, err := walk(t.Context(), dir)
+	must(t, syscall.Setrlimit(unix.RLIMIT_NOFILE, (*syscall.Rlimit)(&before)))
+	if err != nil || inodes != 1+depth+8+1 || bytes < 8<<20 {
+		t.Errorf("%d inodes, %d bytes, %v", inodes, bytes, err)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(entries)
 }
 
 func TestWalkEndsWithItsContextAndMissesAbsentFolders(t *testing.T) {
