@@ -64,7 +64,7 @@ func workingDir(p *problems, s string) string {
 		return ""
 	}
 	dir := checkPath(p, field, s)
-	if under("/proc", dir) && slices.Contains(strings.Split(dir, "/"), "fd") {
+	if under("/dev/fd", dir) || under("/proc", dir) && slices.Contains(strings.Split(dir, "/"), "fd") {
 		p.add(field, "%.80q is a process's open file", s)
 	}
 	return dir

@@ -35,6 +35,10 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if err := e.checkCDI(ctx, spec, s.facts); err != nil {
 		return status, err
 	}
+	imageLabels, err := e.checkImage(ctx, spec)
+	if err != nil {
+		return status, err
+	}
 	user, err := e.userOf(ctx, spec)
 	if err != nil {
 		return status, err
@@ -43,6 +47,9 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	defer e.mounts.unreserve(key)
 	body, err := lowerContainer(spec, user, e.mounts.path(key), s.facts)
 	if err != nil {
+		return status, err
+	}
+	if err := hideImageLabels(body.Config.Labels, imageLabels); err != nil {
 		return status, err
 	}
 	if err := e.checkImagePaths(ctx, spec, s.facts); err != nil {
@@ -303,6 +310,7 @@ func (e *Engine) endLog(ctx context.Context, s *session, id engine.ContainerID) 
 // forget drops what is remembered of a removed container.
 func (e *Engine) forget(id engine.ContainerID) error {
 	e.byFile.Delete(id)
+	e.roots.Delete(id)
 	return failpoint.Around("log.forget", func() error { return e.logs.Load().forget(id) })
 }
 

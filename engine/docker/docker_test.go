@@ -65,7 +65,7 @@ func TestDockerContract(t *testing.T) {
 
 // TestDocker proves the engine on a real Docker Engine.
 //
-// Rows: S09, S11 (part), S14, S16 (part), S17, S43, S44, S51, S67 (part), R06 (part), R08, R13, R18, R48
+// Rows: S01 (part), S09, S11 (part), S14 (part), S16 (part), S17, S59 (part), S43, S44, S51, S67 (part), R06 (part), R08, R13, R18, R48
 func TestDocker(t *testing.T) {
 	d := startDockerd(t)
 	b := &bench{dockerd: d, logs: t.TempDir()}

@@ -128,6 +128,8 @@ type Engine struct {
 	oom    oomKills
 	// byFile are the limits last written to cgroup files, by container: Docker does not know them.
 	byFile sync.Map // engine.ContainerID → engine.Resources
+	// roots are the root file systems of running containers as Docker sees them, where it tells.
+	roots sync.Map // engine.ContainerID → string
 	// current is nil while the engine is away.
 	current atomic.Pointer[session]
 	info    atomic.Pointer[engine.Info]

@@ -43,6 +43,9 @@ func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, spec *engine.E
 	if len(spec.Command) == 0 {
 		return 0, invalid("exec without a command")
 	}
+	if err := e.checkExec(id); err != nil {
+		return 0, err
+	}
 	options := container.ExecOptions{
 		Cmd:         spec.Command,
 		Tty:         spec.TTY,

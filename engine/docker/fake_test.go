@@ -135,6 +135,8 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		answer(c)
+	case strings.HasPrefix(path, "/images/") && strings.HasSuffix(path, "/json") && path != "/images/json":
+		answer(map[string]any{"Id": strings.Split(path, "/")[2], "Config": map[string]any{}})
 	default:
 		answer([]string{})
 	}

@@ -60,6 +60,9 @@ func (e *Engine) files(ctx context.Context, id engine.ImageID) (passwd, group []
 	return passwd, group, err
 }
 
+// probePrefix begins the name of a container that is never started. Images can set labels, but not names.
+const probePrefix = "crishim-probe-"
+
 // probe runs f on a container of the image that is never started.
 func (e *Engine) probe(ctx context.Context, id engine.ImageID, f func(ctx context.Context, s *session, probe string) error) error {
 	return e.do(ctx, "look into image "+string(id), slowLimit, func(ctx context.Context, s *session) error {
@@ -67,7 +70,7 @@ func (e *Engine) probe(ctx context.Context, id engine.ImageID, f func(ctx contex
 			Image: string(id), Cmd: []string{"/"}, NetworkDisabled: true,
 			Labels: map[string]string{labelProbe: e.opts.RootDir, labelType: ""},
 		}
-		made, err := s.cli.ContainerCreate(ctx, config, &container.HostConfig{NetworkMode: "none"}, nil, nil, "crishim-probe-"+rand.Text())
+		made, err := s.cli.ContainerCreate(ctx, config, &container.HostConfig{NetworkMode: "none"}, nil, nil, probePrefix+rand.Text())
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,9 @@ import (
 // is not yet: a pod of dockershim or cri-dockerd, or one that was started when we crashed.
 func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodStatus {
 	status := podStatus(in)
+	if root := in.GraphDriver.Data["MergedDir"]; status.PID > 0 && root != "" {
+		e.roots.Store(status.ID, root)
+	}
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
@@ -48,6 +51,9 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 		if err := e.mounts.unmount(in.Config.Labels[labelMounts]); err != nil {
 			klog.ErrorS(err, "Cannot unmount what was prepared for a container", "id", status.ID)
 		}
+	}
+	if root := in.GraphDriver.Data["MergedDir"]; status.PID > 0 && root != "" {
+		e.roots.Store(status.ID, root)
 	}
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)

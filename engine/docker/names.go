@@ -35,6 +35,8 @@ const (
 	labelMounts = "io.crishim.mounts"
 	// labelLogDirectory is ContainerSpec.LogDirectory.
 	labelLogDirectory = "io.crishim.logdirectory"
+	// labelImage names the labels that are the image's, see hideImageLabels.
+	labelImage = "io.crishim.image-labels"
 )
 
 // podName is k8s_POD_NAME_NAMESPACE_UID_ATTEMPT, dockershim's form, which it and cri-dockerd parse.
@@ -107,16 +109,20 @@ func makeLabels(labels, annotations, own map[string]string) (map[string]string, 
 
 func reservedLabel(key string) bool {
 	switch key {
-	case labelType, labelSandbox, labelLogPath, labelProbe, labelHolder, labelMounts, labelLogDirectory:
+	case labelType, labelSandbox, labelLogPath, labelProbe, labelHolder, labelMounts, labelLogDirectory, labelImage:
 		return true
 	}
 	return strings.HasPrefix(key, annotationPrefix)
 }
 
-// splitLabels is the inverse of makeLabels.
+// splitLabels is the inverse of makeLabels and hideImageLabels.
 func splitLabels(in map[string]string, sandbox bool) (labels, annotations map[string]string) {
 	labels, annotations = map[string]string{}, map[string]string{}
+	hidden := hiddenLabels(in)
 	for key, value := range in {
+		if hidden[key] {
+			continue
+		}
 		if annotation, ok := strings.CutPrefix(key, annotationPrefix); ok {
 			annotations[annotation] = value
 			continue

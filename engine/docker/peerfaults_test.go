@@ -155,6 +155,7 @@ func TestPeerFault15TheEnvironmentIsNotLogged(t *testing.T) {
 	spec.Args = []string{secret}
 	spec.Security.UID, spec.Security.GID = new(int64), new(int64)
 	spec.Mounts, spec.Security.AppArmor = nil, engine.Profile{}
+	e.users.learnChecked(spec.Image.ID) // else the look into the image fails before
 	_, err := e.CreateContainer(t.Context(), spec)
 	if f.requests("POST /containers/create") == 0 {
 		t.Fatalf("Docker was not asked: %v", err)

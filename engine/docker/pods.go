@@ -15,6 +15,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/failpoint"
+	"crishim/internal/rmtree"
 )
 
 // CreatePod makes the pause container. Its image is made present first.
@@ -102,13 +103,27 @@ func (e *Engine) removeLeftover(ctx context.Context, s *session, body *createBod
 	return errors.Join(e.pins.release(engine.PodID(old.ID)), e.dropMounts(ctx, old.Config.Labels[labelMounts]))
 }
 
-// removeContainer removes by force and returns when it is gone, also where another removal is under way.
+// removeContainer removes by force and returns when it is gone, also where another removal is under way. What dockerd
+// cannot remove of its writable layer is removed here.
 func removeContainer(ctx context.Context, s *session, id string) error {
+	emptied := false
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		err := s.cli.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
 		switch {
 		case err == nil, errdefs.IsNotFound(err):
 			return nil
+		case errdefs.IsInternal(err) && !emptied:
+			layer := writableLayer(ctx, s, id)
+			if layer == "" {
+				return err
+			}
+			// dockerd holds a descriptor for each folder on its way down: a tree deeper than its limit of them never goes, and
+			// costs others theirs meanwhile (catalogue S13).
+			if rerr := rmtree.Remove(ctx, layer); rerr != nil {
+				return errors.Join(err, rerr)
+			}
+			emptied = true
+			continue
 		case !errdefs.IsConflict(err):
 			return err
 		}

@@ -83,6 +83,8 @@ type userCache struct {
 	mu     sync.Mutex
 	config map[engine.ImageID]string
 	user   map[userQuestion]processUser
+	// checked are the images whose user files Docker can read.
+	checked map[engine.ImageID]bool
 }
 
 // userQuestion is everything that an answer depends on.
@@ -134,6 +136,21 @@ func (c *userCache) learnConfig(id engine.ImageID, user string) {
 		c.config = map[engine.ImageID]string{}
 	}
 	c.config[id] = user
+}
+
+func (c *userCache) isChecked(id engine.ImageID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.checked[id]
+}
+
+func (c *userCache) learnChecked(id engine.ImageID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.checked == nil || len(c.checked) >= maxCachedUsers {
+		c.checked = map[engine.ImageID]bool{}
+	}
+	c.checked[id] = true
 }
 
 // readImageFile reads a regular file from a container that was made and never started, following symbolic links within

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -594,8 +595,9 @@ func (e *Engine) removeProbes(ctx context.Context, s *session) {
 	if err != nil {
 		return
 	}
-	for _, probe := range left {
-		if probe.State == container.StateCreated {
+	for i := range left {
+		probe := &left[i]
+		if probe.State == container.StateCreated && strings.HasPrefix(strings.TrimPrefix(summaryName(probe), "/"), probePrefix) {
 			_ = s.cli.ContainerRemove(ctx, probe.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
 		}
 	}
