@@ -1,0 +1,93 @@
+package layout
+
+import (
+	"strings"
+	"testing"
+)
+
+// pathMakers change the file system at a path that the kernel resolves, links and all.
+var pathMakers = map[string]bool{}
+
+func init() {
+	for _, name := range strings.Fields("Create CreateTemp WriteFile OpenFile Mkdir MkdirAll MkdirTemp Chmod Chown Lchown Chtimes Remove RemoveAll Rename Symlink Link Truncate CopyFS") {
+		pathMakers["os."+name] = true
+	}
+	for _, name := range strings.Fields("Open Openat Openat2 Creat Mkdir Mkdirat Mknod Mknodat Mkfifo Unlink Unlinkat Rmdir Rename Renameat Renameat2 Symlink Symlinkat Link Linkat " +
+		"Chmod Fchmodat Chown Lchown Fchownat Truncate Mount Unmount MoveMount OpenTree MountSetattr Setxattr Lsetxattr") {
+		pathMakers["golang.org/x/sys/unix."+name] = true
+		pathMakers["syscall."+name] = true
+	}
+}
+
+// followNoLink are the helpers through which a path goes that a pod, an image or a request has a part in: they go down from
+// a folder that is trusted, by descriptors, and follow no link out of it. Their own tests attack them.
+var followNoLink = map[string]string{
+	"crilog/path.go":                    "OpenFile, OpenExisting, MakeParent: a log below its pod's folder, no link followed",
+	"engine/docker/logpump/link.go":     "a link below the pod's log folder, by the descriptor that crilog.MakeParent gave",
+	"engine/docker/mounts.go":           "makeFolder: missing host paths; links are followed only where root alone can have made them",
+	"engine/docker/imagemounts.go":      "copyFolder: a folder of an image by openat2(RESOLVE_IN_ROOT); layers are named by the engine and checked to be in its store",
+	"engine/docker/imagecheck.go":       "checkExec: a container's user files by openat2(RESOLVE_IN_ROOT), for a look at them only",
+	"internal/rmtree/rmtree.go":         "removes a tree by descriptors; follows no link and no mount",
+	"server/seccomp.go":                 "a Localhost profile by openat2(RESOLVE_BENEATH) below the operator's folder",
+	"stats/disk.go":                     "measures a writable layer by descriptors, follows no link",
+	"engine/docker/logpump/jsonfile.go": "Docker's own log file, in a folder that root alone writes; its last name is no link",
+}
+
+// trusted are the places whose paths no pod, image or request has a part in, or only a name that was checked to be one (an
+// id of 64 hexadecimal digits, a key of our own making), each with why.
+var trusted = map[string]string{
+	"check/life.go":                       "the log folder that the check itself made",
+	"cmd/shim/check.go":                   "a scratch folder of the command line",
+	"cmd/shim/observe.go":                 "the operator's metrics socket",
+	"cmd/shim/serve.go":                   "root_dir and run_dir",
+	"cni/network.go":                      "folders below root_dir",
+	"cni/netns.go":                        "opens a pinned namespace of our own and checks that it is one",
+	"cni/owed.go":                         "records below root_dir; a pod id was checked",
+	"cni/podcidr.go":                      "the operator's configuration folder",
+	"engine/docker/cgroup.go":             "a cgroup path that the kernel told of a container's process",
+	"engine/docker/engine.go":             "folders below root_dir and run_dir",
+	"engine/docker/hostmounts.go":         "below run_dir by a key of our own; bind opens a host path once and goes by its descriptor",
+	"engine/docker/imagestore/records.go": "records below root_dir, named by digests",
+	"engine/docker/logpump/position.go":   "records below root_dir, named by checked ids",
+	"engine/docker/logpump/pumps.go":      "a folder below root_dir",
+	"engine/docker/netns.go":              "pins below run_dir, named by checked ids",
+	"engine/docker/oom.go":                "/dev/kmsg",
+	"engine/docker/pods.go":               "resolv.conf in the engine's own folder of a sandbox, never in a root file system; its last name is no link",
+	"internal/mounttree/mounttree.go":     "a mount at a folder below run_dir that its caller names",
+	"state/flush.go":                      "records below root_dir, named by checked ids",
+	"internal/atomicfile/atomicfile.go":   "for the records of the rooms above",
+	"server/listen.go":                    "the operator's sockets",
+	"state/load.go":                       "records below root_dir, named by what is in the folder or by checked ids",
+	"state/lock.go":                       "the lock below root_dir",
+	"state/store.go":                      "folders below root_dir",
+	"state/table.go":                      "records below root_dir, named by checked ids",
+	"stats/reader.go":                     "files of cgroupfs and proc",
+	"streaming/netns.go":                  "opens a pinned namespace of our own and checks that it is one",
+	"internal/failpoint/on.go":            "only in builds for tests",
+}
+
+// TestS08PathsGoThroughHelpersThatFollowNoLink has each place that changes the file system, or opens by the kernel's calls,
+// say whose path that is. A new one fails until it uses a helper or has its line.
+func TestS08PathsGoThroughHelpersThatFollowNoLink(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range calls(t) {
+		if !pathMakers[c.callee] {
+			continue
+		}
+		seen[c.file] = true
+		if followNoLink[c.file] == "" && trusted[c.file] == "" {
+			t.Errorf("%s:%d: %s in %s: does a pod, an image or a request have a part in the path? Then use a helper of followNoLink; else say why not in trusted",
+				c.file, c.line, c.callee, c.function)
+		}
+		if c.callee == "os.Create" {
+			t.Errorf("%s:%d: os.Create follows links and truncates what is there: use O_EXCL or atomicfile", c.file, c.line)
+		}
+	}
+	for _, list := range []map[string]string{followNoLink, trusted} {
+		for file := range list {
+			if !seen[file] {
+				t.Errorf("%s has no such place any more: its line is stale", file)
+			}
+		}
+	}
+}
