@@ -87,7 +87,7 @@ func wantRefusal(t *testing.T, err error, began time.Time) {
 	}
 }
 
-// Rows: S10, S28
+// Rows: S10 (part), S28
 func TestBadContainersAreRefused(t *testing.T) {
 	n := node(t)
 	canary := n.HostUnchanged(t)

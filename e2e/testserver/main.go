@@ -10,6 +10,7 @@
 //	testserver ignore-term          prints "ready", ignores SIGTERM and waits
 //	testserver on-term CODE         prints "ready", at SIGTERM prints "bye" and exits with CODE
 //	testserver burn                 uses one CPU
+//	testserver deep N               makes N folders named "d", one in another, in the working directory
 //	testserver identity             prints uid, gid, groups, capabilities and no_new_privs of itself
 package main
 
@@ -37,12 +38,13 @@ var commands = map[string]func(args []string) error{
 	"ignore-term": ignoreTerm,
 	"on-term":     onTerm,
 	"burn":        burn,
+	"deep":        makeDeep,
 	"identity":    identity,
 }
 
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "testserver: want one of http, tcp, udp, log, alloc, ignore-term, on-term, burn, identity")
+		fmt.Fprintln(os.Stderr, "testserver: want one of http, tcp, udp, log, alloc, ignore-term, on-term, burn, deep, identity")
 		os.Exit(2)
 	}
 	if err := commands[os.Args[1]](os.Args[2:]); err != nil {
@@ -90,6 +92,17 @@ func sendZeros(w io.Writer, count string) {
 		}
 		left -= n
 	}
+}
+
+// makeDeep goes down with it: no path is long enough for the lowest.
+func makeDeep(args []string) error {
+	count, err := strconv.Atoi(arg(args, 0, "1"))
+	for i := 0; err == nil && i < count; i++ {
+		if err = syscall.Mkdir("d", 0o755); err == nil {
+			err = syscall.Chdir("d")
+		}
+	}
+	return err
 }
 
 func serveTCP(args []string) error {

@@ -1,0 +1,203 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/e2e/harness"
+)
+
+// hostileSize is a count of a hostile tree: a size of seconds, or $E2E_HOSTILE times as much.
+func hostileSize(t *testing.T, small int) int {
+	t.Helper()
+	text := os.Getenv("E2E_HOSTILE")
+	if text == "" {
+		return small
+	}
+	times, err := strconv.Atoi(text)
+	if err != nil || times < 1 {
+		t.Fatalf("E2E_HOSTILE=%q is no factor", text)
+	}
+	return small * times
+}
+
+// memoryOf is the resident memory of the daemon in bytes.
+func memoryOf(t *testing.T, pid int) int64 {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(data), "VmRSS:")
+	kib, err := strconv.ParseInt(strings.Fields(after)[0], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// A pod may cost the daemon at most so much memory (gate MEM).
+const memoryPerPod = 64 << 20
+
+// staysSmall is gate MEM until the test ends.
+func staysSmall(t *testing.T, n *harness.Node) {
+	t.Helper()
+	before, most := memoryOf(t, n.Shim.PID()), int64(0)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			most = max(most, memoryOf(t, n.Shim.PID()))
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		close(stop)
+		<-stopped
+		if most-before > memoryPerPod {
+			t.Errorf("the daemon had %d MiB and grew to %d", before>>20, most>>20)
+		}
+		t.Logf("the daemon had %d MiB, at most %d", before>>20, most>>20)
+	})
+}
+
+// Rows: S13
+func TestHostileTreesAreRemoved(t *testing.T) {
+	n, canary := attacked(t)
+	staysSmall(t, n)
+	shared := filepath.Join(harness.WorkDir(t, "o"), "outside")
+	if err := os.Mkdir(shared, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(shared, "kept"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pod := n.RunPod(t, "trees", func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
+	for name, script := range map[string]string{
+		"deep":  fmt.Sprintf("mkdir /h && cd /h && testserver deep %d", hostileSize(t, 20000)),
+		"wide":  fmt.Sprintf("mkdir /h && cd /h && seq %d | xargs touch", hostileSize(t, 20000)),
+		"links": "mkdir /h && cd /h && for i in $(seq 200); do ln -s " + canary.Dir + " l$i; ln -s ../../../../../../.." + canary.Dir + " r$i; done; rmdir /opt; ln -s " + canary.Dir + " /opt",
+		// What the container mounts in its tree is its own, and goes with its mount namespace.
+		"mounts":      "mkdir /h /h/b /h/t && mount --bind /outside /h/b && mount -t tmpfs none /h/t && touch /h/t/x && test -e /h/b/kept",
+		"strange":     "mkdir /h && cd /h && mkfifo p && mknod c c 1 5 && mknod b b 7 0 && touch \"$(printf 'a\\nb')\" -- -rf && mkdir locked && touch locked/x && chmod 0 locked",
+		"whiteouts":   "rm -rf /home /opt /var && mkdir /var /home && touch /var/.wh..wh..opq /var/.wh.x",
+		"a full home": "mkdir /h && cd /h && for i in $(seq 300); do mkdir -p $i/$i/$i; ln -s / $i/root; done",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := pod.Run("c"+harness.ID(), n.Registry.Ref(harness.Busybox), []string{"sh", "-c", script}, func(c *runtimeapi.ContainerConfig) {
+				s := c.Linux.SecurityContext
+				s.Privileged, s.MaskedPaths, s.ReadonlyPaths, s.Seccomp = true, nil, nil, nil
+				c.Mounts = []*runtimeapi.Mount{{HostPath: shared, ContainerPath: "/outside"}}
+			})
+			if status := c.WaitExit(); status.ExitCode != 0 {
+				t.Fatalf("the tree was not made: %v: %s", status, harness.JoinLog(c.WaitLines(0), "stderr"))
+			}
+			var inspect struct {
+				GraphDriver struct{ Data map[string]string }
+			}
+			n.Docker.Get("/containers/"+c.ID+"/json", &inspect)
+			upper := inspect.GraphDriver.Data["UpperDir"]
+			if _, err := os.Stat(upper); err != nil {
+				t.Fatalf("the writable layer: %v", err)
+			}
+			began := time.Now()
+			c.Remove()
+			if took := time.Since(began); took > 30*time.Second {
+				t.Errorf("the removal took %v", took)
+			} else {
+				t.Logf("removed in %v", took)
+			}
+			if _, err := os.Lstat(upper); !os.IsNotExist(err) {
+				t.Errorf("the writable layer is still there: %v", err)
+			}
+		})
+	}
+	if _, err := os.Stat(filepath.Join(shared, "kept")); err != nil {
+		t.Errorf("the volume was emptied: %v", err)
+	}
+}
+
+// Rows: S54
+func TestAFloodOfOutputIsBounded(t *testing.T) {
+	n, _ := attacked(t)
+	staysSmall(t, n)
+	pod := n.RunPod(t, "flood")
+	flood := pod.Run("flood", n.Registry.Ref(harness.Busybox), []string{"testserver", "log", "0", "-1", "200"})
+	line := pod.Run("line", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", "tr '\\0' x < /dev/zero"}) // one line without end
+	time.Sleep(time.Duration(hostileSize(t, 5)) * time.Second)
+	for _, c := range []*harness.Container{flood, line} {
+		// The kubelet's bound on disk is its rotation: it may remove the old file as soon as the new one is written to.
+		before, err := os.Stat(c.Log)
+		if err != nil || before.Size() < 1<<20 {
+			t.Fatalf("the log of a flood: %v, %v", before, err)
+		}
+		if err := os.Rename(c.Log, c.Log+".1"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Shim.Runtime.ReopenContainerLog(ctx(t), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.ID}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(c.Log + ".1"); err != nil {
+			t.Fatal(err)
+		}
+		harness.Eventually(t, 10*time.Second, "the new log to be written", func() error {
+			info, err := os.Stat(c.Log)
+			if err == nil && info.Size() == 0 {
+				err = fmt.Errorf("%s is empty", c.Log)
+			}
+			return err
+		})
+		if held := deletedFiles(t, n.Shim.PID(), pod.Config.LogDirectory); held != 0 {
+			t.Errorf("%d removed logs are held open", held)
+		}
+		// Docker's own copy, from which ours is written, is bounded too: 3 files of 50 MiB by default.
+		if size := sizeOf(t, filepath.Join(n.Docker.DataRoot, "containers", c.ID)); size > 160<<20 {
+			t.Errorf("Docker's files have %d MiB", size>>20)
+		}
+	}
+	for _, c := range []*harness.Container{flood, line} {
+		c.Stop(0)
+		c.Remove()
+	}
+}
+
+// deletedFiles counts the open files of a process below dir that have no name any more.
+func deletedFiles(t *testing.T, pid int, dir string) int {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, fd := range fds {
+		if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, dir) && strings.HasSuffix(target, " (deleted)") {
+			count++
+		}
+	}
+	return count
+}
+
+func sizeOf(t *testing.T, dir string) (size int64) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if info, err := entry.Info(); err == nil {
+			size += info.Size()
+		}
+	}
+	return size
+}
