@@ -1,0 +1,68 @@
+package helper
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Rows: S55 (part)
+func TestHelperCannotBeWrittenTo(t *testing.T) {
+	if !Built() {
+		if _, err := Open(t.TempDir()); !errors.Is(err, ErrNotBuilt) {
+			t.Fatal(err)
+		}
+		t.Skip(ErrNotBuilt)
+	}
+	f, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	path := "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
+	if _, err := f.WriteAt([]byte("x"), 0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("written through the descriptor: %v", err)
+	}
+	if err := f.Truncate(0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("truncated: %v", err)
+	}
+	if w, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+		if _, err := w.Write([]byte("x")); !errors.Is(err, unix.EPERM) {
+			t.Errorf("written through /proc: %v", err)
+		}
+		_ = w.Close()
+	}
+	out, err := exec.Command(path, "version").Output()
+	if err != nil || !strings.Contains(string(out), `"runc"`) {
+		t.Errorf("run: %s, %v", out, err)
+	}
+}
+
+func TestFileIsTheFallback(t *testing.T) {
+	if !Built() {
+		t.Skip(ErrNotBuilt)
+	}
+	dir := t.TempDir()
+	for range 2 { // the second replaces the first, which may run
+		f, err := written(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := f.Stat(); err != nil || info.Mode().Perm() != 0o500 {
+			t.Errorf("mode %v, %v", info.Mode(), err)
+		}
+		if err := exec.Command("/proc/"+strconv.Itoa(os.Getpid())+"/fd/"+strconv.Itoa(int(f.Fd())), "version").Run(); err != nil {
+			t.Errorf("run: %v", err)
+		}
+		_ = f.Close()
+	}
+	if left, err := filepath.Glob(dir + "/.helper-*"); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
