@@ -1,0 +1,439 @@
+package unpack
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// inChroot runs work with root as its root. The thread that it ran on ends with it.
+func inChroot(root string, work func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good
+		done <- errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chroot(root), unix.Chdir("/"))
+		done <- work()
+	}()
+	if err := <-done; err != nil {
+		<-done
+		return fmt.Errorf("chroot: %w", err)
+	}
+	return <-done
+}
+
+// reference applies an archive as simply as can be, in a chroot, where nothing can get out.
+func reference(root string, entries []entry) error {
+	if err := os.Mkdir(root, 0o755); err != nil {
+		return err
+	}
+	return inChroot(root, func() error {
+		for _, e := range entries {
+			if err := referenceEntry(&e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func referenceEntry(e *entry) error {
+	if rel := path.Clean(strings.TrimLeft(e.Name, "/")); rel == ".." || strings.HasPrefix(rel, "../") {
+		return errors.New("out of the root")
+	}
+	name := path.Clean("/" + e.Name)
+	if err := os.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	var there os.FileInfo
+	if e.Typeflag == tar.TypeLink {
+		if rel := path.Clean(strings.TrimLeft(e.Linkname, "/")); rel == ".." || strings.HasPrefix(rel, "../") {
+			return errors.New("out of the root")
+		}
+		var err error
+		if there, err = os.Lstat(path.Clean("/" + e.Linkname)); err != nil || there.IsDir() {
+			return errors.New("no such target")
+		}
+	}
+	if have, err := os.Lstat(name); err == nil && (!have.IsDir() || e.Typeflag != tar.TypeDir) {
+		if there != nil && os.SameFile(have, there) {
+			return nil
+		}
+		if err := os.RemoveAll(name); err != nil {
+			return err
+		}
+	}
+	switch e.Typeflag {
+	case tar.TypeDir:
+		if err := os.Mkdir(name, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+	case tar.TypeReg:
+		if err := os.WriteFile(name, []byte(e.content), 0o644); err != nil {
+			return err
+		}
+		return os.Chtimes(name, e.ModTime, e.ModTime)
+	case tar.TypeSymlink:
+		return os.Symlink(e.Linkname, name)
+	case tar.TypeLink:
+		return os.Link(path.Clean("/"+e.Linkname), name)
+	}
+	return nil
+}
+
+// stride is how many orders of TestS34 are left out for each that is run; all of them take minutes.
+const stride = 13
+
+// Orders of every three of these, each as one archive: what a chroot makes of it is what is made of it here, and
+// nothing outside changes.
+//
+// Rows: S34 (part)
+func TestS34HostileArchivesAreAsInAChroot(t *testing.T) {
+	needRoot(t)
+	base := t.TempDir()
+	outside := filepath.Join(base, "outside")
+	if err := os.Mkdir(outside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(outside, "canary"), []byte("canary"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := listing(t, outside)
+	canary := filepath.Join(outside, "canary")
+	ops := []entry{
+		dir("d/"), file("d/f", "in d"), file("l", "l"), file("l/f", "through l"), dir("l/"), dir("l/sub/"),
+		symlink("l", outside), symlink("l", "../../../../../../../.."+outside), symlink("l", "d"), symlink("l", "/d"), symlink("l", canary),
+		symlink("d", outside), symlink("d/f", canary), link("h", "d/f"), link("h", canary), link("l", "h"), link("h", "l"), file("h", "through h"),
+		file("../x", "out"), file("/x", "absolute"), file("l/../x", "by dots"), symlink("l", "l"), link("h", "../../../../../../.."+canary),
+		file("l"+outside+"/canary", "deep"), symlink("d/f", "../l"), file("d/f/g", "through both"),
+	}
+	accepted, refused, n := 0, 0, 0
+	step := stride
+	if os.Getenv("E2E_SOAK") != "" {
+		step = 1
+	}
+	for i := range ops {
+		for j := range ops {
+			for k := range ops {
+				if n++; i == j || j == k || i == k || n%step != 0 {
+					continue
+				}
+				entries := []entry{ops[i], ops[j], ops[k]}
+				ours, theirs := filepath.Join(base, "ours"), filepath.Join(base, "theirs")
+				_, err := unpackTo(t, ours, archive(t, entries...), DefaultLimits)
+				want := reference(theirs, entries)
+				if err != nil && !errdefs.IsInvalidArgument(err) {
+					t.Fatalf("%v: %v", names(entries), err)
+				}
+				if (err == nil) != (want == nil) {
+					t.Errorf("%v: %v, in a chroot %v", names(entries), err, want)
+				}
+				if err == nil && want == nil {
+					accepted++
+					if got, want := listing(t, ours), listing(t, theirs); !slices.Equal(got, want) {
+						t.Errorf("%v:\n%s\nin a chroot\n%s", names(entries), strings.Join(got, "\n"), strings.Join(want, "\n"))
+					}
+				} else {
+					refused++
+				}
+				if err := errors.Join(os.RemoveAll(ours), os.RemoveAll(theirs)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if after := listing(t, outside); !slices.Equal(before, after) {
+			t.Fatalf("outside changed after %v:\n%s", names(ops[i:i+1]), strings.Join(after, "\n"))
+		}
+	}
+	if accepted < 300 || refused < 100 {
+		t.Errorf("%d archives were accepted and %d refused: the corpus is too one-sided", accepted, refused)
+	}
+	t.Logf("%d archives accepted, %d refused", accepted, refused)
+}
+
+func names(entries []entry) []string {
+	var out []string
+	for _, e := range entries {
+		out = append(out, fmt.Sprintf("%c %s > %s", e.Typeflag, e.Name, e.Linkname))
+	}
+	return out
+}
+
+// An entry never changes what was there before the layer: everything is made anew.
+//
+// Rows: S36 (part)
+func TestS36ModesAreOfWhatWasMadeOnly(t *testing.T) {
+	needRoot(t)
+	base := t.TempDir()
+	canary := filepath.Join(base, "canary")
+	if err := os.WriteFile(canary, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := file("l", "x")
+	open.Mode = 0o6777
+	root := filepath.Join(base, "l")
+	if _, err := unpackTo(t, root, archive(t, symlink("l", canary), open, symlink("m", canary), link("n", "m")), DefaultLimits); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(canary); err != nil || info.Mode().Perm() != 0o600 || info.Size() != 0 {
+		t.Fatalf("%v %v", info, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(root, "l"), &st); err != nil || st.Mode != unix.S_IFREG|0o6777 {
+		t.Fatalf("%o %v", st.Mode, err)
+	}
+}
+
+// zeros reads as many.
+func zeros(n int64) io.Reader { return io.LimitReader(zeroReader{}, n) }
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// bomb compresses one file of zeros.
+func bomb(t *testing.T, size int64, compress func(io.Writer) io.WriteCloser) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z := compress(&b)
+	w := tar.NewWriter(z)
+	if err := w.WriteHeader(&tar.Header{Name: "f", Typeflag: tar.TypeReg, Size: size, Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(w, zeros(size)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// sparse is an archive of one GNU sparse file that claims a size and holds nothing.
+func sparse(size int64) []byte {
+	header := make([]byte, 512)
+	copy(header, "f")
+	copy(header[100:], "0000644\x000000000\x000000000\x0000000000000\x0000000000000\x00        S")
+	copy(header[257:], "ustar  \x00")
+	for _, at := range []int{386, 483} { // one piece at the end, of the no bytes that follow here; the size
+		number := header[at : at+12]
+		number[0] = 0x80
+		for i, rest := 11, size; i > 0; i-- {
+			number[i] = byte(rest)
+			rest >>= 8
+		}
+	}
+	copy(header[398:], fmt.Sprintf("%011o\x00", 0))
+	sum := 0
+	for _, c := range header {
+		sum += int(c)
+	}
+	copy(header[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return append(header, make([]byte, 1024)...)
+}
+
+// Rows: S37 (part)
+func TestS37BombsAreStopped(t *testing.T) {
+	needRoot(t)
+	limits := Limits{Bytes: 64 << 20, Entries: 1000, Ratio: 100, RatioAfter: 1 << 20, ZstdWindow: 8 << 20}
+	gz := func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }
+	window := func(w io.Writer) io.WriteCloser {
+		z, err := zstd.NewWriter(w, zstd.WithWindowSize(64<<20), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return z
+	}
+	many := make([]entry, 2000)
+	for i := range many {
+		many[i] = file(fmt.Sprintf("f%d", i), "")
+	}
+	small := bomb(t, 30<<20, gz)
+	wideRatio := limits
+	wideRatio.Ratio = 1 << 20
+	tests := []struct {
+		name   string
+		data   []byte
+		limits Limits
+	}{
+		{"a ratio", small, limits},
+		{"bytes", bomb(t, 100<<20, gz), wideRatio},
+		{"a zstd window", bomb(t, 100<<20, window), wideRatio},
+		{"entries", archive(t, many...), limits},
+		{"a sparse file's size", sparse(1 << 40), limits},
+		{"concatenated members", bytes.Repeat(small, 4), wideRatio},
+		{"bytes after the end", func() []byte {
+			var b bytes.Buffer
+			z := gzip.NewWriter(&b)
+			_, _ = z.Write(archive(t, file("f", "")))
+			_, _ = io.Copy(z, zeros(100<<20))
+			_ = z.Close()
+			return b.Bytes()
+		}(), wideRatio},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			start := time.Now()
+			_, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), tt.data, tt.limits)
+			if !errdefs.IsResourceExhausted(err) {
+				t.Fatalf("not stopped: %v", err)
+			}
+			if took := time.Since(start); took > 20*time.Second {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+	t.Run("a header of 100 MiB", func(t *testing.T) {
+		header := make([]byte, 512)
+		copy(header, "x")
+		copy(header[100:], "0000644\x000000000\x000000000\x00"+fmt.Sprintf("%011o\x00", 100<<20)+"00000000000\x00        x")
+		copy(header[257:], "ustar\x0000")
+		sum := 0
+		for _, c := range header {
+			sum += int(c)
+		}
+		copy(header[148:], fmt.Sprintf("%06o\x00 ", sum))
+		d, err := os.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = d.Close() }()
+		read := &counted{Reader: io.MultiReader(bytes.NewReader(header), zeros(200<<20))}
+		if _, err := Unpack(t.Context(), d, read, DefaultLimits, nil); !errdefs.IsInvalidArgument(err) || read.n.Load() > 2<<20 {
+			t.Errorf("%v after %d bytes", err, read.n.Load())
+		}
+	})
+}
+
+// The decompressor is in this process: nothing is looked for on the PATH.
+//
+// Rows: S38 (part)
+func TestS38NoProgramIsRun(t *testing.T) {
+	needRoot(t)
+	bin := t.TempDir()
+	ran := filepath.Join(bin, "ran")
+	for _, name := range []string{"unpigz", "pigz", "gzip", "gunzip", "zstd", "unzstd", "xz", "unxz", "bzip2", "tar"} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n: > "+ran+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin)
+	plain := archive(t, file("f", "1"))
+	for magic, data := range map[string][]byte{"gzip": nil, "zstd": nil, "xz": append([]byte("\xfd7zXZ\x00"), plain...), "bzip2": append([]byte("BZh9"), plain...)} {
+		var b bytes.Buffer
+		switch magic {
+		case "gzip":
+			z := gzip.NewWriter(&b)
+			_, _ = z.Write(plain)
+			_ = z.Close()
+		case "zstd":
+			z, err := zstd.NewWriter(&b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = z.Write(plain)
+			_ = z.Close()
+		default:
+			b.Write(data)
+		}
+		_, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), b.Bytes(), DefaultLimits)
+		if (err == nil) != (data == nil) {
+			t.Errorf("%s: %v", magic, err)
+		}
+	}
+	if _, err := os.Stat(ran); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a program was run: %v", err)
+	}
+}
+
+// A damaged archive is an error at every byte where it may end, and never a hang or a panic.
+func TestArchiveMayEndAnywhere(t *testing.T) {
+	needRoot(t)
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	_, _ = z.Write(archive(t, dir("d/"), file("d/f", strings.Repeat("content", 100)), symlink("l", "d")))
+	_ = z.Close()
+	for n := range b.Len() {
+		_, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), b.Bytes()[:n], DefaultLimits)
+		if n == 0 {
+			continue // no bytes are an archive without entries
+		}
+		if !errdefs.IsInvalidArgument(err) {
+			t.Fatalf("%d bytes: %v", n, err)
+		}
+	}
+}
+
+func TestUnpackEndsWithItsContext(t *testing.T) {
+	needRoot(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	d, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = d.Close() }()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "f", Typeflag: tar.TypeReg, Size: 10 << 30, Mode: 0o644, Format: tar.FormatPAX}); err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	_, err = Unpack(ctx, d, io.MultiReader(&b, zeros(10<<30)), DefaultLimits, func(n int) {
+		if seen += n; seen > 1<<20 {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+}
+
+// FuzzUnpack finds an archive that changes what is outside, panics, or is taken without being whole.
+//
+// Rows: S34 (part), S36 (part)
+func FuzzUnpack(f *testing.F) {
+	needRoot(f)
+	outside := f.TempDir()
+	canary := filepath.Join(outside, "canary")
+	if err := os.WriteFile(canary, []byte("canary"), 0o600); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(archive(f, symlink("l", outside), file("l/canary", "x")))
+	f.Add(archive(f, dir("d/"), link("h", canary), file("h", "x"), file("d/.wh.f", ""), file("d/.wh..wh..opq", "")))
+	f.Add(archive(f, symlink("l", ".."), dir("l/"), file("l/../x", "x"), device(tar.TypeChar, "n", 1, 3), device(tar.TypeFifo, "p", 0, 0)))
+	f.Add(sparse(1 << 20))
+	limits := Limits{Bytes: 1 << 20, Entries: 100, Ratio: 1000, RatioAfter: 1 << 20, ZstdWindow: 1 << 20}
+	work := f.TempDir()
+	f.Fuzz(func(t *testing.T, data []byte) {
+		before := listing(t, outside)
+		root := filepath.Join(work, "l")
+		got, err := unpackTo(t, root, data, limits)
+		if err == nil && got.DiffID.Validate() != nil {
+			t.Error("no digest")
+		}
+		if after := listing(t, outside); !slices.Equal(before, after) {
+			t.Errorf("outside changed:\n%s", strings.Join(after, "\n"))
+		}
+		if err := os.RemoveAll(root); err != nil {
+			t.Error(err)
+		}
+	})
+}
