@@ -43,6 +43,7 @@ test: need ## everything: unit, golden and contract tests under the race detecto
 	@hack/packages.sh test
 	go test -race -run '^$$' $(UNIT) >/dev/null # builds with all cores
 	go test -race -p 1 $(UNIT)
+	go test -race -tags failpoint ./internal/failpoint
 	go test -count=1 -timeout 30m -p 1 ./e2e/...
 
 .PHONY: unit
@@ -80,6 +81,11 @@ fuzz: need ## every fuzz test for FUZZTIME (30s)
 soak: need ## random work on a real dockerd for SOAK (30m), under the race detector
 	@hack/packages.sh test
 	E2E_RACE=1 E2E_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e
+
+.PHONY: crash
+crash: need ## every crash, failing step and passed deadline that `make test` samples, and all pairs of them (hours)
+	@hack/packages.sh test
+	E2E_CRASH=all go test -count=1 -timeout 0 -v -run '^Test(DaemonDies|EachStepFails|DeadlinePasses)' ./e2e
 
 .PHONY: lint
 lint: need ## gofmt, go vet and staticcheck, clean
