@@ -110,7 +110,9 @@ func TestBusyRootFileSystem(t *testing.T) {
 		c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
 		c.WaitLog("ready")
 		c.Output("mkdir /mine && echo kept >/mine/file")
-		var inspect struct{ GraphDriver struct{ Data map[string]string } }
+		var inspect struct {
+			GraphDriver struct{ Data map[string]string }
+		}
 		n.Docker.Get("/containers/"+c.ID+"/json", &inspect)
 		return pod, c, inspect.GraphDriver.Data
 	}

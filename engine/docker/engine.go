@@ -244,11 +244,11 @@ func requestError(caller, asking context.Context, err error) error {
 	if cause := context.Cause(asking); cause != nil && errdefs.IsUnavailable(cause) {
 		return cause
 	}
-	if unanswered(err) {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
-	}
 	if imagestore.DiskFull(err) {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	if unanswered(err) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
 	return err
 }

@@ -153,7 +153,10 @@ func (e *Engine) StartPod(ctx context.Context, id engine.PodID, spec *engine.Pod
 		case status.State != engine.PodReady:
 			return status, fmt.Errorf("the pause container ended at once (exit code %d, %s): %w", in.State.ExitCode, in.State.Error, errdefs.ErrFailedPrecondition)
 		case status.NetNSPath == "" && !hostNetwork:
-			return status, fmt.Errorf("its network namespace could not be pinned in %s: %w", e.pins.dir, errdefs.ErrFailedPrecondition)
+			// Again, for the reason.
+			if status.NetNSPath, err = e.pins.pin(id, status.PID, status.StartTicks); err != nil {
+				return status, err
+			}
 		}
 		if spec.DNS == nil && s.facts.bridge {
 			return status, nil

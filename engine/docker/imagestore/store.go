@@ -190,10 +190,14 @@ func (s *Store) docker() (docker, error) {
 	return c, nil
 }
 
-// dockerError says what was being done; a Docker Engine that does not answer is ErrUnavailable.
+// dockerError says what was being done; a Docker Engine that does not answer is ErrUnavailable, one without space on its
+// disk ErrResourceExhausted.
 func dockerError(doing string, err error) error {
 	if client.IsErrConnectionFailed(err) {
 		return fmt.Errorf("%s: %w: %w", doing, err, errdefs.ErrUnavailable)
+	}
+	if DiskFull(err) {
+		return fmt.Errorf("%s: %w: %w", doing, err, errdefs.ErrResourceExhausted)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
