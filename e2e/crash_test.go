@@ -196,11 +196,10 @@ func (v *victim) crash(one call, at step, again string) {
 	} else {
 		f.arm(v.t, again)
 		f.restart(v.t)
-		f.unharmed(v.t, false)
 		if again != "" {
-			v.retry(one)
+			v.dieAgain(one)
 		}
-		f.arm(v.t)
+		f.unharmed(v.t, false)
 	}
 	if err := one.do(ctx(v.t)); err != nil {
 		v.t.Fatalf("%s, killed at %s, then again: %v", one.name, at, err)
@@ -210,20 +209,18 @@ func (v *victim) crash(one call, at step, again string) {
 	}
 }
 
-// retry makes the call and starts the daemon where it dies of that.
-func (v *victim) retry(one call) {
+// dieAgain makes the call and starts the daemon where it dies of that, or meanwhile of what it does after its start.
+func (v *victim) dieAgain(one call) {
 	v.t.Helper()
 	err := one.do(ctx(v.t))
-	if err == nil {
-		return
-	}
-	if !v.f.dead() {
+	if err != nil && !v.f.dead() {
 		v.t.Fatalf("%s again: %v", one.name, err)
 	}
-	v.f.deaths++
 	v.f.arm(v.t)
-	v.f.restart(v.t)
-	v.f.unharmed(v.t, false)
+	if v.f.deadWithin(50 * time.Millisecond) {
+		v.f.deaths++
+		v.f.restart(v.t)
+	}
 }
 
 // steps are those of every call of a life, by a life in which nothing happens.

@@ -146,15 +146,16 @@ func distinct(steps []step) []step {
 	return kept
 }
 
-// dead waits shortly for the daemon to be gone after a call that failed, and says whether it is.
-func (f *faults) dead() bool {
-	for range 100 {
-		if !f.n.Shim.Running() {
-			return true
+// dead waits for the daemon to be gone after a call, as long as a kill takes, and says whether it is.
+func (f *faults) dead() bool { return f.deadWithin(time.Second) }
+
+func (f *faults) deadWithin(limit time.Duration) bool {
+	for end := time.Now().Add(limit); f.n.Shim.Running(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			return false
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
-	return false
+	return true
 }
 
 // restart starts the daemon, again where it dies at a step of its start, and disarms what it died of.
