@@ -42,9 +42,14 @@ run: build ## a node on this machine: engine, pod network, crishim, and `crishim
 test: need ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd
 	@hack/packages.sh test
 	go test -race -run '^$$' $(UNIT) >/dev/null # builds with all cores
-	go test -race -p 1 $(UNIT)
+	@go build -o .cache/results ./hack/results
+	go test -race -p 1 -json $(UNIT) | .cache/results .cache/unit.json
 	go test -race -tags failpoint ./internal/failpoint
-	go test -count=1 -timeout 30m -p 1 ./e2e/...
+	go test -count=1 -timeout 30m -p 1 -json ./e2e/... | .cache/results .cache/e2e.json
+
+.PHONY: record
+record: need ## keeps the results of the last `make test` in docs/reliability.md
+	go test -count=1 -run TestThePage ./internal/reliability -update -record "$(CURDIR)/.cache/unit.json,$(CURDIR)/.cache/e2e.json"
 
 .PHONY: unit
 unit: need ## the part of `make test` that needs neither root nor dockerd
@@ -78,9 +83,10 @@ fuzz: need ## every fuzz test for FUZZTIME (30s)
 	@hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: soak
-soak: need ## random work on a real dockerd for SOAK (30m), under the race detector
+soak: need ## random work and faults on a real dockerd for SOAK (30m), under the race detector; docs/reliability.md then shows it
 	@hack/packages.sh test
-	E2E_RACE=1 E2E_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e
+	E2E_RACE=1 E2E_SOAK=$(SOAK) E2E_SOAK_REPORT="$(CURDIR)/internal/reliability/soak.json" go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e; \
+		status=$$?; go test -count=1 -run TestThePage ./internal/reliability -update && exit $$status
 
 .PHONY: crash
 crash: need ## every crash, failing step and passed deadline that `make test` samples, and all pairs of them (hours)

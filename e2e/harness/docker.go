@@ -236,6 +236,16 @@ func (d *Docker) Delete(path string) {
 	}
 }
 
+// Try is Post or Delete of something that may be gone already.
+func (d *Docker) Try(method, path string) error { return d.call(method, path, nil, nil) }
+
+// Version is the engine's own.
+func (d *Docker) Version() (string, error) {
+	var reply struct{ Version string }
+	err := d.call(http.MethodGet, "/version", nil, &reply)
+	return reply.Version, err
+}
+
 // Load brings images out of a tar file as `docker save` makes it.
 func (d *Docker) Load(tar io.Reader) {
 	d.t.Helper()

@@ -23,25 +23,43 @@ type footprint struct {
 	stacks string
 }
 
-// margins are how much the daemon's numbers may grow: connections that are kept for a while, the Go runtime's own threads.
-// Of memory the live heap is taken, after a collection: what the runtime has not yet given back is no leak.
-var margins = map[string]int{"goroutines": 5, "descriptors": 8, "threads": 10, "bytes of live heap": 10 << 20}
+// margins are how much the daemon's numbers may grow. Idle connections to the engine are taken off goroutines and
+// descriptors before: they close after 30 s, for which every test would wait. Threads are the catalogue's 3 and a few more:
+// the Go runtime ends none, so there are as many as ever waited in the kernel at once, which is no leak but no constant
+// either. Memory may grow by 5 % where that is more; see margin.
+var margins = map[string]int{"goroutines": 5, "descriptors": 5, "threads": 10, "inotify instances": 0, "bytes of live heap": 10 << 20, "resident bytes": 10 << 20}
+
+// margin is how much a number may grow from what it was.
+func margin(name string, was int) int {
+	m := margins[name]
+	if strings.Contains(name, "bytes") {
+		m = max(m, was/20)
+	}
+	if name == "resident bytes" {
+		m *= int(slowdown()) // the race detector's shadow of the memory never shrinks
+	}
+	return m
+}
 
 // NoLeaks is gate LEAK0: call it at the start of a test, on a node without calls under way. The cleanup, which runs after
 // those registered later, polls until mounts, namespaces, veths, cgroups, addresses, firewall rules, containers, temporary
 // files and children are what they were, and the daemon's descriptors, threads and memory nearly so.
-func (n *Node) NoLeaks(t T) {
+// The kinds in except are not looked at.
+func (n *Node) NoLeaks(t T, except ...string) {
 	t.Helper()
 	before := n.footprint()
-	t.Cleanup(func() { n.checkLeaks(t, before) })
+	t.Cleanup(func() { n.checkLeaks(t, before, except) })
 }
 
-func (n *Node) checkLeaks(t T, before footprint) {
+func (n *Node) checkLeaks(t T, before footprint, except []string) {
 	t.Helper()
 	var problems []string
 	deadline := time.Now().Add(leakLimit)
 	for {
 		after := n.footprint()
+		for _, kind := range except {
+			delete(after.lists, kind)
+		}
 		if problems = after.beyond(before); len(problems) == 0 {
 			return
 		}
@@ -53,8 +71,7 @@ func (n *Node) checkLeaks(t T, before footprint) {
 	}
 }
 
-// leakLimit is shorter than the 60 s of the catalogue: what a suite of minutes waits for, a node does not want either.
-const leakLimit = 20 * time.Second
+const leakLimit = 60 * time.Second
 
 // beyond says what is more in f than before.
 func (f footprint) beyond(before footprint) []string {
@@ -66,8 +83,8 @@ func (f footprint) beyond(before footprint) []string {
 			}
 		}
 	}
-	for name, margin := range margins {
-		if was, is := before.numbers[name], f.numbers[name]; was > 0 && is > was+margin {
+	for name := range margins {
+		if was, is := before.numbers[name], f.numbers[name]; was > 0 && is > was+margin(name, was) {
 			problems = append(problems, fmt.Sprintf("%s of the daemon: %d, before %d", name, is, was))
 			if name == "goroutines" {
 				problems = append(problems, "its goroutines:\n"+f.stacks)
@@ -86,8 +103,10 @@ func (n *Node) footprint() footprint {
 		"link":          links(),
 		"firewall rule": firewallRules(),
 		"file":          files(n.Shim.RunDir, n.Shim.RootDir),
+		"folder":        folders(n.Shim.RunDir),
 		"child":         children(n.Shim.PID()),
 	}}
+	f.lists["process"], f.lists["unstarted process"] = cgroupProcesses(n.Docker.CgroupParent)
 	// The parents of pods are the kubelet's.
 	f.lists["cgroup"] = slices.DeleteFunc(f.lists["cgroup"], func(name string) bool {
 		return name == "/kubepods" || name == "/kubepods/besteffort"
@@ -95,18 +114,50 @@ func (n *Node) footprint() footprint {
 	if n.Docker.Running() {
 		if containers, err := n.Docker.Containers(); err == nil {
 			f.lists["container"] = containers
+			f.lists["exec"] = n.Docker.execs(containers)
 		}
 	}
 	f.stacks, f.numbers["goroutines"] = n.Shim.profile("goroutine?debug=1", "total ")
-	f.numbers["goroutines"] -= pooled(f.stacks)
+	idle := pooled(f.stacks)
+	f.numbers["goroutines"] -= idle
 	_, f.numbers["bytes of live heap"] = n.Shim.profile("heap?gc=1&debug=1", "# HeapAlloc = ")
 	proc := filepath.Join("/proc", strconv.Itoa(n.Shim.PID()))
-	for name, dir := range map[string]string{"descriptors": "fd", "threads": "task"} {
-		if entries, err := os.ReadDir(filepath.Join(proc, dir)); err == nil {
-			f.numbers[name] = len(entries)
+	if entries, err := os.ReadDir(filepath.Join(proc, "task")); err == nil {
+		f.numbers["threads"] = len(entries)
+	}
+	if entries, err := os.ReadDir(filepath.Join(proc, "fd")); err == nil {
+		f.numbers["descriptors"] = len(entries) - idle/2 // a connection has a goroutine for each direction
+		for _, e := range entries {
+			if target, _ := os.Readlink(filepath.Join(proc, "fd", e.Name())); target == "anon_inode:inotify" {
+				f.numbers["inotify instances"]++
+			}
 		}
 	}
+	f.numbers["resident bytes"] = residentBytes(n.Shim.PID())
 	return f
+}
+
+// residentBytes is the anonymous memory of a process: of the program's file there is ever more, as ever more of it has run.
+func residentBytes(pid int) int {
+	for line := range strings.Lines(readString(filepath.Join("/proc", strconv.Itoa(pid), "status"))) {
+		if text, found := strings.CutPrefix(line, "RssAnon:"); found {
+			kib, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(text), " kB"))
+			return kib << 10
+		}
+	}
+	return 0
+}
+
+// execs are the processes of execs that the engine still counts to its containers.
+func (d *Docker) execs(containers []string) []string {
+	var all []string
+	for _, id := range containers {
+		var inspect struct{ ExecIDs []string }
+		if err := d.call("GET", "/containers/"+id+"/json", nil, &inspect); err == nil { // else it is gone, and its execs with it
+			all = append(all, inspect.ExecIDs...)
+		}
+	}
+	return all
 }
 
 // pooled counts the goroutines of a profile that serve idle HTTP connections to the engine: a bounded pool, closed in time.
@@ -173,11 +224,14 @@ func keptByPortmap(line string) bool {
 		strings.HasPrefix(line, ":FORWARD") || strings.HasPrefix(line, ":OUTPUT") || strings.HasPrefix(line, ":POSTROUTING") || line == "COMMIT"
 }
 
-func files(dirs ...string) []string {
+func files(dirs ...string) []string   { return entries(false, dirs) }
+func folders(dirs ...string) []string { return entries(true, dirs) }
+
+func entries(folders bool, dirs []string) []string {
 	var list []string
 	for _, dir := range dirs {
 		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && !d.IsDir() {
+			if err == nil && d.IsDir() == folders {
 				list = append(list, path)
 			}
 			return nil // files vanish while one looks
@@ -198,4 +252,12 @@ func children(parent int) []string {
 		list = append(list, pid+" "+strings.TrimSpace(string(name)))
 	}
 	return list
+}
+
+// Usage is what the daemon uses now, for the eye.
+func (s *Shim) Usage() string {
+	_, goroutines := s.profile("goroutine?debug=1", "total ")
+	descriptors, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(s.PID()), "fd"))
+	threads, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(s.PID()), "task"))
+	return fmt.Sprintf("%d MiB resident, %d descriptors, %d goroutines, %d threads", residentBytes(s.PID())>>20, len(descriptors), goroutines, len(threads))
 }

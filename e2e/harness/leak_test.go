@@ -17,6 +17,12 @@ func TestWhatIsMoreThanBeforeIsNamed(t *testing.T) {
 	if len(problems) != 2 || problems[0] != "descriptors of the daemon: 30, before 10" || problems[1] != "mount: /b" {
 		t.Errorf("problems %q", problems)
 	}
+	heavy := footprint{numbers: map[string]int{"resident bytes": 400 << 20}}
+	for grown, leaks := range map[int]int{419 << 20: 0, 421 << 20: 1} {
+		if problems := (footprint{numbers: map[string]int{"resident bytes": grown}}).beyond(heavy); len(problems) != leaks {
+			t.Errorf("%d bytes: %q", grown, problems)
+		}
+	}
 	if problems := before.beyond(after); len(problems) != 0 {
 		t.Errorf("less than before is no leak: %q", problems)
 	}

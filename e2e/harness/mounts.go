@@ -2,7 +2,9 @@ package harness
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,6 +72,25 @@ func Cgroups(parent string) []string {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// cgroupProcesses are the processes in all cgroups below a parent; unstarted are those of containers that were created and
+// never started.
+func cgroupProcesses(parent string) (started, unstarted []string) {
+	seen, waiting := map[string]bool{}, map[string]bool{}
+	for _, name := range Cgroups(parent) {
+		for _, root := range cgroupRoots() {
+			for pid := range strings.FieldsSeq(readString(filepath.Join(root, parent, name, "cgroup.procs"))) {
+				command := readString("/proc/" + pid + "/cmdline")
+				kind := seen
+				if strings.HasSuffix(command, "runc\x00init\x00") {
+					kind = waiting
+				}
+				kind[fmt.Sprintf("%s %q in %s", pid, command, name)] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(seen)), slices.Sorted(maps.Keys(waiting))
 }
 
 // makeCgroup makes a cgroup in every hierarchy, with the parent's cpus and memory nodes, as the kubelet does for a pod.

@@ -5,7 +5,8 @@
 //	// Rows: S14, R21 (part)
 //
 // "(part)" says that other tests prove the rest of the row, or that some of it is still unproven. docs/reliability.md is
-// Page of both; the package's test fails when the page is stale, and writes it with `go test ./internal/reliability -update`.
+// Page of both and of Last, what the last recorded runs said (`make record` after `make test`, and `make soak`); the
+// package's test fails when the page is stale, and writes it with `go test ./internal/reliability -update`.
 package reliability
 
 import (
@@ -126,23 +127,27 @@ func rowsOf(fn *ast.FuncDecl) ([]Proof, error) {
 }
 
 // Page is docs/reliability.md.
-func Page(rows []Row, proofs []Proof) []byte {
+func Page(rows []Row, proofs []Proof, last Last) []byte {
 	byRow := map[string][]Proof{}
 	for _, p := range proofs {
 		byRow[p.Row] = append(byRow[p.Row], p)
 	}
-	var due, proven, partly int
+	var due, proven, partly, met int
 	var b bytes.Buffer
 	var table bytes.Buffer
 	for _, kind := range []struct{ letter, title string }{{"S", "Security"}, {"R", "Reliability"}} {
-		fmt.Fprintf(&table, "\n## %s\n\n| row | parts | promise | tests |\n|---|---|---|---|\n", kind.title)
+		fmt.Fprintf(&table, "\n## %s\n\n| row | parts | promise | last result | tests |\n|---|---|---|---|---|\n", kind.title)
 		for _, r := range rows {
 			tests := byRow[r.ID]
 			if !strings.HasPrefix(r.ID, kind.letter) || !r.Due() && len(tests) == 0 {
 				continue
 			}
+			result := last.of(tests)
 			if r.Due() {
 				due++
+				if result == "met" {
+					met++
+				}
 				switch {
 				case slices.ContainsFunc(tests, func(p Proof) bool { return !p.Partial }):
 					proven++
@@ -150,7 +155,7 @@ func Page(rows []Row, proofs []Proof) []byte {
 					partly++
 				}
 			}
-			fmt.Fprintf(&table, "| %s P%d | %s | %s | %s |\n", r.ID, r.Priority, r.Parts, r.Promise, cell(tests))
+			fmt.Fprintf(&table, "| %s P%d | %s | %s | %s | %s |\n", r.ID, r.Priority, r.Parts, r.Promise, result, cell(tests))
 		}
 	}
 	b.WriteString(`# What is withstood, and the tests that prove it
@@ -158,13 +163,15 @@ func Page(rows []Row, proofs []Proof) []byte {
 Written by ` + "`go test ./internal/reliability -update`" + ` from the rows in internal/reliability/rows.go and from the tests, which say
 which rows they prove: in their names or in a line ` + "`// Rows: S14, R21 (part)`" + ` above them. Every test that is listed runs in ` + "`make test`" + `
 (at a size of seconds; counts and hours are for ` + "`make soak`" + `), so a row with a test passes wherever that does. *(part)*: the test
-proves a part of the row only.
+proves a part of the row only. A row is *met* when its tests passed in the last recorded ` + "`make test`" + ` and a soak of at least
+15 minutes has passed.
 
 Parts: FE gRPC front end · DB Docker engine · FS root file systems and mounts · NET pod networks · STR exec, attach and
 port-forward · LOG container logs · ST records · IMG image pulls · NB native engine · MON its monitor.
 
 `)
 	fmt.Fprintf(&b, "Of %d rows that are due, %d are proven, %d in part, and %d have no test yet.\n", due, proven, partly, due-proven-partly)
+	fmt.Fprintf(&b, "%d of them are met. %s", met, last.summary())
 	b.Write(table.Bytes())
 	return b.Bytes()
 }

@@ -2,6 +2,7 @@ package reliability
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
 	"os"
 	"path/filepath"
@@ -10,7 +11,10 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write docs/reliability.md")
+var (
+	update = flag.Bool("update", false, "write docs/reliability.md")
+	record = flag.String("record", "", "files of hack/results, separated by commas, to keep as results.json")
+)
 
 func TestThePageIsWhatTheTestsSay(t *testing.T) {
 	root := "../.."
@@ -23,7 +27,24 @@ func TestThePageIsWhatTheTestsSay(t *testing.T) {
 			t.Errorf("%s: %s names row %s, which is not in rows.go", p.File, p.Test, p.Row)
 		}
 	}
-	page, path := Page(Rows, proofs), filepath.Join(root, "docs", "reliability.md")
+	if *record != "" {
+		results, err := Record(strings.Split(*record, ","), proofs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := json.MarshalIndent(results, "", " ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile("results.json", append(data, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, err := ReadLast(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, path := Page(Rows, proofs, last), filepath.Join(root, "docs", "reliability.md")
 	if *update {
 		if err := os.WriteFile(path, page, 0o644); err != nil {
 			t.Fatal(err)
@@ -76,10 +97,11 @@ func TestScanReadsNamesAndLines(t *testing.T) {
 
 func TestThePageTellsWhatIsMissing(t *testing.T) {
 	rows := []Row{{"S01", 0, "FS", "one"}, {"S02", 0, "NB", "two"}, {"S03", 2, "FS", "three"}, {"R01", 1, "all", "four"}, {"R02", 1, "NB ST", "five"}}
-	page := string(Page(rows, []Proof{{"R01", "TestA", "a/b_test.go", true}, {"R02", "TestB", "c_test.go", false}}))
+	page := string(Page(rows, []Proof{{"R01", "TestA", "a/b_test.go", true}, {"R02", "TestB", "c_test.go", false}}, Last{}))
 	for _, want := range []string{
-		"Of 3 rows that are due, 1 are proven, 1 in part, and 1 have no test yet.", "| S01 P0 | FS | one | **no test yet** |",
-		"| R01 P1 | all | four | TestA (a) *(part)* |", "| R02 P1 | NB ST | five | TestB (.) |",
+		"Of 3 rows that are due, 1 are proven, 1 in part, and 1 have no test yet.", "| S01 P0 | FS | one | – | **no test yet** |",
+		"| R01 P1 | all | four | 1 of 1 not run yet | TestA (a) *(part)* |", "| R02 P1 | NB ST | five | 1 of 1 not run yet | TestB (.) |",
+		"No `make test` is recorded. No `make soak` is recorded.",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("no %q in\n%s", want, page)
@@ -87,5 +109,35 @@ func TestThePageTellsWhatIsMissing(t *testing.T) {
 	}
 	if strings.Contains(page, "S02") && strings.Contains(page, "| two |") || strings.Contains(page, "| three |") {
 		t.Errorf("rows that are not due are listed:\n%s", page)
+	}
+}
+
+func TestLastResults(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "results.json")
+	if err := os.WriteFile(file, []byte(`{"date":"2026-01-02","tests":{"a.TestGood":"pass","a.TestBad":"fail","a.TestSkip":"skip","a.TestOther":"pass"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	proof := func(name string, partial bool) Proof { return Proof{"R01", name, "a/a_test.go", partial} }
+	good, part, bad, skip, absent := proof("TestGood", false), proof("TestGood", true), proof("TestBad", true), proof("TestSkip", true), proof("TestNew", true)
+	results, err := Record([]string{file}, []Proof{good, bad, skip})
+	if err != nil || results.Date != "2026-01-02" || len(results.Tests) != 3 {
+		t.Fatalf("%+v, %v", results, err)
+	}
+	last := Last{Results: results, Soak: Soak{Date: "2026-01-03", Length: "20m0s", Passed: true, Engine: "1.2", Faults: map[string]int{"kill": 2, "stop": 3}}}
+	for want, tests := range map[string][]Proof{
+		"met": {good}, "passed, in part": {part}, "**failed**: TestBad": {good, bad}, "skipped there: TestSkip": {good, skip}, "1 of 2 not run yet": {good, absent}, "–": nil,
+	} {
+		if got := last.of(tests); got != want {
+			t.Errorf("%v: %q, want %q", tests, got, want)
+		}
+	}
+	if got := last.summary(); !strings.Contains(got, "ran for 20m0s on Docker 1.2") || !strings.Contains(got, "5 faults (3× stop, 2× kill)") {
+		t.Error(got)
+	}
+	for _, s := range []Soak{{}, {Length: "20m", Passed: false}, {Length: "14m", Passed: true}} {
+		last.Soak = s
+		if got := last.of([]Proof{good}); got != "passed; a soak is due" {
+			t.Errorf("%+v: %q", s, got)
+		}
 	}
 }

@@ -1,0 +1,95 @@
+package e2e
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// A soakFault breaks something for a while and mends it again. It runs in the test's own goroutine: the harness ends the test
+// where it cannot mend.
+type soakFault struct {
+	name string
+	do   func(s *soak, r *rand.Rand)
+}
+
+var soakFaults = []soakFault{
+	{"kill -9 of the daemon", func(s *soak, _ *rand.Rand) { s.n.Shim.KillAndRestart() }},
+	{"kill -9 of dockerd", func(s *soak, r *rand.Rand) {
+		s.n.Live(s.t, func() {
+			s.n.Docker.Kill()
+			pauseFor(r, 3*time.Second)
+			s.n.Docker.Start()
+		})
+		s.n.Shim.WaitReady()
+	}},
+	{"SIGSTOP of dockerd", func(s *soak, r *rand.Rand) {
+		s.n.Live(s.t, func() {
+			s.n.Docker.Pause()
+			pauseFor(r, 6*time.Second)
+			s.n.Docker.Resume()
+		})
+		s.n.Shim.WaitReady()
+	}},
+	{"restart of dockerd", func(s *soak, _ *rand.Rand) {
+		s.n.Live(s.t, s.n.Docker.Restart)
+		s.n.Shim.WaitReady()
+	}},
+	{"failing CNI plugin", func(s *soak, r *rand.Rand) {
+		list := s.n.CNI.List(false)
+		list["plugins"] = append(slices.Clone(list["plugins"].([]any)), map[string]any{"type": "soak-failing"})
+		s.n.Live(s.t, func() {
+			s.n.CNI.Write(s.n.CNI.ConfFile, list)
+			pauseFor(r, 3*time.Second)
+			s.n.CNI.Write(s.n.CNI.ConfFile, s.n.CNI.List(false))
+		})
+		s.n.Shim.WaitReady()
+	}},
+	{"containers removed behind our back", func(s *soak, r *rand.Rand) { s.behindOurBack(r, "DELETE", "?force=1") }},
+	{"containers killed behind our back", func(s *soak, r *rand.Rand) { s.behindOurBack(r, "POST", "/kill") }},
+}
+
+// behindOurBack does something to up to three containers by the engine itself.
+func (s *soak) behindOurBack(r *rand.Rand, method, what string) {
+	left := 1 + r.IntN(3)
+	s.containers.Range(func(id, _ any) bool {
+		_ = s.n.Docker.Try(method, "/containers/"+id.(string)+what) // it may be gone, or not run
+		left--
+		return left > 0
+	})
+}
+
+// breakThings goes through the faults in random order, again and again, until the end.
+func (s *soak) breakThings(r *rand.Rand) {
+	s.n.CNI.AddPlugin(s.t, "soak-failing", `case $CNI_COMMAND in
+ADD) echo '{"cniVersion":"1.0.0","code":100,"msg":"no luck today"}'; exit 1;;
+VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}';;
+esac
+`)
+	between := time.Second
+	if s.report.asked >= time.Minute {
+		between = 10 * time.Second
+	}
+	for {
+		for _, i := range r.Perm(len(soakFaults)) {
+			time.Sleep(between)
+			if !time.Now().Before(s.end) || s.t.Failed() {
+				return
+			}
+			f := soakFaults[i]
+			s.broken.Add(1)
+			began := time.Now()
+			f.do(s, r)
+			s.whole.Store(time.Now().UnixNano())
+			s.broken.Add(-1)
+			s.mu.Lock()
+			s.faults[f.name]++
+			s.mu.Unlock()
+			if s.report.asked >= time.Minute {
+				s.t.Logf("%s: %s, mended after %v", time.Now().UTC().Format(time.TimeOnly), f.name, time.Since(began).Round(time.Millisecond))
+			}
+		}
+	}
+}
+
+func pauseFor(r *rand.Rand, most time.Duration) { time.Sleep(time.Duration(r.Int64N(int64(most)))) }

@@ -1,0 +1,113 @@
+// Command results reads `go test -json`, prints what `go test` would, and writes how each test ended to a file, for
+// `make record`. Its exit status is 1 where a test or package failed.
+//
+//	go test -json ./... | results FILE
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// event is a line of `go test -json`; see `go doc test2json`.
+type event struct {
+	Action, Package, Test, Output string
+}
+
+// results is the file: how each top-level test ended ("pass", "fail", "skip"), by "folder.Test", and when.
+type results struct {
+	Date  string            `json:"date"`
+	Tests map[string]string `json:"tests"`
+}
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: go test -json ./... | results FILE")
+		os.Exit(2)
+	}
+	r := results{Date: time.Now().UTC().Format(time.DateOnly), Tests: map[string]string{}}
+	failed, err := r.read(os.Stdin, os.Stdout)
+	if err == nil {
+		err = r.write(os.Args[1])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "results:", err)
+	}
+	if err != nil || failed {
+		os.Exit(1)
+	}
+}
+
+// read takes in all events. What a test printed is shown only if it failed, or never ended.
+func (r *results) read(in io.Reader, out io.Writer) (failed bool, err error) {
+	printed := map[event]*strings.Builder{}
+	lines := bufio.NewReader(in)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 0 {
+			failed = r.take(line, printed, out) || failed
+		}
+		if err == io.EOF {
+			return failed, nil
+		}
+		if err != nil {
+			return true, err
+		}
+	}
+}
+
+func (r *results) take(line []byte, printed map[event]*strings.Builder, out io.Writer) (failed bool) {
+	var e event
+	if json.Unmarshal(line, &e) != nil {
+		_, _ = out.Write(line)
+		return false
+	}
+	of := event{Package: e.Package, Test: e.Test}
+	switch e.Action {
+	case "build-output":
+		_, _ = io.WriteString(out, e.Output)
+	case "output":
+		if e.Test == "" {
+			if e.Output != "PASS\n" {
+				_, _ = io.WriteString(out, e.Output)
+			}
+			break
+		}
+		if printed[of] == nil {
+			printed[of] = &strings.Builder{}
+		}
+		printed[of].WriteString(e.Output)
+	case "pass", "skip", "fail":
+		failed = e.Action == "fail"
+		for other, text := range printed {
+			if other == of || e.Test == "" && other.Package == e.Package {
+				if failed {
+					_, _ = io.WriteString(out, text.String())
+				}
+				delete(printed, other)
+			}
+		}
+		if e.Test != "" && !strings.Contains(e.Test, "/") {
+			_, folder, _ := strings.Cut(e.Package, "/")
+			r.Tests[folder+"."+e.Test] = e.Action
+		}
+	}
+	return failed
+}
+
+func (r *results) write(file string) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(data, '\n'), 0o644)
+}

@@ -1,0 +1,29 @@
+package main
+
+import (
+	"maps"
+	"strings"
+	"testing"
+)
+
+func TestFailuresAreShownAndAllIsCounted(t *testing.T) {
+	in := `{"Action":"output","Package":"m/a","Test":"TestGood","Output":"chatter\n"}
+{"Action":"pass","Package":"m/a","Test":"TestGood"}
+{"Action":"output","Package":"m/a","Test":"TestBad","Output":"a_test.go:1: wrong\n"}
+{"Action":"fail","Package":"m/a","Test":"TestBad"}
+{"Action":"skip","Package":"m/a","Test":"TestSkipped"}
+{"Action":"output","Package":"m/a","Test":"TestCrashed","Output":"panic: oh\n"}
+{"Action":"output","Package":"m/a","Output":"FAIL\tm/a\t0.1s\n"}
+{"Action":"fail","Package":"m/a"}
+not json
+`
+	r := results{Tests: map[string]string{}}
+	var out strings.Builder
+	failed, err := r.read(strings.NewReader(in), &out)
+	if err != nil || !failed || out.String() != "a_test.go:1: wrong\nFAIL\tm/a\t0.1s\npanic: oh\nnot json\n" {
+		t.Errorf("%v, %v:\n%s", failed, err, out.String())
+	}
+	if want := map[string]string{"a.TestGood": "pass", "a.TestBad": "fail", "a.TestSkipped": "skip"}; !maps.Equal(r.Tests, want) {
+		t.Errorf("%v", r.Tests)
+	}
+}

@@ -1,0 +1,155 @@
+package reliability
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// minSoak is how long a soak has to be for a row to be met.
+const minSoak = 15 * time.Minute
+
+// Last is what the last recorded runs said.
+type Last struct {
+	Results Results
+	Soak    Soak
+}
+
+// Results is the last `make test` that was recorded (`make record`).
+type Results struct {
+	Date string `json:"date"`
+	// Tests are "pass", "fail" or "skip" by "folder.Test"; only those that prove a row are kept.
+	Tests map[string]string `json:"tests"`
+}
+
+// Soak is the last `make soak`; e2e.TestSoak writes it.
+type Soak struct {
+	Date    string         `json:"date"`
+	Length  string         `json:"length"`
+	Passed  bool           `json:"passed"`
+	Engine  string         `json:"engine"`
+	Kernel  string         `json:"kernel"`
+	Race    bool           `json:"race"`
+	Ops     int64          `json:"ops"`
+	Excused int64          `json:"excused"`
+	Faults  map[string]int `json:"faults"`
+}
+
+// ReadLast reads results.json and soak.json of a folder; a file that is not there is a run that never was.
+func ReadLast(dir string) (Last, error) {
+	var l Last
+	return l, errors.Join(readJSON(filepath.Join(dir, "results.json"), &l.Results), readJSON(filepath.Join(dir, "soak.json"), &l.Soak))
+}
+
+func readJSON(path string, into any) error {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// Record joins what hack/results wrote, as far as it is about tests that prove rows. The date is the earliest.
+func Record(files []string, proofs []Proof) (Results, error) {
+	all := Results{Tests: map[string]string{}}
+	for _, file := range files {
+		var r Results
+		if err := readJSON(file, &r); err != nil {
+			return all, err
+		}
+		if all.Date == "" || r.Date != "" && r.Date < all.Date {
+			all.Date = r.Date
+		}
+		maps.Copy(all.Tests, r.Tests)
+	}
+	wanted := map[string]bool{}
+	for _, p := range proofs {
+		wanted[p.result()] = true
+	}
+	maps.DeleteFunc(all.Tests, func(name, _ string) bool { return !wanted[name] })
+	return all, nil
+}
+
+// result is the name of the proof's test in Results.
+func (p Proof) result() string { return filepath.ToSlash(filepath.Dir(p.File)) + "." + p.Test }
+
+// enough says that the last soak counts.
+func (s Soak) enough() bool {
+	d, err := time.ParseDuration(s.Length)
+	return err == nil && s.Passed && d >= minSoak
+}
+
+// of is the last result of a row.
+func (l Last) of(tests []Proof) string {
+	var failed, skipped, absent []string
+	whole := false
+	for _, p := range tests {
+		switch l.Results.Tests[p.result()] {
+		case "pass":
+			whole = whole || !p.Partial
+		case "fail":
+			failed = append(failed, p.Test)
+		case "skip":
+			skipped = append(skipped, p.Test)
+		default:
+			absent = append(absent, p.Test)
+		}
+	}
+	switch {
+	case len(tests) == 0:
+		return "–"
+	case len(failed) > 0:
+		return "**failed**: " + strings.Join(failed, ", ")
+	case len(absent) > 0:
+		return fmt.Sprintf("%d of %d not run yet", len(absent), len(tests))
+	case len(skipped) > 0:
+		return "skipped there: " + strings.Join(skipped, ", ")
+	case !whole:
+		return "passed, in part"
+	case !l.Soak.enough():
+		return "passed; a soak is due"
+	}
+	return "met"
+}
+
+// summary is the paragraph about the runs.
+func (l Last) summary() string {
+	tests := "No `make test` is recorded."
+	if l.Results.Date != "" {
+		tests = fmt.Sprintf("The results are of `make test` on %s.", l.Results.Date)
+	}
+	s := l.Soak
+	if s.Date == "" {
+		return tests + " No `make soak` is recorded.\n"
+	}
+	kinds := slices.Collect(maps.Keys(s.Faults))
+	slices.SortFunc(kinds, func(a, b string) int { return cmp.Or(s.Faults[b]-s.Faults[a], strings.Compare(a, b)) })
+	total, list := 0, make([]string, 0, len(kinds))
+	for _, kind := range kinds {
+		total += s.Faults[kind]
+		list = append(list, fmt.Sprintf("%d× %s", s.Faults[kind], kind))
+	}
+	outcome, race := "passed", ""
+	if !s.Passed {
+		outcome = "**failed**"
+	}
+	if s.Race {
+		race = " under the race detector"
+	}
+	return fmt.Sprintf("%s The last `make soak`, on %s, ran for %s%s on Docker %s, Linux %s, and %s: %d calls, %d of them failed by a fault, and %d faults (%s).\n",
+		tests, s.Date, s.Length, race, s.Engine, s.Kernel, outcome, s.Ops, s.Excused, total, strings.Join(list, ", "))
+}
