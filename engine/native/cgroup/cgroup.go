@@ -1,27 +1,46 @@
 // Package cgroup owns the names and the lives of cgroups: which one a pod and its containers are in, in the words of either
-// driver, their limits, who is in them, and their end. Statistics are read by package stats.
+// driver, the limits of pods, who is in them, and their end. Statistics are read by package stats.
 //
-// A pod whose cgroup_parent is given lives in that cgroup, which is the kubelet's: it is made if absent, and never limited
-// or removed by us. Without one the pod gets a cgroup of our own. Containers are below: PARENT/ID with cgroupfs,
-// PARENT.slice/crishim-ID.scope with systemd.
+// A pod whose cgroup_parent is given lives in that cgroup, which is the kubelet's: never limited or removed by us, and made
+// with the first container where it is absent. Without one the pod gets a cgroup of our own. Containers are below: PARENT/ID
+// with cgroupfs, PARENT.slice/crishim-ID.scope with systemd.
 package cgroup
 
 import (
-	"context"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups/systemd"
 
 	"crishim/engine"
 	"crishim/engine/native/host"
 )
 
-// Driver makes cgroups on a host.
+const (
+	// root is where the host's cgroup file systems are.
+	root = "/sys/fs/cgroup"
+	// ours is the cgroup of everything that is not in one of the kubelet's.
+	ours      = "crishim"
+	podPrefix = "pod"
+	slice     = ".slice"
+	scope     = ".scope"
+)
+
+// Driver makes cgroups on a host. Its methods may be called at once for different cgroups.
 type Driver struct {
 	host *host.Host
+	root string
+	// joining orders the joins: with systemd the first makes the unit that the others are added to.
+	joining sync.Mutex
 }
 
 // New is the driver of a host.
-func New(h *host.Host) *Driver { return &Driver{host: h} }
+func New(h *host.Host) *Driver { return &Driver{host: h, root: root} }
 
 // Pod is a pod's cgroup.
 type Pod struct {
@@ -31,52 +50,129 @@ type Pod struct {
 	Own bool `json:"own,omitempty"`
 }
 
-// Pod names the pod's cgroup; no I/O. ErrInvalidArgument when parent climbs, is the root, or is no slice with systemd.
-func (d *Driver) Pod(id engine.PodID, parent string) (Pod, error) {
-	return Pod{}, errdefs.ErrNotImplemented
-}
-
-// Container is a container's cgroup: what OCI's linux.cgroupsPath says and what /proc/PID/cgroup will.
+// Container is a container's cgroup: what OCI's linux.cgroupsPath says, and its path as in /proc/PID/cgroup.
 type Container struct {
 	CgroupsPath string `json:"cgroupsPath"`
 	Path        string `json:"path"`
 }
 
-// Container names a container's cgroup; no I/O.
-func (d *Driver) Container(p Pod, id engine.ContainerID) Container { return Container{} }
+func (d *Driver) systemd() bool { return d.host.CgroupDriver == engine.SystemdDriver }
 
-// CreatePod makes it, with limits where it is our own.
-func (d *Driver) CreatePod(ctx context.Context, p Pod, limits *engine.Resources) error {
-	return errdefs.ErrNotImplemented
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// UpdatePod sets the limits of our own; others are left to who made them.
-func (d *Driver) UpdatePod(ctx context.Context, p Pod, limits *engine.Resources) error {
-	return errdefs.ErrNotImplemented
+// maxParent is far above what the kubelet makes and far below PATH_MAX, which the cgroups below it need too.
+const maxParent = 1024
+
+// Pod names the pod's cgroup; no I/O. ErrInvalidArgument when parent climbs, is the root, or is no slice with systemd
+// (catalogue S29).
+func (d *Driver) Pod(id engine.PodID, parent string) (Pod, error) {
+	if err := checkID(string(id)); err != nil {
+		return Pod{}, err
+	}
+	if parent == "" {
+		if d.systemd() {
+			return Pod{Path: "/" + ours + slice + "/" + ours + "-" + podPrefix + string(id) + slice, Own: true}, nil
+		}
+		return Pod{Path: "/" + ours + "/" + podPrefix + string(id), Own: true}, nil
+	}
+	if err := checkParent(parent); err != nil {
+		return Pod{}, err
+	}
+	if !d.systemd() {
+		return Pod{Path: path.Join("/", parent)}, nil
+	}
+	name := path.Base(parent)
+	if name == "-"+slice || !strings.HasSuffix(name, slice) {
+		return Pod{}, invalid("cgroup parent %.80q is not a slice, and the cgroup driver is systemd: the kubelet's cgroupDriver must be the same", parent)
+	}
+	expanded, err := systemd.ExpandSlice(name)
+	if err != nil {
+		return Pod{}, invalid("cgroup parent %.80q: %w", parent, err)
+	}
+	return Pod{Path: expanded}, nil
 }
 
-// RemovePod kills what is left in our own and removes it. OK when absent, or not our own.
-func (d *Driver) RemovePod(ctx context.Context, p Pod) error { return errdefs.ErrNotImplemented }
+func checkParent(parent string) error {
+	switch {
+	case len(parent) > maxParent:
+		return invalid("cgroup parent of %d bytes, at most %d are allowed", len(parent), maxParent)
+	case strings.ContainsFunc(parent, func(r rune) bool { return r <= ' ' || r == 0x7f || r == ':' }):
+		return invalid("cgroup parent %.80q has spaces, colons or control characters", parent)
+	case path.Clean("/"+parent) == "/":
+		return invalid("cgroup parent %.80q is the root", parent)
+	}
+	for part := range strings.SplitSeq(parent, "/") {
+		if part == ".." {
+			return invalid("cgroup parent %.80q climbs", parent)
+		}
+	}
+	return nil
+}
 
-// Processes are the pids in the cgroup at path and below.
-func (d *Driver) Processes(path string) ([]int, error) { return nil, errdefs.ErrNotImplemented }
+// checkID keeps ids from being paths, and from having what systemd's names of units use.
+func checkID(id string) error {
+	ok := id != "" && len(id) <= 128 && id[0] != '.'
+	for _, c := range []byte(id) {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_')
+	}
+	if !ok {
+		return invalid("%.80q is no id", id)
+	}
+	return nil
+}
 
-// Kill ends every process in the cgroup at path and below, and waits until it is empty or ctx ends. Frozen ones are thawed.
-// OK when absent.
-func (d *Driver) Kill(ctx context.Context, path string) error { return errdefs.ErrNotImplemented }
+// Container names a container's cgroup in a pod's; no I/O. name is the container's id, or another name of ours.
+func (d *Driver) Container(p Pod, name engine.ContainerID) Container {
+	if d.systemd() {
+		return Container{CgroupsPath: path.Base(p.Path) + ":" + ours + ":" + string(name), Path: path.Join(p.Path, ours+"-"+string(name)+scope)}
+	}
+	own := path.Join(p.Path, string(name))
+	return Container{CgroupsPath: own, Path: own}
+}
 
-// Remove kills what is in the cgroup at path and removes it, with what is below, in every hierarchy. OK when absent.
-func (d *Driver) Remove(ctx context.Context, path string) error { return errdefs.ErrNotImplemented }
+// Monitors is the cgroup of the monitors: outside of every pod's limits (catalogue S62).
+func (d *Driver) Monitors() string {
+	if d.systemd() {
+		return "/" + ours + slice + "/" + ours + "-monitors" + scope
+	}
+	return "/" + ours + "/monitors"
+}
 
-// Join moves a process into the cgroup at path, which is made if absent, in every hierarchy: for the monitors, which live
-// outside of their pods' limits.
-func (d *Driver) Join(path string, pid int) error { return errdefs.ErrNotImplemented }
+// checkPath refuses what would mean the whole host.
+func checkPath(p string) error {
+	if !path.IsAbs(p) || path.Clean(p) != p || p == "/" || strings.ContainsRune(p, 0) {
+		return invalid("%.80q is no path of a cgroup", p)
+	}
+	return nil
+}
 
-// Monitors is the cgroup of monitors.
-func (d *Driver) Monitors() string { return "" }
+// hierarchies are the mounted trees: one with cgroup v2; with v1 one for each set of controllers, and on a hybrid host the
+// unified one too.
+func (d *Driver) hierarchies() ([]string, error) {
+	if d.host.CgroupV2 {
+		return []string{d.root}, nil
+	}
+	entries, err := os.ReadDir(d.root)
+	if err != nil {
+		return nil, fmt.Errorf("list the cgroup hierarchies: %w", err)
+	}
+	var dirs []string
+	for _, entry := range entries {
+		dir := filepath.Join(d.root, entry.Name())
+		// The single names of joined controllers are links.
+		if _, err := os.Lstat(filepath.Join(dir, "cgroup.procs")); err == nil && entry.IsDir() {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs, nil
+}
 
-// OOMKills counts the processes that the kernel killed in the cgroup at path for its memory limit. ErrNotFound when absent.
-func (d *Driver) OOMKills(path string) (uint64, error) { return 0, errdefs.ErrNotImplemented }
-
-// List are the containers' and pods' own cgroups of ours that exist: names that recovery finds no owner for are removed.
-func (d *Driver) List() (pods []engine.PodID, err error) { return nil, errdefs.ErrNotImplemented }
+// controller is the folder of a cgroup in the hierarchy of a controller.
+func (d *Driver) controller(name, p string) string {
+	if d.host.CgroupV2 {
+		return filepath.Join(d.root, p)
+	}
+	return filepath.Join(d.root, name, p)
+}

@@ -1,0 +1,281 @@
+package cgroup
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+	"crishim/engine/native/host"
+)
+
+func driver(name engine.CgroupDriver) *Driver { return New(&host.Host{CgroupDriver: name}) }
+
+func TestCgroupsAreNamedInTheWordsOfEitherDriver(t *testing.T) {
+	for _, c := range []struct {
+		driver      engine.CgroupDriver
+		parent      string
+		pod         Pod
+		cgroupsPath string
+		path        string
+	}{
+		{engine.CgroupfsDriver, "", Pod{"/crishim/podp1", true}, "/crishim/podp1/c1", "/crishim/podp1/c1"},
+		{engine.CgroupfsDriver, "/kubepods/burstable/podX", Pod{Path: "/kubepods/burstable/podX"}, "/kubepods/burstable/podX/c1", "/kubepods/burstable/podX/c1"},
+		{engine.SystemdDriver, "", Pod{"/crishim.slice/crishim-podp1.slice", true}, "crishim-podp1.slice:crishim:c1", "/crishim.slice/crishim-podp1.slice/crishim-c1.scope"},
+		{engine.SystemdDriver, "/kubepods.slice/kubepods-podX.slice", Pod{Path: "/kubepods.slice/kubepods-podX.slice"}, "kubepods-podX.slice:crishim:c1",
+			"/kubepods.slice/kubepods-podX.slice/crishim-c1.scope"},
+		{engine.SystemdDriver, "kubepods-podX.slice", Pod{Path: "/kubepods.slice/kubepods-podX.slice"}, "kubepods-podX.slice:crishim:c1",
+			"/kubepods.slice/kubepods-podX.slice/crishim-c1.scope"},
+	} {
+		d := driver(c.driver)
+		pod, err := d.Pod("p1", c.parent)
+		if err != nil || pod != c.pod {
+			t.Errorf("%s, %q: %+v, %v", c.driver, c.parent, pod, err)
+		}
+		if got := d.Container(pod, "c1"); got != (Container{c.cgroupsPath, c.path}) {
+			t.Errorf("%s, %q: %+v", c.driver, c.parent, got)
+		}
+	}
+}
+
+// Rows: S28 (part), S29
+func TestAParentThatClimbsOrIsNoSliceIsRefused(t *testing.T) {
+	both := []string{"/", "..", "../..", "/a/../../b", "/a/..", ".", "//", "/a b", "/a\nb", "/a\x00", "a:b:c", "/" + strings.Repeat("a", 4096)}
+	for driverName, parents := range map[engine.CgroupDriver][]string{
+		engine.CgroupfsDriver: both,
+		engine.SystemdDriver:  append(both, "/kubepods", "system.slice/x", "-.slice", ".slice", "a--b.slice", "-a.slice", "/x.slice/y.service"),
+	} {
+		for _, parent := range parents {
+			if pod, err := driver(driverName).Pod("p1", parent); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%s, %.80q: %+v, %v", driverName, parent, pod, err)
+			}
+		}
+		for _, id := range []engine.PodID{"", "..", "a/b", "a-b", "a:b", "a.b\n"} {
+			if pod, err := driver(driverName).Pod(id, ""); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%s, id %q: %+v, %v", driverName, id, pod, err)
+			}
+		}
+	}
+	d := driver(engine.CgroupfsDriver)
+	for _, path := range []string{"", "/", "a", "/..", "/a/../..", "/a/", "//"} {
+		_, err := d.Processes(path)
+		for _, err := range []error{err, d.Kill(t.Context(), path), d.Remove(t.Context(), path), d.Join(path, os.Getpid())} {
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%q: %v", path, err)
+			}
+		}
+	}
+}
+
+// recorded is a tree of files as cgroup v2 shows them.
+func recorded(t *testing.T, files map[string]string) *Driver {
+	t.Helper()
+	d := New(&host.Host{CgroupV2: true, CgroupDriver: engine.CgroupfsDriver})
+	d.root = t.TempDir()
+	for name, text := range files {
+		path := filepath.Join(d.root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+func TestARecordedTreeIsRead(t *testing.T) {
+	d := recorded(t, map[string]string{
+		"crishim/poda/cgroup.procs": "", "crishim/poda/c1/cgroup.procs": "12\n11\n0\n", "crishim/poda/c1/sub/cgroup.procs": "12\n13\n",
+		"crishim/poda/c1/memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n", "crishim/podb/cgroup.procs": "", "crishim/monitors/cgroup.procs": "1\n",
+	})
+	if pids, err := d.Processes("/crishim/poda"); err != nil || !slices.Equal(pids, []int{11, 12, 13}) {
+		t.Errorf("%v, %v", pids, err)
+	}
+	if pids, err := d.Processes("/crishim/none"); err != nil || len(pids) != 0 {
+		t.Errorf("%v, %v", pids, err)
+	}
+	if n, err := d.OOMKills("/crishim/poda/c1"); err != nil || n != 2 {
+		t.Errorf("%d, %v", n, err)
+	}
+	if _, err := d.OOMKills("/crishim/none"); !errdefs.IsNotFound(err) {
+		t.Errorf("%v", err)
+	}
+	ids, err := d.List()
+	slices.Sort(ids)
+	if err != nil || !slices.Equal(ids, []engine.PodID{"a", "b"}) {
+		t.Errorf("%v, %v", ids, err)
+	}
+}
+
+func TestTheLimitsOfAPodAreAllSet(t *testing.T) {
+	d := New(&host.Host{CgroupV2: true, Swap: true, HugePageSizes: []string{"2MB"}})
+	r := d.lower(&engine.Resources{CPUShares: 512, CPUPeriod: 100000, CPUQuota: 50000, MemoryLimit: 1 << 20, Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 5}, {PageSize: "1GB"}}})
+	if r.Memory != 1<<20 || r.MemorySwap != 1<<20 || r.CpuQuota != 50000 || r.CpuWeight == 0 || len(r.HugetlbLimit) != 1 || !r.SkipDevices {
+		t.Errorf("%+v", r)
+	}
+	if r := d.lower(&engine.Resources{}); r.Memory != -1 || r.MemorySwap != -1 || r.CpuQuota != -1 {
+		t.Errorf("nothing asked for: %+v", r)
+	}
+}
+
+// live is a driver for this machine, with a pod's cgroup of a name that nobody else uses.
+func live(t *testing.T) (*Driver, Pod) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("cgroups need root")
+	}
+	h, err := host.Probe(host.Options{CgroupDriver: engine.CgroupfsDriver})
+	if err != nil {
+		t.Skip(err)
+	}
+	d := New(h)
+	pod, err := d.Pod(engine.PodID("test"+rand.Text()), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.RemovePod(context.Background(), pod); err != nil {
+			t.Error(err)
+		}
+		hierarchies, _ := d.hierarchies()
+		for _, h := range hierarchies {
+			_ = unix.Rmdir(filepath.Join(h, ours)) // unless others are in it
+		}
+	})
+	return d, pod
+}
+
+func sleeper(t *testing.T) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	return cmd
+}
+
+func TestAPodsOwnCgroupIsMadeLimitedAndRemovedWithWhatIsInIt(t *testing.T) {
+	d, pod := live(t)
+	if err := d.CreatePod(t.Context(), pod, &engine.Resources{MemoryLimit: 64 << 20, CPUShares: 512}); err != nil {
+		t.Fatal(err)
+	}
+	limit := func() string {
+		name := "memory.limit_in_bytes"
+		if d.host.CgroupV2 {
+			name = "memory.max"
+		}
+		data, err := os.ReadFile(filepath.Join(d.controller("memory", pod.Path), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(data))
+	}
+	if got := limit(); got != strconv.Itoa(64<<20) {
+		t.Errorf("limit %s", got)
+	}
+	if err := d.UpdatePod(t.Context(), pod, &engine.Resources{MemoryLimit: 128 << 20}); err != nil || limit() != strconv.Itoa(128<<20) {
+		t.Errorf("limit %s, %v", limit(), err)
+	}
+	if err := d.UpdatePod(t.Context(), pod, &engine.Resources{}); err != nil || limit() == strconv.Itoa(128<<20) {
+		t.Errorf("limit %s, %v", limit(), err)
+	}
+	if ids, err := d.List(); err != nil || !slices.ContainsFunc(ids, func(id engine.PodID) bool { return strings.HasSuffix(pod.Path, string(id)) }) {
+		t.Errorf("%v, %v", ids, err)
+	}
+	container := d.Container(pod, "c1")
+	inside, beside := sleeper(t), sleeper(t)
+	if err := d.Join(container.Path, inside.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := d.Processes(pod.Path); err != nil || !slices.Equal(pids, []int{inside.Process.Pid}) {
+		t.Errorf("%v, %v; want %d", pids, err, inside.Process.Pid)
+	}
+	if n, err := d.OOMKills(container.Path); err != nil || n != 0 {
+		t.Errorf("%d, %v", n, err)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- inside.Wait() }()
+	for range 2 {
+		if err := d.RemovePod(t.Context(), pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-waited:
+		var ended *exec.ExitError
+		if !errors.As(err, &ended) || ended.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("what was in the cgroup lives")
+	}
+	if err := beside.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("what was beside it: %v", err)
+	}
+	hierarchies, err := d.hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range hierarchies {
+		if _, err := os.Stat(filepath.Join(h, pod.Path)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s%s is there: %v", h, pod.Path, err)
+		}
+	}
+}
+
+func TestWhatIsFrozenIsKilledToo(t *testing.T) {
+	d, pod := live(t)
+	if d.host.CgroupV2 {
+		t.Skip("cgroup v2 kills frozen processes itself")
+	}
+	if !d.host.Has("freezer") {
+		t.Skip("no freezer")
+	}
+	cmd := sleeper(t)
+	if err := d.Join(pod.Path, cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(filepath.Join(d.controller("freezer", pod.Path), "freezer.state"), "FROZEN"); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = cmd.Wait() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := d.Kill(ctx, pod.Path); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheKubeletsCgroupIsNeitherLimitedNorRemoved(t *testing.T) {
+	d, own := live(t)
+	if err := d.CreatePod(t.Context(), own, nil); err != nil {
+		t.Fatal(err)
+	}
+	kubelets, err := d.Pod("p1", own.Path)
+	if err != nil || kubelets.Own {
+		t.Fatalf("%+v, %v", kubelets, err)
+	}
+	if err := errors.Join(
+		d.CreatePod(t.Context(), kubelets, &engine.Resources{MemoryLimit: 1}), d.UpdatePod(t.Context(), kubelets, &engine.Resources{MemoryLimit: 1}), d.RemovePod(t.Context(), kubelets),
+	); err != nil {
+		t.Error(err)
+	}
+	if !d.exists(own.Path) {
+		t.Error("it was removed")
+	}
+}

@@ -1,0 +1,166 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+
+	"crishim/engine"
+)
+
+// manage is the library's manager of the cgroup at p. Devices are not its: a pod's cgroup allows all, its containers'
+// own ones do not.
+func (d *Driver) manage(p string, r *cgroups.Resources) (cgroups.Manager, error) {
+	r.SkipDevices = true
+	config := &cgroups.Cgroup{Path: p, Resources: r}
+	if d.systemd() {
+		config = &cgroups.Cgroup{Systemd: true, Parent: path.Base(path.Dir(p)), Name: path.Base(p), Resources: r}
+		if name, ok := strings.CutPrefix(strings.TrimSuffix(config.Name, scope), ours+"-"); ok && strings.HasSuffix(config.Name, scope) {
+			config.Name, config.ScopePrefix = name, ours
+		}
+	}
+	m, err := manager.New(config)
+	if err != nil {
+		return nil, fmt.Errorf("cgroup %s: %w", p, err)
+	}
+	return m, nil
+}
+
+// CreatePod makes the pod's own cgroup with its limits, nil for none; one of the kubelet's is left alone.
+func (d *Driver) CreatePod(ctx context.Context, p Pod, limits *engine.Resources) error {
+	if !p.Own {
+		return nil
+	}
+	if err := errors.Join(checkPath(p.Path), ctx.Err()); err != nil {
+		return err
+	}
+	m, err := d.manage(p.Path, &cgroups.Resources{})
+	if err != nil {
+		return err
+	}
+	if err := m.Apply(-1); err != nil {
+		return fmt.Errorf("make cgroup %s: %w", p.Path, err)
+	}
+	return d.UpdatePod(ctx, p, limits)
+}
+
+// UpdatePod sets the limits of the pod's own cgroup, all of them: an unset one is lifted. Those of the kubelet's are its.
+func (d *Driver) UpdatePod(ctx context.Context, p Pod, limits *engine.Resources) error {
+	if !p.Own || limits == nil {
+		return nil
+	}
+	if err := errors.Join(checkPath(p.Path), ctx.Err()); err != nil {
+		return err
+	}
+	r := d.lower(limits)
+	m, err := d.manage(p.Path, r)
+	if err != nil {
+		return err
+	}
+	if err := m.Set(r); err != nil {
+		return fmt.Errorf("set the limits of cgroup %s: %w", p.Path, err)
+	}
+	return nil
+}
+
+// lower is in the library's words.
+func (d *Driver) lower(r *engine.Resources) *cgroups.Resources {
+	unlimited := func(n int64) int64 {
+		if n == 0 {
+			return -1
+		}
+		return n
+	}
+	out := &cgroups.Resources{
+		Memory: unlimited(r.MemoryLimit), CpuQuota: unlimited(r.CPUQuota), CpuPeriod: uint64(max(r.CPUPeriod, 0)),
+		CpuShares: uint64(max(r.CPUShares, 0)), CpusetCpus: r.CpusetCPUs, CpusetMems: r.CpusetMems, SkipDevices: true,
+	}
+	if d.host.Swap {
+		out.MemorySwap = unlimited(r.MemorySwap)
+		if r.MemoryLimit > 0 && r.MemorySwap == 0 {
+			out.MemorySwap = r.MemoryLimit
+		}
+	}
+	if d.host.CgroupV2 {
+		out.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(out.CpuShares)
+		out.Unified = r.Unified
+	}
+	for _, limit := range r.Hugepages {
+		if slices.Contains(d.host.HugePageSizes, limit.PageSize) {
+			out.HugetlbLimit = append(out.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: limit.PageSize, Limit: limit.Limit})
+		}
+	}
+	return out
+}
+
+// RemovePod kills what is left in the pod's own cgroup and removes it. OK when absent, or not our own.
+func (d *Driver) RemovePod(ctx context.Context, p Pod) error {
+	if !p.Own {
+		return nil
+	}
+	return d.Remove(ctx, p.Path)
+}
+
+// Join moves a process into the cgroup at p, which is made if absent, in every hierarchy.
+func (d *Driver) Join(p string, pid int) error {
+	if err := checkPath(p); err != nil {
+		return err
+	}
+	if pid <= 0 {
+		return invalid("%d is no process", pid)
+	}
+	d.joining.Lock()
+	defer d.joining.Unlock()
+	m, err := d.manage(p, &cgroups.Resources{})
+	if err != nil {
+		return err
+	}
+	if d.systemd() && m.Exists() {
+		// A unit is given its processes when it starts; the empty one may end at any time, and then starts again below.
+		if err = m.AddPid("", pid); err == nil {
+			return nil
+		}
+	}
+	if err = m.Apply(pid); err != nil {
+		return fmt.Errorf("move process %d to cgroup %s: %w", pid, p, err)
+	}
+	return nil
+}
+
+// List are the pods that have cgroups of our own: those that no record names are to be removed.
+func (d *Driver) List() ([]engine.PodID, error) {
+	hierarchies, err := d.hierarchies()
+	if err != nil {
+		return nil, err
+	}
+	parent, prefix, suffix := ours, podPrefix, ""
+	if d.systemd() {
+		parent, prefix, suffix = ours+slice, ours+"-"+podPrefix, slice
+	}
+	var ids []engine.PodID
+	for _, dir := range hierarchies {
+		entries, err := os.ReadDir(filepath.Join(dir, parent))
+		if err != nil {
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			return nil, fmt.Errorf("list the cgroups of pods: %w", err)
+		}
+		for _, entry := range entries {
+			name, ok := strings.CutPrefix(entry.Name(), prefix)
+			id := engine.PodID(strings.TrimSuffix(name, suffix))
+			if ok && entry.IsDir() && strings.HasSuffix(name, suffix) && checkID(string(id)) == nil && !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids, nil
+}
