@@ -67,6 +67,7 @@ func BenchmarkCreateStartExit(b *testing.B) {
 				p := pods[worker]
 				id := "r" + strconv.Itoa(round)
 				args := p.args(p.spec(limited64, "/bin/true"), id)
+				args.ExitFile = p.config.Dir + "/exit"
 				if _, err := p.Create(ctx, id, args); err != nil {
 					b.Error(err)
 					return
@@ -112,9 +113,11 @@ func BenchmarkMemory(b *testing.B) {
 	for _, containers := range []int{1, 3} {
 		b.Run(strconv.Itoa(containers)+"-containers", func(b *testing.B) {
 			const pods = 10
+			helper := sealed(b)
+			b.Cleanup(func() { _ = helper.Close() })
 			var all []*pod
 			for range pods {
-				p := newPod(b)
+				p := podOf(b, helper)
 				all = append(all, p)
 				for i := range containers {
 					id := "c" + strconv.Itoa(i)

@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 				break
 			}
 			build := exec.Command("go", "build", "-tags", "netgo osusergo seccomp",
-				"-ldflags", "-linkmode external -extldflags -static", "-o", program, ".")
+				"-trimpath", "-ldflags", "-s -w -linkmode external -extldflags -static", "-o", program, ".")
 			build.Env = append(os.Environ(), "CGO_ENABLED=1")
 			if out, err := build.CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "build the helper: %v\n%s", err, out)
@@ -68,20 +68,19 @@ type pod struct {
 
 func newPod(t testing.TB) *pod {
 	t.Helper()
-	if missing != "" {
-		t.Skip("a real monitor " + missing)
-	}
+	helper := sealed(t)
+	t.Cleanup(func() { _ = helper.Close() })
+	return podOf(t, helper)
+}
+
+func podOf(t testing.TB, helper *os.File) *pod {
+	t.Helper()
 	// Short, and on a file system that lets programs run.
 	base, err := os.MkdirTemp("/var/tmp", "cm")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(base) })
-	helper, err := os.Open(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = helper.Close() })
 	p := &pod{t: t, helper: helper, base: base, name: filepath.Base(base)}
 	p.config = monitor.Config{Pod: p.name, Dir: base + "/pod", StateRoot: base + "/state"}
 	p.Client, err = monitor.Spawn(within(t), helper, &p.config)
@@ -307,4 +306,28 @@ func mountSmall(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+// sealed is the program as the daemon runs it (engine/native/helper, which embeds what make built).
+func sealed(t testing.TB) *os.File {
+	t.Helper()
+	if missing != "" {
+		t.Skip("a real monitor " + missing)
+	}
+	data, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.MemfdCreate("crishim-monitor", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "crishim-monitor")
+	if _, err := f.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }

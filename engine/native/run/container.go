@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"sync"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -27,6 +28,7 @@ type container struct {
 	container *libcontainer.Container
 	paths     map[string]string
 	process   proc
+	updating  sync.RWMutex // held by Update, shared by Exec
 }
 
 // proc is a serve.Process.
@@ -92,6 +94,8 @@ func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process,
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
+	c.updating.RLock()
+	defer c.updating.RUnlock()
 	if err := c.container.Start(process); err != nil {
 		if errors.Is(err, libcontainer.ErrNotRunning) {
 			return nil, fmt.Errorf("exec in container %s: %w: %w", c.id, err, errdefs.ErrFailedPrecondition)

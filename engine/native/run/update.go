@@ -33,11 +33,16 @@ func (c *container) Update(raw json.RawMessage) error {
 	lift(made.Resources, config.Cgroups.Resources)
 	group := *config.Cgroups
 	made.Resources.Devices = group.Resources.Devices
-	// The devices stay as they are, with what others may have added.
-	made.Resources.SkipDevices = true
 	group.Resources = made.Resources
 	config.Cgroups = &group
-	if err := c.container.Set(config); err != nil {
+	// The devices stay as they are, with what others may have added. The mark is for this call alone: no process starts
+	// with it.
+	c.updating.Lock()
+	defer c.updating.Unlock()
+	made.Resources.SkipDevices = true
+	err = c.container.Set(config)
+	made.Resources.SkipDevices = false
+	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	c.spec = &changed

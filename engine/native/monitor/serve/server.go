@@ -28,6 +28,7 @@ type Server struct {
 	hello   monitor.Hello
 	reaper  *Reaper
 	events  events
+	tidy    tidy
 	ended   chan struct{} // closed when the monitor is to end
 
 	mu         sync.Mutex
@@ -173,6 +174,10 @@ func (s *Server) answer(conn monitor.Conn) {
 		return
 	}
 	result, err := operation(c)
+	switch c.request.Op {
+	case monitor.OpCreate, monitor.OpRestore, monitor.OpExec, monitor.OpDelete:
+		defer s.tidy.worked()
+	}
 	if errors.Is(err, errAnswered) {
 		return
 	}
