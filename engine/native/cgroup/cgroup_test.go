@@ -158,15 +158,25 @@ func live(t *testing.T) (*Driver, Pod) {
 	return d, pod
 }
 
-func sleeper(t *testing.T) *exec.Cmd {
+// child is a process that sleeps until it is killed; ended gets how it ended.
+type child struct {
+	*os.Process
+	ended chan error
+}
+
+func sleeper(t *testing.T) child {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	return cmd
+	c, gone := child{cmd.Process, make(chan error, 1)}, make(chan struct{})
+	go func() {
+		c.ended <- cmd.Wait()
+		close(gone)
+	}()
+	t.Cleanup(func() { _ = cmd.Process.Kill(); <-gone })
+	return c
 }
 
 func TestAPodsOwnCgroupIsMadeLimitedAndRemovedWithWhatIsInIt(t *testing.T) {
@@ -199,24 +209,22 @@ func TestAPodsOwnCgroupIsMadeLimitedAndRemovedWithWhatIsInIt(t *testing.T) {
 	}
 	container := d.Container(pod, "c1")
 	inside, beside := sleeper(t), sleeper(t)
-	if err := d.Join(container.Path, inside.Process.Pid); err != nil {
+	if err := d.Join(container.Path, inside.Pid); err != nil {
 		t.Fatal(err)
 	}
-	if pids, err := d.Processes(pod.Path); err != nil || !slices.Equal(pids, []int{inside.Process.Pid}) {
-		t.Errorf("%v, %v; want %d", pids, err, inside.Process.Pid)
+	if pids, err := d.Processes(pod.Path); err != nil || !slices.Equal(pids, []int{inside.Pid}) {
+		t.Errorf("%v, %v; want %d", pids, err, inside.Pid)
 	}
 	if n, err := d.OOMKills(container.Path); err != nil || n != 0 {
 		t.Errorf("%d, %v", n, err)
 	}
-	waited := make(chan error, 1)
-	go func() { waited <- inside.Wait() }()
 	for range 2 {
 		if err := d.RemovePod(t.Context(), pod); err != nil {
 			t.Fatal(err)
 		}
 	}
 	select {
-	case err := <-waited:
+	case err := <-inside.ended:
 		var ended *exec.ExitError
 		if !errors.As(err, &ended) || ended.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 			t.Errorf("%v", err)
@@ -224,7 +232,7 @@ func TestAPodsOwnCgroupIsMadeLimitedAndRemovedWithWhatIsInIt(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Error("what was in the cgroup lives")
 	}
-	if err := beside.Process.Signal(syscall.Signal(0)); err != nil {
+	if err := beside.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("what was beside it: %v", err)
 	}
 	hierarchies, err := d.hierarchies()
@@ -246,19 +254,19 @@ func TestWhatIsFrozenIsKilledToo(t *testing.T) {
 	if !d.host.Has("freezer") {
 		t.Skip("no freezer")
 	}
-	cmd := sleeper(t)
-	if err := d.Join(pod.Path, cmd.Process.Pid); err != nil {
+	frozen := sleeper(t)
+	if err := d.Join(pod.Path, frozen.Pid); err != nil {
 		t.Fatal(err)
 	}
 	if err := write(filepath.Join(d.controller("freezer", pod.Path), "freezer.state"), "FROZEN"); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = cmd.Wait() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := d.Kill(ctx, pod.Path); err != nil {
 		t.Error(err)
 	}
+	<-frozen.ended
 }
 
 func TestTheKubeletsCgroupIsNeitherLimitedNorRemoved(t *testing.T) {
