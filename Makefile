@@ -26,20 +26,24 @@ help: ## this list
 need: # one clear line where a prerequisite is absent
 	@hack/need.sh
 
+.PHONY: helper
+helper: need # the native engine's static helper, which the build embeds
+	@hack/helper.sh '$(ARCH)' '$(VERSION)'
+
 .PHONY: build
-build: need ## bin/crishim for this machine, static (the default)
+build: helper ## bin/crishim for this machine, static, with the native engine's helper in it (the default)
 	$(GOBUILD) -o bin/crishim ./cmd/shim
 
 .PHONY: build-all
 build-all: need ## bin/crishim-linux-amd64 and -arm64
-	for arch in amd64 arm64; do GOOS=linux GOARCH=$$arch $(GOBUILD) -o bin/crishim-linux-$$arch ./cmd/shim || exit 1; done
+	for arch in amd64 arm64; do hack/helper.sh $$arch '$(VERSION)' && GOOS=linux GOARCH=$$arch $(GOBUILD) -o bin/crishim-linux-$$arch ./cmd/shim || exit 1; done
 
 .PHONY: run
 run: build ## a node on this machine: engine, pod network, crishim, and `crishim check` against it
 	@hack/run.sh
 
 .PHONY: test
-test: need ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd
+test: helper ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd
 	@hack/packages.sh test
 	go test -race -run '^$$' $(UNIT) >/dev/null # builds with all cores
 	@go build -o .cache/results ./hack/results
@@ -52,11 +56,11 @@ record: need ## keeps the results of the last `make test` in docs/reliability.md
 	go test -count=1 -run TestThePage ./internal/reliability -update -record "$(CURDIR)/.cache/unit.json,$(CURDIR)/.cache/e2e.json"
 
 .PHONY: unit
-unit: need ## the part of `make test` that needs neither root nor dockerd
+unit: helper ## the part of `make test` that needs neither root nor dockerd
 	go test -race $(UNIT)
 
 .PHONY: e2e
-e2e: need ## the part of `make test` on a real dockerd; RUN=REGEXP picks tests
+e2e: helper ## the part of `make test` on a real dockerd; RUN=REGEXP picks tests
 	@hack/packages.sh test
 	go test -count=1 -timeout 30m -p 1 -run '$(RUN)' ./e2e/...
 

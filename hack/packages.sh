@@ -1,5 +1,5 @@
 #!/bin/sh
-# packages.sh run|test [ENGINE]: installs from Debian what is missing of the programs that `make run` or `make test` need, the
+# packages.sh build|run|test [ENGINE]: installs from Debian what is missing of the programs that `make`, `make run` or `make test` need, the
 # latter on a Docker Engine as test-docker.sh names them.
 set -eu
 purpose=$1 engine=${2:-}
@@ -8,30 +8,33 @@ want() { # PROGRAM PACKAGE
 	command -v "$1" >/dev/null || missing="$missing $2"
 }
 PATH=$PATH:/usr/sbin:/sbin
-want iptables iptables
-want ip iproute2
-want mount mount
+if [ "$purpose" != run ]; then # the native engine's helper is C in part; for tests, the race detector too
+	want gcc gcc
+	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
+	want pkg-config pkg-config
+	[ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
+fi
+if [ "$purpose" != build ]; then
+	want iptables iptables
+	want ip iproute2
+	want mount mount
+fi
 # A Docker Engine that answers will do for `make run`; the tests start their own.
-if [ "$purpose" = test ] || ! [ -S /var/run/docker.sock ]; then
+if [ "$purpose" = test ] || [ "$purpose" = run ] && ! [ -S /var/run/docker.sock ]; then
 	want dockerd docker.io
 	want containerd containerd
 	want runc runc
 fi
 if [ "$purpose" = test ]; then
-	want gcc gcc # the race detector
-	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 	want ps procps
 	want nft nftables
 	[ -x /bin/busybox ] || missing="$missing busybox-static" # the image of the engine's own tests
-	if [ "$engine" = 29 ]; then # a runc of its own is built
-		want pkg-config pkg-config
-		[ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
-	fi
 	[ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins" # the old version is tested too
 fi
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
 	[ "$purpose" = test ] && { echo "not root: the end-to-end tests are left out; they need$missing" >&2; exit 0; }
+	[ "$purpose" = build ] && { echo "not root: please install$missing" >&2; exit 1; }
 	echo "make run needs root" >&2
 	exit 1
 fi
