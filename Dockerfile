@@ -7,6 +7,8 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
+# The native engine's helper, which is C in part, is embedded in the daemon.
+RUN hack/helper.sh "$(go env GOARCH)" "${VERSION}"
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o /crishim ./cmd/shim
 
 FROM scratch
