@@ -30,6 +30,7 @@ Usage: crishim [COMMAND] [FLAGS]
   serve     answer CRI on a unix socket (the default command)
   check     run the whole life of a pod against an endpoint and print a table
   state     show the records of pods and containers, also while the daemon is down
+  images    list, pull, remove, import and export the native engine's images while the daemon is down
   config    check the configuration and print it; --sample prints a commented file
   version   print the version
 
@@ -40,15 +41,18 @@ type command struct {
 	// flags registers the command's flags; run does it.
 	flags func(fs *pflag.FlagSet)
 	run   func(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error
+	// arguments says that it takes some beside the flags.
+	arguments bool
 }
 
 func commands() map[string]command {
 	return map[string]command{
-		"serve":  {serveFlags, serve},
-		"check":  {checkFlags, runCheck},
-		"state":  {stateFlags, showState},
-		"config": {configFlags, showConfig},
-		"version": {func(*pflag.FlagSet) {}, func(_ context.Context, _ *pflag.FlagSet, out io.Writer) error {
+		"serve":  {flags: serveFlags, run: serve},
+		"check":  {flags: checkFlags, run: runCheck},
+		"state":  {flags: stateFlags, run: showState},
+		"images": {flags: imagesFlags, run: manageImages, arguments: true},
+		"config": {flags: configFlags, run: showConfig},
+		"version": {flags: func(*pflag.FlagSet) {}, run: func(_ context.Context, _ *pflag.FlagSet, out io.Writer) error {
 			_, err := fmt.Fprintln(out, "crishim", version)
 			return err
 		}},
@@ -104,7 +108,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return fmt.Errorf("%w: %w", err, errUsage)
 	}
-	if fs.NArg() > 0 {
+	if fs.NArg() > 0 && !c.arguments {
 		return fmt.Errorf("unexpected argument %q: %w", fs.Arg(0), errUsage)
 	}
 	return c.run(ctx, fs, out)

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+func TestImagesAreImportedListedExportedAndRemoved(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("unpacking layers needs root")
+	}
+	dir := t.TempDir()
+	img, err := random.Image(1000, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag, err := name.NewTag("example.org/app:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(dir, "in.tar")
+	if err := tarball.WriteToFile(archive, tag, img); err != nil {
+		t.Fatal(err)
+	}
+	images := func(args ...string) string {
+		t.Helper()
+		var out bytes.Buffer
+		if err := run(t.Context(), append([]string{"images", "--root-dir", filepath.Join(dir, "root"), "--run-dir", filepath.Join(dir, "run")}, args...), &out); err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+		return out.String()
+	}
+	if out := images("import", archive); !strings.HasPrefix(out, "sha256:") || !strings.Contains(out, tag.String()) {
+		t.Fatal(out)
+	}
+	if out := images("ls"); !strings.Contains(out, tag.String()) {
+		t.Fatal(out)
+	}
+	images("export", "-o", filepath.Join(dir, "out.tar"), tag.String())
+	if first, second := images("export", tag.String()), images("export", tag.String()); first != second || len(first) < 2000 {
+		t.Fatal("two exports differ")
+	}
+	images("rm", tag.String())
+	images("import", filepath.Join(dir, "out.tar"))
+	for _, args := range [][]string{{}, {"pull"}, {"nonsense"}} {
+		if err := run(t.Context(), append([]string{"images"}, args...), &bytes.Buffer{}); !errors.Is(err, errUsage) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+}
