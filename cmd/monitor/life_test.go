@@ -201,3 +201,17 @@ func must[T any](value T, err error) T {
 	}
 	return value
 }
+
+// Rows: R18 (part)
+func TestProgramOfNoFormatIsAnExitWithItsReasonInTheLog(t *testing.T) {
+	p := newPod(t)
+	p.spec(nil)
+	if err := os.WriteFile(p.base+"/root/bin/odd", []byte("\x7fODD"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p.run("a", p.args(p.spec(nil, "/bin/odd"), "a"))
+	exit := must(p.Wait(within(t), "a"))
+	if exit.Code != 255 || !strings.Contains(p.output("a"), "exec format error") {
+		t.Fatalf("exit %+v: %s", exit, p.output("a"))
+	}
+}

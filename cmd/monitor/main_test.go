@@ -171,7 +171,7 @@ func (p *pod) spec(edit func(*specs.Spec), args ...string) *specs.Spec {
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666", "mode=0620"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: "/crishim-test/" + p.name,
+			CgroupsPath: "/crishim-test-" + p.name,
 			Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
 				{Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}},
 			MaskedPaths:   []string{"/proc/kcore", "/proc/keys"},
