@@ -32,6 +32,8 @@ type Host struct {
 	// CAP_SYS_RESOURCE.
 	HardLimits map[string]uint64
 
+	// Mqueue: the host's message queues are mounted at /dev/mqueue, for containers of user namespaces that use them.
+	Mqueue bool
 	// CPUs and MemoryNodes are all that are online ("0-3"), for what had been limited to some.
 	CPUs, MemoryNodes string
 

@@ -266,6 +266,11 @@ func (p probe) security(h *Host, _ *Options) error {
 	if err != nil {
 		return err
 	}
+	queues, err := p.mounts(func(m *mountinfo.Info) bool { return m.FSType == "mqueue" && m.Mountpoint == "/dev/mqueue" })
+	if err != nil {
+		return err
+	}
+	h.Mqueue = len(queues) > 0
 	// Without a policy the kernel labels everything so.
 	current, err := p.read("/proc/self/attr/current")
 	h.SELinux = len(mounts) > 0 && err == nil && strings.TrimRight(current, "\x00") != "kernel"

@@ -49,7 +49,7 @@ func (r tree) write(t *testing.T) string {
 
 // v2 is a node with systemd and everything.
 var v2 = tree{
-	"proc/self/mountinfo":                          "29 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n",
+	"proc/self/mountinfo":                          "29 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n30 23 0:31 / /dev/mqueue rw - mqueue mqueue rw\n",
 	"proc/self/cgroup":                             "0::/system.slice/crishim.service\n",
 	"proc/self/status":                             "Name:\tcrishim\nCapInh:\t0000000000000000\nCapBnd:\t000001ffffffffff\n",
 	"proc/self/attr/current":                       "crishim (unconfined)\n",
@@ -83,7 +83,7 @@ func TestAHostIsReadAsItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !h.CgroupV2 || h.CgroupDriver != engine.SystemdDriver || !h.Swap || !h.AppArmor || h.SELinux || !h.Seccomp {
+	if !h.CgroupV2 || h.CgroupDriver != engine.SystemdDriver || !h.Swap || !h.AppArmor || h.SELinux || !h.Seccomp || !h.Mqueue {
 		t.Errorf("%+v", h)
 	}
 	if want := []string{"1GB", "2MB"}; !reflect.DeepEqual(h.HugePageSizes, want) {
@@ -102,7 +102,7 @@ func TestARestrictedHostSaysWhatItCannot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.CgroupV2 || h.CgroupDriver != engine.CgroupfsDriver || !h.Swap || h.AppArmor || h.SELinux || h.Seccomp {
+	if h.CgroupV2 || h.CgroupDriver != engine.CgroupfsDriver || !h.Swap || h.AppArmor || h.SELinux || h.Seccomp || h.Mqueue {
 		t.Errorf("%+v", h)
 	}
 	if want := []string{"cpu", "cpuacct", "memory", "pids"}; !reflect.DeepEqual(h.Controllers, want) {

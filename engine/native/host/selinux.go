@@ -98,6 +98,7 @@ func ReleaseLabels(pod Labels) {
 // ReserveLabels keeps the level of a pod that was found at the start from being given to another.
 func ReserveLabels(pod Labels) {
 	if pod.Process != "" {
-		selinux.ReserveLabel(pod.Process)
+		// Two pods of one level were asked for so.
+		_ = selinux.ReserveLabelV2(pod.Process)
 	}
 }

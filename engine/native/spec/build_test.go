@@ -25,7 +25,7 @@ func v2Host() *host.Host {
 	return &host.Host{
 		CgroupV2: true, CgroupDriver: engine.SystemdDriver, Controllers: []string{"cpu", "cpuset", "hugetlb", "io", "memory", "pids"},
 		Swap: true, HugePageSizes: []string{"1GB", "2MB"}, Capabilities: allCapabilities, OOMScoreAdjMin: -1000, Seccomp: true,
-		CPUs: "0-3", MemoryNodes: "0",
+		CPUs: "0-3", MemoryNodes: "0", Mqueue: true,
 		AppArmor: true, AppArmorDefault: "crishim-default",
 		Kernel: host.Kernel{Release: "6.12", RecursiveReadonly: true, IDMappedMounts: true, UserNamespaces: true},
 	}

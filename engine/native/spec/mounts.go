@@ -62,23 +62,26 @@ func (b *builder) defaultMounts() []specs.Mount {
 	if n.User != nil && n.Network == engine.NamespaceNode {
 		sys = bind("/sys", "rro")
 	}
-	mqueue := specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}}
+	mqueue := []specs.Mount{{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}}}
 	shm := specs.Mount{Destination: "/dev/shm", Type: "bind", Source: b.c.Shm, Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev"}}
 	if n.IPC == engine.NamespaceNode {
 		shm.Source = "/dev/shm"
 		if n.User != nil {
-			mqueue = bind("/dev/mqueue")
+			// Without the host's mount the queues work, and cannot be seen as files.
+			mqueue = nil
+			if b.h.Mqueue {
+				mqueue = []specs.Mount{bind("/dev/mqueue")}
+			}
 		}
 	}
-	return []specs.Mount{
+	return append(mqueue, []specs.Mount{
 		proc,
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: b.devptsOptions()},
-		mqueue,
 		sys,
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", writable}},
 		shm,
-	}
+	}...)
 }
 
 // ttyGroup owns terminals; a user namespace may not map it.
