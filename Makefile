@@ -39,8 +39,8 @@ build-all: need ## bin/crishim-linux-amd64 and -arm64
 	for arch in amd64 arm64; do hack/helper.sh $$arch '$(VERSION)' && GOOS=linux GOARCH=$$arch $(GOBUILD) -o bin/crishim-linux-$$arch ./cmd/shim || exit 1; done
 
 .PHONY: run
-run: build ## a node on this machine: engine, pod network, crishim, and `crishim check` against it
-	@hack/run.sh
+run: build ## a node on this machine: pod network, crishim, and `crishim check`; ENGINE=docker or native, else what is here
+	@hack/run.sh $(if $(filter-out file,$(origin ENGINE)),$(ENGINE))
 
 .PHONY: test
 test: helper ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd

@@ -1,6 +1,6 @@
 #!/bin/sh
-# packages.sh build|run|test [ENGINE]: installs from Debian what is missing of the programs that `make`, `make run` or `make test` need, the
-# latter on a Docker Engine as test-docker.sh names them.
+# packages.sh build|run|test [ENGINE]: installs from Debian what is missing of the programs that `make` needs, or `make run` with ENGINE docker
+# or native, or `make test` on a Docker Engine as test-docker.sh names them.
 set -eu
 purpose=$1 engine=${2:-}
 missing=
@@ -20,7 +20,7 @@ if [ "$purpose" != build ]; then
 	want mount mount
 fi
 # A Docker Engine that answers will do for `make run`; the tests start their own.
-if [ "$purpose" = test ] || [ "$purpose" = run ] && ! [ -S /var/run/docker.sock ]; then
+if [ "$purpose" = test ] || [ "$engine" = docker ] && ! [ -S /var/run/docker.sock ]; then
 	want dockerd docker.io
 	want containerd containerd
 	want runc runc

@@ -1,14 +1,14 @@
 #!/bin/sh
-# run.sh: `make run`. Makes this machine a node: installs what is missing, starts a Docker Engine if none answers, makes a
-# pod network if there is none, starts bin/crishim and shows `crishim check` passing against it. At a terminal crishim
-# then serves until Ctrl-C; without one everything that was started here is ended again.
+# run.sh [docker|native]: `make run`. Makes this machine a node: installs what is missing, makes a pod network if there is
+# none, starts bin/crishim and shows `crishim check` passing against it. At a terminal crishim then serves until Ctrl-C;
+# without one everything that was started here is ended again.
 #
+# The engine is a Docker Engine if one answers, else the native one; `make run ENGINE=docker` starts one if none answers.
 # DOCKER_HOST (unix:///PATH) names another Docker Engine; CRISHIM_FLAGS are further flags of crishim serve.
 set -eu
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 [ "$(id -u)" = 0 ] || { echo "make run needs root: containers, namespaces and pod networks are made" >&2; exit 1; }
-hack/packages.sh run
 
 state=/run/crishim-run
 docker_socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
@@ -91,12 +91,22 @@ make_network() {
 }
 
 go build -o bin/crishim-ping ./hack/ping
-docker_answers || start_docker
+engine=${1:-}
+if [ -n "$engine" ]; then
+	why="it was asked for"
+elif docker_answers; then
+	engine=docker why="a Docker Engine answers on $docker_socket"
+else
+	engine=native why="no Docker Engine answers on $docker_socket"
+fi
+echo "engine: $engine, because $why"
+hack/packages.sh run "$engine"
+[ "$engine" = native ] || docker_answers || start_docker
 make_network
 
 socket=unix:///run/crishim/crishim.sock
 # shellcheck disable=SC2086 # flags are words
-bin/crishim serve --docker-endpoint "$docker_socket" ${CRISHIM_FLAGS:-} >$state/crishim.log 2>&1 &
+bin/crishim serve --engine "$engine" --docker-endpoint "$docker_socket" ${CRISHIM_FLAGS:-} >$state/crishim.log 2>&1 &
 shim_pid=$!
 wait_for 60 crishim $shim_pid $state/crishim.log test -S /run/crishim/crishim.sock
 bin/crishim check --endpoint $socket || { tail -30 $state/crishim.log >&2; exit 1; }

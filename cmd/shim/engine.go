@@ -11,6 +11,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/docker"
 	"crishim/engine/docker/logpump"
+	"crishim/engine/native"
 	"crishim/state"
 )
 
@@ -38,6 +39,15 @@ func newEngine(name string, c *config.Config, store *state.Store, tracer trace.T
 			return nil, err
 		}
 		return dockerEngine{eng}, nil
+	case config.EngineNative:
+		eng, err := native.New(native.Options{
+			Version: version, RootDir: c.RootDir + "/native", RunDir: c.RunDir + "/native",
+			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("start the native engine: %w", err)
+		}
+		return nativeEngine{eng}, nil
 	}
 	return nil, fmt.Errorf("there is no engine %q", name)
 }
@@ -58,3 +68,10 @@ func (e dockerEngine) register(registry *prometheus.Registry) {
 	counter("crishim_log_write_errors_total", "Failed attempts to write a container log; nothing is lost by one.", func(s logpump.Stats) uint64 { return s.WriteErrors })
 	counter("crishim_log_bad_lines_total", "Lines in Docker's logs that were no entries.", func(s logpump.Stats) uint64 { return s.BadLines })
 }
+
+type nativeEngine struct{ *native.Engine }
+
+func (e nativeEngine) ReloadHosts(dirs []string)     { e.ImageStore().ReloadHosts(dirs) }
+func (e nativeEngine) SetPinned(references []string) { e.ImageStore().SetPinned(references) }
+
+func (e nativeEngine) register(*prometheus.Registry) {}

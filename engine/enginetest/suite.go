@@ -258,6 +258,7 @@ func (s *suite) containerSpecIn(pod engine.PodID, podSpec *engine.PodSpec, comma
 		Pod: pod, PodKey: podSpec.Key, Key: engine.ContainerKey{Name: name},
 		Image:        engine.ImageRef{Ref: s.Image, ID: s.image.ID},
 		Command:      command,
+		LogDirectory: podSpec.LogDirectory,
 		LogPath:      filepath.Join(podSpec.LogDirectory, name+".log"),
 		Namespaces:   podSpec.Namespaces,
 		CgroupParent: podSpec.CgroupParent,

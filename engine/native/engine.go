@@ -1,0 +1,261 @@
+// Package native is engine.Engine without Docker, containerd or a runc binary: the daemon's own runtime. It owns the order
+// of steps, what is recorded of pods and containers, and what is made of their remains after a crash or a reboot.
+//
+//	native ─┬─ image     content store, pulls, unpacked layers       ┌─ run ── libcontainer
+//	        ├─ rootfs    overlays, image volumes, files of pods      │
+//	        ├─ ns        pinned namespaces                           │
+//	        ├─ cgroup    names, limits, ends of cgroups              │
+//	        ├─ spec      what was decided → OCI runtime spec (pure)  │
+//	        └─ monitor   client ──── unix socket, one per pod ──── cmd/monitor (the embedded helper)
+//
+// A pod has no process but its monitor, which holds its containers' stdio, reaps them and outlives the daemon; only where
+// the pod shares its PID namespace there is a pause process too. What must survive a reboot is below Options.RootDir
+// (images, writable layers, records, exits), what must not below RunDir (namespaces, mounts, sockets).
+//
+// A caller makes one Engine with New, runs Watch for as long as the daemon lives, and calls the other methods while the
+// sink's last Health is ready.
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/engine/native/cgroup"
+	"crishim/engine/native/helper"
+	"crishim/engine/native/host"
+	"crishim/engine/native/image"
+	"crishim/engine/native/ns"
+	"crishim/engine/native/rootfs"
+)
+
+// Name is the engine's name in records and among runtime handlers.
+const Name = "native"
+
+// Options say how to run. RootDir and RunDir are required, absolute, and the engine's own.
+type Options struct {
+	// Version is the daemon's, reported as the engine's.
+	Version string
+	// RootDir is kept over a reboot, on a file system that overlayfs can use and that is not mounted noexec. RunDir is gone
+	// after a reboot.
+	RootDir, RunDir string
+	// CgroupDriver is the operator's choice, "" to detect it.
+	CgroupDriver engine.CgroupDriver
+	// The rest is the image store's: see image.Options.
+	RegistryConfigDirs []string
+	NodeAuth           []string
+	Pinned             []string
+	ImageFSInterval    time.Duration
+}
+
+// Engine is the native engine. Make it with New.
+type Engine struct {
+	engine.Images
+	images  *image.Store
+	opts    Options
+	host    *host.Host
+	helper  *os.File
+	pins    *ns.Pins
+	roots   *rootfs.Store
+	cgroups *cgroup.Driver
+	cdi     *host.Injector
+	info    engine.Info
+	events  events
+
+	// ready is set once what was found at the start is sorted.
+	ready atomic.Bool
+	start sync.Once
+
+	mu         sync.Mutex
+	pods       map[engine.PodID]*pod
+	containers map[engine.ContainerID]*container
+	// untouchable are the ids of records that a newer version wrote.
+	untouchable map[string]bool
+}
+
+var _ engine.Engine = (*Engine)(nil)
+
+// New looks at the host and prepares the folders; nothing of a pod is touched before Watch. ErrFailedPrecondition where this
+// host cannot run containers, ErrNotImplemented where this binary was built without the helper.
+func New(opts Options) (*Engine, error) {
+	e := &Engine{opts: opts, pods: map[engine.PodID]*pod{}, containers: map[engine.ContainerID]*container{}}
+	if !helper.Built() {
+		return nil, helper.ErrNotBuilt
+	}
+	for _, dir := range []string{opts.RootDir, opts.RunDir} {
+		if !filepath.IsAbs(dir) {
+			return nil, fmt.Errorf("folder %q of the native engine is not absolute: %w", dir, errdefs.ErrInvalidArgument)
+		}
+		// Others may pass, not look: the root of a pod's user namespace walks down to its root file system.
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return nil, err
+		}
+	}
+	for _, dir := range []string{e.podRecords(), e.containerRecords(), e.exits(), filepath.Join(opts.RunDir, "monitors"), e.bundles(), e.stateRoot()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if e.host, err = host.Probe(host.Options{Root: "/", CgroupDriver: opts.CgroupDriver, StateDir: opts.RootDir}); err != nil {
+		return nil, err
+	}
+	if e.helper, err = helper.Open(opts.RootDir); err != nil {
+		return nil, err
+	}
+	if e.pins, err = ns.Open(filepath.Join(opts.RunDir, "ns")); err != nil {
+		return nil, err
+	}
+	if e.roots, err = rootfs.Open(filepath.Join(opts.RootDir, "roots"), filepath.Join(opts.RunDir, "roots")); err != nil {
+		return nil, err
+	}
+	e.cgroups = cgroup.New(e.host)
+	if e.cdi, err = host.NewInjector(); err != nil {
+		return nil, err
+	}
+	e.images, err = image.Open(image.Options{
+		Root: filepath.Join(opts.RootDir, "images"), RegistryConfigDirs: opts.RegistryConfigDirs, NodeAuth: opts.NodeAuth,
+		Pinned: opts.Pinned, InUse: e.usersOf, Changed: e.imagesChanged, Progress: logProgress, SampleInterval: opts.ImageFSInterval,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.Images = e.images
+	e.info = e.describe()
+	return e, nil
+}
+
+// Close lets go of what New opened, for tests; a daemon keeps it until its end.
+func (e *Engine) Close() error { return errors.Join(e.images.Close(), e.helper.Close()) }
+
+func (e *Engine) describe() engine.Info {
+	features := e.host.Features()
+	return engine.Info{
+		Version: e.opts.Version, APIVersion: "1", CgroupDriver: e.host.CgroupDriver, CgroupV2: e.host.CgroupV2, RootDir: e.opts.RootDir,
+		Handlers: map[string]engine.HandlerFeatures{"": {
+			RecursiveReadonlyMounts: features.RecursiveReadonlyMounts, UserNamespaces: features.UserNamespaces,
+		}},
+		Features: features, Warnings: e.host.Warnings,
+	}
+}
+
+// Name is "native".
+func (e *Engine) Name() string { return Name }
+
+// Info is what was found at the start.
+func (e *Engine) Info() engine.Info { return e.info }
+
+// ImageStore is the engine's images, for what the command line does with them.
+func (e *Engine) ImageStore() *image.Store { return e.images }
+
+// Watch implements engine.Engine.
+func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
+	var background sync.WaitGroup
+	defer background.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	background.Go(func() { e.images.Run(ctx) })
+	e.start.Do(func() {
+		e.load()
+		e.recover(ctx)
+		e.ready.Store(true)
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return e.events.deliver(ctx, sink, e.snapshot)
+}
+
+// check refuses calls that come before the state is known.
+func (e *Engine) check(ctx context.Context) error {
+	if !e.ready.Load() {
+		return fmt.Errorf("the native engine is still sorting what it found: %w", errdefs.ErrUnavailable)
+	}
+	return ctx.Err()
+}
+
+func (e *Engine) snapshot() engine.Snapshot {
+	snap := engine.Snapshot{Taken: time.Now()}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range e.pods {
+		snap.Pods = append(snap.Pods, p.status())
+	}
+	for _, c := range e.containers {
+		snap.Containers = append(snap.Containers, c.status())
+	}
+	return snap
+}
+
+// usersOf says which containers use an image, as their root or as a volume.
+func (e *Engine) usersOf(_ context.Context, id engine.ImageID) ([]string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var users []string
+	for _, c := range e.containers {
+		if c.uses(id) {
+			users = append(users, "container "+string(c.ID))
+		}
+	}
+	return users, nil
+}
+
+func (e *Engine) imagesChanged() { e.events.push(func(s engine.Sink) { s.ImagesChanged() }) }
+
+func logProgress(p image.Progress) {
+	switch p.Phase {
+	case "done":
+		klog.InfoS("Image is there", "image", p.Ref, "bytes", p.Fetched, "layers", p.Layers, "took", p.Elapsed.Round(time.Millisecond))
+	case "failed":
+		klog.ErrorS(p.Err, "Image could not be fetched", "image", p.Ref, "bytes", p.Fetched)
+	default:
+		klog.V(4).InfoS("Image progresses", "image", p.Ref, "phase", p.Phase, "bytes", p.Fetched, "of", p.Total, "layers", p.Layers, "ready", p.Ready)
+	}
+}
+
+// The folders.
+func (e *Engine) podRecords() string       { return filepath.Join(e.opts.RootDir, "pods") }
+func (e *Engine) containerRecords() string { return filepath.Join(e.opts.RootDir, "records") }
+func (e *Engine) exits() string            { return filepath.Join(e.opts.RootDir, "exits") }
+func (e *Engine) bundles() string          { return filepath.Join(e.opts.RunDir, "bundles") }
+
+// stateRoot is libcontainer's own folder: `runc --root` works on it in an incident.
+func (e *Engine) stateRoot() string { return filepath.Join(e.opts.RunDir, "runc") }
+
+func (e *Engine) monitorDir(id engine.PodID) string {
+	return filepath.Join(e.opts.RunDir, "monitors", string(id))
+}
+
+func (e *Engine) exitFile(id engine.ContainerID) string { return filepath.Join(e.exits(), string(id)) }
+
+func (e *Engine) bundle(id engine.ContainerID) string { return filepath.Join(e.bundles(), string(id)) }
+
+// boot names this run of the machine's kernel.
+var boot = sync.OnceValue(func() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		// Without it every start looks like one after a reboot of which nothing is left, which is not true: say so and stop.
+		klog.Fatalf("The boot id cannot be read: %v", err)
+	}
+	return string(id[:len(id)-1])
+})
+
+// quiet is for clean-ups whose failure the next one mends.
+func quiet(err error, what string, id any) {
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		klog.ErrorS(err, "Could not "+what+"; the next removal or start tries again", "id", id)
+	}
+}
