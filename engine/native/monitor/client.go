@@ -106,7 +106,7 @@ func (c *Client) Hello() Hello { return c.hello }
 // PID is the monitor's process.
 func (c *Client) PID() int { return c.watch.PID() }
 
-// Kill ends the monitor's process at once, as a last resort; its containers run on without one.
+// KillMonitor ends the monitor's process at once, as a last resort; its containers run on without one.
 func (c *Client) KillMonitor() error {
 	if err := c.watch.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("kill monitor %d: %w", c.PID(), err)

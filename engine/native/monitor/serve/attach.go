@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -29,6 +30,9 @@ type hub struct {
 	mu      sync.Mutex
 	ended   bool
 	clients map[*attached]struct{}
+
+	// n is how many there are, for who must not wait while a slow one is written to.
+	n atomic.Int32
 }
 
 // attached is one client.
@@ -55,6 +59,7 @@ func (h *hub) join(outputs map[crilog.Stream]*os.File) *attached {
 		h.clients = map[*attached]struct{}{}
 	}
 	h.clients[a] = struct{}{}
+	h.n.Store(int32(len(h.clients)))
 	return a
 }
 
@@ -63,14 +68,11 @@ func (h *hub) leave(a *attached) (dropped uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.clients, a)
+	h.n.Store(int32(len(h.clients)))
 	return a.dropped
 }
 
-func (h *hub) len() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.clients)
-}
+func (h *hub) len() int { return int(h.n.Load()) }
 
 func (h *hub) close() {
 	h.mu.Lock()
@@ -80,6 +82,7 @@ func (h *hub) close() {
 		close(a.done)
 	}
 	h.clients = nil
+	h.n.Store(0)
 }
 
 // writer gives what is written to the clients that want the stream. It never fails.
@@ -96,6 +99,7 @@ func (w hubWriter) Write(p []byte) (int, error) {
 	for a := range w.hub.clients {
 		if out := a.outputs[w.stream]; out != nil && !a.write(out, p) {
 			delete(w.hub.clients, a)
+			w.hub.n.Store(int32(len(w.hub.clients)))
 			close(a.done)
 		}
 	}
