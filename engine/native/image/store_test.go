@@ -22,9 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"crishim/engine"
 )
@@ -229,6 +227,3 @@ func hexOf(h v1.Hash, err error) string {
 	}
 	return h.String()
 }
-
-var _ = static.NewLayer
-var _ = types.OCILayer

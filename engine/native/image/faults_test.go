@@ -1,0 +1,601 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"crishim/engine"
+)
+
+// noise is content that does not compress.
+func noise(n int) string {
+	r := rand.New(rand.NewPCG(1, uint64(n)))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return string(b)
+}
+
+// left are the files below the store's root, without the lock.
+func left(t *testing.T, s *Store) (files []string, bytes int64) {
+	t.Helper()
+	err := filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() == lockFile {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			files, bytes = append(files, path), bytes+info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files, bytes
+}
+
+// Rows: R30 (part)
+func TestR30UsedImageStays(t *testing.T) {
+	reg := newSite(t, nil)
+	shared := layerOf(t, file("s", "shared"))
+	one, two := reg.push(t, "one:v1", imageWith(t, shared, layerOf(t, file("a", "1")))), reg.push(t, "two:v1", imageWith(t, shared))
+	users := []string{"container x"}
+	s := newStore(t, func(o *Options) {
+		o.InUse = func(context.Context, engine.ImageID) ([]string, error) { return users, nil }
+	})
+	a, b := pull(t, s, one), pull(t, s, two)
+	if err := s.RemoveImage(t.Context(), a.ID); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "container x") {
+		t.Fatal(err)
+	}
+	users = nil
+	if err := s.Hold(t.Context(), a.ID, "creation y"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveImage(t.Context(), a.ID); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "creation y") {
+		t.Fatal(err)
+	}
+	s.Release(a.ID, "creation y")
+	for range 2 {
+		if err := s.RemoveImage(t.Context(), a.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Hold(t.Context(), a.ID, "z"); !errdefs.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	if read(t, s, b.ID, 0, "s") != "shared" {
+		t.Fatal("a shared layer went with the other image")
+	}
+	if err := s.RemoveImage(t.Context(), b.ID); err != nil {
+		t.Fatal(err)
+	}
+	if files, _ := left(t, s); len(files) != 0 {
+		t.Errorf("after the last one there are %v", files)
+	}
+}
+
+// Removals, pulls and uses at once: who holds an image has all of it.
+//
+// Rows: R30 (part)
+func TestR30RacesOfPullRemoveAndUse(t *testing.T) {
+	reg := newSite(t, nil)
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "2"))))
+	s := newStore(t, nil)
+	var group sync.WaitGroup
+	for worker := range 4 {
+		group.Go(func() {
+			for round := range 10 {
+				img, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref})
+				if errdefs.IsNotFound(err) {
+					continue // removed between the pull's end and its answer
+				}
+				if err != nil {
+					t.Errorf("pull: %v", err)
+					return
+				}
+				owner := fmt.Sprintf("%d %d", worker, round)
+				if err := s.Hold(t.Context(), img.ID, owner); err == nil {
+					dirs, err := s.LayerDirs(t.Context(), img.ID)
+					if err != nil {
+						t.Errorf("a held image is gone: %v", err)
+					}
+					for i, name := range []string{"a", "b"} {
+						if _, err := os.Stat(filepath.Join(dirs[i], name)); err != nil {
+							t.Errorf("a held image is half: %v", err)
+						}
+					}
+					s.Release(img.ID, owner)
+				} else if !errdefs.IsNotFound(err) {
+					t.Errorf("hold: %v", err)
+				}
+				if err := s.RemoveImage(t.Context(), img.ID); err != nil && !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("remove: %v", err)
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+// Rows: R31 (part)
+func TestR31EachBlobIsFetchedOnceAndCallersMayLeave(t *testing.T) {
+	gate := make(chan struct{})
+	var waiting atomic.Int32
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+				waiting.Add(1)
+				<-gate
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	shared := layerOf(t, file("s", noise(100_000)))
+	var refs []string
+	for i := range 5 {
+		refs = append(refs, reg.push(t, fmt.Sprintf("app%d:v1", i), imageWith(t, shared, layerOf(t, file("own", fmt.Sprint(i))))))
+	}
+	s := newStore(t, nil)
+	leaving, leave := context.WithCancel(t.Context())
+	errs := make(chan error, 50)
+	for i := range 50 {
+		ctx := t.Context()
+		if i < 5 { // the first of each: the pull is theirs
+			ctx = leaving
+		}
+		go func() {
+			_, err := s.PullImage(ctx, &engine.PullSpec{Ref: refs[i%5]})
+			errs <- err
+		}()
+	}
+	for waiting.Load() < 5 {
+		time.Sleep(time.Millisecond)
+	}
+	leave()
+	close(gate)
+	left := 0
+	for range 50 {
+		if err := <-errs; errors.Is(err, context.Canceled) {
+			left++
+		} else if err != nil {
+			t.Error(err)
+		}
+	}
+	if left > 5 {
+		t.Errorf("%d callers were cancelled with 5 that left", left)
+	}
+	digest, err := shared.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := reg.count(http.MethodGet, digest.String()); n != 1 {
+		t.Errorf("the shared layer was fetched %d times", n)
+	}
+}
+
+// cut breaks answers of blobs off after some bytes, as often as told.
+func cut(after int64, times *atomic.Int32, ranges bool) func(http.Handler) http.HandlerFunc {
+	return func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			inner := r.Clone(r.Context())
+			inner.Header.Del("Range")
+			body := &recorder{header: http.Header{}}
+			next.ServeHTTP(body, inner)
+			data := body.Bytes()
+			if !ranges {
+				r.Header.Del("Range")
+			}
+			if int64(len(data)) > 2*after && times.Add(-1) >= 0 {
+				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+				_, _ = w.Write(data[:after])
+				w.(http.Flusher).Flush()
+				panic(http.ErrAbortHandler)
+			}
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+		}
+	}
+}
+
+type recorder struct {
+	bytes.Buffer
+	header http.Header
+}
+
+func (r *recorder) Header() http.Header { return r.header }
+func (r *recorder) WriteHeader(int)     {}
+
+// Rows: R32 (part)
+func TestR32BrokenPullGoesOn(t *testing.T) {
+	for name, ranges := range map[string]bool{"by ranges": true, "without ranges": false} {
+		t.Run(name, func(t *testing.T) {
+			var times atomic.Int32
+			reg := newSite(t, cut(500_000, &times, ranges))
+			ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("f", noise(2_000_000)))))
+			times.Store(2)
+			s := newStore(t, nil)
+			img := pull(t, s, ref)
+			if read(t, s, img.ID, 0, "f") != noise(2_000_000) {
+				t.Fatal("another content")
+			}
+			if times.Load() > 0 {
+				t.Error("nothing broke off")
+			}
+		})
+	}
+}
+
+// A pull that ends in the middle, as a killed daemon's does, is gone on with by the next process.
+//
+// Rows: R32 (part)
+func TestR32PullGoesOnAfterARestart(t *testing.T) {
+	content := noise(3_000_000)
+	var sent atomic.Int64
+	stuck := make(chan struct{})
+	var block atomic.Bool
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			inner := r.Clone(r.Context())
+			inner.Header.Del("Range")
+			body := &recorder{header: http.Header{}}
+			next.ServeHTTP(body, inner)
+			if len(body.Bytes()) > 1_000_000 && block.Load() {
+				w.Header().Set("Content-Length", fmt.Sprint(body.Len()))
+				_, _ = w.Write(body.Bytes()[:2_500_000])
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				close(stuck)
+				return
+			}
+			counting := &countingWriter{ResponseWriter: w, n: &sent}
+			http.ServeContent(counting, r, "", time.Time{}, bytes.NewReader(body.Bytes()))
+		}
+	})
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("f", content))))
+	block.Store(true)
+	s := newStore(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := s.PullImage(ctx, &engine.PullSpec{Ref: ref})
+		ended <- err
+	}()
+	for {
+		entries, _ := os.ReadDir(s.path(partsDir))
+		if len(entries) == 1 {
+			if info, err := entries[0].Info(); err == nil && info.Size() >= 2_400_000 {
+				break
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	<-stuck
+	block.Store(false)
+	_ = s.Close()
+	// What a crash leaves in tmp/ goes at the start.
+	if err := os.MkdirAll(s.path(tempDir, "stray", "fs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	again := reopen(t, s.root, nil)
+	if entries, _ := os.ReadDir(again.path(tempDir)); len(entries) != 0 {
+		t.Errorf("tmp holds %v", entries)
+	}
+	sent.Store(0)
+	img := pull(t, again, ref)
+	if read(t, again, img.ID, 0, "f") != content {
+		t.Fatal("another content")
+	}
+	if n := sent.Load(); n > 700_000 { // 3 MB, less the 2.5 that were here, and the config
+		t.Errorf("%d bytes were fetched again", n)
+	}
+}
+
+type countingWriter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	w.n.Add(int64(len(p)))
+	return w.ResponseWriter.Write(p)
+}
+
+// Rows: R33 (part)
+func TestR33NoProgressEndsAPullAndSlownessDoesNot(t *testing.T) {
+	for name, part := range map[string]string{"manifest": "/manifests/", "blob": "/blobs/"} {
+		t.Run("nothing of a "+name, func(t *testing.T) {
+			reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+				return func(w http.ResponseWriter, r *http.Request) {
+					if r.Method == http.MethodGet && strings.Contains(r.URL.Path, part) {
+						<-r.Context().Done()
+						return
+					}
+					next.ServeHTTP(w, r)
+				}
+			})
+			ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1"))))
+			s := newStore(t, nil)
+			start := time.Now()
+			_, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref, NoProgress: 400 * time.Millisecond})
+			if took := time.Since(start); err == nil || took > 5*time.Second {
+				t.Fatalf("%v after %v", err, took)
+			}
+		})
+	}
+	t.Run("slow", func(t *testing.T) {
+		reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+					next.ServeHTTP(w, r)
+					return
+				}
+				body := &recorder{header: http.Header{}}
+				next.ServeHTTP(body, r)
+				for data := body.Bytes(); len(data) > 0; {
+					n := min(len(data), 20_000)
+					_, _ = w.Write(data[:n])
+					w.(http.Flusher).Flush()
+					data = data[n:]
+					time.Sleep(100 * time.Millisecond)
+				}
+			}
+		})
+		ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", noise(300_000)))))
+		s := newStore(t, nil)
+		if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref, NoProgress: time.Second}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Rows: R34 (part)
+func TestR34UsageIsWhatIsOnDisk(t *testing.T) {
+	reg := newSite(t, nil)
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, dir("d/"), file("d/f", noise(1_000_000))), layerOf(t, file("g", noise(10)))))
+	s := newStore(t, nil)
+	img := pull(t, s, ref)
+	used, err := measure(t.Context(), s.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := s.Usage()
+	if diff := float64(int64(got.UsedBytes)-used.bytes) / float64(used.bytes); diff > 0.02 || diff < -0.02 {
+		t.Errorf("%d bytes, on disk %d", got.UsedBytes, used.bytes)
+	}
+	if d := int64(got.InodesUsed) - used.inodes; d > 3 || d < -3 {
+		t.Errorf("%d inodes, on disk %d", got.InodesUsed, used.inodes)
+	}
+	if err := s.RemoveImage(t.Context(), img.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, bytes := left(t, s); bytes > 0 || s.Usage().UsedBytes > 1<<20 {
+		t.Errorf("%d bytes are left, usage says %d", bytes, s.Usage().UsedBytes)
+	}
+}
+
+// After a power cut at the worst moments a store lists only what is whole.
+//
+// Rows: R21 (part), R22 (part), R23 (part)
+func TestDamagedStoreListsOnlyWholeImagesAndHeals(t *testing.T) {
+	reg := newSite(t, nil)
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", noise(5000)))))
+	only := func(dir string) string {
+		entries, err := os.ReadDir(dir)
+		if err != nil || len(entries) == 0 {
+			t.Fatal(err, entries)
+		}
+		return filepath.Join(dir, entries[0].Name())
+	}
+	for name, damage := range map[string]func(*Store) error{
+		"an empty record":  func(s *Store) error { return os.Truncate(only(s.path(recordsDir)), 0) },
+		"garbage":          func(s *Store) error { return os.WriteFile(only(s.path(recordsDir)), []byte("{\"version\":1}"), 0o600) },
+		"a newer version":  func(s *Store) error { return os.WriteFile(only(s.path(recordsDir)), []byte("{\"version\":9}"), 0o600) },
+		"no layer":         func(s *Store) error { return os.RemoveAll(only(s.path(layersDir))) },
+		"an unnamed layer": func(s *Store) error { return os.Remove(filepath.Join(only(s.path(layersDir)), layerFile)) },
+		"a short blob":     func(s *Store) error { return os.Truncate(only(s.path(blobsDir, "sha256")), 3) },
+		"no blob":          func(s *Store) error { return os.Remove(only(s.path(blobsDir, "sha256"))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t, nil)
+			pull(t, s, ref)
+			_ = s.Close()
+			if err := damage(s); err != nil {
+				t.Fatal(err)
+			}
+			again := reopen(t, s.root, nil)
+			if list, err := again.ListImages(t.Context()); err != nil || len(list) != 0 {
+				t.Fatalf("%v %v", list, err)
+			}
+			img := pull(t, again, ref)
+			if read(t, again, img.ID, 0, "a") != noise(5000) {
+				t.Error("another content")
+			}
+		})
+	}
+}
+
+func TestASecondProcessIsRefused(t *testing.T) {
+	s := newStore(t, nil)
+	if _, err := Open(Options{Root: s.root}); !errdefs.IsFailedPrecondition(err) {
+		t.Fatal(err)
+	}
+}
+
+// Documents that could be read in two ways, or are no image. Each is served in place of a manifest.
+//
+// Rows: S39 (part)
+func TestS39MalformedImagesAreRefused(t *testing.T) {
+	config := `{"mediaType":"application/vnd.oci.image.config.v1+json","size":2,"digest":"sha256:` + strings.Repeat("a", 64) + `"}`
+	layer := `{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","size":2,"digest":"sha256:` + strings.Repeat("b", 64) + `"}`
+	tests := map[string]string{
+		"nothing": "", "no JSON": "{", "a list": "[]", "schema 1": `{"schemaVersion":1,"fsLayers":[]}`, "no version": `{"config":` + config + `}`,
+		"both kinds":          `{"schemaVersion":2,"config":` + config + `,"layers":[],"manifests":[]}`,
+		"a key twice":         `{"schemaVersion":2,"config":` + config + `,"layers":[],"layers":[` + layer + `]}`,
+		"a key in two cases":  `{"schemaVersion":2,"config":` + config + `,"layers":[],"Layers":[` + layer + `]}`,
+		"another media type":  `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","config":` + config + `,"layers":[]}`,
+		"an artifact":         `{"schemaVersion":2,"artifactType":"x/y","config":` + config + `,"layers":[]}`,
+		"a config of no kind": `{"schemaVersion":2,"config":` + strings.Replace(config, "config.v1", "other.v1", 1) + `,"layers":[]}`,
+		"a path as digest":    `{"schemaVersion":2,"config":` + strings.Replace(config, strings.Repeat("a", 64), "../../../../etc/passwd", 1) + `,"layers":[]}`,
+		"a negative size":     `{"schemaVersion":2,"config":` + strings.Replace(config, `"size":2`, `"size":-2`, 1) + `,"layers":[]}`,
+		"a huge config":       `{"schemaVersion":2,"config":` + strings.Replace(config, `"size":2`, `"size":99999999999`, 1) + `,"layers":[]}`,
+		"too many layers":     `{"schemaVersion":2,"config":` + config + `,"layers":[` + layer + strings.Repeat(","+layer, 10_000) + `]}`,
+		"deep nesting":        `{"schemaVersion":2,"config":` + config + `,"layers":[],"annotations":` + strings.Repeat(`{"a":`, 5000) + `1` + strings.Repeat(`}`, 5000) + `}`,
+		"something behind":    `{"schemaVersion":2,"config":` + config + `,"layers":[]} {}`,
+		"a large manifest":    `{"schemaVersion":2,"x":"` + strings.Repeat("x", 5<<20) + `"}`,
+	}
+	for name, manifest := range tests {
+		t.Run(name, func(t *testing.T) {
+			reg := newSite(t, func(http.Handler) http.HandlerFunc {
+				return func(w http.ResponseWriter, r *http.Request) {
+					if strings.Contains(r.URL.Path, "/manifests/") {
+						_, _ = w.Write([]byte(manifest))
+						return
+					}
+					http.NotFound(w, r)
+				}
+			})
+			s := newStore(t, nil)
+			_, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: reg.host() + "/app:v1"})
+			if !errdefs.IsInvalidArgument(err) && !errdefs.IsResourceExhausted(err) && !errdefs.IsDataLoss(err) {
+				t.Fatal(err)
+			}
+			if err := s.Collect(0); err != nil {
+				t.Fatal(err)
+			}
+			if files, _ := left(t, s); len(files) != 0 {
+				t.Errorf("%v are left", files)
+			}
+		})
+	}
+}
+
+// A registry that sends other bytes than it was asked for gets nothing stored.
+//
+// Rows: S39 (part)
+func TestS39WrongBytesAreNeverUsed(t *testing.T) {
+	good := imageWith(t, layerOf(t, file("a", "1")))
+	other := gzipped(t, archive(t, file("evil", "x")))
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			layers, _ := good.Layers()
+			digest, _ := layers[0].Digest()
+			if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.String()) {
+				_, _ = w.Write(other)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	ref := reg.push(t, "app:v1", good)
+	s := newStore(t, nil)
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref}); !errdefs.IsDataLoss(err) {
+		t.Fatal(err)
+	}
+	if list, _ := s.ListImages(t.Context()); len(list) != 0 || len(s.content.layers) != 0 {
+		t.Fatalf("%v %v", list, s.content.layers)
+	}
+	if _, err := os.ReadDir(s.path(tempDir)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Whoever claims a layer's DiffID must have its content, and a name is given to what was asked for only.
+//
+// Rows: S40 (part)
+func TestS40NobodyGetsALayerByClaimingIt(t *testing.T) {
+	reg := newSite(t, nil)
+	secret := layerOf(t, file("secret", "s"))
+	s := newStore(t, nil)
+	pull(t, s, reg.push(t, "private:v1", imageWith(t, secret)))
+	diffID, err := secret.DiffID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := layerOf(t, file("mine", "m"))
+	thief := imageWith(t, mine)
+	reg.push(t, "thief:v0", thief) // its layer is there
+	config, err := thief.RawConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := mine.DiffID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := forge(t, thief, bytes.ReplaceAll(config, []byte(own.String()), []byte(diffID.String())))
+	ref := reg.push(t, "thief:v1", forged)
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref}); !errdefs.IsInvalidArgument(err) {
+		t.Fatalf("%v", err)
+	}
+	if list, _ := s.ListImages(t.Context()); len(list) != 1 {
+		t.Fatalf("%v", list)
+	}
+}
+
+// forged is an image with another config.
+type forged struct {
+	v1.Image
+	config   []byte
+	manifest []byte
+}
+
+func forge(t *testing.T, img v1.Image, config []byte) v1.Image {
+	t.Helper()
+	m, err := img.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = m.DeepCopy()
+	m.Config.Digest = v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", sha256.Sum256(config))}
+	m.Config.Size = int64(len(config))
+	data, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &forged{img, config, data}
+}
+
+func (f *forged) RawConfigFile() ([]byte, error) { return f.config, nil }
+func (f *forged) RawManifest() ([]byte, error)   { return f.manifest, nil }
+func (f *forged) Manifest() (*v1.Manifest, error) {
+	return v1.ParseManifest(bytes.NewReader(f.manifest))
+}
+func (f *forged) ConfigName() (v1.Hash, error) { m, err := f.Manifest(); return m.Config.Digest, err }
+func (f *forged) Digest() (v1.Hash, error) {
+	h, _, err := v1.SHA256(bytes.NewReader(f.manifest))
+	return h, err
+}
+func (f *forged) Size() (int64, error) { return int64(len(f.manifest)), nil }
+func (f *forged) ConfigFile() (*v1.ConfigFile, error) {
+	return v1.ParseConfigFile(bytes.NewReader(f.config))
+}
