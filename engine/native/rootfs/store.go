@@ -237,9 +237,12 @@ func (s *Store) Remove(ctx context.Context, id engine.ContainerID) error {
 	if err := s.Unmount(ctx, id); err != nil {
 		return err
 	}
-	err := mounttree.Unmount(s.layer(id))
-	if err == nil {
-		err = rmtree.Remove(ctx, s.layer(id))
+	err := rmtree.Remove(ctx, s.layer(id))
+	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EBUSY) {
+		// Somebody mounted something in it. The list of all mounts is long, and not read where there is no need.
+		if err = mounttree.Unmount(s.layer(id)); err == nil {
+			err = rmtree.Remove(ctx, s.layer(id))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("remove the writable layer of container %s: %w", id, err)
