@@ -1,0 +1,251 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/engine"
+)
+
+// guarded lets in who has the password, by basic credentials.
+func guarded(password string) func(http.Handler) http.HandlerFunc {
+	return func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if _, got, _ := r.BasicAuth(); got != password && r.Method == http.MethodGet {
+				w.Header().Set("WWW-Authenticate", `Basic realm="reg"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	}
+}
+
+// The registry is asked by each puller's own credentials, whatever is here already; and no secret is written anywhere.
+//
+// Rows: S33 (part), S40 (part)
+func TestS40CredentialsAreAskedForAtEachPull(t *testing.T) {
+	const canary = "canary-of-a-password"
+	locked := false
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		guard := guarded(canary)(next)
+		return func(w http.ResponseWriter, r *http.Request) {
+			if locked {
+				guard(w, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	ref := reg.push(t, "private:v1", imageWith(t, layerOf(t, file("a", "1"))))
+	locked = true
+	s := newStore(t, nil)
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref, Auth: &engine.Auth{Username: "u", Password: canary}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, auth := range []*engine.Auth{nil, {Username: "u", Password: canary + "-wrong"}} {
+		_, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref, Auth: auth})
+		if !errdefs.IsUnauthorized(err) || strings.Contains(err.Error(), canary) {
+			t.Errorf("%v", err)
+		}
+	}
+	files, _ := left(t, s)
+	for _, path := range files {
+		if data, err := os.ReadFile(path); err != nil || strings.Contains(string(data), canary) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// Credentials go to their registry alone: not to where it redirects, names as token server, or says that layers lie.
+//
+// Rows: S32 (part)
+func TestS32CredentialsGoNowhereElse(t *testing.T) {
+	storage := newSite(t, nil)
+	image := imageWith(t, layerOf(t, file("a", "1")))
+	storage.push(t, "app:v1", image)
+	locked := false
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if locked && strings.Contains(r.URL.Path, "/blobs/") {
+				if _, _, ok := r.BasicAuth(); ok {
+					http.Redirect(w, r, storage.URL+r.URL.Path, http.StatusTemporaryRedirect)
+					return
+				}
+			}
+			if locked {
+				guarded("secret")(next)(w, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	ref := reg.push(t, "app:v1", image)
+	locked = true
+	s := newStore(t, nil)
+	before := len(storage.requests)
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref, Auth: &engine.Auth{Username: "u", Password: "secret"}}); err != nil {
+		t.Fatal(err)
+	}
+	if len(storage.requests) == before {
+		t.Fatal("nothing was redirected")
+	}
+	for _, r := range storage.requests {
+		if r.Header.Get("Authorization") != "" {
+			t.Errorf("the storage got credentials for %s", r.URL.Path)
+		}
+	}
+}
+
+// Rows: S41 (part)
+func TestS41EndlessRegistriesAreLeft(t *testing.T) {
+	for name, handler := range map[string]http.HandlerFunc{
+		"redirects": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path+"?"+r.URL.RawQuery+"x", http.StatusTemporaryRedirect)
+		},
+		"challenges": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		},
+		"a body": func(w http.ResponseWriter, _ *http.Request) {
+			for range 1 << 20 {
+				if _, err := w.Write(make([]byte, 1<<16)); err != nil {
+					return
+				}
+			}
+		},
+		"headers": func(w http.ResponseWriter, _ *http.Request) {
+			for i := range 3000 {
+				w.Header().Set(fmt.Sprintf("X-%d", i), strings.Repeat("x", 1000))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := newSite(t, func(http.Handler) http.HandlerFunc { return handler })
+			s := newStore(t, nil)
+			if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: reg.host() + "/app:v1", Auth: &engine.Auth{Username: "u", Password: "p"}}); err == nil {
+				t.Fatal("pulled")
+			}
+			reg.mu.Lock()
+			defer reg.mu.Unlock()
+			if n := len(reg.requests); n > 20 {
+				t.Errorf("%d requests were sent", n)
+			}
+		})
+	}
+}
+
+// Rows: R33 (part)
+func TestR33MirrorsAreTriedInOrder(t *testing.T) {
+	image := imageWith(t, layerOf(t, file("a", "1")))
+	broken := newSite(t, func(http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
+	})
+	mirror := newSite(t, nil)
+	mirror.push(t, "app:v1", image)
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "reg.example"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.%q]\n[host.%q]\n", broken.URL, mirror.URL)
+	if err := os.WriteFile(filepath.Join(dir, "reg.example", "hosts.toml"), []byte(file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t, func(o *Options) { o.RegistryConfigDirs = []string{dir} })
+	got := pull(t, s, "reg.example/app:v1")
+	if !slices.Equal(got.RepoTags, []string{"reg.example/app:v1"}) || broken.count(http.MethodGet, "/manifests/") != 1 {
+		t.Errorf("%v, the first mirror was asked %d times", got.RepoTags, broken.count(http.MethodGet, "/manifests/"))
+	}
+}
+
+func TestImageForThisPlatformIsChosen(t *testing.T) {
+	reg := newSite(t, nil)
+	want := imageWith(t, layerOf(t, file("a", "1")))
+	ref := reg.push(t, "multi:v1", indexOf(t, want))
+	s := newStore(t, nil)
+	got := pull(t, s, ref)
+	if string(got.ID) != hexOf(want.ConfigName()) {
+		t.Fatalf("%s", got.ID)
+	}
+	foreign := newStore(t, func(o *Options) { o.Platform.OS, o.Platform.Architecture = "linux", "riscv64" })
+	if _, err := foreign.PullImage(t.Context(), &engine.PullSpec{Ref: ref}); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "s390x") {
+		t.Fatal(err)
+	}
+}
+
+func TestMovedTagLeavesTheOtherImageItsDigest(t *testing.T) {
+	reg := newSite(t, nil)
+	s := newStore(t, nil)
+	first := pull(t, s, reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")))))
+	second := pull(t, s, reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "2")))))
+	check := func(s *Store) {
+		t.Helper()
+		found, err := s.Image(t.Context(), reg.host()+"/app:v1")
+		if err != nil || found.ID != second.ID {
+			t.Errorf("the tag is that of %v (%v)", found, err)
+		}
+		old, err := s.Image(t.Context(), string(first.ID))
+		if err != nil || len(old.RepoTags) != 0 || len(old.RepoDigests) != 1 {
+			t.Errorf("%+v %v", old, err)
+		}
+	}
+	check(s)
+	_ = s.Close()
+	check(reopen(t, s.root, nil))
+}
+
+func TestProgressIsTold(t *testing.T) {
+	reg := newSite(t, nil)
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", noise(100_000)))))
+	var told []Progress
+	s := newStore(t, func(o *Options) { o.Progress = func(p Progress) { told = append(told, p) } })
+	pull(t, s, ref)
+	last := told[len(told)-1]
+	if told[0].Phase != phaseResolving || last.Phase != phaseDone || last.Ready != 1 || last.Fetched != last.Total || last.Unpacked < 100_000 {
+		t.Errorf("%+v", told)
+	}
+	told = nil
+	_, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: reg.host() + "/none:v1"})
+	if last := told[len(told)-1]; last.Phase != phaseFailed || !errors.Is(err, errdefs.ErrNotFound) || last.Err == nil {
+		t.Errorf("%+v %v", last, err)
+	}
+}
+
+// FuzzDocument reads manifests and configs that no honest registry sends.
+func FuzzDocument(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"config":{},"layers":[]}`))
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"sha256:x"}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		_, _ = parseConfig(data)
+		doc, err := parseDocument(data, "")
+		if err != nil {
+			return
+		}
+		if (doc.index == nil) == (doc.image == nil) {
+			t.Fatal("a document is both or neither")
+		}
+		limits := DefaultLimits
+		if doc.index != nil {
+			platform := hostPlatform()
+			if d, err := doc.choose(&platform, limits.Manifest); err == nil && d.Digest.Validate() != nil {
+				t.Fatal("a digest that is none")
+			}
+			return
+		}
+		if config, layers, err := doc.links(&limits); err == nil {
+			for _, d := range append(layers, config) {
+				if d.Digest.Validate() != nil || d.Size < 0 {
+					t.Fatalf("%+v", d)
+				}
+			}
+		}
+	})
+}
