@@ -80,7 +80,7 @@ func (n *bench) density(count int) {
 	n.pods += count
 	n.b.Logf("%d pods in %v", count, time.Since(begin))
 	suffix := fmt.Sprintf(", %d pods", count)
-	n.fillPeer(count)
+	defer n.fillPeer(count)()
 	n.ask(suffix)
 	n.relist(suffix)
 	n.rows = append(n.rows,
@@ -98,22 +98,28 @@ func single(name, unit string, value float64, goals ...goal) *row {
 	return &row{name: name, unit: unit, ours: samples{{value}}, goals: goals}
 }
 
-// fillPeer gives the peer as many pods, unless it sees crishim's own.
-func (n *bench) fillPeer(count int) {
+// fillPeer gives the peer as many pods, unless it sees crishim's own, and returns what takes them away.
+func (n *bench) fillPeer(count int) (empty func()) {
 	n.b.Helper()
 	if n.peer == nil || n.listed(*n.peer.client) >= count {
-		return
+		return func() {}
 	}
 	pods := make([]any, count)
 	err := each(count, 8, func(i int) (err error) { pods[i], err = n.peer.start(times{}); return err })
 	if err != nil {
-		n.b.Fatalf("filling the peer: %v", err)
+		n.b.Errorf("filling the peer: %v", err)
 	}
-	n.b.Cleanup(func() {
-		if err := each(count, 8, func(i int) error { return n.peer.end(pods[i], times{}) }); err != nil {
-			n.b.Logf("emptying the peer: %v", err)
+	return func() {
+		err := each(count, 8, func(i int) error {
+			if pods[i] == nil {
+				return nil
+			}
+			return n.peer.end(pods[i], times{})
+		})
+		if err != nil {
+			n.b.Errorf("emptying the peer: %v", err)
 		}
-	})
+	}
 }
 
 // ask makes each query, the sides in turns.
