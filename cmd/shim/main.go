@@ -23,7 +23,7 @@ var version = "dev"
 // it die with the goroutine; the main thread cannot die, and would leave the process in the pod for good.
 func init() { runtime.LockOSThread() }
 
-const usage = `crishim lets a kubelet run pods on a Docker Engine.
+const usage = `crishim lets a kubelet run pods on a Docker Engine, or on its own engine where there is none.
 
 Usage: crishim [COMMAND] [FLAGS]
 
