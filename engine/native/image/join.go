@@ -11,6 +11,8 @@ import (
 type flights[T any] struct {
 	mu    sync.Mutex
 	byKey map[string]*flight[T]
+	// running counts work that has not ended, also such that nobody waits for any more.
+	running sync.WaitGroup
 }
 
 // flight is one piece of work with everybody who waits for it. It ends when it is done, or when nobody waits any more.
@@ -26,14 +28,16 @@ type flight[T any] struct {
 
 // do joins the work of key, or starts it. It outlives the caller that started it while others wait. Each caller leaves
 // when its context ends, or after noProgress without progress if that is not 0; parent, if any, takes part in the
-// progress. started says that the work was this caller's, with what it brought.
+// progress and, if it is the last to leave, waits for the end. started says that the work was this caller's, with what it brought.
 func (f *flights[T]) do(ctx context.Context, key string, noProgress time.Duration, parent *progress, work func(context.Context, *progress) (T, error)) (value T, started bool, err error) {
 	joined, started := f.join(ctx, key, work)
 	if parent != nil {
 		parent.attach(joined.progress)
 	}
 	err = joined.wait(ctx, noProgress)
-	f.leave(key, joined)
+	if last := f.leave(key, joined); last && parent != nil {
+		<-joined.done // it clears up after itself, and that is part of the parent's work
+	}
 	if err != nil {
 		return value, started, err
 	}
@@ -53,12 +57,12 @@ func (f *flights[T]) join(ctx context.Context, key string, work func(context.Con
 	}
 	f.byKey[key] = joined
 	ctx, joined.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	go func() {
+	f.running.Go(func() {
 		defer joined.cancel()
 		joined.value, joined.err = work(ctx, joined.progress)
 		f.forget(key, joined) // first, so that whoever sees the end and tries again starts anew
 		close(joined.done)
-	}()
+	})
 	return joined, true
 }
 
@@ -88,7 +92,7 @@ func (f *flight[T]) wait(ctx context.Context, noProgress time.Duration) error {
 }
 
 // leave takes one waiter off; the last one ends the work, which nobody can join from then on.
-func (f *flights[T]) leave(key string, joined *flight[T]) {
+func (f *flights[T]) leave(key string, joined *flight[T]) (last bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if joined.waiters--; joined.waiters == 0 {
@@ -97,6 +101,7 @@ func (f *flights[T]) leave(key string, joined *flight[T]) {
 			delete(f.byKey, key)
 		}
 	}
+	return joined.waiters == 0
 }
 
 func (f *flights[T]) forget(key string, joined *flight[T]) {

@@ -169,6 +169,8 @@ func (s *Store) newStored(rec *record) (*stored, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return &stored{record: *rec, image: imageOf(rec, config, s.content.imageSize(rec))}, nil
 }
 

@@ -168,8 +168,12 @@ func (o *Options) complete() {
 	}
 }
 
-// Close gives the store up. Pulls and imports must have ended.
-func (s *Store) Close() error { return s.lock.Close() }
+// Close gives the store up. Callers must have got their answers; what they left in the middle is waited for here.
+func (s *Store) Close() error {
+	s.pulls.running.Wait()
+	s.layers.running.Wait()
+	return s.lock.Close()
+}
 
 // The folders and files of a store.
 const (
