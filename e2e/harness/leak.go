@@ -106,6 +106,7 @@ func (n *Node) footprint() footprint {
 		"folder":        folders(n.Shim.RunDir),
 		"child":         children(n.Shim.PID()),
 	}}
+	f.lists["shim"] = shims(n.Docker.dir)
 	f.lists["process"], f.lists["unstarted process"] = cgroupProcesses(n.Docker.CgroupParent)
 	// The parents of pods are the kubelet's.
 	f.lists["cgroup"] = slices.DeleteFunc(f.lists["cgroup"], func(name string) bool {
@@ -146,6 +147,18 @@ func residentBytes(pid int) int {
 		}
 	}
 	return 0
+}
+
+// shims are containerd's, by the ids of their containers: one of a container that is gone stays for good.
+func shims(dir string) []string {
+	var ids []string
+	for _, pid := range processesNaming(dir) {
+		args := strings.Split(readString(filepath.Join("/proc", strconv.Itoa(pid), "cmdline")), "\x00")
+		if at := slices.Index(args, "-id"); at > 0 && at+1 < len(args) && strings.HasPrefix(filepath.Base(args[0]), "containerd-shim") {
+			ids = append(ids, args[at+1])
+		}
+	}
+	return ids
 }
 
 // execs are the processes of execs that the engine still counts to its containers.

@@ -202,14 +202,20 @@ func (e *Engine) StopContainer(ctx context.Context, id engine.ContainerID, grace
 	if !validID(string(id)) {
 		return nil
 	}
+	stopped := false
 	if grace > 0 {
-		stopped, err := e.stopGently(ctx, id, grace)
-		if stopped || err != nil {
+		var err error
+		if stopped, err = e.stopGently(ctx, id, grace); err != nil {
 			return err
 		}
 	}
 	return e.do(ctx, "kill container "+string(id), slowLimit, func(ctx context.Context, s *session) error {
-		return killAndWait(ctx, s, string(id))
+		if !stopped {
+			if err := killAndWait(ctx, s, string(id)); err != nil {
+				return err
+			}
+		}
+		return e.killForgotten(ctx, string(id), s.facts)
 	})
 }
 
@@ -283,11 +289,12 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 				return err
 			}
 		}
-		return removeContainer(ctx, s, string(id))
+		return e.removeWhole(ctx, s, string(id))
 	})
 	if err != nil {
 		return err
 	}
+	e.cgroups.forget(string(id))
 	return errors.Join(e.forget(id), e.dropMountsOf(ctx, id))
 }
 

@@ -126,6 +126,8 @@ type Engine struct {
 	execs  execWaiters
 	own    ownActions
 	oom    oomKills
+	// cgroups are of containers that are not removed.
+	cgroups containerCgroups
 	// byFile are the limits last written to cgroup files, by container: Docker does not know them.
 	byFile sync.Map // engine.ContainerID → engine.Resources
 	// roots are the root file systems of running containers as Docker sees them, where it tells.

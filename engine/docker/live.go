@@ -26,6 +26,7 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
 	}
+	e.cgroups.seen(in, status.CgroupPath, f)
 	if in.HostConfig.NetworkMode.IsHost() {
 		return status
 	}
@@ -64,6 +65,7 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 			status.UpperDir = overlayUpperDir(status.PID)
 		}
 	}
+	e.cgroups.seen(in, status.CgroupPath, f)
 	return status
 }
 

@@ -32,6 +32,14 @@ func (a *ownActions) covers(nameOrID, id string) bool {
 	return ok
 }
 
+// underWay says whether an action on a container is.
+func (a *ownActions) underWay(nameOrID string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.expected[nameOrID]
+	return ok
+}
+
 // end returns the container whose event was kept from the watcher, "" where none was.
 func (a *ownActions) end(nameOrID string) (id string) {
 	a.mu.Lock()

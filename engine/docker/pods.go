@@ -54,6 +54,7 @@ func (e *Engine) create(ctx context.Context, body *createBody) (string, error) {
 			made, err := s.cli.ContainerCreate(ctx, body.Config, body.HostConfig, nil, nil, body.Name)
 			id := e.own.end(body.Name)
 			if err == nil {
+				e.cgroups.made(made.ID, body.HostConfig.CgroupParent, s.facts)
 				return made.ID, nil
 			}
 			if id != "" {
@@ -97,10 +98,25 @@ func (e *Engine) removeLeftover(ctx context.Context, s *session, body *createBod
 		old.Config.Labels[labelType] != body.Config.Labels[labelType] || strings.TrimPrefix(old.Name, "/") != body.Name {
 		return fmt.Errorf("the name %s is taken by container %s, which is not ours: %w", body.Name, old.ID, errdefs.ErrAlreadyExists)
 	}
-	if err := removeContainer(ctx, s, old.ID); err != nil {
+	e.cgroups.made(old.ID, old.HostConfig.CgroupParent, s.facts)
+	if err := e.removeWhole(ctx, s, old.ID); err != nil {
 		return err
 	}
+	e.cgroups.forget(old.ID)
 	return errors.Join(e.pins.release(engine.PodID(old.ID)), e.dropMounts(ctx, old.Config.Labels[labelMounts]))
+}
+
+// removeWhole is removeContainer with whatever dockerd has forgotten of the container.
+func (e *Engine) removeWhole(ctx context.Context, s *session, id string) error {
+	if err := e.killForgotten(ctx, id, s.facts); err != nil {
+		return err
+	}
+	cgroup, _ := e.cgroups.of(id) // before its event makes it forgotten
+	if err := removeContainer(ctx, s, id); err != nil {
+		return err
+	}
+	removeForgottenCgroups(cgroup, id, s.facts)
+	return nil
 }
 
 // removeContainer removes by force and returns when it is gone, also where another removal is under way. What dockerd
@@ -273,7 +289,10 @@ func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 		return nil
 	}
 	return e.do(ctx, "stop pod "+string(id), slowLimit, func(ctx context.Context, s *session) error {
-		return killAndWait(ctx, s, string(id))
+		if err := killAndWait(ctx, s, string(id)); err != nil {
+			return err
+		}
+		return e.killForgotten(ctx, string(id), s.facts)
 	})
 }
 
@@ -286,11 +305,12 @@ func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
 		return nil
 	}
 	err := e.do(ctx, "remove pod "+string(id), slowLimit, func(ctx context.Context, s *session) error {
-		return removeContainer(ctx, s, string(id))
+		return e.removeWhole(ctx, s, string(id))
 	})
 	if err != nil {
 		return err
 	}
+	e.cgroups.forget(string(id))
 	return errors.Join(e.pins.release(id), e.payMounts(ctx))
 }
 

@@ -135,6 +135,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	if err != nil {
 		return causeOr(life, err)
 	}
+	forgotten := w.suspects()
 	e.removeProbes(life, s)
 	e.sweepMounts(life, s)
 	e.logs.Load().forgetOthers(w.seen)
@@ -145,6 +146,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	e.images.Invalidate()
 	ready()
 	sink.Resync(snapshot)
+	running.Go(func() { w.endForgotten(forgotten) })
 	w.loop(&running)
 	// Nothing is answered any more before anybody is told.
 	e.current.CompareAndSwap(s, nil)
@@ -449,6 +451,9 @@ func (w *watcher) tell(o *observed) {
 	}
 	if o.gone {
 		delete(w.seen, o.id)
+		if w.s.recorded == nil || !w.s.recorded(o.id) {
+			w.e.cgroups.forget(o.id)
+		}
 		if o.kind == sandbox {
 			w.sink.PodRemoved(engine.PodID(o.id))
 		} else {
