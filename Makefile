@@ -47,9 +47,9 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 	@hack/packages.sh test
 	go test -race -run '^$$' $(UNIT) >/dev/null # builds with all cores
 	@go build -o .cache/results ./hack/results
-	go test -race -p 1 -json $(UNIT) | .cache/results .cache/unit.json
+	.cache/results .cache/unit.json go test -race -p 1 -json $(UNIT)
 	go test -race -tags failpoint ./internal/failpoint
-	go test -count=1 -timeout 30m -p 1 -json ./e2e/... | .cache/results .cache/e2e.json
+	.cache/results .cache/e2e.json go test -count=1 -timeout 30m -p 1 -json ./e2e/...
 
 .PHONY: record
 record: need ## keeps the results of the last `make test` in docs/reliability.md

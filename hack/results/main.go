@@ -1,15 +1,18 @@
-// Command results reads `go test -json`, prints what `go test` would, and writes how each test ended to a file, for
-// `make record`. Its exit status is 1 where a test or package failed.
+// Command results runs `go test -json`, prints what `go test` would, and writes how each test ended to a file, for
+// `make record`. Its exit status is 1 where a test or package failed, and where the command did in any other way: sh knows
+// only the last status of a pipe, and a go test that was killed or found no package tells of no failed test.
 //
-//	go test -json ./... | results FILE
+//	results FILE go test -json ./...
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -27,21 +30,37 @@ type results struct {
 }
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: go test -json ./... | results FILE")
+	if len(os.Args) < 3 {
+		fmt.Fprintln(os.Stderr, "usage: results FILE go test -json ./...")
 		os.Exit(2)
 	}
 	r := results{Date: time.Now().UTC().Format(time.DateOnly), Tests: map[string]string{}}
-	failed, err := r.read(os.Stdin, os.Stdout)
-	if err == nil {
-		err = r.write(os.Args[1])
-	}
+	failed, err := r.run(os.Args[2:], os.Stdout)
+	err = errors.Join(err, r.write(os.Args[1]))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "results:", err)
 	}
 	if err != nil || failed {
 		os.Exit(1)
 	}
+}
+
+// run runs the command and takes in what it says. An error is one that no failed test explains.
+func (r *results) run(command []string, out io.Writer) (failed bool, err error) {
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdoutPipe()
+	if err != nil {
+		return false, err
+	}
+	if err := cmd.Start(); err != nil {
+		return false, err
+	}
+	failed, err = r.read(in, out)
+	if werr := cmd.Wait(); werr != nil && !failed {
+		err = errors.Join(err, fmt.Errorf("%s: %w", strings.Join(command[:min(2, len(command))], " "), werr))
+	}
+	return failed, err
 }
 
 // read takes in all events. What a test printed is shown only if it failed, or never ended.

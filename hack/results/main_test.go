@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"maps"
 	"strings"
 	"testing"
@@ -25,5 +26,27 @@ not json
 	}
 	if want := map[string]string{"a.TestGood": "pass", "a.TestBad": "fail", "a.TestSkipped": "skip"}; !maps.Equal(r.Tests, want) {
 		t.Errorf("%v", r.Tests)
+	}
+}
+
+func TestACommandThatFailsIsAFailure(t *testing.T) {
+	pass := `echo '{"Action":"pass","Package":"m/a","Test":"TestGood"}'`
+	fail := `echo '{"Action":"fail","Package":"m/a","Test":"TestBad"}'`
+	for script, want := range map[string]struct{ failed, err bool }{
+		pass:                  {},
+		pass + "; exit 1":     {err: true}, // no package was found
+		pass + "; kill -9 $$": {err: true}, // out of memory
+		pass + "; " + fail:    {failed: true},
+		fail + "; exit 1":     {failed: true},
+	} {
+		r := results{Tests: map[string]string{}}
+		failed, err := r.run([]string{"sh", "-c", script}, io.Discard)
+		if failed != want.failed || (err != nil) != want.err || len(r.Tests) == 0 {
+			t.Errorf("%s: %v, %v, %v", script, failed, err, r.Tests)
+		}
+	}
+	r := results{Tests: map[string]string{}}
+	if _, err := r.run([]string{"/nonexistent"}, io.Discard); err == nil {
+		t.Error("a command that is not there is no failure")
 	}
 }
