@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 // Rows: R12 (part)
 func TestDockerdForgetsWhatRuns(t *testing.T) {
 	for name, state := range map[string]map[string]any{
+		"ended":   {"Running": false, "Pid": 0, "StartedAt": "0001-01-01T00:00:00Z", "FinishedAt": "0001-01-01T00:00:00Z"},
 		"created": {"Running": false, "Pid": 0, "StartedAt": "0001-01-01T00:00:00Z", "FinishedAt": "0001-01-01T00:00:00Z"},
 		"exited":  {"Running": false, "Pid": 0, "ExitCode": 255, "FinishedAt": time.Now().UTC().Format(time.RFC3339Nano)},
 	} {
@@ -39,10 +41,15 @@ func TestDockerdForgetsWhatRuns(t *testing.T) {
 			for id := range pids {
 				rewriteState(t, n, id, state)
 			}
+			if name == "ended" {
+				for _, pid := range pids {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
 			n.Docker.Start()
 			n.Shim.WaitReady()
 			for id, pid := range pids {
-				if n.HostPID(t, id) != 0 || harness.StartTime(pid) != started[id] {
+				if n.HostPID(t, id) != 0 || name != "ended" && harness.StartTime(pid) != started[id] {
 					t.Skipf("this dockerd finds out what became of container %s: there is nothing to forget", id)
 				}
 			}

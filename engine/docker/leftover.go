@@ -29,6 +29,8 @@ import (
 // container without ending the process, which only its cgroup tells.
 type containerCgroups struct {
 	paths sync.Map // id → path
+	// shims are the ids of containers that had a shim, and did not run, when dockerd was met: it may have forgotten the shim.
+	shims sync.Map
 }
 
 // made notes the cgroup that a container gets at its start. Where Docker chooses the parent it is known from the first look
@@ -58,7 +60,10 @@ func (c *containerCgroups) seen(in *container.InspectResponse, cgroup string, f 
 }
 
 // forget is for a container that was removed by us, or that nobody will ask us to remove.
-func (c *containerCgroups) forget(id string) { c.paths.Delete(id) }
+func (c *containerCgroups) forget(id string) {
+	c.paths.Delete(id)
+	c.shims.Delete(id)
+}
 
 // of is the container's cgroup; known is false where only the processes could tell.
 func (c *containerCgroups) of(id string) (cgroup string, known bool) {
@@ -77,12 +82,16 @@ func namesContainer(cgroup, id string) bool {
 // killForgotten kills what is left in the cgroup of a container that does not run as far as Docker knows, and returns when
 // it is gone. It goes before the removal: a crash in between leaves a container whose removal is asked for again.
 func (e *Engine) killForgotten(ctx context.Context, id string, f *facts) error {
-	killed := false
+	_, shim := e.cgroups.shims.Load(id)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		left := e.processesOf(id, f)
 		switch {
-		case len(left) == 0 && killed:
-			return endShim(ctx, id)
+		case len(left) == 0 && shim:
+			if err := endShim(ctx, id); err != nil {
+				return err
+			}
+			e.cgroups.shims.Delete(id)
+			return nil
 		case len(left) == 0:
 			return nil
 		}
@@ -91,7 +100,7 @@ func (e *Engine) killForgotten(ctx context.Context, id string, f *facts) error {
 				return fmt.Errorf("kill process %d, left of container %s: %w", pid, id, err)
 			}
 		}
-		killed = true
+		shim = true
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("processes %v of container %s, which does not run as far as the engine knows, do not end by SIGKILL: %w", left, id, ctx.Err())
@@ -101,7 +110,7 @@ func (e *Engine) killForgotten(ctx context.Context, id string, f *facts) error {
 }
 
 // shimGrace is how long dockerd may take to end the shim of a process of which it hears the end.
-const shimGrace = time.Second
+const shimGrace = 3 * time.Second
 
 // endShim ends the shim of a container without processes. dockerd 20.10 knows the end of a process by the pid that it had
 // noted: it ignores that of one that it had forgotten, and the shim would stay for good. containerd cleans up after a shim
@@ -131,15 +140,21 @@ func endShim(ctx context.Context, id string) error {
 	}
 }
 
-// isShimOf goes by the command line: containerd-shim-runc-v2 -namespace moby -id ID …
-func isShimOf(pid int, id string) bool {
+func isShimOf(pid int, id string) bool { return shimOf(pid) == id }
+
+// shimOf is the container of a shim, "" for another process. It goes by the command line: containerd-shim-runc-v2 -namespace
+// moby -id ID …
+func shimOf(pid int) (id string) {
 	data, err := os.ReadFile(procPath(pid, "cmdline"))
 	if err != nil {
-		return false
+		return ""
 	}
 	args := strings.Split(string(data), "\x00")
 	at := slices.Index(args, "-id")
-	return strings.HasPrefix(filepath.Base(args[0]), "containerd-shim") && at > 0 && at+1 < len(args) && args[at+1] == id
+	if !strings.HasPrefix(filepath.Base(args[0]), "containerd-shim") || at < 0 || at+1 >= len(args) {
+		return ""
+	}
+	return args[at+1]
 }
 
 // killIf kills a process that is, while it is pinned, the one that is meant. OK when it is gone.
@@ -209,12 +224,22 @@ func removeCgroupTree(top string) {
 // to clean up after an end.
 const startingFor = 5 * time.Second
 
-// suspects are the containers that do not run as far as dockerd knows and have processes. It is called before anything
-// else is asked of this session.
+// suspects are the containers that do not run as far as dockerd knows and have processes. Those that have a shim are noted.
+// It is called before anything else is asked of this session.
 func (w *watcher) suspects() []string {
+	shims := map[string]bool{}
+	for _, p := range processes() {
+		shims[shimOf(p.pid)] = true
+	}
 	var ids []string
 	for id, seen := range w.seen {
-		if seen.state != container.StateRunning && seen.state != container.StatePaused && w.forgot(id) {
+		if seen.state == container.StateRunning || seen.state == container.StatePaused {
+			continue
+		}
+		if shims[id] {
+			w.e.cgroups.shims.Store(id, true)
+		}
+		if w.forgot(id) {
 			ids = append(ids, id)
 		}
 	}
