@@ -244,8 +244,32 @@ func (s *Store) applyContainer(engineName string, st engine.ContainerStatus) {
 // container once. It requires mu.
 func (s *Store) restarted(engineName string, st *engine.ContainerStatus) bool {
 	e := s.containers.byID[string(st.ID)]
-	return e != nil && e.rec.Engine == engineName && st.State == engine.ContainerRunning &&
-		e.status.State == engine.ContainerExited && st.StartedAt.After(e.status.FinishedAt)
+	if e == nil || e.rec.Engine != engineName || st.State != engine.ContainerRunning {
+		return false
+	}
+	switch e.status.State {
+	case engine.ContainerExited:
+		return st.StartedAt.After(e.status.FinishedAt)
+	case engine.ContainerRunning:
+		return s.exitMissed(e, st)
+	}
+	return false
+}
+
+// exitMissed tells a container that exited and was started again while nobody looked: another process runs, and how the
+// first one ended is not known. The exit is noted. It requires mu.
+func (s *Store) exitMissed(e *containerEntry, st *engine.ContainerStatus) bool {
+	old := &e.status
+	if old.PID == 0 || st.PID == 0 || st.PID == old.PID || old.StartedAt.IsZero() || !st.StartedAt.After(old.StartedAt) {
+		return false
+	}
+	from := containerStage(e)
+	exited := *old
+	exited.State, exited.FinishedAt, exited.ExitCode, exited.Reason = engine.ContainerExited, st.StartedAt, ExitUnknown, ReasonUnknown
+	exited.Message = "somebody else started the container again; how it had ended was not seen"
+	e.status, e.applied = advance(e.status, exited), time.Now()
+	s.containers.changed(e, from)
+	return true
 }
 
 // advance is the new status of a container after the engine told next. States only move along the arrows, whatever comes

@@ -42,3 +42,27 @@ func TestAContainerThatSomebodyStartsAgainIsTold(t *testing.T) {
 		t.Error("Recorded is wrong")
 	}
 }
+
+// Rows: S67 (part)
+func TestAnExitThatAQuickRestartHidIsNoted(t *testing.T) {
+	s := newTestStore(t)
+	c := sampleContainer("pod-a", "a")
+	must(t, s.PutPod(samplePod("a")))
+	must(t, s.PutContainer(c))
+	told := 0
+	s.OnRestarted(func(string, engine.ContainerID) { told++ })
+	sink := s.Sink(c.Engine)
+	began := time.Now()
+	running := engine.ContainerStatus{ID: c.ID, State: engine.ContainerRunning, StartedAt: began, PID: 1 << 30}
+	sink.ContainerChanged(running)
+	sink.ContainerChanged(running)
+	if told != 0 {
+		t.Fatalf("told %d times of what did not happen", told)
+	}
+	again := running
+	again.PID, again.StartedAt = 1<<30+1, began.Add(time.Second)
+	sink.ContainerChanged(again)
+	if v, _ := s.Container(c.ID); told != 1 || v.State != engine.ContainerExited || v.Status.ExitCode != ExitUnknown || v.Status.Reason != ReasonUnknown {
+		t.Errorf("told %d times; it is %v with exit code %d, %s", told, v.State, v.Status.ExitCode, v.Status.Reason)
+	}
+}

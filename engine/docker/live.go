@@ -48,6 +48,9 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 	if status.Reason == engine.ReasonError && status.ExitCode == exitKilled && e.oom.has(in.ID) {
 		status.Reason = engine.ReasonOOMKilled
 	}
+	if !status.StartedAt.IsZero() {
+		e.users.learnChecked(status.ImageID) // Docker has read its user files, or it would not have started
+	}
 	if status.State == engine.ContainerRunning || status.State == engine.ContainerExited {
 		if err := e.mounts.unmount(in.Config.Labels[labelMounts]); err != nil {
 			klog.ErrorS(err, "Cannot unmount what was prepared for a container", "id", status.ID)

@@ -122,7 +122,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	s := &session{cli: cli, facts: facts, life: life, recorded: e.opts.Recorded}
 	w := &watcher{
 		e: e, s: s, sink: sink,
-		dirty: map[string]object{}, busy: map[string]bool{}, seen: map[string]seenObject{},
+		dirty: map[string]object{}, died: map[string]death{}, busy: map[string]bool{}, seen: map[string]seenObject{},
 		failed: map[string]object{}, wake: make(chan struct{}, 1), results: make(chan observed), lists: make(chan []container.Summary),
 	}
 	s.watch = w
@@ -208,6 +208,7 @@ type watcher struct {
 	mu     sync.Mutex
 	dirty  map[string]object // to look at
 	known  []observed        // what needs no look any more
+	died   map[string]death  // ends of containers, until they were looked at
 	images bool
 	wake   chan struct{}
 
@@ -292,10 +293,45 @@ func (w *watcher) note(m *events.Message) {
 		case m.Action == events.ActionCreate && w.e.own.covers(attributes["name"], id),
 			m.Action == events.ActionStart && w.e.own.covers(id, id):
 			return
+		case m.Action == events.ActionDie && kind == workload:
+			w.noteDeath(id, attributes["exitCode"], time.Unix(0, m.TimeNano))
 		}
 		w.mark(id, kind)
 	}
 	w.poke()
+}
+
+// death is how and when a container ended, as its event told.
+type death struct {
+	code int32
+	at   time.Time
+}
+
+func (w *watcher) noteDeath(id, exitCode string, at time.Time) {
+	code, err := strconv.ParseInt(exitCode, 10, 32)
+	if err != nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.died[id] = death{int32(code), at}
+}
+
+// endBefore is the end of a container that runs again by the time of the look (docker restart): only its event told of it.
+func (w *watcher) endBefore(status *engine.ContainerStatus) (ended engine.ContainerStatus, ok bool) {
+	w.mu.Lock()
+	d, ok := w.died[string(status.ID)]
+	delete(w.died, string(status.ID))
+	w.mu.Unlock()
+	if !ok || status.State != engine.ContainerRunning || !d.at.Before(status.StartedAt) {
+		return ended, false
+	}
+	ended = *status
+	ended.State, ended.StartedAt, ended.FinishedAt, ended.ExitCode, ended.Reason = engine.ContainerExited, time.Time{}, d.at, d.code, engine.ReasonError
+	if d.code == 0 {
+		ended.Reason = engine.ReasonCompleted
+	}
+	return ended, true
 }
 
 // saw takes in what is known of an object without a look at it.
@@ -451,6 +487,9 @@ func (w *watcher) tell(o *observed) {
 	}
 	if o.gone {
 		delete(w.seen, o.id)
+		w.mu.Lock()
+		delete(w.died, o.id)
+		w.mu.Unlock()
 		if w.s.recorded == nil || !w.s.recorded(o.id) {
 			w.e.cgroups.forget(o.id)
 		}
@@ -467,9 +506,12 @@ func (w *watcher) tell(o *observed) {
 	w.seen[o.id] = seenObject{o.kind, o.state}
 	if o.pod != nil {
 		w.sink.PodChanged(*o.pod)
-	} else {
-		w.sink.ContainerChanged(*o.container)
+		return
 	}
+	if ended, ok := w.endBefore(o.container); ok {
+		w.sink.ContainerChanged(ended)
+	}
+	w.sink.ContainerChanged(*o.container)
 }
 
 // snapshot lists and inspects everything of ours. A container whose inspect hangs or fails is taken from the list and
