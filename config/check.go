@@ -44,6 +44,11 @@ func (c *Config) check() []problem {
 		{"images.credentials", optional(c.Images.Credentials, absolute)},
 		{"streaming.address", hostPort(c.Streaming.Address)},
 		{"streaming", certificate(c.Streaming)},
+		{"nri.socket_path", unixAddress("unix://" + c.NRI.SocketPath)},
+		{"nri.plugin_path", absolute(c.NRI.PluginPath)},
+		{"nri.plugin_config_path", absolute(c.NRI.PluginConfigPath)},
+		{"nri.plugin_registration_timeout", positive(c.NRI.PluginRegistrationTimeout)},
+		{"nri.plugin_request_timeout", positive(c.NRI.PluginRequestTimeout)},
 		{"metrics.listen", optional(c.Metrics.Listen, loopbackOrUnix)},
 		{"metrics.pprof", optional(c.Metrics.Pprof, unixAddress)},
 		{"tracing.endpoint", optional(c.Tracing.Endpoint, hostPort)},
@@ -164,6 +169,13 @@ func imageReference(v string) error {
 func atLeast(v, least int64) error {
 	if v < least {
 		return fmt.Errorf("%d is less than %d", v, least)
+	}
+	return nil
+}
+
+func positive(d Duration) error {
+	if d <= 0 {
+		return fmt.Errorf("%v is not a time to wait for", d)
 	}
 	return nil
 }

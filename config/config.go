@@ -38,6 +38,7 @@ type Config struct {
 	Network      Network   `toml:"network"`
 	Images       Images    `toml:"images"`
 	Streaming    Streaming `toml:"streaming"`
+	NRI          NRI       `toml:"nri"`
 	Metrics      Metrics   `toml:"metrics"`
 	Tracing      Tracing   `toml:"tracing"`
 	Log          Log       `toml:"log"`
@@ -77,6 +78,18 @@ type Streaming struct {
 	IdleTimeout Duration `toml:"idle_timeout" help:"end a stream without traffic after so long"`
 }
 
+// NRI is the Node Resource Interface of the native engine. It is off unless somebody wants it: whoever can connect to its
+// socket, or write to its folders, changes every container of the node, as root.
+type NRI struct {
+	Enable                    bool     `toml:"enable" help:"let NRI plugins see and change pods and containers; the native engine only"`
+	SocketPath                string   `toml:"socket_path" help:"socket that plugins connect to"`
+	PluginPath                string   `toml:"plugin_path" help:"folder of plugins that are started with the daemon"`
+	PluginConfigPath          string   `toml:"plugin_config_path" help:"folder of those plugins' configurations"`
+	PluginRegistrationTimeout Duration `toml:"plugin_registration_timeout" help:"time for a plugin to register after it was started or has connected"`
+	PluginRequestTimeout      Duration `toml:"plugin_request_timeout" help:"time for a plugin to answer; then it is disconnected"`
+	RequiredPlugins           []string `toml:"required_plugins" help:"names of plugins without which no container is created"`
+}
+
 // Metrics is what operators look at.
 type Metrics struct {
 	Listen string `toml:"listen" help:"/metrics and /healthz on a loopback host:port or unix:///PATH; empty is off"`
@@ -106,8 +119,12 @@ func Default() *Config {
 			Credentials: "/var/lib/kubelet/config.json", PullNoProgress: Duration(300e9),
 		},
 		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * 3600e9)},
-		Metrics:   Metrics{Listen: "127.0.0.1:9497"},
-		Log:       Log{Level: 2},
+		NRI: NRI{
+			SocketPath: "/var/run/nri/nri.sock", PluginPath: "/opt/nri/plugins", PluginConfigPath: "/etc/nri/conf.d",
+			PluginRegistrationTimeout: Duration(5e9), PluginRequestTimeout: Duration(2e9), RequiredPlugins: []string{},
+		},
+		Metrics: Metrics{Listen: "127.0.0.1:9497"},
+		Log:     Log{Level: 2},
 	}
 }
 
