@@ -105,8 +105,11 @@ func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Statu
 	if args.ExitFile == "" {
 		return nil, fmt.Errorf("container %s: no exit file is named: %w", id, errdefs.ErrInvalidArgument)
 	}
-	plan, err := s.runtime.Plan(id, args)
-	if err != nil {
+	var plan Plan
+	if err := s.reaper.guard(func() (err error) {
+		plan, err = s.runtime.Plan(id, args)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	if err := s.reaper.guard(func() error { return s.runtime.Remove(id) }); err != nil {

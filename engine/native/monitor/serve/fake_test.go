@@ -27,6 +27,8 @@ type fakeRuntime struct {
 	startErr error
 	shares   bool
 	kills    uint64
+	// plan runs within Plan, unless it is nil.
+	plan func() error
 }
 
 type fakeSpec struct {
@@ -39,6 +41,11 @@ type fakePlan struct {
 }
 
 func (r *fakeRuntime) Plan(_ string, args *monitor.CreateArgs) (Plan, error) {
+	if r.plan != nil {
+		if err := r.plan(); err != nil {
+			return nil, err
+		}
+	}
 	plan := &fakePlan{runtime: r}
 	if err := json.Unmarshal(args.Spec, &plan.spec); err != nil || len(plan.spec.Args) == 0 {
 		return nil, errors.Join(errors.New("bad spec"), err, errdefs.ErrInvalidArgument)
@@ -149,6 +156,7 @@ type fixture struct {
 	t       *testing.T
 	dir     string
 	runtime *fakeRuntime
+	reaper  *Reaper
 	served  chan error
 }
 
@@ -163,7 +171,7 @@ func newFixture(t *testing.T, edit func(*monitor.Config)) *fixture {
 	if edit != nil {
 		edit(config)
 	}
-	f := &fixture{t: t, dir: dir, runtime: &fakeRuntime{}, served: make(chan error, 1)}
+	f := &fixture{t: t, dir: dir, runtime: &fakeRuntime{}, reaper: &Reaper{}, served: make(chan error, 1)}
 	handle, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +191,7 @@ func newFixture(t *testing.T, edit func(*monitor.Config)) *fixture {
 	if err := os.WriteFile(filepath.Join(dir, monitor.RecordName), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server := New(config, f.runtime, monitor.Hello{Record: record, Build: "test"}, nil)
+	server := New(config, f.runtime, monitor.Hello{Record: record, Build: "test"}, f.reaper)
 	go func() { f.served <- server.Serve(listener) }()
 	f.Client, err = monitor.Connect(f.ctx(), dir)
 	if err != nil {

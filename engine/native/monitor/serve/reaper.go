@@ -40,7 +40,7 @@ func (r *Reaper) start(fork func() (Process, error)) (p Process, done func(), er
 	}, nil
 }
 
-// guard runs what has helpers of its own (hooks, CRIU).
+// guard runs what has helpers of its own (hooks, CRIU, readers of user namespaces).
 func (r *Reaper) guard(do func() error) error {
 	r.starting.RLock()
 	defer r.starting.RUnlock()

@@ -15,7 +15,7 @@ import (
 
 // Runtime makes containers.
 type Runtime interface {
-	// Plan checks a specification and changes nothing.
+	// Plan checks a specification and changes nothing. It may run processes of its own, and waits for them.
 	Plan(id string, args *monitor.CreateArgs) (Plan, error)
 	// Remove kills and removes what a monitor that died left of a container. OK when absent.
 	Remove(id string) error
