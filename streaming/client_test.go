@@ -125,6 +125,10 @@ func upgradeSPDY(target string, roots *x509.CertPool, protocols ...string) (net.
 	if err != nil {
 		return nil, nil, err
 	}
+	return upgradeOver(conn, u, roots, protocols...)
+}
+
+func upgradeOver(conn net.Conn, u *url.URL, roots *x509.CertPool, protocols ...string) (net.Conn, *http.Response, error) {
 	if u.Scheme == "https" {
 		conn = tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}})
 	}

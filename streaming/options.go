@@ -21,6 +21,7 @@ func (o *Options) setDefaults() {
 	o.CreationTimeout = cmp.Or(o.CreationTimeout, 30*time.Second)
 	o.TokenTTL = cmp.Or(o.TokenTTL, time.Minute)
 	o.MaxInFlight = cmp.Or(o.MaxInFlight, 1000)
+	o.silence = cmp.Or(o.silence, 30*time.Second)
 }
 
 // validate reports all errors at once.

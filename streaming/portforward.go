@@ -17,7 +17,7 @@ import (
 func (s *Server) servePortForward(podID string, ports []int32) http.HandlerFunc {
 	ports = slices.Clone(ports)
 	return func(w http.ResponseWriter, r *http.Request) {
-		session(w, r, 0, func(w http.ResponseWriter, r *http.Request) {
+		s.session(w, r, 0, func(w http.ResponseWriter, r *http.Request) {
 			f := &forwards{server: s, ports: ports, ctx: r.Context()}
 			defer func() {
 				f.running.close()

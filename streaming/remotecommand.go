@@ -80,7 +80,7 @@ func (s *Server) serveRemoteCommand(want wanted, run runStreams, others http.Han
 		if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
 			serve = func(w http.ResponseWriter, r *http.Request) { serveWebSocketV5(w, r, want, s.opts.IdleTimeout, run) }
 		}
-		session(w, r, want.spdyStreams(), serve)
+		s.session(w, r, want.spdyStreams(), serve)
 	}
 }
 

@@ -37,10 +37,10 @@ var (
 // session runs serve, whose request's context ends when the client is gone, which net/http does not notice on a hijacked
 // connection. However serve returns (a panic too), the connection is closed behind it: cri-streaming leaves it open where
 // the client did not open its streams in time. maxStreams bounds the SPDY streams, 0 does not.
-func session(w http.ResponseWriter, r *http.Request, maxStreams int, serve http.HandlerFunc) {
+func (s *Server) session(w http.ResponseWriter, r *http.Request, maxStreams int, serve http.HandlerFunc) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	h := &hijacker{ResponseWriter: w, ctx: ctx, cancel: cancel}
+	h := &hijacker{ResponseWriter: w, ctx: ctx, cancel: cancel, silence: s.opts.silence}
 	if strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") {
 		h.wrap = func(c net.Conn) net.Conn { return newSPDYConn(c, maxStreams) }
 	}
@@ -56,11 +56,12 @@ func clientGone(ctx context.Context) bool {
 // hijacker is the response of a session. It has no Unwrap on purpose: nobody shall hijack behind its back.
 type hijacker struct {
 	http.ResponseWriter
-	ctx    context.Context // the session's, for the connection's life
-	cancel context.CancelCauseFunc
-	wrap   func(net.Conn) net.Conn // nil for none
-	conn   *clientConn             // nil before Hijack
-	cutoff func() bool
+	ctx     context.Context // the session's, for the connection's life
+	cancel  context.CancelCauseFunc
+	silence time.Duration
+	wrap    func(net.Conn) net.Conn // nil for none
+	conn    *clientConn             // nil before Hijack
+	cutoff  func() bool
 }
 
 // Hijack implements http.Hijacker. All bytes pass through the connection returned, those that the client sent right behind its
@@ -72,7 +73,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	early := make([]byte, buffered.Reader.Buffered())
 	_, _ = io.ReadFull(buffered.Reader, early) // from memory
-	h.conn = newClientConn(raw, early, h.cancel)
+	h.conn = newClientConn(raw, early, h.silence, h.cancel)
 	h.cutoff = context.AfterFunc(h.ctx, h.conn.interrupt)
 	var conn net.Conn = h.conn
 	if h.wrap != nil {
@@ -94,8 +95,9 @@ func (h *hijacker) finish() {
 // no input) by asking the kernel.
 type clientConn struct {
 	net.Conn
-	cancel context.CancelCauseFunc
-	early  []byte // read before the connection
+	cancel  context.CancelCauseFunc
+	silence time.Duration // see Options
+	early   []byte        // read before the connection
 
 	closed    atomic.Bool
 	closeOnce sync.Once
@@ -107,11 +109,11 @@ type clientConn struct {
 	watching  sync.WaitGroup
 }
 
-func newClientConn(raw net.Conn, early []byte, cancel context.CancelCauseFunc) *clientConn {
-	c := &clientConn{Conn: raw, cancel: cancel, early: early, done: make(chan struct{})}
+func newClientConn(raw net.Conn, early []byte, silence time.Duration, cancel context.CancelCauseFunc) *clientConn {
+	c := &clientConn{Conn: raw, cancel: cancel, silence: silence, early: early, done: make(chan struct{})}
 	if tcp, ok := plain(raw).(*net.TCPConn); ok {
-		// A peer that vanished without a FIN is found within 30 s, though nothing is sent.
-		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3})
+		// Where nothing is sent. Behind data that is not acknowledged the kernel sends no probes; see silent.
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silence / 2, Interval: silence / 6, Count: 3})
 	}
 	c.watching.Go(c.watch)
 	return c
@@ -216,8 +218,8 @@ func (c *clientConn) gone() {
 	})
 }
 
-// watch finds the client's FIN or RST also behind input that nobody reads. Neither SPDY nor WebSocket half-closes TCP, so
-// either means that the client is gone.
+// watch finds the client's FIN or RST also behind input that nobody reads: neither SPDY nor WebSocket half-closes TCP, so
+// either means that the client is gone. It finds too that a client was sent something and is silent.
 func (c *clientConn) watch() {
 	sc, ok := plain(c.Conn).(syscall.Conn)
 	if !ok {
@@ -235,7 +237,7 @@ func (c *clientConn) watch() {
 			return
 		case <-tick.C:
 		}
-		if hungUp(raw) {
+		if hungUp(raw) || silent(raw, c.silence) {
 			c.gone()
 			return
 		}
@@ -251,4 +253,27 @@ func hungUp(raw syscall.RawConn) bool {
 		}
 	})
 	return err != nil || events&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+}
+
+// How often the kernel has sent data again, or asked about a full window, without an answer before its silence counts. The
+// questions come ever more rarely, up to two minutes apart.
+const (
+	unansweredData      = 4
+	unansweredQuestions = 3
+)
+
+// silent says that the client's host was sent something again and again and has answered nothing for so long. The kernel
+// alone would go on for a quarter of an hour and more. A client that reads nothing is not silent: its kernel answers.
+// TCP_USER_TIMEOUT makes no such difference and would end it too.
+func silent(raw syscall.RawConn, limit time.Duration) bool {
+	gone := false
+	err := raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return // no TCP
+		}
+		again := info.Unacked > 0 && info.Retransmits >= unansweredData || info.Probes >= unansweredQuestions
+		gone = again && time.Duration(info.Last_ack_recv)*time.Millisecond > limit
+	})
+	return err == nil && gone
 }

@@ -62,4 +62,7 @@ type Options struct {
 	TokenTTL        time.Duration
 	// MaxInFlight bounds the URLs that wait for their client (default 1000).
 	MaxInFlight int
+
+	// silence is how long a client's host that answers nothing is waited for: one that lost its power or network (default 30 s).
+	silence time.Duration
 }
