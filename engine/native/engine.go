@@ -17,6 +17,7 @@
 package native
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ import (
 	"crishim/engine/native/helper"
 	"crishim/engine/native/host"
 	"crishim/engine/native/image"
+	"crishim/engine/native/monitor"
 	"crishim/engine/native/ns"
 	"crishim/engine/native/rootfs"
 )
@@ -72,15 +74,23 @@ type Engine struct {
 	info    engine.Info
 	events  events
 
+	podRecords, containerRecords records
+
 	// ready is set once what was found at the start is sorted.
 	ready atomic.Bool
 	start sync.Once
 
+	// life ends with Close, and with it what goes on in the background.
+	life       context.Context
+	endLife    context.CancelFunc
+	background sync.WaitGroup
+
 	mu         sync.Mutex
+	closed     bool
 	pods       map[engine.PodID]*pod
 	containers map[engine.ContainerID]*container
-	// untouchable are the ids of records that a newer version wrote.
-	untouchable map[string]bool
+	// foreign are the records of a newer version, by id: neither they nor anything that they name is touched.
+	foreign map[string][]byte
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -88,7 +98,12 @@ var _ engine.Engine = (*Engine)(nil)
 // New looks at the host and prepares the folders; nothing of a pod is touched before Watch. ErrFailedPrecondition where this
 // host cannot run containers, ErrNotImplemented where this binary was built without the helper.
 func New(opts Options) (*Engine, error) {
-	e := &Engine{opts: opts, pods: map[engine.PodID]*pod{}, containers: map[engine.ContainerID]*container{}}
+	e := &Engine{
+		opts: opts, pods: map[engine.PodID]*pod{}, containers: map[engine.ContainerID]*container{}, foreign: map[string][]byte{},
+		podRecords:       records{"pod", filepath.Join(opts.RootDir, "pods"), filepath.Join(opts.RunDir, "records", "pods")},
+		containerRecords: records{"container", filepath.Join(opts.RootDir, "records"), filepath.Join(opts.RunDir, "records", "containers")},
+	}
+	e.life, e.endLife = context.WithCancel(context.Background())
 	if !helper.Built() {
 		return nil, helper.ErrNotBuilt
 	}
@@ -104,7 +119,10 @@ func New(opts Options) (*Engine, error) {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{e.podRecords(), e.containerRecords(), e.exits(), filepath.Join(opts.RunDir, "monitors"), e.bundles(), e.stateRoot()} {
+	for _, dir := range []string{
+		e.podRecords.dir, e.podRecords.copies, e.containerRecords.dir, e.containerRecords.copies,
+		e.exits(), e.monitors(), e.bundles(), e.stateRoot(),
+	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -138,8 +156,33 @@ func New(opts Options) (*Engine, error) {
 	return e, nil
 }
 
-// Close lets go of what New opened, for tests; a daemon keeps it until its end.
-func (e *Engine) Close() error { return errors.Join(e.images.Close(), e.helper.Close()) }
+// Close lets go of what New opened and of the monitors, which go on, for tests; a daemon keeps it until its end.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	e.closed = true
+	var clients []*monitor.Client
+	for _, p := range e.pods {
+		if p.client != nil {
+			clients = append(clients, p.client)
+		}
+	}
+	e.mu.Unlock()
+	e.endLife()
+	e.background.Wait()
+	for _, client := range clients {
+		client.Close()
+	}
+	return errors.Join(e.images.Close(), e.helper.Close())
+}
+
+// inBackground runs f unless the engine is closed, which waits for it.
+func (e *Engine) inBackground(f func(context.Context)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.closed {
+		e.background.Go(func() { f(e.life) })
+	}
+}
 
 func (e *Engine) describe() engine.Info {
 	features := e.host.Features()
@@ -167,12 +210,13 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	defer background.Wait()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	background.Go(func() { e.images.Run(ctx) })
+	// A daemon that is told to end meanwhile finishes: what was not joined yet must not look lost.
 	e.start.Do(func() {
 		e.load()
-		e.recover(ctx)
+		e.recover(context.WithoutCancel(ctx))
 		e.ready.Store(true)
 	})
+	background.Go(func() { e.images.Run(ctx) })
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -210,6 +254,11 @@ func (e *Engine) usersOf(_ context.Context, id engine.ImageID) ([]string, error)
 			users = append(users, "container "+string(c.ID))
 		}
 	}
+	for foreign, record := range e.foreign {
+		if bytes.Contains(record, []byte(id)) {
+			users = append(users, foreign+", which a newer version recorded")
+		}
+	}
 	return users, nil
 }
 
@@ -227,19 +276,23 @@ func logProgress(p image.Progress) {
 }
 
 // The folders.
-func (e *Engine) podRecords() string       { return filepath.Join(e.opts.RootDir, "pods") }
-func (e *Engine) containerRecords() string { return filepath.Join(e.opts.RootDir, "records") }
-func (e *Engine) exits() string            { return filepath.Join(e.opts.RootDir, "exits") }
-func (e *Engine) bundles() string          { return filepath.Join(e.opts.RunDir, "bundles") }
+func (e *Engine) exits() string    { return filepath.Join(e.opts.RootDir, "exits") }
+func (e *Engine) bundles() string  { return filepath.Join(e.opts.RunDir, "bundles") }
+func (e *Engine) monitors() string { return filepath.Join(e.opts.RunDir, "monitors") }
 
 // stateRoot is libcontainer's own folder: `runc --root` works on it in an incident.
 func (e *Engine) stateRoot() string { return filepath.Join(e.opts.RunDir, "runc") }
 
 func (e *Engine) monitorDir(id engine.PodID) string {
-	return filepath.Join(e.opts.RunDir, "monitors", string(id))
+	return filepath.Join(e.monitors(), string(id))
 }
 
 func (e *Engine) exitFile(id engine.ContainerID) string { return filepath.Join(e.exits(), string(id)) }
+
+// fallbackExitFile is where the monitor writes an exit that the disk does not take.
+func (e *Engine) fallbackExitFile(pod engine.PodID, id engine.ContainerID) string {
+	return filepath.Join(e.monitorDir(pod), monitor.FallbackExitName(string(id)))
+}
 
 func (e *Engine) bundle(id engine.ContainerID) string { return filepath.Join(e.bundles(), string(id)) }
 

@@ -65,11 +65,13 @@ func (e *Engine) exec(ctx context.Context, client *monitor.Client, id string, pr
 	running, err := client.Exec(ctx, id, process, pipes.theirs)
 	pipes.handedOver()
 	if err != nil {
-		return 0, err
+		return 0, endedMeanwhile(engine.ContainerID(id), err)
 	}
 	output := pipes.copy(&x.Streams)
 	exited, err := running.Wait(ctx)
 	if err != nil {
+		pipes.close()
+		<-output // the caller's streams are not used after the return
 		return 0, err
 	}
 	return exited.Code, drain(ctx, output, pipes)
@@ -96,7 +98,7 @@ func drain(ctx context.Context, output <-chan error, pipes *pipes) error {
 func execTTY(ctx context.Context, client *monitor.Client, id string, process []byte, x *engine.ExecSpec) (int, error) {
 	running, err := client.Exec(ctx, id, process, monitor.Stdio{})
 	if err != nil {
-		return 0, err
+		return 0, endedMeanwhile(engine.ContainerID(id), err)
 	}
 	tty := running.TTY
 	defer func() { _ = tty.Close() }()
@@ -113,6 +115,8 @@ func execTTY(ctx context.Context, client *monitor.Client, id string, process []b
 	go func() { output <- copyOutput(x.Stdout, tty) }()
 	exited, err := running.Wait(ctx)
 	if err != nil {
+		_ = tty.Close()
+		<-output
 		return 0, err
 	}
 	return exited.Code, drain(ctx, output, &pipes{ours: []*os.File{tty}})

@@ -23,6 +23,8 @@ import (
 // engine's mu.
 type pod struct {
 	podRecord
+	// saving orders the writes of the record.
+	saving sync.Mutex
 	// client is nil unless the monitor lives.
 	client *monitor.Client
 	// follow ends the goroutine that reads the monitor's events.
@@ -31,8 +33,6 @@ type pod struct {
 	// pause is the process that holds the shared PID namespace, 0 where there is none.
 	pause      int
 	pauseTicks uint64
-	// failed says why the pod ended by itself.
-	failed string
 }
 
 // status requires mu.
@@ -78,11 +78,11 @@ func (e *Engine) CreatePod(ctx context.Context, s *engine.PodSpec) (engine.PodID
 		return "", err
 	}
 	p := &pod{podRecord: podRecord{
-		Version: recordVersion, ID: id, Boot: boot(), Spec: *s, CreatedAt: time.Now(), Cgroup: cg, Labels: labels,
+		header: header{Version: recordVersion, Boot: boot()}, ID: id, Spec: *s, CreatedAt: time.Now(), Cgroup: cg, Labels: labels,
 	}}
 	if err := e.savePod(p); err != nil {
 		host.ReleaseLabels(labels)
-		return "", err
+		return "", errors.Join(err, e.podRecords.remove(string(id)))
 	}
 	e.mu.Lock()
 	e.pods[id] = p
@@ -113,13 +113,13 @@ func (e *Engine) removeLeftover(ctx context.Context, key engine.PodKey) error {
 }
 
 func (e *Engine) savePod(p *pod) error {
+	p.saving.Lock()
+	defer p.saving.Unlock()
 	e.mu.Lock()
+	p.Revision++
 	record := p.podRecord
 	e.mu.Unlock()
-	if err := writeRecord(e.podRecords(), string(p.ID), &record); err != nil {
-		return err
-	}
-	return failpoint.Hit("native.pod.recorded")
+	return e.podRecords.save(string(p.ID), &record)
 }
 
 func (e *Engine) podChanged(p *pod) {
@@ -138,70 +138,69 @@ func (e *Engine) StartPod(ctx context.Context, id engine.PodID, s *engine.PodSpe
 	if err != nil {
 		return engine.PodStatus{}, err
 	}
-	if err := e.cgroups.CreatePod(ctx, p.Cgroup, s.Resources); err != nil {
-		return engine.PodStatus{}, fmt.Errorf("make the pod's cgroup: %w", err)
-	}
-	if err := failpoint.Hit("native.pod.cgroup"); err != nil {
-		return engine.PodStatus{}, err
-	}
-	pins, err := e.pins.Create(id, &ns.Config{
-		User: s.Namespaces.User, Net: s.Namespaces.Network != engine.NamespaceNode, IPC: s.Namespaces.IPC != engine.NamespaceNode,
-		UTS: s.Namespaces.Network != engine.NamespaceNode, Hostname: s.Hostname, Sysctls: s.Sysctls,
-	})
-	if err != nil {
-		return engine.PodStatus{}, fmt.Errorf("make the pod's namespaces: %w", err)
-	}
-	if err := failpoint.Hit("native.pod.pinned"); err != nil {
-		return engine.PodStatus{}, err
-	}
-	files, err := e.roots.MakePod(ctx, id, s, p.Labels.Mount)
-	if err != nil {
-		return engine.PodStatus{}, fmt.Errorf("make the pod's files: %w", err)
-	}
-	client, err := e.spawn(ctx, p)
-	if err != nil {
-		return engine.PodStatus{}, err
-	}
-	if err := failpoint.Hit("native.pod.monitored"); err != nil {
-		return engine.PodStatus{}, err
-	}
-	e.mu.Lock()
-	p.client, p.pins, p.Files = client, pins, files
-	e.mu.Unlock()
-	if s.Namespaces.PID == engine.NamespacePod {
-		if err := e.startPause(ctx, p, s); err != nil {
-			return engine.PodStatus{}, fmt.Errorf("start the process that holds the pod's PID namespace: %w", err)
+	for _, step := range []struct {
+		name, what string
+		do         func() error
+	}{
+		{"cgroup", "make the pod's cgroup", func() error { return e.cgroups.CreatePod(ctx, p.Cgroup, s.Resources) }},
+		{"pin", "make the pod's namespaces", func() error { return e.pinNamespaces(p, s) }},
+		{"files", "make the pod's files", func() error { return e.makePodFiles(ctx, p, s) }},
+		{"spawn", "start the pod's monitor", func() error { return e.spawn(ctx, p) }},
+		{"join", "move the pod's monitor to its cgroup", func() error { return e.cgroups.Join(e.cgroups.Monitors(), p.client.PID()) }},
+		{"pause", "start the process that holds the pod's PID namespace", func() error { return e.startPause(ctx, p, s) }},
+		{"start", "record the start of the pod", func() error { return e.recordStart(p) }},
+		{"commit", "tell the pod's monitor that it stays", func() error { return p.client.Commit(ctx) }},
+	} {
+		if step.name == "pause" && s.Namespaces.PID != engine.NamespacePod {
+			continue
 		}
-	}
-	e.mu.Lock()
-	p.StartedAt = time.Now()
-	e.mu.Unlock()
-	if err := e.savePod(p); err != nil {
-		return engine.PodStatus{}, err
-	}
-	if err := client.Commit(ctx); err != nil {
-		return engine.PodStatus{}, fmt.Errorf("tell the pod's monitor that it stays: %w", err)
+		if err := failpoint.Around("native.pod."+step.name, step.do); err != nil {
+			return engine.PodStatus{}, fmt.Errorf("%s: %w", step.what, diskError(err))
+		}
 	}
 	e.followPod(p)
 	e.podChanged(p)
 	return e.PodStatus(ctx, id)
 }
 
-// spawn starts the monitor and moves it out of our own cgroup: it outlives the service, and is charged to nobody's pod.
-func (e *Engine) spawn(ctx context.Context, p *pod) (*monitor.Client, error) {
+func (e *Engine) pinNamespaces(p *pod, s *engine.PodSpec) error {
+	pins, err := e.pins.Create(p.ID, &ns.Config{
+		User: s.Namespaces.User, Net: s.Namespaces.Network != engine.NamespaceNode, IPC: s.Namespaces.IPC != engine.NamespaceNode,
+		UTS: s.Namespaces.Network != engine.NamespaceNode, Hostname: s.Hostname, Sysctls: s.Sysctls,
+	})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p.pins = pins
+	return err
+}
+
+func (e *Engine) makePodFiles(ctx context.Context, p *pod, s *engine.PodSpec) error {
+	files, err := e.roots.MakePod(ctx, p.ID, s, p.Labels.Mount)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p.Files = files
+	return err
+}
+
+// spawn starts the monitor. It is then moved out of our own cgroup: it outlives the service, and is charged to nobody's pod.
+func (e *Engine) spawn(ctx context.Context, p *pod) error {
 	client, err := monitor.Spawn(ctx, e.helper, &monitor.Config{
 		Pod: p.Spec.Key.Namespace + "/" + p.Spec.Key.Name, Dir: e.monitorDir(p.ID), StateRoot: e.stateRoot(),
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := e.cgroups.Join(e.cgroups.Monitors(), client.PID()); err != nil {
-		err = fmt.Errorf("move the pod's monitor to its cgroup: %w", err)
-		err = errors.Join(err, client.KillMonitor())
-		client.Close()
-		return nil, err
-	}
-	return client, nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p.client, p.Monitor = client, client.Hello().Record
+	return nil
+}
+
+func (e *Engine) recordStart(p *pod) error {
+	e.mu.Lock()
+	p.StartedAt = time.Now()
+	e.mu.Unlock()
+	return e.savePod(p)
 }
 
 // pauseID is the pause process's name for its monitor and for libcontainer.
@@ -243,152 +242,6 @@ func (e *Engine) specPins(p *pod) spec.Pins {
 	return spec.Pins{User: p.pins[ns.User], Net: p.pins[ns.Net], IPC: p.pins[ns.IPC], UTS: p.pins[ns.UTS], PID: p.pins[ns.PID]}
 }
 
-// StopPod implements engine.Pods: whatever still runs in the pod is killed, its monitor ends, its namespaces stay pinned.
-func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
-	if err := e.check(ctx); err != nil {
-		return err
-	}
-	p, err := e.pod(id)
-	if err != nil {
-		return nil
-	}
-	var all sync.WaitGroup
-	containers := e.containersOf(id)
-	errs := make([]error, len(containers))
-	for i, c := range containers {
-		all.Go(func() { errs[i] = e.end(ctx, c) })
-	}
-	all.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("end the pod's containers: %w", err)
-	}
-	if err := e.endMonitor(ctx, p); err != nil {
-		return err
-	}
-	e.mu.Lock()
-	changed := !p.Stopped
-	p.Stopped, p.pause, p.pauseTicks = true, 0, 0
-	e.mu.Unlock()
-	if !changed {
-		return nil
-	}
-	e.podChanged(p)
-	// Whether this is recorded matters little: after a crash a pod without a monitor is one that has stopped.
-	quiet(e.savePod(p), "record the end of a pod sandbox", id)
-	return nil
-}
-
-// endMonitor ends the pause process and the monitor, and leaves nothing of the pod's processes.
-func (e *Engine) endMonitor(ctx context.Context, p *pod) error {
-	e.mu.Lock()
-	client, follow := p.client, p.follow
-	p.client, p.follow = nil, nil
-	e.mu.Unlock()
-	if follow != nil {
-		follow()
-	}
-	if client != nil {
-		err := client.Delete(ctx, pauseID(p.ID))
-		if err == nil {
-			err = client.Shutdown(ctx)
-		}
-		if err != nil && ctx.Err() == nil && !errdefs.IsUnavailable(err) {
-			klog.ErrorS(err, "The monitor of a pod does not end by itself and is killed", "id", p.ID)
-		}
-		if ctx.Err() != nil {
-			e.mu.Lock()
-			p.client = client // the next call goes on
-			e.mu.Unlock()
-			return ctx.Err()
-		}
-		if err != nil {
-			_ = client.KillMonitor()
-		}
-		select {
-		case <-client.Done():
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		client.Close()
-	}
-	return e.killRemains(ctx, p)
-}
-
-// killRemains ends what a monitor that died left of the pause process, and its state.
-func (e *Engine) killRemains(ctx context.Context, p *pod) error {
-	if p.Spec.Namespaces.PID == engine.NamespacePod {
-		cg := e.cgroups.Container(p.Cgroup, engine.ContainerID(pauseID(p.ID)))
-		if err := e.cgroups.Remove(ctx, cg.Path); err != nil {
-			return fmt.Errorf("end the process that holds the pod's PID namespace: %w", err)
-		}
-		if err := removeTree(filepath.Join(e.stateRoot(), pauseID(p.ID))); err != nil {
-			return err
-		}
-		if err := e.pins.Unpin(p.ID, string(ns.PID)); err != nil {
-			return err
-		}
-	}
-	return removeTree(e.monitorDir(p.ID))
-}
-
-// ReleaseNetNS implements engine.Pods. The other namespaces go with it: nothing runs in them any more.
-func (e *Engine) ReleaseNetNS(ctx context.Context, id engine.PodID) error {
-	if err := e.check(ctx); err != nil {
-		return err
-	}
-	if err := e.pins.Remove(id); err != nil {
-		return fmt.Errorf("drop the pins of the pod's namespaces: %w", err)
-	}
-	if p, err := e.pod(id); err == nil {
-		e.mu.Lock()
-		p.pins = nil
-		e.mu.Unlock()
-		e.podChanged(p)
-	}
-	return nil
-}
-
-// RemovePod implements engine.Pods. The order is fixed, and the record goes last: what a crash leaves is removed by the next
-// call.
-func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
-	if err := e.check(ctx); err != nil {
-		return err
-	}
-	p, err := e.pod(id)
-	if err != nil {
-		return nil
-	}
-	for _, c := range e.containersOf(id) {
-		if err := e.RemoveContainer(ctx, c.ID); err != nil {
-			return fmt.Errorf("remove container %s of the pod: %w", c.ID, err)
-		}
-	}
-	if err := e.endMonitor(ctx, p); err != nil {
-		return err
-	}
-	if err := e.pins.Remove(id); err != nil {
-		return fmt.Errorf("drop the pins of the pod's namespaces: %w", err)
-	}
-	if err := e.roots.RemovePod(ctx, id); err != nil {
-		return fmt.Errorf("remove the pod's files: %w", err)
-	}
-	if err := e.cgroups.RemovePod(ctx, p.Cgroup); err != nil {
-		return fmt.Errorf("remove the pod's cgroup: %w", err)
-	}
-	if err := failpoint.Hit("native.pod.removing"); err != nil {
-		return err
-	}
-	if err := removeFile(filepath.Join(e.podRecords(), string(id))); err != nil {
-		return fmt.Errorf("remove the pod's record: %w", err)
-	}
-	host.ReleaseLabels(p.Labels)
-	e.mu.Lock()
-	delete(e.pods, id)
-	e.mu.Unlock()
-	e.events.push(func(s engine.Sink) { s.PodRemoved(id) })
-	return nil
-}
-
 // UpdatePod implements engine.Pods.
 func (e *Engine) UpdatePod(ctx context.Context, id engine.PodID, _, resources *engine.Resources) error {
 	if err := e.check(ctx); err != nil {
@@ -398,7 +251,7 @@ func (e *Engine) UpdatePod(ctx context.Context, id engine.PodID, _, resources *e
 	if err != nil {
 		return err
 	}
-	return e.cgroups.UpdatePod(ctx, p.Cgroup, resources)
+	return failpoint.Around("native.pod.update", func() error { return e.cgroups.UpdatePod(ctx, p.Cgroup, resources) })
 }
 
 // PodStatus implements engine.Pods.

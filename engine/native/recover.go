@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
-	"path/filepath"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +17,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/native/host"
 	"crishim/engine/native/monitor"
+	"crishim/internal/process"
 )
 
 // What is reported of containers whose end nobody saw.
@@ -26,42 +27,92 @@ const (
 	reasonMonitorLost = "MonitorLost"
 )
 
-// load reads the records. Objects of records that a newer version wrote are left alone altogether.
+// load reads the records.
 func (e *Engine) load() {
-	err := readRecords(e.podRecords(), func(name string, r *podRecord) error {
-		if r.Version > recordVersion {
-			e.newer(name)
-			return errNewer
+	pods := e.podRecords.load(func(id string, data []byte) error {
+		var r podRecord
+		if err := json.Unmarshal(data, &r); err != nil {
+			return err
 		}
-		if string(r.ID) != name {
-			return fmt.Errorf("it is the record of %q", r.ID)
+		if string(r.ID) != id || r.Cgroup.Path == "" {
+			return fmt.Errorf("it is the record of %q in cgroup %q: %w", r.ID, r.Cgroup.Path, errdefs.ErrDataLoss)
 		}
-		e.pods[r.ID] = &pod{podRecord: *r, pins: e.pins.Set(r.ID)}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.pods[r.ID] = &pod{podRecord: r, pins: e.pins.Set(r.ID)}
 		host.ReserveLabels(r.Labels)
 		return nil
-	})
-	err = errors.Join(err, readRecords(e.containerRecords(), func(name string, r *containerRecord) error {
-		if r.Version > recordVersion {
-			e.newer(name)
-			return errNewer
+	}, e.newer)
+	containers := e.containerRecords.load(func(id string, data []byte) error {
+		var r containerRecord
+		if err := json.Unmarshal(data, &r); err != nil {
+			return err
 		}
-		if string(r.ID) != name || r.Spec.Pod == "" {
-			return fmt.Errorf("it is the record of %q in pod %q", r.ID, r.Spec.Pod)
+		if string(r.ID) != id || r.Spec.Pod == "" || r.Cgroup.Path == "" {
+			return fmt.Errorf("it is the record of %q in pod %q and cgroup %q: %w", r.ID, r.Spec.Pod, r.Cgroup.Path, errdefs.ErrDataLoss)
 		}
-		e.containers[r.ID] = newContainer(*r)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.containers[r.ID] = newContainer(r)
 		return nil
-	}))
-	if err != nil {
+	}, func(id string, data []byte) error {
+		// With one of its containers the whole pod is the newer version's.
+		var r struct {
+			Spec struct {
+				Pod engine.PodID `json:"pod"`
+			} `json:"spec"`
+		}
+		if json.Unmarshal(data, &r) == nil {
+			e.leaveAlone(r.Spec.Pod)
+		}
+		return e.newer(id, data)
+	})
+	if err := errors.Join(pods, containers); err != nil {
 		klog.ErrorS(err, "The records of the native engine cannot be read")
+	}
+	e.mu.Lock()
+	var taken []engine.PodID
+	for _, c := range e.containers {
+		if e.foreign[string(c.Spec.Pod)] != nil {
+			taken = append(taken, c.Spec.Pod)
+		}
+	}
+	e.mu.Unlock()
+	for _, id := range taken {
+		e.leaveAlone(id)
 	}
 }
 
-func (e *Engine) newer(name string) {
-	klog.InfoS("A record was written by a newer version and is left alone", "record", name)
-	if e.untouchable == nil {
-		e.untouchable = map[string]bool{}
+// newer keeps a record that a newer version wrote from being touched, with all that it names.
+func (e *Engine) newer(id string, data []byte) error {
+	klog.InfoS("A record was written by a newer version and is left alone", "record", id)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.foreign[id] = data
+	return nil
+}
+
+// leaveAlone gives a pod with its containers to the newer version that uses it.
+func (e *Engine) leaveAlone(id engine.PodID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	give := func(id string, record any) {
+		data, err := json.Marshal(record)
+		if err != nil {
+			data = []byte{}
+		}
+		e.foreign[id] = data
 	}
-	e.untouchable[name] = true
+	if p := e.pods[id]; p != nil {
+		give(string(id), &p.podRecord)
+		delete(e.pods, id)
+	}
+	for _, c := range e.containers {
+		if c.Spec.Pod == id {
+			give(string(c.ID), &c.containerRecord)
+			delete(e.containers, c.ID)
+		}
+	}
 }
 
 // recover brings records and reality together: monitors are joined, the ends of what lost its monitor are told, and what no
@@ -69,7 +120,7 @@ func (e *Engine) newer(name string) {
 func (e *Engine) recover(ctx context.Context) {
 	var all sync.WaitGroup
 	limit := make(chan struct{}, 16)
-	for _, p := range e.pods {
+	for _, p := range e.allPods() {
 		all.Go(func() {
 			limit <- struct{}{}
 			defer func() { <-limit }()
@@ -77,23 +128,37 @@ func (e *Engine) recover(ctx context.Context) {
 		})
 	}
 	all.Wait()
-	for _, c := range e.containers {
-		if e.pods[c.Spec.Pod] == nil {
+	for _, c := range e.allContainers() {
+		if _, err := e.pod(c.Spec.Pod); err != nil {
 			klog.InfoS("A container has no pod any more", "id", c.ID, "pod", c.Spec.Pod)
-			e.noteExit(c, ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the record of its pod is lost", At: time.Now()}, true)
+			e.loseContainer(ctx, c, ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the record of its pod is lost"})
 		}
 	}
 	e.removeOrphans(ctx)
 }
 
+func (e *Engine) allPods() []*pod {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Collect(maps.Values(e.pods))
+}
+
+func (e *Engine) allContainers() []*container {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Collect(maps.Values(e.containers))
+}
+
 func (e *Engine) recoverPod(ctx context.Context, p *pod) {
 	containers := e.containersOf(p.ID)
 	if p.Boot == boot() && !p.Stopped && !p.StartedAt.IsZero() {
-		client, err := monitor.Connect(ctx, e.monitorDir(p.ID))
+		err := e.join(ctx, p, containers)
 		if err == nil {
-			err = e.rejoin(ctx, p, client, containers)
+			return
 		}
-		if err == nil {
+		if errdefs.IsFailedPrecondition(err) {
+			klog.ErrorS(err, "A pod sandbox is a newer version's and is left alone", "id", p.ID)
+			e.leaveAlone(p.ID)
 			return
 		}
 		klog.ErrorS(err, "The monitor of a pod sandbox is lost; what runs in it is killed", "id", p.ID)
@@ -101,9 +166,37 @@ func (e *Engine) recoverPod(ctx context.Context, p *pod) {
 	e.lose(ctx, p, containers)
 }
 
-// rejoin takes a monitor over that another daemon, or this one before, started.
+// joinLimit bounds the wait for a monitor that lives and does not answer.
+const joinLimit = 10 * time.Second
+
+// join connects to the pod's monitor as long as it lives. ErrFailedPrecondition where it is too new.
+func (e *Engine) join(ctx context.Context, p *pod, containers []*container) error {
+	ctx, cancel := context.WithTimeout(ctx, joinLimit)
+	defer cancel()
+	for {
+		client, err := monitor.Connect(ctx, e.monitorDir(p.ID))
+		if err == nil {
+			err = e.rejoin(ctx, p, client, containers)
+		}
+		record, recordErr := monitor.ReadRecord(e.monitorDir(p.ID))
+		if err == nil || errdefs.IsFailedPrecondition(err) || recordErr != nil || !process.Alive(record.PID, record.StartTicks) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// rejoin takes a monitor over that another daemon, or this one before, started. It may have been killed before it told the
+// monitor that it stays.
 func (e *Engine) rejoin(ctx context.Context, p *pod, client *monitor.Client, containers []*container) error {
 	states, err := client.List(ctx)
+	if err == nil {
+		err = client.Commit(ctx)
+	}
 	if err != nil {
 		client.Close()
 		return err
@@ -112,37 +205,51 @@ func (e *Engine) rejoin(ctx context.Context, p *pod, client *monitor.Client, con
 	for i := range states {
 		known[states[i].ID] = &states[i]
 	}
+	pause := known[pauseID(p.ID)]
+	delete(known, pauseID(p.ID))
+	e.mu.Lock()
 	p.client = client
-	if st := known[pauseID(p.ID)]; st != nil {
-		p.pause, p.pauseTicks = st.PID, st.StartTicks
-		delete(known, pauseID(p.ID))
+	if pause != nil && pause.Exit == nil {
+		p.pause, p.pauseTicks = pause.PID, pause.StartTicks
 	}
+	failed := p.Spec.Namespaces.PID == engine.NamespacePod && p.pause == 0
+	e.mu.Unlock()
 	for _, c := range containers {
 		st := known[string(c.ID)]
 		delete(known, string(c.ID))
 		if !e.noteKnownEnd(c) {
-			e.noteState(c, st)
+			e.noteState(ctx, c, client, st)
 		}
 	}
 	for id := range known {
 		klog.InfoS("Removing a container that no record names", "id", id, "pod", p.ID)
-		quiet(client.Delete(ctx, id), "remove a container that no record names", id)
+		quiet(deleteIn(ctx, client, id), "remove a container that no record names", id)
+	}
+	if failed {
+		e.podFailed(p)
 	}
 	e.followPod(p)
 	return nil
 }
 
 // noteState takes over what the monitor says; st is nil where it does not know the container.
-func (e *Engine) noteState(c *container, st *monitor.State) {
+func (e *Engine) noteState(ctx context.Context, c *container, client *monitor.Client, st *monitor.State) {
+	e.mu.Lock()
+	if st == nil || st.Exit == nil && st.Status == monitor.StatusCreated {
+		// The start was recorded, the monitor not asked, or its process waits for a start that nobody will send: it can be
+		// started still.
+		c.Started = false
+	} else {
+		c.born = st.CreatedAt
+	}
+	e.mu.Unlock()
 	switch {
 	case st == nil:
-		// The start was recorded, the monitor not asked: it can be started still.
-		c.Started = false
 	case st.Exit != nil:
 		e.exited(c, st)
 	case st.Status == monitor.StatusCreated:
-		// The process waits for a start that nobody will send: the next start makes it anew.
-		c.Started = false
+		quiet(deleteIn(ctx, client, st.ID), "take back a container that was not started", st.ID)
+		quiet(removeFile(e.exitFile(c.ID)), "forget a process that was not started", st.ID)
 	default:
 		e.noteRunning(c, st)
 	}
@@ -152,42 +259,54 @@ func (e *Engine) noteState(c *container, st *monitor.State) {
 func (e *Engine) noteKnownEnd(c *container) bool {
 	if c.Ended != nil {
 		e.noteExit(c, *c.Ended, false)
+		e.tidyRest(c)
 		return true
 	}
-	data, err := os.ReadFile(e.exitFile(c.ID))
-	if err != nil {
-		return false
+	for _, file := range []string{e.exitFile(c.ID), e.fallbackExitFile(c.Spec.Pod, c.ID)} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		var exit monitor.Exit
+		if err := json.Unmarshal(data, &exit); err != nil || exit.FinishedAt.IsZero() {
+			klog.ErrorS(err, "The record of a container's end cannot be read", "id", c.ID, "path", file)
+			continue
+		}
+		e.noteExit(c, endingOf(&exit), false)
+		e.tidyRest(c)
+		return true
 	}
-	var exit monitor.Exit
-	if err := json.Unmarshal(data, &exit); err != nil {
-		klog.ErrorS(err, "The record of a container's end cannot be read", "id", c.ID)
-		return false
+	return false
+}
+
+// tidyRest goes on with what the daemon before did not finish.
+func (e *Engine) tidyRest(c *container) {
+	if e.roots.Present(c.ID) {
+		e.tidyLater(c)
 	}
-	e.noteExit(c, endingOf(&exit), false)
-	return true
 }
 
 // lose ends what has no monitor: after its death, or after a reboot.
 func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyLimit)
+	ctx, cancel := context.WithTimeout(ctx, tidyLimit)
 	defer cancel()
-	rebooted := p.Boot != boot()
-	for _, c := range containers {
-		if !rebooted {
-			quiet(e.cgroups.Kill(ctx, c.Cgroup.Path), "kill a container without a monitor", c.ID)
-		}
-		if e.noteKnownEnd(c) || !c.Started {
-			continue
-		}
-		end := ending{Code: codeKilled, Reason: reasonMonitorLost, Message: "the pod's monitor ended, and the container was killed", At: time.Now()}
-		if rebooted {
-			end = ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the node was rebooted", At: time.Now()}
-		}
-		e.noteExit(c, end, true)
+	end := ending{Code: codeKilled, Reason: reasonMonitorLost, Message: "the pod's monitor ended, and the container was killed"}
+	if p.Boot != boot() {
+		end = ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the node was rebooted"}
 	}
+	quiet(e.killMonitor(ctx, p), "kill the monitor of a pod sandbox", p.ID)
+	var all sync.WaitGroup
+	for _, c := range containers {
+		all.Go(func() { e.loseContainer(ctx, c, end) })
+	}
+	if p.Boot == boot() && p.Spec.Namespaces.PID == engine.NamespacePod {
+		cg := e.cgroups.Container(p.Cgroup, engine.ContainerID(pauseID(p.ID)))
+		quiet(e.cgroups.Kill(ctx, cg.Path), "kill the process that holds a pod's PID namespace", p.ID)
+	}
+	all.Wait()
 	e.mu.Lock()
-	p.Stopped = true
-	if rebooted {
+	p.Stopped, p.pause, p.pauseTicks = true, 0, 0
+	if p.Boot != boot() {
 		p.pins = nil
 	}
 	e.mu.Unlock()
@@ -195,161 +314,15 @@ func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) {
 	e.podChanged(p)
 }
 
-// followPod reads the monitor's events until the pod's end.
-func (e *Engine) followPod(p *pod) {
-	ctx, stop := context.WithCancel(context.Background())
-	e.mu.Lock()
-	p.follow = stop
-	client := p.client
-	e.mu.Unlock()
-	go func() {
-		for ctx.Err() == nil {
-			err := client.Subscribe(ctx, func(ev monitor.Event) { e.monitorSays(p, &ev) })
-			select {
-			case <-ctx.Done():
-				return
-			case <-client.Done():
-				e.monitorLost(p, client)
-				return
-			case <-time.After(20 * time.Millisecond):
-				klog.V(4).InfoS("The events of a monitor broke off; subscribing again", "id", p.ID, "err", err)
-			}
-		}
-	}()
-}
-
-func (e *Engine) monitorSays(p *pod, ev *monitor.Event) {
-	if ev.State.ID == pauseID(p.ID) {
-		if ev.State.Exit != nil {
-			e.podFailed(p)
-		}
+// loseContainer kills what is left of a container and tells its end: the one on record, or else end.
+func (e *Engine) loseContainer(ctx context.Context, c *container, end ending) {
+	if c.Boot == boot() {
+		quiet(e.cgroups.Kill(ctx, c.Cgroup.Path), "kill a container without a monitor", c.ID)
+	}
+	if e.noteKnownEnd(c) || !c.Started {
 		return
 	}
-	c, err := e.container(engine.ContainerID(ev.State.ID))
-	if err != nil {
-		return
-	}
-	switch {
-	case ev.State.Exit != nil:
-		e.exited(c, &ev.State)
-	case ev.Type == monitor.EventState && (ev.State.Status == monitor.StatusRunning || ev.State.Status == monitor.StatusPaused):
-		e.noteRunning(c, &ev.State)
-	}
-}
-
-// exited tells the end, and takes away in the background what the process had.
-func (e *Engine) exited(c *container, st *monitor.State) {
-	e.mu.Lock()
-	if c.StartedAt.IsZero() {
-		c.StartedAt = st.StartedAt
-	}
-	e.mu.Unlock()
-	e.noteExit(c, endingOf(st.Exit), false)
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), tidyLimit)
-		defer cancel()
-		if err := e.end(ctx, c); err != nil && !errdefs.IsNotFound(err) {
-			klog.V(2).InfoS("An ended container's mounts or cgroup stay until it is removed", "id", c.ID, "err", err)
-		}
-	}()
-}
-
-// podFailed: without the process that is its pid 1 nothing can run in the pod any more.
-func (e *Engine) podFailed(p *pod) {
-	e.mu.Lock()
-	was := p.Stopped
-	p.Stopped, p.pause, p.pauseTicks = true, 0, 0
-	e.mu.Unlock()
-	if !was {
-		klog.InfoS("The process that held a pod's PID namespace ended, and so did the pod", "id", p.ID)
-		e.podChanged(p)
-	}
-}
-
-// monitorLost ends a pod whose monitor was killed.
-func (e *Engine) monitorLost(p *pod, client *monitor.Client) {
-	e.mu.Lock()
-	mine := p.client == client
-	if mine {
-		p.client = nil
-	}
-	e.mu.Unlock()
-	if !mine {
-		return
-	}
-	klog.InfoS("The monitor of a pod sandbox ended; what runs in the pod is killed", "id", p.ID, "monitor", client.PID())
-	client.Close()
-	e.lose(context.Background(), p, e.containersOf(p.ID))
-}
-
-// removeOrphans removes what is named like ours and no record names.
-func (e *Engine) removeOrphans(ctx context.Context) {
-	pod := func(id engine.PodID) bool { return e.pods[id] != nil || e.untouchable[string(id)] }
-	ctr := func(id engine.ContainerID) bool {
-		if name, isPause := strings.CutPrefix(string(id), "pause-"); isPause {
-			return pod(engine.PodID(name))
-		}
-		return e.containers[id] != nil || e.untouchable[string(id)]
-	}
-	if pinned, err := e.pins.List(); err == nil {
-		for _, id := range pinned {
-			if !pod(id) {
-				quiet(e.pins.Remove(id), "drop the pins of a pod that no record names", id)
-			}
-		}
-	}
-	containers, pods, err := e.roots.Names()
-	quiet(err, "list mounts", "")
-	for _, id := range containers {
-		if !ctr(id) {
-			quiet(e.roots.Remove(ctx, id), "remove the files of a container that no record names", id)
-		}
-	}
-	for _, id := range pods {
-		if !pod(id) {
-			quiet(e.roots.RemovePod(ctx, id), "remove the files of a pod that no record names", id)
-		}
-	}
-	groups, err := e.cgroups.List()
-	quiet(err, "list cgroups", "")
-	for _, id := range groups {
-		if pod(id) {
-			continue
-		}
-		if cg, err := e.cgroups.Pod(id, ""); err == nil {
-			quiet(e.cgroups.RemovePod(ctx, cg), "remove the cgroup of a pod that no record names", id)
-		}
-	}
-	for dir, has := range map[string]func(string) bool{
-		filepath.Join(e.opts.RunDir, "monitors"): func(n string) bool { return pod(engine.PodID(n)) },
-		e.bundles():                              func(n string) bool { return ctr(engine.ContainerID(n)) },
-		e.exits():                                func(n string) bool { return ctr(engine.ContainerID(n)) },
-		e.stateRoot():                            func(n string) bool { return ctr(engine.ContainerID(n)) },
-	} {
-		entries, err := os.ReadDir(dir)
-		quiet(err, "list "+dir, "")
-		for _, entry := range entries {
-			if !has(entry.Name()) {
-				e.killOrphanMonitor(filepath.Join(dir, entry.Name()))
-				quiet(removeTree(filepath.Join(dir, entry.Name())), "remove a leftover", entry.Name())
-			}
-		}
-	}
-}
-
-// killOrphanMonitor ends the monitor of a pod that no record names, if dir is one's.
-func (e *Engine) killOrphanMonitor(dir string) {
-	ctx, cancel := context.WithTimeout(context.Background(), tidyLimit)
-	defer cancel()
-	client, err := monitor.Connect(ctx, dir)
-	if err != nil {
-		return
-	}
-	defer client.Close()
-	if states, err := client.List(ctx); err == nil {
-		for _, st := range states {
-			quiet(client.Delete(ctx, st.ID), "remove a container that no record names", st.ID)
-		}
-	}
-	quiet(client.KillMonitor(), "end a monitor without a pod", dir)
+	end.At = time.Now()
+	e.noteExit(c, end, true)
+	e.tidyRest(c)
 }

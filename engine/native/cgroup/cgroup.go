@@ -132,6 +132,22 @@ func (d *Driver) Container(p Pod, name engine.ContainerID) Container {
 	return Container{CgroupsPath: own, Path: own}
 }
 
+// Path is the path of a container's cgroup by its CgroupsPath; no I/O.
+func (d *Driver) Path(cgroupsPath string) (string, error) {
+	if !d.systemd() {
+		return cgroupsPath, checkPath(cgroupsPath)
+	}
+	parts := strings.Split(cgroupsPath, ":")
+	if len(parts) != 3 {
+		return "", invalid("%.80q is no path of a cgroup", cgroupsPath)
+	}
+	expanded, err := systemd.ExpandSlice(parts[0])
+	if err != nil {
+		return "", invalid("cgroup slice %.80q: %w", parts[0], err)
+	}
+	return path.Join(expanded, parts[1]+"-"+parts[2]+scope), nil
+}
+
 // Monitors is the cgroup of the monitors: outside of every pod's limits (catalogue S62).
 func (d *Driver) Monitors() string {
 	if d.systemd() {

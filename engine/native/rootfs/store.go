@@ -212,6 +212,12 @@ func (s *Store) Get(id engine.ContainerID) (Rootfs, error) {
 	return root, nil
 }
 
+// Present says whether a container may have mounts.
+func (s *Store) Present(id engine.ContainerID) bool {
+	_, err := os.Lstat(s.container(id))
+	return checkID(string(id)) == nil && err == nil
+}
+
 // Unmount takes a container's mounts away, its writable layer stays. OK when there are none.
 func (s *Store) Unmount(ctx context.Context, id engine.ContainerID) error {
 	if err := checkID(string(id)); err != nil {

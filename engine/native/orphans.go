@@ -1,0 +1,145 @@
+package native
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"crishim/engine"
+	"crishim/engine/native/monitor"
+	"crishim/internal/atomicfile"
+)
+
+// removeOrphans removes what is in our folders and no record names.
+func (e *Engine) removeOrphans(ctx context.Context) {
+	e.mu.Lock()
+	owned := map[string]bool{}
+	for id := range e.pods {
+		owned[string(id)], owned[pauseID(id)] = true, true
+	}
+	for id := range e.containers {
+		owned[string(id)] = true
+	}
+	for id := range e.foreign {
+		owned[id], owned[pauseID(engine.PodID(id))] = true, true
+	}
+	e.mu.Unlock()
+	o := orphans{e, owned}
+	o.monitors(ctx)
+	o.cgroups(ctx)
+	o.files(ctx)
+}
+
+// orphans are what nobody owns.
+type orphans struct {
+	*Engine
+	owned map[string]bool
+}
+
+// in are the names in a folder that nobody owns.
+func (o orphans) in(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	quiet(err, "list a folder", dir)
+	var names []string
+	for _, entry := range entries {
+		if !o.owned[entry.Name()] && !beingWritten(entry) {
+			names = append(names, entry.Name())
+		}
+	}
+	return names
+}
+
+// beingWritten says whether it is a file that a monitor may be writing at this moment.
+func beingWritten(entry os.DirEntry) bool {
+	if !strings.HasPrefix(entry.Name(), atomicfile.TempPrefix) {
+		return false
+	}
+	info, err := entry.Info()
+	return err != nil || time.Since(info.ModTime()) < time.Minute
+}
+
+// monitors ends those without a pod, and what they run.
+func (o orphans) monitors(ctx context.Context) {
+	for _, id := range o.in(o.Engine.monitors()) {
+		quiet(o.killMonitorIn(ctx, o.monitorDir(engine.PodID(id))), "end a monitor without a pod", id)
+	}
+}
+
+func (o orphans) killMonitorIn(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, joinLimit)
+	defer cancel()
+	if client, err := monitor.Connect(ctx, dir); err == nil {
+		defer client.Close()
+		states, err := client.List(ctx)
+		quiet(err, "list the containers of a monitor without a pod", dir)
+		for _, st := range states {
+			if !o.owned[st.ID] {
+				quiet(deleteIn(ctx, client, st.ID), "remove a container that no record names", st.ID)
+			}
+		}
+	}
+	record, err := monitor.ReadRecord(dir)
+	if err != nil {
+		return nil
+	}
+	return killProcess(ctx, record.PID, record.StartTicks)
+}
+
+// cgroups ends what runs in the cgroups of pods and containers that are known from our folders alone: another engine's on
+// this machine are named alike.
+func (o orphans) cgroups(ctx context.Context) {
+	for _, id := range o.in(o.bundles()) {
+		oci, err := o.readBundle(engine.ContainerID(id))
+		if err != nil || oci.Linux == nil {
+			continue
+		}
+		path, err := o.Engine.cgroups.Path(oci.Linux.CgroupsPath)
+		if err == nil {
+			err = o.Engine.cgroups.Remove(ctx, path)
+		}
+		quiet(err, "remove the cgroup of a container that no record names", id)
+	}
+	pods, err := o.pins.List()
+	quiet(err, "list the pins of pods", "")
+	for _, name := range o.in(o.Engine.monitors()) {
+		pods = append(pods, engine.PodID(name))
+	}
+	for _, id := range pods {
+		if o.owned[string(id)] {
+			continue
+		}
+		if cg, err := o.Engine.cgroups.Pod(id, ""); err == nil {
+			quiet(o.Engine.cgroups.RemovePod(ctx, cg), "remove the cgroup of a pod that no record names", id)
+		}
+	}
+}
+
+// files removes pins, mounts, writable layers and whatever else has a name of ours.
+func (o orphans) files(ctx context.Context) {
+	pinned, err := o.pins.List()
+	quiet(err, "list the pins of pods", "")
+	for _, id := range pinned {
+		if !o.owned[string(id)] {
+			quiet(o.pins.Remove(id), "drop the pins of a pod that no record names", id)
+		}
+	}
+	containers, pods, err := o.roots.Names()
+	quiet(err, "list mounts", "")
+	for _, id := range containers {
+		if !o.owned[string(id)] {
+			quiet(o.roots.Remove(ctx, id), "remove the files of a container that no record names", id)
+		}
+	}
+	for _, id := range pods {
+		if !o.owned[string(id)] {
+			quiet(o.roots.RemovePod(ctx, id), "remove the files of a pod that no record names", id)
+		}
+	}
+	for _, dir := range []string{o.Engine.monitors(), o.bundles(), o.exits(), o.stateRoot()} {
+		for _, name := range o.in(dir) {
+			quiet(removeTree(filepath.Join(dir, name)), "remove a leftover", name)
+		}
+	}
+}

@@ -1,0 +1,226 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/engine/native/host"
+	"crishim/engine/native/monitor"
+	"crishim/engine/native/ns"
+	"crishim/internal/failpoint"
+	"crishim/internal/process"
+)
+
+// StopPod implements engine.Pods: whatever still runs in the pod is killed, its monitor ends, its namespaces stay pinned.
+func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
+	if err := e.check(ctx); err != nil {
+		return err
+	}
+	p, err := e.pod(id)
+	if err != nil {
+		return nil
+	}
+	var all sync.WaitGroup
+	containers := e.containersOf(id)
+	errs := make([]error, len(containers))
+	for i, c := range containers {
+		all.Go(func() { errs[i] = e.end(ctx, c) })
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("end the pod's containers: %w", err)
+	}
+	if err := e.endMonitor(ctx, p); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	changed := !p.Stopped
+	p.Stopped, p.pause, p.pauseTicks = true, 0, 0
+	e.mu.Unlock()
+	if !changed {
+		return nil
+	}
+	e.podChanged(p)
+	// Whether this is recorded matters little: after a crash a pod without a monitor is one that has stopped.
+	quiet(e.savePod(p), "record the end of a pod sandbox", id)
+	return nil
+}
+
+// endMonitor ends the pause process and the monitor, and leaves nothing of the pod's processes. What is in the monitor's
+// folder stays: it may be all that tells of an exit that the full disk did not take.
+func (e *Engine) endMonitor(ctx context.Context, p *pod) error {
+	e.mu.Lock()
+	client, follow := p.client, p.follow
+	e.mu.Unlock()
+	if client != nil {
+		if follow != nil {
+			follow()
+		}
+		err := failpoint.Around("native.pod.shutdown", func() error { return e.shutdown(ctx, p, client) })
+		if err != nil {
+			return fmt.Errorf("end the pod's monitor: %w", err)
+		}
+		e.mu.Lock()
+		p.client, p.follow = nil, nil
+		e.mu.Unlock()
+		client.Close()
+	}
+	return failpoint.Around("native.pod.kill", func() error { return e.killRemains(ctx, p) })
+}
+
+// shutdown asks the monitor to end, or kills it.
+func (e *Engine) shutdown(ctx context.Context, p *pod, client *monitor.Client) error {
+	var err error
+	if p.Spec.Namespaces.PID == engine.NamespacePod {
+		err = deleteIn(ctx, client, pauseID(p.ID))
+	}
+	if err == nil {
+		err = client.Shutdown(ctx)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		if !errdefs.IsUnavailable(err) {
+			klog.ErrorS(err, "The monitor of a pod does not end by itself and is killed", "id", p.ID)
+		}
+		_ = client.KillMonitor()
+	}
+	select {
+	case <-client.Done():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// killRemains ends a monitor that nobody is connected to, and the pause process with its state.
+func (e *Engine) killRemains(ctx context.Context, p *pod) error {
+	if err := e.killMonitor(ctx, p); err != nil {
+		return err
+	}
+	if p.Spec.Namespaces.PID != engine.NamespacePod {
+		return nil
+	}
+	cg := e.cgroups.Container(p.Cgroup, engine.ContainerID(pauseID(p.ID)))
+	if err := e.cgroups.Remove(ctx, cg.Path); err != nil {
+		return fmt.Errorf("end the process that holds the pod's PID namespace: %w", err)
+	}
+	if err := errors.Join(removeTree(filepath.Join(e.stateRoot(), pauseID(p.ID))), removeFile(e.exitFile(engine.ContainerID(pauseID(p.ID))))); err != nil {
+		return err
+	}
+	return e.pins.Unpin(p.ID, string(ns.PID))
+}
+
+// killMonitor kills the pod's monitor, if it lives, by what it recorded of itself or we of it. After a reboot there is none.
+func (e *Engine) killMonitor(ctx context.Context, p *pod) error {
+	if p.Boot != boot() {
+		return nil
+	}
+	own, err := monitor.ReadRecord(e.monitorDir(p.ID))
+	if err != nil {
+		own = p.Monitor
+	}
+	return killProcess(ctx, own.PID, own.StartTicks)
+}
+
+// killProcess kills the process pid that started at ticks and waits for its end. OK when it is gone.
+func killProcess(ctx context.Context, pid int, ticks uint64) error {
+	if pid <= 0 || ticks == 0 {
+		return nil
+	}
+	watch, err := process.WatchExit(pid, ticks)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer watch.Close()
+	stop := context.AfterFunc(ctx, watch.Close)
+	defer stop()
+	if err := watch.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	if watch.Wait() != nil {
+		return fmt.Errorf("process %d was killed and has not ended: %w", pid, ctx.Err())
+	}
+	return nil
+}
+
+// ReleaseNetNS implements engine.Pods. The other namespaces go with it: nothing runs in them any more.
+func (e *Engine) ReleaseNetNS(ctx context.Context, id engine.PodID) error {
+	if err := e.check(ctx); err != nil {
+		return err
+	}
+	if err := e.unpin(id); err != nil {
+		return err
+	}
+	if p, err := e.pod(id); err == nil {
+		e.mu.Lock()
+		p.pins = nil
+		e.mu.Unlock()
+		e.podChanged(p)
+	}
+	return nil
+}
+
+func (e *Engine) unpin(id engine.PodID) error {
+	if err := failpoint.Around("native.pod.unpin", func() error { return e.pins.Remove(id) }); err != nil {
+		return fmt.Errorf("drop the pins of the pod's namespaces: %w", err)
+	}
+	return nil
+}
+
+// RemovePod implements engine.Pods. The order is fixed, and the record goes last: what a crash leaves is removed by the next
+// call.
+func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
+	if err := e.check(ctx); err != nil {
+		return err
+	}
+	p, err := e.pod(id)
+	if err != nil {
+		return nil
+	}
+	for _, c := range e.containersOf(id) {
+		if err := e.RemoveContainer(ctx, c.ID); err != nil {
+			return fmt.Errorf("remove container %s of the pod: %w", c.ID, err)
+		}
+	}
+	if err := e.endMonitor(ctx, p); err != nil {
+		return err
+	}
+	if err := e.unpin(id); err != nil {
+		return err
+	}
+	for _, step := range []struct {
+		name, what string
+		do         func() error
+	}{
+		{"unfile", "remove the pod's files", func() error { return e.roots.RemovePod(ctx, id) }},
+		{"uncgroup", "remove the pod's cgroup", func() error { return e.cgroups.RemovePod(ctx, p.Cgroup) }},
+		{"clear", "remove the folder of the pod's monitor", func() error { return removeTree(e.monitorDir(id)) }},
+	} {
+		if err := failpoint.Around("native.pod."+step.name, step.do); err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	if err := e.podRecords.remove(string(id)); err != nil {
+		return err
+	}
+	host.ReleaseLabels(p.Labels)
+	e.mu.Lock()
+	delete(e.pods, id)
+	e.mu.Unlock()
+	e.events.push(func(s engine.Sink) { s.PodRemoved(id) })
+	return nil
+}

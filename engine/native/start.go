@@ -1,0 +1,204 @@
+package native
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"crishim/engine"
+	"crishim/engine/native/monitor"
+	"crishim/internal/failpoint"
+)
+
+// StartContainer implements engine.Containers.
+func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, _ *engine.ContainerSpec) (engine.ContainerStatus, error) {
+	if err := e.check(ctx); err != nil {
+		return engine.ContainerStatus{}, err
+	}
+	c, err := e.container(id)
+	if err != nil {
+		return engine.ContainerStatus{}, err
+	}
+	p, err := e.pod(c.Spec.Pod)
+	if err != nil {
+		return engine.ContainerStatus{}, err
+	}
+	e.mu.Lock()
+	state, client := c.status().State, p.client
+	e.mu.Unlock()
+	switch {
+	case state != engine.ContainerCreated:
+		return engine.ContainerStatus{}, fmt.Errorf("container %s is %s, only a created one can be started: %w", id, state, errdefs.ErrFailedPrecondition)
+	case client == nil:
+		return engine.ContainerStatus{}, fmt.Errorf("pod sandbox %s of container %s has ended: %w", p.ID, id, errdefs.ErrFailedPrecondition)
+	}
+	oci, err := e.readBundle(id)
+	if err != nil {
+		return engine.ContainerStatus{}, err
+	}
+	e.beginStart(c)
+	if err := e.saveContainer(c); err != nil {
+		e.endStart(c, false)
+		return engine.ContainerStatus{}, err
+	}
+	created, err := e.createProcess(ctx, p, string(id), oci, monitor.CreateArgs{
+		LogRoot: c.Spec.LogDirectory, LogPath: c.Spec.LogPath, Stdin: c.Spec.Stdin, StdinOnce: c.Spec.StdinOnce,
+	})
+	var started monitor.State
+	if err == nil {
+		e.mu.Lock()
+		c.born = created.CreatedAt
+		e.mu.Unlock()
+		err = failpoint.Around("native.container.start", func() (err error) { started, err = client.Start(ctx, string(id)); return err })
+	}
+	if err != nil {
+		return e.startFailed(ctx, c, client, err)
+	}
+	early := e.endStart(c, true)
+	e.noteRunning(c, &started)
+	if early != nil {
+		e.exited(c, early)
+	}
+	// Only the time of the start is new in it, which is not worth waiting for the disk.
+	quiet(e.saveContainer(c), "record the start of a container", id)
+	return e.ContainerStatus(ctx, id)
+}
+
+// beginStart: from now on only the monitor knows whether the container runs.
+func (e *Engine) beginStart(c *container) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c.Started, c.starting, c.early, c.born = true, true, nil, time.Time{}
+}
+
+// endStart is the exit that was told meanwhile of the process that has started; all of one that has not is forgotten.
+func (e *Engine) endStart(c *container, started bool) *monitor.State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	early := c.early
+	if !started || early != nil && !early.CreatedAt.Equal(c.born) {
+		early = nil
+	}
+	c.Started, c.starting, c.early = started, false, nil
+	if !started {
+		c.born = time.Time{}
+	}
+	return early
+}
+
+// createProcess hands the OCI spec to the pod's monitor; the process waits for Start.
+func (e *Engine) createProcess(ctx context.Context, p *pod, id string, oci *specs.Spec, args monitor.CreateArgs) (monitor.State, error) {
+	data, err := json.Marshal(oci)
+	if err != nil {
+		return monitor.State{}, err
+	}
+	args.Spec, args.SystemdCgroup = data, e.host.CgroupDriver == engine.SystemdDriver
+	args.ExitFile = e.exitFile(engine.ContainerID(id))
+	client := e.monitorOf(p.ID)
+	if client == nil {
+		return monitor.State{}, fmt.Errorf("the pod's monitor has ended: %w", errdefs.ErrUnavailable)
+	}
+	var state monitor.State
+	err = failpoint.Around("native.process.create", func() error { state, err = client.Create(ctx, id, &args); return err })
+	return state, err
+}
+
+// deleteIn has the monitor remove a process with its cgroup and state; where it is still being made, once it is.
+func deleteIn(ctx context.Context, client *monitor.Client, id string) error {
+	return failpoint.Around("native.process.delete", func() error {
+		for {
+			err := client.Delete(ctx, id)
+			if !errdefs.IsAlreadyExists(err) {
+				return err
+			}
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+}
+
+// startFailed tells a program that cannot run, which is the container's end, from everything else, after which it can be
+// started again.
+func (e *Engine) startFailed(ctx context.Context, c *container, client *monitor.Client, err error) (engine.ContainerStatus, error) {
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyLimit)
+	defer cancel()
+	undone := deleteIn(clean, client, string(c.ID))
+	var start *monitor.StartError
+	if !errors.As(err, &start) {
+		if undone == nil {
+			// It tells of the process that was taken back.
+			undone = errors.Join(removeFile(e.exitFile(c.ID)), removeFile(e.fallbackExitFile(c.Spec.Pod, c.ID)))
+		}
+		if undone != nil {
+			err = fmt.Errorf("%w; and taking back what was started failed: %w", err, undone)
+		}
+		e.endStart(c, false)
+		quiet(e.saveContainer(c), "record that a container did not start", c.ID)
+		return engine.ContainerStatus{}, err
+	}
+	quiet(undone, "take back a container that did not start", c.ID)
+	now := time.Now()
+	e.mu.Lock()
+	c.StartedAt = now
+	e.mu.Unlock()
+	e.endStart(c, true)
+	e.noteExit(c, ending{Code: int32(start.ExitCode), Reason: engine.ReasonStartError, Message: start.Message, At: now}, true)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return c.status(), err
+}
+
+// noteRunning takes over what the monitor says of a process that runs.
+func (e *Engine) noteRunning(c *container, st *monitor.State) {
+	e.mu.Lock()
+	if c.StartedAt.IsZero() {
+		c.StartedAt = st.StartedAt
+	}
+	known := c.exit != nil || c.pid == st.PID
+	if c.exit == nil {
+		c.pid, c.ticks = st.PID, st.StartTicks
+	}
+	e.mu.Unlock()
+	if !known {
+		e.containerChanged(c)
+	}
+}
+
+// noteExit makes the end known, once. One that no exit file tells is recorded here.
+func (e *Engine) noteExit(c *container, end ending, record bool) {
+	e.mu.Lock()
+	if c.exit != nil {
+		e.mu.Unlock()
+		return
+	}
+	c.exit, c.pid, c.ticks = &end, 0, 0
+	if record {
+		c.Ended = &end
+	}
+	close(c.done)
+	e.mu.Unlock()
+	if record {
+		quiet(e.saveContainer(c), "record the end of a container", c.ID)
+	}
+	e.containerChanged(c)
+}
+
+// endingOf is what an exit of the monitor's means in CRI.
+func endingOf(exit *monitor.Exit) ending {
+	end := ending{Code: int32(exit.Code), Reason: engine.ReasonError, At: exit.FinishedAt}
+	switch {
+	case exit.OOMKilled:
+		end.Reason = engine.ReasonOOMKilled
+	case exit.Code == 0:
+		end.Reason = engine.ReasonCompleted
+	}
+	return end
+}

@@ -1,0 +1,168 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/engine/native/spec"
+	"crishim/internal/failpoint"
+)
+
+// StopContainer implements engine.Containers.
+func (e *Engine) StopContainer(ctx context.Context, id engine.ContainerID, grace time.Duration) error {
+	if err := e.check(ctx); err != nil {
+		return err
+	}
+	return e.stop(ctx, id, grace)
+}
+
+func (e *Engine) stop(ctx context.Context, id engine.ContainerID, grace time.Duration) error {
+	c, client, err := e.running(id)
+	switch {
+	case errdefs.IsNotFound(err), errdefs.IsFailedPrecondition(err):
+		return nil
+	case errdefs.IsUnavailable(err): // its monitor died just now, which ends it
+		c, err = e.container(id)
+		if err != nil {
+			return nil
+		}
+		return e.awaitExit(ctx, c)
+	case err != nil:
+		return err
+	}
+	if grace > 0 {
+		_, sig, err := spec.StopSignal(&c.Spec, c.StopSignal)
+		if err != nil {
+			return fmt.Errorf("stop container %s: %w", id, err)
+		}
+		if err := client.Signal(ctx, string(id), sig); err != nil && !over(err) {
+			return fmt.Errorf("signal container %s: %w", id, err)
+		}
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-c.done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+	if err := failpoint.Around("native.container.kill", func() error { return client.Kill(ctx, string(id)) }); err != nil && !over(err) {
+		return fmt.Errorf("kill container %s: %w", id, err)
+	}
+	return e.awaitExit(ctx, c)
+}
+
+// over is how the monitor says that it, or the container, has ended meanwhile.
+func over(err error) bool { return errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) }
+
+func (e *Engine) awaitExit(ctx context.Context, c *container) error {
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("container %s was killed and has not ended: %w", c.ID, ctx.Err())
+	}
+}
+
+// tidyLimit bounds what is cleaned up without a caller.
+const tidyLimit = 30 * time.Second
+
+// end kills the container if it runs and takes away what its process had: state, cgroup and mounts. The writable layer, the
+// exit and the log stay.
+func (e *Engine) end(ctx context.Context, c *container) error {
+	if err := e.stop(ctx, c.ID, 0); err != nil {
+		return err
+	}
+	select {
+	case c.tidy <- struct{}{}:
+		defer func() { <-c.tidy }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if c.tidied {
+		return nil
+	}
+	if client := e.monitorOf(c.Spec.Pod); client != nil {
+		if err := deleteIn(ctx, client, string(c.ID)); err != nil && !errdefs.IsUnavailable(err) {
+			return fmt.Errorf("delete container %s: %w", c.ID, err)
+		}
+	}
+	for _, step := range []struct {
+		name, what string
+		do         func() error
+	}{
+		// What the monitor did not do.
+		{"uncgroup", "remove the cgroup", func() error { return e.cgroups.Remove(ctx, c.Cgroup.Path) }},
+		{"unstate", "remove the state", func() error { return removeTree(filepath.Join(e.stateRoot(), string(c.ID))) }},
+		{"unpin", "unpin the PID namespace", func() error { return e.unpinTarget(c) }},
+		{"unmount", "unmount the root", func() error { return e.roots.Unmount(ctx, c.ID) }},
+	} {
+		if err := failpoint.Around("native.container."+step.name, step.do); err != nil {
+			return fmt.Errorf("%s of container %s: %w", step.what, c.ID, err)
+		}
+	}
+	c.tidied = true
+	return nil
+}
+
+func (e *Engine) unpinTarget(c *container) error {
+	if c.Spec.Namespaces.PID != engine.NamespaceTarget {
+		return nil
+	}
+	return e.pins.Unpin(c.Spec.Pod, string(c.ID))
+}
+
+// tidyLater takes away in the background what an ended container's process had.
+func (e *Engine) tidyLater(c *container) {
+	e.inBackground(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, tidyLimit)
+		defer cancel()
+		if err := e.end(ctx, c); err != nil && !errdefs.IsNotFound(err) {
+			klog.V(2).InfoS("An ended container's mounts or cgroup stay until it is removed", "id", c.ID, "err", err)
+		}
+	})
+}
+
+// RemoveContainer implements engine.Containers. The order is fixed, and the record goes last.
+func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) error {
+	if err := e.check(ctx); err != nil {
+		return err
+	}
+	c, err := e.container(id)
+	if err != nil {
+		return nil
+	}
+	if err := e.end(ctx, c); err != nil {
+		return err
+	}
+	for _, step := range []struct {
+		name, what string
+		do         func() error
+	}{
+		{"remove", "remove the writable layer", func() error { return e.roots.Remove(ctx, id) }},
+		{"clear", "remove the bundle and the exit", func() error {
+			return errors.Join(removeTree(e.bundle(id)), removeFile(e.exitFile(id)), removeFile(e.fallbackExitFile(c.Spec.Pod, id)))
+		}},
+	} {
+		if err := failpoint.Around("native.container."+step.name, step.do); err != nil {
+			return fmt.Errorf("%s of container %s: %w", step.what, id, err)
+		}
+	}
+	if err := e.containerRecords.remove(string(id)); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	delete(e.containers, id)
+	e.mu.Unlock()
+	e.events.push(func(s engine.Sink) { s.ContainerRemoved(id) })
+	return nil
+}
