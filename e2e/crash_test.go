@@ -164,7 +164,7 @@ func (v *victim) checkGone(c context.Context) error {
 	if err == nil && len(pods)+len(containers) > 0 {
 		err = fmt.Errorf("pods %v and containers %v are listed", pods, containers)
 	}
-	if objects := v.objects(); err == nil && len(objects) > 0 {
+	if objects := v.f.n.ObjectsOfPod(v.t, v.config.Metadata.Uid); err == nil && len(objects) > 0 {
 		err = fmt.Errorf("the engine has %v", objects)
 	}
 	return err

@@ -254,7 +254,7 @@ func (v *victim) checkRunning(c context.Context) error {
 	if reply.Status.Network.GetIp() == "" {
 		return fmt.Errorf("the pod has no address")
 	}
-	if objects := v.objects(); len(objects) != 1 {
+	if objects := v.f.n.ObjectsOfPod(v.t, v.config.Metadata.Uid); len(objects) != 1 {
 		return fmt.Errorf("the engine has %v for one pod", objects)
 	}
 	return nil
@@ -266,20 +266,6 @@ func (v *victim) pods(c context.Context) ([]*runtimeapi.PodSandbox, error) {
 		Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"io.kubernetes.pod.uid": v.config.Metadata.Uid}},
 	})
 	return reply.GetItems(), err
-}
-
-// objects are the victim's containers, pause included, as the engine lists them.
-func (v *victim) objects() []string {
-	var list []struct {
-		Names []string
-		State string
-	}
-	v.f.n.Docker.Get(`/containers/json?all=1&filters={"label":["io.kubernetes.pod.uid=`+v.config.Metadata.Uid+`"]}`, &list)
-	var names []string
-	for _, c := range list {
-		names = append(names, strings.Join(c.Names, "+")+" "+c.State)
-	}
-	return names
 }
 
 func (v *victim) containerConfig(name string) *runtimeapi.ContainerConfig {

@@ -101,13 +101,14 @@ func TestSecondSocketAnswersToo(t *testing.T) {
 	n.Shim.Reconfigure(map[string]any{"listen": []string{"unix://" + n.Shim.Socket, "unix://" + old}})
 	n.Shim.Restart()
 	reply, err := harness.Dial(t, old).AlphaRuntime.Version(ctx(t), &runtimeapi.VersionRequest{})
-	if err != nil || reply.RuntimeName != "docker" {
+	if err != nil || reply.RuntimeName != runtimeName() {
 		t.Errorf("the old shim's socket: %v, %v", reply, err)
 	}
 	n.RunPod(t, "both").IP()
 }
 
 func TestDockerBridgeIsANetworkWithoutCNI(t *testing.T) {
+	harness.AboutDocker(t)
 	harness.Require(t)
 	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{Settings: map[string]any{"network": map[string]any{"mode": "docker-bridge", "conf_dir": "/no/such/net.d"}}})
 	image := n.Pull(t, harness.Web)
@@ -125,6 +126,7 @@ func TestDockerBridgeIsANetworkWithoutCNI(t *testing.T) {
 
 // The old shim's form of logs, for collectors that know only that.
 func TestJSONFileModeLinksDockersOwnLog(t *testing.T) {
+	harness.AboutDocker(t)
 	harness.Require(t)
 	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{Settings: map[string]any{"container_log": "json-file"}})
 	image := n.Pull(t, harness.Busybox)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"maps"
-	"net/url"
 	"testing"
 	"time"
 
@@ -15,15 +14,7 @@ import (
 // agreement compares the daemon's lists with the engine's own: the same objects, running and ready where those run.
 func agreement(t *testing.T, n *harness.Node) error {
 	t.Helper()
-	var list []struct {
-		ID, State string
-		Labels    map[string]string
-	}
-	n.Docker.Get("/containers/json?all=1&filters="+url.QueryEscape(`{"label":["io.kubernetes.docker.type"]}`), &list)
-	engine := map[string]bool{}
-	for _, c := range list {
-		engine[c.ID] = c.State == "running" || c.State == "paused"
-	}
+	engine := n.Objects(t)
 	pods, err := n.Shim.Runtime.ListPodSandbox(ctx(t), &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		return err
@@ -55,6 +46,7 @@ func agreed(t *testing.T, n *harness.Node, limit time.Duration) {
 //
 // Rows: S67 (part)
 func TestPausedBehindOurBack(t *testing.T) {
+	harness.AboutDocker(t)
 	n := node(t)
 	pod := n.RunPod(t, "paused")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
@@ -87,6 +79,7 @@ func TestPausedBehindOurBack(t *testing.T) {
 //
 // Rows: S67 (part)
 func TestRestartedBehindOurBack(t *testing.T) {
+	harness.AboutDocker(t)
 	n := node(t)
 	pod := n.RunPod(t, "restarted")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", "3"})
@@ -138,6 +131,7 @@ func TestRestartedBehindOurBack(t *testing.T) {
 //
 // Rows: S67 (part)
 func TestRenamedBehindOurBack(t *testing.T) {
+	harness.AboutDocker(t)
 	n := node(t)
 	pod := n.RunPod(t, "renamed")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", "4"})

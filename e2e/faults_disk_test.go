@@ -307,7 +307,11 @@ func TestFullDiskOfLogs(t *testing.T) {
 func TestFullDiskOfTheEngine(t *testing.T) {
 	harness.Require(t)
 	d := smallDisk(t, filepath.Join(harness.WorkDir(t, "e"), "data"), "64m")
-	n := harness.NewNode(t, harness.DockerOptions{Config: map[string]any{"data-root": d.dir}}, harness.ShimOptions{})
+	options := harness.ShimOptions{}
+	if harness.Native() {
+		options.Settings = map[string]any{"root_dir": d.dir}
+	}
+	n := harness.NewNode(t, harness.DockerOptions{Config: map[string]any{"data-root": d.dir}}, options)
 	busybox := n.Pull(t, harness.Busybox)
 	n.Pull(t, harness.Small)
 	pod := n.RunPod(t, "full")

@@ -51,6 +51,7 @@ func checkChurned(t *testing.T, n *harness.Node, ends, removed, stays *harness.C
 //
 // Rows: R47 (part)
 func TestLostEvents(t *testing.T) {
+	harness.AboutDocker(t)
 	n, proxy := behindProxy(t)
 	for name, fault := range map[string]struct{ begin, end func() }{
 		"cut off": {proxy.Cut, func() {

@@ -20,6 +20,7 @@ import (
 //
 // Rows: R12 (part)
 func TestDockerdForgetsWhatRuns(t *testing.T) {
+	harness.AboutDocker(t)
 	for name, state := range map[string]map[string]any{
 		"ended":   {"Running": false, "Pid": 0, "StartedAt": "0001-01-01T00:00:00Z", "FinishedAt": "0001-01-01T00:00:00Z"},
 		"created": {"Running": false, "Pid": 0, "StartedAt": "0001-01-01T00:00:00Z", "FinishedAt": "0001-01-01T00:00:00Z"},

@@ -237,6 +237,7 @@ func TestSwappedNetworks(t *testing.T) {
 //
 // Rows: R07, S63 (part)
 func TestNothingStaysOfPodsThatDiedWithDockerd(t *testing.T) {
+	harness.AboutDocker(t)
 	n := ownNode(t, harness.DockerOptions{})
 	warmUp(t, n)
 	n.NoLeaks(t)

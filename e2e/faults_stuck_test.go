@@ -91,6 +91,7 @@ func TestFrozenPodHoldsUpOnlyItself(t *testing.T) {
 //
 // Rows: R14, R08 (part)
 func TestEngineHangsOnOneContainer(t *testing.T) {
+	harness.AboutDocker(t)
 	n, proxy := behindProxy(t)
 	pod := n.RunPod(t, "hung")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
@@ -105,21 +106,17 @@ func TestEngineHangsOnOneContainer(t *testing.T) {
 // Rows: R15
 func TestBusyRootFileSystem(t *testing.T) {
 	n := node(t)
-	start := func(name string) (*harness.Pod, *harness.Container, map[string]string) {
-		pod := n.RunPod(t, name)
-		c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
+	start := func(name string) (pod *harness.Pod, c *harness.Container, upper, merged string) {
+		pod = n.RunPod(t, name)
+		c = pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
 		c.WaitLog("ready")
 		c.Output("mkdir /mine && echo kept >/mine/file")
-		var inspect struct {
-			GraphDriver struct{ Data map[string]string }
-		}
-		n.Docker.Get("/containers/"+c.ID+"/json", &inspect)
-		return pod, c, inspect.GraphDriver.Data
+		upper, merged = n.Layer(t, c.ID)
+		return pod, c, upper, merged
 	}
 	t.Run("in use", func(t *testing.T) {
-		pod, c, layer := start("busy")
+		pod, c, _, folder := start("busy")
 		ip := pod.IP()
-		folder := layer["MergedDir"]
 		if folder == "" {
 			folder = fmt.Sprintf("/proc/%d/root", n.HostPID(t, c.ID))
 		}
@@ -141,12 +138,12 @@ func TestBusyRootFileSystem(t *testing.T) {
 		agreed(t, n, 10*time.Second)
 	})
 	t.Run("cannot be removed", func(t *testing.T) {
-		pod, c, layer := start("immutable")
+		pod, c, upper, _ := start("immutable")
 		ip := pod.IP()
-		if layer["UpperDir"] == "" {
+		if upper == "" {
 			t.Skip("the engine's image store does not say where the writable layer is")
 		}
-		file := filepath.Join(layer["UpperDir"], "mine", "file")
+		file := filepath.Join(upper, "mine", "file")
 		harness.Run(t, "chattr", "+i", file)
 		thaw := func() {
 			if _, err := os.Stat(file); err == nil {

@@ -17,6 +17,7 @@ import (
 //
 // Rows: R09, R06 (part), R07 (part)
 func TestEngineIsUpgradedUnderRunningPods(t *testing.T) {
+	harness.AboutDocker(t)
 	harness.Require(t)
 	if !harness.EngineBuilt(harness.Engine28) {
 		t.Skip("Docker 28 is not built here: `make test-docker ENGINE=28 CORE=1` or `make matrix` does")

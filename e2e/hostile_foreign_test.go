@@ -21,6 +21,7 @@ import (
 //
 // Rows: S67
 func TestForeignContainersAreLeftAlone(t *testing.T) {
+	harness.AboutDocker(t)
 	n := node(t)
 	image := n.Registry.Ref(harness.Busybox)
 	pod := n.RunPod(t, "ours")

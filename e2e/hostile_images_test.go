@@ -152,6 +152,7 @@ func TestUserFilesOfAnImageAreNotPlain(t *testing.T) {
 //
 // Rows: S11 (part)
 func TestPasswdOfARunningContainerBecomesAFIFO(t *testing.T) {
+	harness.AboutDocker(t)
 	n, _ := attacked(t)
 	image := hostileImage(t, n, v1.Config{User: "1000"}, func(tree *testimage.Tree) { tree.OwnedDir("etc", 0o755, 1000, 1000) })
 	c := n.RunPod(t, "fifo").Run("c", image, forever)
@@ -268,16 +269,18 @@ func TestLabelsOfAnImageAreNobodysOrders(t *testing.T) {
 		}
 	}
 	check("at first")
-	var inspect struct {
-		Config struct{ Labels map[string]string }
-	}
-	n.Docker.Get("/containers/"+c.ID+"/json", &inspect)
-	for key, value := range inspect.Config.Labels {
-		if value != "" && value == hostile[key] && key != "maintainer" {
-			t.Errorf("Docker's label %s is the image's %q", key, value)
+	if n.Docker != nil {
+		var inspect struct {
+			Config struct{ Labels map[string]string }
+		}
+		n.Docker.Get("/containers/"+c.ID+"/json", &inspect)
+		for key, value := range inspect.Config.Labels {
+			if value != "" && value == hostile[key] && key != "maintainer" {
+				t.Errorf("Docker's label %s is the image's %q", key, value)
+			}
 		}
 	}
-	// What is known of a container whose record is lost comes from Docker alone.
+	// What is known of a container whose record is lost comes from the engine alone.
 	record := recordOf(t, n, c.ID)
 	n.Shim.Stop()
 	if err := os.Remove(record); err != nil {

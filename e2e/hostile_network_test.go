@@ -93,9 +93,7 @@ func TestHostPortsTakeOnlyTheirOwnTraffic(t *testing.T) {
 // Rows: S64
 func TestAPodIsNoRouterAndReachesNoLoopback(t *testing.T) {
 	harness.Require(t)
-	docker := harness.StartDocker(t, harness.DockerOptions{})
-	n := &harness.Node{Docker: docker, Registry: harness.SharedRegistry(t), CNI: harness.NewCNI(t, harness.CNIOptions{DualStack: true})}
-	n.Shim = harness.StartShim(t, docker, n.CNI, harness.ShimOptions{})
+	n := harness.NewNodeOn(t, harness.CNIOptions{DualStack: true}, harness.DockerOptions{}, harness.ShimOptions{})
 	n.HostUnchanged(t)
 	pod := n.RunPod(t, "router", hostPort(18093, 80)) // portmap opens the bridge to 127.0.0.1
 	pod.Run("web", n.Pull(t, harness.Web), nil)

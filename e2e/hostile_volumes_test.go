@@ -17,7 +17,7 @@ import (
 	"crishim/e2e/testimage"
 )
 
-// The VOLUMEs of an image, into which Docker copies what the image has there, and the images that CRI mounts.
+// The VOLUMEs of an image, into which is copied what the image has there, and the images that CRI mounts.
 //
 // Rows: S01
 func TestImageVolumesShowTheirImageOnly(t *testing.T) {
@@ -151,6 +151,12 @@ func emptyFoldersOfOldRunc(t *testing.T, n *harness.Node, decoy string) {
 	entries, err := os.ReadDir(decoy)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if n.Docker == nil {
+		if len(entries) != 1 {
+			t.Errorf("on the host there is %v", entries)
+		}
+		return
 	}
 	version := exec.Command("sh", "-c", "runc --version")
 	version.Env = append(os.Environ(), "PATH="+n.Docker.Options.PathPrefix+":"+os.Getenv("PATH"))

@@ -53,6 +53,14 @@ func onHostNetwork(c *runtimeapi.PodSandboxConfig) {
 	c.Hostname, c.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
 }
 
+// runtimeName is what the kubelet writes into the ids of containers.
+func runtimeName() string {
+	if harness.Native() {
+		return "crishim"
+	}
+	return "docker"
+}
+
 // ctx bounds one call.
 func ctx(t *testing.T) context.Context {
 	t.Helper()

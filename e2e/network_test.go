@@ -73,9 +73,7 @@ func TestPodsReachEachOther(t *testing.T) {
 
 func TestDualStackPodHasBothAddresses(t *testing.T) {
 	harness.Require(t)
-	docker := harness.StartDocker(t, harness.DockerOptions{})
-	n := &harness.Node{Docker: docker, Registry: harness.SharedRegistry(t), CNI: harness.NewCNI(t, harness.CNIOptions{DualStack: true})}
-	n.Shim = harness.StartShim(t, docker, n.CNI, harness.ShimOptions{})
+	n := harness.NewNodeOn(t, harness.CNIOptions{DualStack: true}, harness.DockerOptions{}, harness.ShimOptions{})
 	pod := n.RunPod(t, "dual")
 	network := pod.Status().Network
 	if len(network.AdditionalIps) != 1 || !strings.Contains(network.AdditionalIps[0].Ip, ":") || strings.Contains(network.Ip, ":") {
@@ -89,9 +87,7 @@ func TestDebianPlugins(t *testing.T) {
 	if _, err := os.Stat("/usr/lib/cni/bridge"); err != nil {
 		t.Skip("Debian's containernetworking-plugins is not installed: run `make test`")
 	}
-	docker := harness.StartDocker(t, harness.DockerOptions{})
-	n := &harness.Node{Docker: docker, Registry: harness.SharedRegistry(t), CNI: harness.NewCNI(t, harness.CNIOptions{Debian: true})}
-	n.Shim = harness.StartShim(t, docker, n.CNI, harness.ShimOptions{})
+	n := harness.NewNodeOn(t, harness.CNIOptions{Debian: true}, harness.DockerOptions{}, harness.ShimOptions{})
 	pod := n.RunPod(t, "debian", hostPort(18084, 80))
 	pod.Run("web", n.Pull(t, harness.Web), nil)
 	if body := httpGet(t, "127.0.0.1:18084"); body != "host=debian path=/\n" {

@@ -151,6 +151,7 @@ func recordDirs(t *testing.T, root string) []string {
 //
 // Rows: R06
 func TestDockerdDiesWithLiveRestore(t *testing.T) {
+	harness.AboutDocker(t)
 	n := ownNode(t, harness.DockerOptions{LiveRestore: true})
 	pod := n.RunPod(t, "restore")
 	chatty := pod.RunChatty(n.Registry.Ref(harness.Busybox), 100)
@@ -224,6 +225,7 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 //
 // Rows: R07
 func TestDockerdRestartsWithoutLiveRestore(t *testing.T) {
+	harness.AboutDocker(t)
 	n := ownNode(t, harness.DockerOptions{})
 	pod := n.RunPod(t, "norestore", hostPort(18081, 80))
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", "5"})
@@ -256,6 +258,7 @@ func TestDockerdRestartsWithoutLiveRestore(t *testing.T) {
 //
 // Rows: R08
 func TestDockerdHangs(t *testing.T) {
+	harness.AboutDocker(t)
 	n := ownNode(t, harness.DockerOptions{})
 	pod := n.RunPod(t, "hang")
 	pod.RunChatty(n.Registry.Ref(harness.Busybox), 10)
@@ -303,6 +306,7 @@ func TestDockerdHangs(t *testing.T) {
 
 // Rows: S67 (part)
 func TestContainerRemovedBehindOurBackIsGone(t *testing.T) {
+	harness.AboutDocker(t)
 	n := node(t)
 	pod := n.RunPod(t, "behind")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)

@@ -15,7 +15,7 @@ import (
 func cgroupValue(t *testing.T, n *harness.Node, c *harness.Container, controller, file string) string {
 	t.Helper()
 	for _, parent := range []string{"/sys/fs/cgroup/" + controller, "/sys/fs/cgroup"} {
-		found, err := filepath.Glob(parent + n.Docker.CgroupParent + "/kubepods/besteffort/*/" + c.ID + "/" + file)
+		found, err := filepath.Glob(parent + n.CgroupParent() + "/kubepods/besteffort/*/" + c.ID + "/" + file)
 		if err != nil {
 			t.Fatal(err)
 		}

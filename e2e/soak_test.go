@@ -27,6 +27,7 @@ import (
 //
 // Rows: R12 (part), R45
 func TestSoak(t *testing.T) {
+	harness.AboutDocker(t)
 	length := 12 * time.Second
 	if text := os.Getenv("E2E_SOAK"); text != "" {
 		parsed, err := time.ParseDuration(text)
@@ -222,5 +223,5 @@ func (r *soakReport) write(t *testing.T) {
 
 // inDockersCgroup leaves no cgroup per pod, which the kubelet would remove.
 func inDockersCgroup(n *harness.Node) func(*runtimeapi.PodSandboxConfig) {
-	return func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = n.Docker.CgroupParent }
+	return func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = n.CgroupParent() }
 }

@@ -21,7 +21,7 @@ func TestVersionStatusAndRuntimeConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if version.RuntimeName != "docker" || version.RuntimeApiVersion != "v1" || version.RuntimeVersion == "" {
+	if version.RuntimeName != runtimeName() || version.RuntimeApiVersion != "v1" || version.RuntimeVersion == "" {
 		t.Errorf("version %v", version)
 	}
 	status, err := n.Shim.Runtime.Status(ctx(t), &runtimeapi.StatusRequest{Verbose: true})
@@ -54,7 +54,7 @@ func TestOldServiceNamesAreTheSameService(t *testing.T) {
 	pod := n.RunPod(t, "alpha")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
 	version, err := n.Shim.AlphaRuntime.Version(ctx(t), &runtimeapi.VersionRequest{})
-	if err != nil || version.Version == "" || version.RuntimeName != "docker" {
+	if err != nil || version.Version == "" || version.RuntimeName != runtimeName() {
 		t.Fatalf("version %v, %v", version, err)
 	}
 	list, err := n.Shim.AlphaRuntime.ListContainers(ctx(t), &runtimeapi.ListContainersRequest{})

@@ -67,7 +67,7 @@ func (v *victim) visible(name string) {
 		if err != nil {
 			return err
 		}
-		objects, addresses := v.objects(), v.f.n.CNI.Addresses()
+		objects, addresses := v.f.n.ObjectsOfPod(v.t, v.config.Metadata.Uid), v.f.n.CNI.Addresses()
 		if name == "RunPodSandbox" {
 			for _, pod := range pods {
 				if pod.Id != v.id && pod.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {

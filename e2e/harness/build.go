@@ -72,8 +72,11 @@ var (
 	builds   = map[string]bool{}
 )
 
-// goTool runs the go command. Test packages of several processes may want the same program: one builds at a time.
-func goTool(dir string, env []string, args ...string) error {
+// goTool runs the go command.
+func goTool(dir string, env []string, args ...string) error { return locked(dir, env, "go", args...) }
+
+// locked runs a command that builds. Test packages of several processes may want the same program: one builds at a time.
+func locked(dir string, env []string, name string, args ...string) error {
 	lock, err := os.OpenFile(filepath.Join(cacheDir(), "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
 	if err != nil {
 		return err
@@ -82,10 +85,10 @@ func goTool(dir string, env []string, args ...string) error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return err
 	}
-	command := exec.Command("go", args...)
+	command := exec.Command(name, args...)
 	command.Dir, command.Env = dir, append(os.Environ(), env...)
 	if out, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return nil
 }

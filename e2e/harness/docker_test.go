@@ -24,6 +24,7 @@ func TestTestsRunInTheirOwnNetworkNamespace(t *testing.T) {
 }
 
 func TestDockerEngineRunsImagesOfTheRegistryAndLeavesNothing(t *testing.T) {
+	AboutDocker(t)
 	Require(t)
 	var dir string
 	t.Run("run", func(t *testing.T) {

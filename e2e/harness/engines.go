@@ -14,7 +14,8 @@ const (
 	Engine29     = "29"
 )
 
-// engineVariable is the environment variable that names the engine of the tests: one of the above, or the path of a dockerd.
+// engineVariable is the environment variable that names the engine of the tests: one of the above, the path of a dockerd, or
+// EngineNative.
 const engineVariable = "E2E_ENGINE"
 
 // builtEngine is a dockerd made of a module of e2e/tools.
@@ -77,7 +78,7 @@ func dockerdOnHost(name string) string {
 // missingEngine is why the engine of the tests cannot be had, "" where it can or DockerEngine says what is wrong.
 func missingEngine() string {
 	name := os.Getenv(engineVariable)
-	if name != "" && name != EngineDebian {
+	if name != "" && name != EngineDebian { // also EngineNative
 		return ""
 	}
 	if _, err := exec.LookPath(dockerdOnHost(name)); err != nil {

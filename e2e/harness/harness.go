@@ -1,4 +1,4 @@
-// Package harness runs crishim from outside, as root on a Linux host: a private Docker Engine, CNI plugins, a registry on
+// Package harness runs crishim from outside, as root on a Linux host: a private Docker Engine or the daemon's own, CNI plugins, a registry on
 // loopback with images of its own, the daemon as a subprocess, CRI clients, pod configurations as the kubelet makes them,
 // and the gates that tell whether anything was left behind.
 //
@@ -152,9 +152,13 @@ func (s *Session) prepare() (err error) {
 	testServer(s)
 	busyboxFile(s)
 	cniPlugins(s)
-	DockerEngine(s, os.Getenv(engineVariable))
-	if !hasSysResource() {
-		ociWrapper(s)
+	if Native() {
+		nativeHelper(s)
+	} else {
+		DockerEngine(s, os.Getenv(engineVariable))
+		if !hasSysResource() {
+			ociWrapper(s)
+		}
 	}
 	// The daemon is built where a test wants it, in the variant that it wants; its modules are fetched now.
 	return goTool(root(), nil, "list", "-deps", "./cmd/shim")
@@ -171,6 +175,7 @@ func (s *Session) close() bool {
 
 // Node is a machine with everything that a kubelet would find on it.
 type Node struct {
+	// Docker is nil where the tests run on the native engine.
 	Docker   *Docker
 	Registry *Registry
 	CNI      *CNI
@@ -201,7 +206,17 @@ func Shared(t *testing.T) *Node {
 // NewNode is a node for one test, which may break it.
 func NewNode(t T, docker DockerOptions, shim ShimOptions) *Node {
 	t.Helper()
-	node := &Node{Docker: StartDocker(t, docker), Registry: SharedRegistry(t), CNI: NewCNI(t, CNIOptions{})}
+	return NewNodeOn(t, CNIOptions{}, docker, shim)
+}
+
+// NewNodeOn is NewNode on another network.
+func NewNodeOn(t T, network CNIOptions, docker DockerOptions, shim ShimOptions) *Node {
+	t.Helper()
+	node := &Node{Registry: SharedRegistry(t)}
+	if !Native() {
+		node.Docker = StartDocker(t, docker)
+	}
+	node.CNI = NewCNI(t, network)
 	node.Shim = StartShim(t, node.Docker, node.CNI, shim)
 	return node
 }

@@ -63,11 +63,9 @@ func (n *Node) HostUnchanged(t T) *Canary {
 	return c
 }
 
-// ownMount recognizes the mounts of the engine and the daemon, which gate LEAK0 looks after. dockerd unmounts the network
-// namespaces of removed containers up to a minute later.
+// ownMount recognizes the mounts of the engine and the daemon, which gate LEAK0 looks after.
 func (n *Node) ownMount(point string) bool {
-	return strings.HasPrefix(point, n.Docker.dir+"/") || strings.HasPrefix(point, n.Shim.dir+"/") ||
-		strings.HasPrefix(strings.TrimPrefix(point, "/var"), "/run/docker/netns/")
+	return strings.HasPrefix(point, n.Shim.dir+"/") || n.engine().ownMount(point)
 }
 
 func difference(list, without []string) []string {

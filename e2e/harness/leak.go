@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -97,8 +98,8 @@ func (f footprint) beyond(before footprint) []string {
 
 func (n *Node) footprint() footprint {
 	f := footprint{numbers: map[string]int{}, lists: map[string][]string{
-		"mount":         append(mountsUnder(n.Docker.dir), mountsUnder(n.Shim.dir)...),
-		"cgroup":        Cgroups(n.Docker.CgroupParent),
+		"mount":         mountsUnder(n.Shim.dir),
+		"cgroup":        Cgroups(n.CgroupParent()),
 		"address":       n.CNI.Addresses(),
 		"link":          links(),
 		"firewall rule": firewallRules(),
@@ -106,17 +107,13 @@ func (n *Node) footprint() footprint {
 		"folder":        folders(n.Shim.RunDir),
 		"child":         children(n.Shim.PID()),
 	}}
-	f.lists["shim"] = shims(n.Docker.dir)
-	f.lists["process"], f.lists["unstarted process"] = cgroupProcesses(n.Docker.CgroupParent)
+	f.lists["process"], f.lists["unstarted process"] = cgroupProcesses(n.CgroupParent())
 	// The parents of pods are the kubelet's.
 	f.lists["cgroup"] = slices.DeleteFunc(f.lists["cgroup"], func(name string) bool {
 		return name == "/kubepods" || name == "/kubepods/besteffort"
 	})
-	if n.Docker.Running() {
-		if containers, err := n.Docker.Containers(); err == nil {
-			f.lists["container"] = containers
-			f.lists["exec"] = n.Docker.execs(containers)
-		}
+	for kind, list := range n.engine().lists() {
+		f.lists[kind] = append(f.lists[kind], list...)
 	}
 	f.stacks, f.numbers["goroutines"] = n.Shim.profile("goroutine?debug=1", "total ")
 	idle := pooled(f.stacks)
@@ -159,18 +156,6 @@ func shims(dir string) []string {
 		}
 	}
 	return ids
-}
-
-// execs are the processes of execs that the engine still counts to its containers.
-func (d *Docker) execs(containers []string) []string {
-	var all []string
-	for _, id := range containers {
-		var inspect struct{ ExecIDs []string }
-		if err := d.call("GET", "/containers/"+id+"/json", nil, &inspect); err == nil { // else it is gone, and its execs with it
-			all = append(all, inspect.ExecIDs...)
-		}
-	}
-	return all
 }
 
 // pooled counts the goroutines of a profile that serve idle HTTP connections to the engine: a bounded pool, closed in time.
@@ -240,17 +225,33 @@ func keptByPortmap(line string) bool {
 func files(dirs ...string) []string   { return entries(false, dirs) }
 func folders(dirs ...string) []string { return entries(true, dirs) }
 
+// entries are the files, or the folders, at and below dirs: not those of images, nor of other file systems mounted there.
 func entries(folders bool, dirs []string) []string {
 	var list []string
 	for _, dir := range dirs {
+		device := deviceOf(dir)
 		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() == folders {
+			if err != nil {
+				return nil // files vanish while one looks
+			}
+			if d.IsDir() == folders {
 				list = append(list, path)
 			}
-			return nil // files vanish while one looks
+			if d.IsDir() && (keptImages(path) || deviceOf(path) != device) {
+				return fs.SkipDir
+			}
+			return nil
 		})
 	}
 	return list
+}
+
+func deviceOf(path string) uint64 {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Sys().(*syscall.Stat_t).Dev
 }
 
 // children are the child processes of a process by name, zombies included: a plugin or mount helper that stays.

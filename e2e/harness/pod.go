@@ -35,7 +35,7 @@ func (n *Node) PodConfig(name string) *runtimeapi.PodSandboxConfig {
 		},
 		Annotations: map[string]string{"kubernetes.io/config.seen": "2024-01-01T00:00:00Z", "kubernetes.io/config.source": "api"},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: n.Docker.CgroupParent + "/kubepods/besteffort/pod" + uid,
+			CgroupParent: n.CgroupParent() + "/kubepods/besteffort/pod" + uid,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 				Seccomp:          &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
@@ -76,7 +76,7 @@ func (n *Node) PreparePod(t T, config *runtimeapi.PodSandboxConfig) {
 		t.Fatalf("making the pod's log directory: %v", err)
 	}
 	parent := config.GetLinux().GetCgroupParent()
-	if !strings.HasPrefix(parent, n.Docker.CgroupParent+"/") {
+	if !strings.HasPrefix(parent, n.CgroupParent()+"/") {
 		return
 	}
 	makeCgroup(t, parent)

@@ -47,7 +47,8 @@ type Shim struct {
 	pulled  map[string]string
 }
 
-// StartShim writes a configuration for the engine and network, starts the daemon and waits until it is ready for pods.
+// StartShim writes a configuration for the engine (the daemon's own where docker is nil) and network, starts the daemon and
+// waits until it is ready for pods.
 func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
 	t.Helper()
 	dir := WorkDir(t, "s")
@@ -62,20 +63,25 @@ func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
 	}
 	s.writeConfig()
 	t.Cleanup(s.cleanup)
+	if docker == nil {
+		makeCgroup(t, s.cgroupParent())
+	}
 	s.launch()
 	s.connect(t, s.Socket)
 	s.WaitReady()
 	return s
 }
 
+// cgroupParent is where the pods of the harness are when there is no Docker Engine that has one.
+func (s *Shim) cgroupParent() string { return "/" + filepath.Base(s.dir) }
+
 // Settings are the daemon's configuration as the harness would write it.
 func (s *Shim) Settings() map[string]any {
 	settings := map[string]any{
-		"engine":   "docker",
+		"engine":   EngineNative,
 		"listen":   []string{"unix://" + s.Socket},
 		"root_dir": s.RootDir,
 		"run_dir":  s.RunDir,
-		"docker":   map[string]any{"endpoint": s.docker.Endpoint()},
 		"network":  map[string]any{"conf_dir": s.cni.ConfDir, "bin_dirs": []string{s.cni.PluginDir, s.cni.BinDir}},
 		"metrics":  map[string]any{"listen": "unix://" + s.MetricsSocket(), "pprof": "unix://" + s.pprofSocket()},
 		// Nothing of this machine's own settings counts, and the pause image comes from loopback.
@@ -85,6 +91,9 @@ func (s *Shim) Settings() map[string]any {
 			"credentials": filepath.Join(s.dir, "docker-config.json"),
 		},
 		"log": map[string]any{"level": 4},
+	}
+	if s.docker != nil {
+		settings["engine"], settings["docker"] = "docker", map[string]any{"endpoint": s.docker.Endpoint()}
 	}
 	merge(settings, s.options.Settings)
 	return settings
@@ -279,7 +288,8 @@ func (s *Shim) PullOnce(t T, ref string) string {
 // cleanup removes all pods, stops the daemon and reports a detected race.
 func (s *Shim) cleanup() {
 	s.t.Helper()
-	if s.Running() {
+	running := s.Running()
+	if running {
 		s.removePods()
 		if err := s.Terminate(30 * time.Second); err != nil {
 			s.t.Errorf("%v:\n%s", err, s.LogTail())
@@ -294,6 +304,9 @@ func (s *Shim) cleanup() {
 		if at := bytes.Index(log, []byte(bad)); at >= 0 {
 			s.t.Errorf("the daemon's log has %q:\n%s", bad, log[at:min(len(log), at+4000)])
 		}
+	}
+	if s.docker == nil {
+		native{s}.cleanup(s.t, s.cgroupParent(), running)
 	}
 	unmountAll(s.dir)
 	if left := mountsUnder(s.dir); len(left) > 0 {

@@ -73,16 +73,12 @@ func (c *Chatty) CheckLog() {
 // HostPID is the number on the host of a container's first process, as the engine itself says.
 func (n *Node) HostPID(t T, id string) int {
 	t.Helper()
-	var inspect struct {
-		State struct {
-			Pid     int
-			Running bool
-		}
-	}
-	Eventually(t, 30*time.Second, "dockerd to know the container", func() error {
-		return n.Docker.call("GET", "/containers/"+id+"/json", nil, &inspect)
+	var pid int
+	Eventually(t, 30*time.Second, "the engine to know the container", func() (err error) {
+		pid, err = n.engine().hostPID(id)
+		return err
 	})
-	return inspect.State.Pid
+	return pid
 }
 
 // StartTime is field 22 of /proc/PID/stat, which tells a process from a later one of the same number; "" when it is gone.
