@@ -45,10 +45,8 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	}
 	// Folders and files are private unless they are opened on purpose.
 	syscall.Umask(0o027)
-	for _, dir := range []string{c.RunDir, c.RootDir} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return err
-		}
+	if err := makeFolders(c.RunDir, c.RootDir); err != nil {
+		return err
 	}
 	choice, why, err := decideNode(c, "/")
 	if err != nil {
