@@ -21,11 +21,15 @@ type proc struct {
 // killSession kills the first process of an exec, root, with its descendants and every process of a session that one of
 // them leads: the OCI runtime makes each exec a session of its own, by which children that outlived their parent are
 // found. Only processes in the container's cgroup are killed, whatever became of the pid. It goes on until none is left
-// or ctx ends.
+// and root was reaped, or ctx ends.
 func killSession(ctx context.Context, root int, containerID string) {
+	var first proc
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		left := 0
 		for _, victim := range execProcesses(processes(), root) {
+			if victim.pid == root {
+				first = victim
+			}
 			h, err := process.Open(victim.pid, victim.startTicks)
 			if err != nil {
 				continue
@@ -37,6 +41,27 @@ func killSession(ctx context.Context, root int, containerID string) {
 			h.Close()
 		}
 		if left == 0 {
+			awaitReaped(ctx, first)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// reapLimit is far longer than a shim takes to reap what it is the parent of.
+const reapLimit = time.Second
+
+// awaitReaped waits until a process that has ended is not even a zombie, which the container's ps would show. The zero proc
+// was never seen.
+func awaitReaped(ctx context.Context, p proc) {
+	ctx, cancel := context.WithTimeout(ctx, reapLimit)
+	defer cancel()
+	for wait := time.Millisecond; p.pid != 0; wait = min(2*wait, 50*time.Millisecond) {
+		if ticks, err := process.StartTicks(p.pid); err != nil || ticks != p.startTicks {
 			return
 		}
 		select {
