@@ -87,6 +87,13 @@ type Pods interface {
 	PodStatus(ctx context.Context, id PodID) (PodStatus, error)
 }
 
+// Networked is an engine that has a say once a pod's networks are there.
+type Networked interface {
+	// PodNetworked comes after StartPod and after the networks were attached, if any, before the pod is used; ips are the
+	// pod's. The caller takes the pod back where it fails.
+	PodNetworked(ctx context.Context, id PodID, ips []string) error
+}
+
 // Containers makes and ends containers inside a pod.
 type Containers interface {
 	// CreateContainer makes it without starting it. Everything that can be checked before the start (seccomp and AppArmor

@@ -64,7 +64,7 @@ func (g *generator) hooks() *specs.Hooks {
 }
 
 func (g *generator) AddPreStartHook(h specs.Hook) {
-	//nolint:staticcheck // deprecated, and still what plugins ask for
+	//lint:ignore SA1019 plugins still ask for it
 	g.hooks().Prestart = append(g.hooks().Prestart, h)
 }
 

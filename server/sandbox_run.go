@@ -146,6 +146,11 @@ func (s *Server) runPod(ctx context.Context, eng engine.Engine, spec *engine.Pod
 			return "", err
 		}
 	}
+	if networked, ok := eng.(engine.Networked); ok {
+		if err := networked.PodNetworked(ctx, id, network.IPs); err != nil {
+			return "", fmt.Errorf("run the pod sandbox: %w", err)
+		}
+	}
 	s.store.ApplyPod(status)
 	err = s.store.UpdatePodByKey(spec.Key, func(p *state.Pod) error {
 		p.ID, p.Phase, p.Network, p.Returned = id, state.PhaseRunning, network, awaited()

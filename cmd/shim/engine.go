@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,6 +13,8 @@ import (
 	"crishim/engine/docker"
 	"crishim/engine/docker/logpump"
 	"crishim/engine/native"
+	"crishim/engine/native/hook"
+	"crishim/nri"
 	"crishim/state"
 )
 
@@ -28,6 +31,9 @@ type nodeEngine interface {
 func newEngine(name string, c *config.Config, store *state.Store, tracer trace.TracerProvider) (nodeEngine, error) {
 	switch name {
 	case config.EngineDocker:
+		if c.NRI.Enable {
+			return nil, errors.New("nri.enable: Docker Engine has no NRI; set engine to native, or leave NRI off")
+		}
 		eng, err := docker.New(docker.Options{
 			Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
 			ContainerLog: c.ContainerLog, LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
@@ -40,9 +46,14 @@ func newEngine(name string, c *config.Config, store *state.Store, tracer trace.T
 		}
 		return dockerEngine{eng}, nil
 	case config.EngineNative:
+		plugins, err := nriPlugins(c)
+		if err != nil {
+			return nil, err
+		}
 		eng, err := native.New(native.Options{
 			Version: version, RootDir: c.RootDir + "/native", RunDir: c.RunDir + "/native",
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
+			Plugins: plugins,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("start the native engine: %w", err)
@@ -50,6 +61,22 @@ func newEngine(name string, c *config.Config, store *state.Store, tracer trace.T
 		return nativeEngine{eng}, nil
 	}
 	return nil, fmt.Errorf("there is no engine %q", name)
+}
+
+// nriPlugins is nil, the interface itself, where NRI is off.
+func nriPlugins(c *config.Config) (hook.Plugins, error) {
+	if !c.NRI.Enable {
+		return nil, nil
+	}
+	plugins, err := nri.New(nri.Options{
+		RuntimeName: "crishim", Version: version, SocketPath: c.NRI.SocketPath, PluginPath: c.NRI.PluginPath, PluginConfigPath: c.NRI.PluginConfigPath,
+		RegistrationTimeout: time.Duration(c.NRI.PluginRegistrationTimeout), RequestTimeout: time.Duration(c.NRI.PluginRequestTimeout),
+		RequiredPlugins: c.NRI.RequiredPlugins,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return plugins, nil
 }
 
 type dockerEngine struct{ *docker.Engine }

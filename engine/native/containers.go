@@ -15,6 +15,10 @@ import (
 // container is a container as the engine knows it. Calls on one container are ordered by the caller, but for its stops.
 type container struct {
 	containerRecord
+	told told
+	// limits orders what reads and changes the limits, which plugins change at any time; cleared says that the bundle is gone.
+	limits  sync.Mutex
+	cleared bool
 	// saving orders the writes of the record.
 	saving sync.Mutex
 	// Of the process that runs; 0 before and after. Under the engine's mu, as the rest.

@@ -68,6 +68,9 @@ func (e *Engine) CreateContainer(ctx context.Context, s *engine.ContainerSpec) (
 	if err != nil {
 		return engine.ContainerStatus{}, diskError(err)
 	}
+	if err := e.adjust(ctx, p, c, oci); err != nil {
+		return engine.ContainerStatus{}, err
+	}
 	if err := failpoint.Around("native.container.bundle", func() error { return e.writeBundle(id, oci) }); err != nil {
 		return engine.ContainerStatus{}, diskError(err)
 	}
@@ -75,6 +78,7 @@ func (e *Engine) CreateContainer(ctx context.Context, s *engine.ContainerSpec) (
 		return engine.ContainerStatus{}, err
 	}
 	e.containerChanged(c)
+	e.tellCreated(ctx, c)
 	return e.ContainerStatus(ctx, id)
 }
 

@@ -34,6 +34,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/native/cgroup"
 	"crishim/engine/native/helper"
+	"crishim/engine/native/hook"
 	"crishim/engine/native/host"
 	"crishim/engine/native/image"
 	"crishim/engine/native/monitor"
@@ -58,6 +59,8 @@ type Options struct {
 	NodeAuth           []string
 	Pinned             []string
 	ImageFSInterval    time.Duration
+	// Plugins are told of pods and containers, and may change them; nil for none.
+	Plugins hook.Plugins
 }
 
 // Engine is the native engine. Make it with New.
@@ -79,6 +82,8 @@ type Engine struct {
 	// ready is set once what was found at the start is sorted.
 	ready atomic.Bool
 	start sync.Once
+	// pluginsErr is why plugins cannot connect, set with ready.
+	pluginsErr error
 
 	// life ends with Close, and with it what goes on in the background.
 	life       context.Context
@@ -93,7 +98,10 @@ type Engine struct {
 	foreign map[string][]byte
 }
 
-var _ engine.Engine = (*Engine)(nil)
+var (
+	_ engine.Engine    = (*Engine)(nil)
+	_ engine.Networked = (*Engine)(nil)
+)
 
 // New looks at the host and prepares the folders; nothing of a pod is touched before Watch. ErrFailedPrecondition where this
 // host cannot run containers, ErrNotImplemented where this binary was built without the helper.
@@ -169,6 +177,9 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.endLife()
 	e.background.Wait()
+	if e.opts.Plugins != nil {
+		e.opts.Plugins.Stop()
+	}
 	for _, client := range clients {
 		client.Close()
 	}
@@ -214,8 +225,14 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	e.start.Do(func() {
 		e.load()
 		e.recover(context.WithoutCancel(ctx))
-		e.ready.Store(true)
+		// No container is made before the plugins are there that would change it.
+		if e.pluginsErr = e.startPlugins(); e.pluginsErr == nil {
+			e.ready.Store(true)
+		}
 	})
+	if e.pluginsErr != nil {
+		return e.pluginsErr
+	}
 	background.Go(func() { e.images.Run(ctx) })
 	if ctx.Err() != nil {
 		return ctx.Err()

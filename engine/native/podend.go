@@ -39,6 +39,7 @@ func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("end the pod's containers: %w", err)
 	}
+	e.tellPodStopped(ctx, p, containers)
 	if err := e.endMonitor(ctx, p); err != nil {
 		return err
 	}
@@ -214,6 +215,7 @@ func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
 			return fmt.Errorf("%s: %w", step.what, err)
 		}
 	}
+	defer e.tellPodRemoved(ctx, p)()
 	if err := e.podRecords.remove(string(id)); err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 // engine's mu.
 type pod struct {
 	podRecord
+	told told
 	// saving orders the writes of the record.
 	saving sync.Mutex
 	// client is nil unless the monitor lives.
@@ -243,7 +244,7 @@ func (e *Engine) specPins(p *pod) spec.Pins {
 }
 
 // UpdatePod implements engine.Pods.
-func (e *Engine) UpdatePod(ctx context.Context, id engine.PodID, _, resources *engine.Resources) error {
+func (e *Engine) UpdatePod(ctx context.Context, id engine.PodID, overhead, resources *engine.Resources) error {
 	if err := e.check(ctx); err != nil {
 		return err
 	}
@@ -251,7 +252,14 @@ func (e *Engine) UpdatePod(ctx context.Context, id engine.PodID, _, resources *e
 	if err != nil {
 		return err
 	}
-	return failpoint.Around("native.pod.update", func() error { return e.cgroups.UpdatePod(ctx, p.Cgroup, resources) })
+	if err := e.askPodUpdate(ctx, p, overhead, resources); err != nil {
+		return err
+	}
+	err = failpoint.Around("native.pod.update", func() error { return e.cgroups.UpdatePod(ctx, p.Cgroup, resources) })
+	if err == nil {
+		e.tellPodUpdated(ctx, p)
+	}
+	return err
 }
 
 // PodStatus implements engine.Pods.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
@@ -45,6 +46,8 @@ type podRecord struct {
 	Files rootfs.Pod `json:"files,omitzero"`
 	// Monitor is the process, for when its own record is damaged.
 	Monitor monitor.Record `json:"monitor,omitzero"`
+	// IPs are for plugins; empty without any.
+	IPs []string `json:"ips,omitempty"`
 }
 
 // containerRecord is what is kept of a container.
@@ -60,6 +63,8 @@ type containerRecord struct {
 	Upper      string               `json:"upper"`
 	// Started is set before the monitor is asked: from then on the monitor, or the exit file, knows what became of it.
 	Started bool `json:"started,omitempty"`
+	// PluginLimits are what plugins set, over Spec.Resources.
+	PluginLimits *specs.LinuxResources `json:"pluginLimits,omitempty"`
 	// Ended is the end where no monitor wrote an exit file: a start that failed, a monitor that died, a reboot.
 	Ended *ending `json:"ended,omitempty"`
 }

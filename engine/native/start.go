@@ -37,6 +37,21 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, _ *e
 	case client == nil:
 		return engine.ContainerStatus{}, fmt.Errorf("pod sandbox %s of container %s has ended: %w", p.ID, id, errdefs.ErrFailedPrecondition)
 	}
+	defer e.block()()
+	if err := e.askStart(ctx, c); err != nil {
+		return engine.ContainerStatus{}, err
+	}
+	status, err := e.startProcess(ctx, p, c, client)
+	if err == nil {
+		e.tellStarted(ctx, c)
+	}
+	return status, err
+}
+
+func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client *monitor.Client) (engine.ContainerStatus, error) {
+	id := c.ID
+	c.limits.Lock()
+	defer c.limits.Unlock()
 	oci, err := e.readBundle(id)
 	if err != nil {
 		return engine.ContainerStatus{}, err
@@ -183,12 +198,13 @@ func (e *Engine) noteExit(c *container, end ending, record bool) {
 	if record {
 		c.Ended = &end
 	}
-	close(c.done)
 	e.mu.Unlock()
 	if record {
 		quiet(e.saveContainer(c), "record the end of a container", c.ID)
 	}
 	e.containerChanged(c)
+	close(c.done) // who waits for the end finds it told
+	e.tellStoppedLater(c)
 }
 
 // endingOf is what an exit of the monitor's means in CRI.

@@ -20,7 +20,11 @@ func (e *Engine) StopContainer(ctx context.Context, id engine.ContainerID, grace
 	if err := e.check(ctx); err != nil {
 		return err
 	}
-	return e.stop(ctx, id, grace)
+	err := e.stop(ctx, id, grace)
+	if c, found := e.container(id); found == nil {
+		e.tellStopped(c)
+	}
+	return err
 }
 
 func (e *Engine) stop(ctx context.Context, id engine.ContainerID, grace time.Duration) error {
@@ -144,12 +148,16 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 	if err := e.end(ctx, c); err != nil {
 		return err
 	}
+	p, described := e.describeWithPod(c)
 	for _, step := range []struct {
 		name, what string
 		do         func() error
 	}{
 		{"remove", "remove the writable layer", func() error { return e.roots.Remove(ctx, id) }},
 		{"clear", "remove the bundle and the exit", func() error {
+			c.limits.Lock()
+			defer c.limits.Unlock()
+			c.cleared = true
 			return errors.Join(removeTree(e.bundle(id)), removeFile(e.exitFile(id)), removeFile(e.fallbackExitFile(c.Spec.Pod, id)))
 		}},
 	} {
@@ -157,6 +165,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 			return fmt.Errorf("%s of container %s: %w", step.what, id, err)
 		}
 	}
+	defer e.tellRemoved(ctx, c, p, described)()
 	if err := e.containerRecords.remove(string(id)); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crishim/engine"
 	"crishim/engine/native/spec"
@@ -21,30 +22,56 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 	if err != nil {
 		return err
 	}
+	limits, err := e.askUpdate(ctx, c, r)
+	if err != nil {
+		return fmt.Errorf("update the limits of container %s: %w", id, err)
+	}
+	if err := e.update(ctx, c, r, limits); err != nil {
+		return fmt.Errorf("update the limits of container %s: %w", id, err)
+	}
+	e.tellUpdated(ctx, c)
+	return nil
+}
+
+// update sets r, nil to leave it as it is, and over it what plugins set before and set now.
+func (e *Engine) update(ctx context.Context, c *container, r *engine.Resources, limits *specs.LinuxResources) error {
+	c.limits.Lock()
+	defer c.limits.Unlock()
 	e.mu.Lock()
-	state, previous := c.status().State, c.Spec.Resources
+	state, previous, before := c.status().State, c.Spec.Resources, c.PluginLimits
 	e.mu.Unlock()
+	if r == nil {
+		r = &previous
+	}
+	over := spec.Yield(before, &previous, r)
+	if limits != nil {
+		over = spec.Overlay(over, limits)
+	}
+	var err error
 	switch state {
 	case engine.ContainerCreated:
-		err = e.setLimits(c, r)
+		err = e.setLimits(c, r, over)
 	case engine.ContainerRunning:
-		err = e.changeLimits(ctx, c, r, &previous)
+		err = e.changeLimits(ctx, c, r, &previous, over)
 	default:
 		err = fmt.Errorf("it is %s: %w", state, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
-		return fmt.Errorf("update the limits of container %s: %w", id, err)
+		return err
 	}
 	e.mu.Lock()
-	c.Spec.Resources = *r
+	c.Spec.Resources, c.PluginLimits = *r, over
 	e.mu.Unlock()
 	// The limits are in effect; that a full disk cannot take the record must not say otherwise.
-	quiet(e.saveContainer(c), "record the limits of a container", id)
+	quiet(e.saveContainer(c), "record the limits of a container", c.ID)
 	return nil
 }
 
 // setLimits is for a container without a process.
-func (e *Engine) setLimits(c *container, r *engine.Resources) error {
+func (e *Engine) setLimits(c *container, r *engine.Resources, over *specs.LinuxResources) error {
+	if c.cleared {
+		return errCleared
+	}
 	limits, err := spec.Resources(e.host, r, nil)
 	if err != nil {
 		return err
@@ -54,17 +81,17 @@ func (e *Engine) setLimits(c *container, r *engine.Resources) error {
 		return err
 	}
 	limits.Devices = oci.Linux.Resources.Devices
-	oci.Linux.Resources = limits
+	oci.Linux.Resources = spec.Overlay(limits, over)
 	oci.Process.OOMScoreAdj = new(e.oomScoreAdj(r))
 	return failpoint.Around("native.container.bundle", func() error { return e.writeBundle(c.ID, oci) })
 }
 
-func (e *Engine) changeLimits(ctx context.Context, c *container, r, previous *engine.Resources) error {
+func (e *Engine) changeLimits(ctx context.Context, c *container, r, previous *engine.Resources, over *specs.LinuxResources) error {
 	limits, err := spec.Resources(e.host, r, previous)
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(limits)
+	data, err := json.Marshal(spec.Overlay(limits, over))
 	if err != nil {
 		return err
 	}

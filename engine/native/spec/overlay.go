@@ -86,8 +86,7 @@ func overlayMemory(base, over *specs.LinuxMemory) *specs.LinuxMemory {
 	out := *over
 	if base != nil {
 		out.Limit, out.Reservation, out.Swap = first(over.Limit, base.Limit), first(over.Reservation, base.Reservation), first(over.Swap, base.Swap)
-		//nolint:staticcheck // deprecated, and passed on as it comes
-		out.Kernel, out.KernelTCP = first(over.Kernel, base.Kernel), first(over.KernelTCP, base.KernelTCP)
+		out.KernelTCP = first(over.KernelTCP, base.KernelTCP)
 		out.Swappiness, out.DisableOOMKiller = first(over.Swappiness, base.Swappiness), first(over.DisableOOMKiller, base.DisableOOMKiller)
 		out.UseHierarchy, out.CheckBeforeUpdate = first(over.UseHierarchy, base.UseHierarchy), first(over.CheckBeforeUpdate, base.CheckBeforeUpdate)
 	}
