@@ -139,6 +139,9 @@ func New(opts Options) (*Engine, error) {
 	if e.host, err = host.Probe(host.Options{Root: "/", CgroupDriver: opts.CgroupDriver, StateDir: opts.RootDir}); err != nil {
 		return nil, err
 	}
+	if err := e.host.LoadAppArmorDefault(); err != nil {
+		e.host.Warnings = append(e.host.Warnings, err.Error()+"; containers that ask for no profile run without one, and those that ask for the default are refused")
+	}
 	if e.helper, err = helper.Open(opts.RootDir); err != nil {
 		return nil, err
 	}

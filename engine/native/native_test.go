@@ -36,9 +36,9 @@ type bench struct {
 	opts     Options
 	registry string
 	image    string
+	sink     *sink
+	unwatch  func()
 }
-
-const testCgroup = "/crishim-native-test"
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
@@ -63,7 +63,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{dir: dir, opts: Options{
-		Version: "test", RootDir: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run"), CgroupDriver: engine.CgroupfsDriver,
+		Version: "test", RootDir: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run"), CgroupDriver: testDriver,
 	}}
 	t.Cleanup(func() { b.remove(t) })
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
@@ -87,12 +87,17 @@ func (b *bench) open(t *testing.T) {
 
 // remove checks that nothing is left, and takes the folders away.
 func (b *bench) remove(t *testing.T) {
-	if b.Engine != nil {
-		if err := b.Close(); err != nil {
-			t.Error(err)
+	if t.Failed() && b.Engine != nil {
+		b.Engine.ready.Store(true)
+		for _, p := range b.allPods() {
+			b.removePod(t, p.ID)
 		}
 	}
-	for _, sub := range []string{"run/monitors", "run/bundles", "run/runc", "root/pods", "root/records", "root/exits", "root/roots/containers"} {
+	b.die(t)
+	for _, sub := range []string{
+		"run/monitors", "run/bundles", "run/runc", "run/ns", "run/roots/containers", "run/roots/pods", "run/records/pods", "run/records/containers",
+		"root/pods", "root/records", "root/exits", "root/roots/containers",
+	} {
 		entries, _ := os.ReadDir(filepath.Join(b.dir, sub))
 		for _, entry := range entries {
 			t.Errorf("left behind: %s/%s", sub, entry.Name())
@@ -114,9 +119,7 @@ func (b *bench) remove(t *testing.T) {
 	if err := os.Remove(b.dir); err != nil {
 		t.Error(err)
 	}
-	for _, hierarchy := range []string{"", "memory", "pids", "cpu"} {
-		_ = os.Remove(filepath.Join("/sys/fs/cgroup", hierarchy, testCgroup))
-	}
+	removeTestCgroup()
 }
 
 // push makes an image of one layer.
@@ -182,20 +185,6 @@ func busyboxLayer(t *testing.T) []byte {
 	return layer.Bytes()
 }
 
-// cgroupValue reads a limit of a container.
-func cgroupValue(t *testing.T, path, controller, v1File string) int64 {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, path, v1File))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var n int64
-	if _, err := fmt.Sscan(string(data), &n); err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 func TestNativeContract(t *testing.T) {
 	b := newBench(t)
 	pullable := b.push(t, "pullable:1", busyboxLayer(t)[:0:0])
@@ -208,17 +197,7 @@ func TestNativeContract(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				r := engine.Resources{
-					CPUShares: cgroupValue(t, st.CgroupPath, "cpu", "cpu.shares"),
-					CPUQuota:  cgroupValue(t, st.CgroupPath, "cpu", "cpu.cfs_quota_us"),
-				}
-				if limit := cgroupValue(t, st.CgroupPath, "memory", "memory.limit_in_bytes"); limit < 1<<60 {
-					r.MemoryLimit = limit
-				}
-				if r.CPUQuota < 0 {
-					r.CPUQuota = 0
-				}
-				return r
+				return limitsInEffect(t, b.host.CgroupV2, st.CgroupPath)
 			},
 		}
 	})

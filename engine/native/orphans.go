@@ -137,7 +137,9 @@ func (o orphans) files(ctx context.Context) {
 			quiet(o.roots.RemovePod(ctx, id), "remove the files of a pod that no record names", id)
 		}
 	}
-	for _, dir := range []string{o.Engine.monitors(), o.bundles(), o.exits(), o.stateRoot()} {
+	for _, dir := range []string{
+		o.Engine.monitors(), o.bundles(), o.exits(), o.stateRoot(), o.podRecords.copies, o.containerRecords.copies,
+	} {
 		for _, name := range o.in(dir) {
 			quiet(removeTree(filepath.Join(dir, name)), "remove a leftover", name)
 		}

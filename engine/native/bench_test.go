@@ -1,0 +1,280 @@
+package native
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+	"crishim/engine/native/monitor"
+)
+
+// sink keeps what it is told.
+type sink struct {
+	mu      sync.Mutex
+	synced  chan struct{}
+	once    sync.Once
+	changes map[engine.ContainerID][]engine.ContainerStatus
+}
+
+func (s *sink) Health(engine.Health)                {}
+func (s *sink) Resync(engine.Snapshot)              { s.once.Do(func() { close(s.synced) }) }
+func (s *sink) PodChanged(engine.PodStatus)         {}
+func (s *sink) PodRemoved(engine.PodID)             {}
+func (s *sink) ContainerRemoved(engine.ContainerID) {}
+func (s *sink) ImagesChanged()                      {}
+func (s *sink) ContainerChanged(st engine.ContainerStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changes[st.ID] = append(s.changes[st.ID], st)
+}
+
+// exits are the ends that were told of a container.
+func (s *sink) exits(id engine.ContainerID) (told []engine.ContainerStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.changes[id] {
+		if st.State == engine.ContainerExited {
+			told = append(told, st)
+		}
+	}
+	return told
+}
+
+// serve watches the engine, as the daemon does, until die.
+func (b *bench) serve(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	b.sink = &sink{synced: make(chan struct{}), changes: map[engine.ContainerID][]engine.ContainerStatus{}}
+	ended := make(chan error, 1)
+	e := b.Engine
+	go func() { ended <- e.Watch(ctx, b.sink) }()
+	b.unwatch = func() { cancel(); <-ended }
+	select {
+	case <-b.sink.synced:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the engine does not get ready")
+	}
+}
+
+// die is the daemon's death: nothing is stopped, monitors and containers go on.
+func (b *bench) die(t *testing.T) {
+	t.Helper()
+	if b.Engine == nil {
+		return
+	}
+	if b.unwatch != nil {
+		b.unwatch()
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	b.Engine, b.unwatch = nil, nil
+}
+
+// back is its next start.
+func (b *bench) back(t *testing.T) {
+	t.Helper()
+	b.open(t)
+	b.serve(t)
+}
+
+// serving is a bench whose engine is watched.
+func serving(t *testing.T) *bench {
+	t.Helper()
+	b := newBench(t)
+	b.serve(t)
+	return b
+}
+
+var podCount int
+
+func (b *bench) podSpec(t *testing.T, change ...func(*engine.PodSpec)) *engine.PodSpec {
+	podCount++
+	name := fmt.Sprintf("p%d", podCount)
+	s := &engine.PodSpec{
+		Key:      engine.PodKey{Name: name, Namespace: "native", UID: fmt.Sprintf("%s-%d", name, time.Now().UnixNano())},
+		Hostname: name, CgroupParent: testCgroup, LogDirectory: t.TempDir(),
+		Namespaces: engine.Namespaces{Network: engine.NamespacePod, PID: engine.NamespaceContainer, IPC: engine.NamespacePod},
+	}
+	for _, c := range change {
+		c(s)
+	}
+	return s
+}
+
+func sharedPIDs(s *engine.PodSpec) { s.Namespaces.PID = engine.NamespacePod }
+
+// runPod makes a pod that the test's end takes away, if it is there still.
+func (b *bench) runPod(t *testing.T, change ...func(*engine.PodSpec)) (engine.PodID, *engine.PodSpec) {
+	t.Helper()
+	s := b.podSpec(t, change...)
+	id, err := b.CreatePod(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.StartPod(t.Context(), id, s); err != nil {
+		t.Fatal(err)
+	}
+	return id, s
+}
+
+// removePod is what the server does to end one.
+func (b *bench) removePod(t *testing.T, id engine.PodID) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 40*time.Second)
+	defer cancel()
+	if err := b.StopPod(ctx, id); err != nil {
+		t.Errorf("stop pod: %v", err)
+	}
+	if err := b.ReleaseNetNS(ctx, id); err != nil {
+		t.Errorf("release the network namespace: %v", err)
+	}
+	if err := b.RemovePod(ctx, id); err != nil {
+		t.Errorf("remove pod: %v", err)
+	}
+}
+
+func (b *bench) containerSpec(t *testing.T, pod engine.PodID, s *engine.PodSpec, name, script string) *engine.ContainerSpec {
+	t.Helper()
+	image, err := b.Image(t.Context(), b.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &engine.ContainerSpec{
+		Pod: pod, PodKey: s.Key, Key: engine.ContainerKey{Name: name}, Image: engine.ImageRef{Ref: b.image, ID: image.ID},
+		Command: []string{"sh", "-c", script}, LogDirectory: s.LogDirectory, LogPath: filepath.Join(s.LogDirectory, name+".log"),
+		Namespaces: s.Namespaces, CgroupParent: s.CgroupParent,
+	}
+}
+
+// run runs a script in a new container.
+func (b *bench) run(t *testing.T, pod engine.PodID, s *engine.PodSpec, name, script string) engine.ContainerID {
+	t.Helper()
+	spec := b.containerSpec(t, pod, s, name, script)
+	st, err := b.CreateContainer(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.StartContainer(t.Context(), st.ID, spec); err != nil {
+		t.Fatal(err)
+	}
+	return st.ID
+}
+
+func (b *bench) status(t *testing.T, id engine.ContainerID) engine.ContainerStatus {
+	t.Helper()
+	st, err := b.ContainerStatus(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func (b *bench) podState(t *testing.T, id engine.PodID) engine.PodState {
+	t.Helper()
+	st, err := b.PodStatus(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.State
+}
+
+// exited waits for a container's end.
+func (b *bench) exited(t *testing.T, id engine.ContainerID) engine.ContainerStatus {
+	t.Helper()
+	eventually(t, 20*time.Second, "container "+string(id)+" exits", func() bool { return b.status(t, id).State == engine.ContainerExited })
+	return b.status(t, id)
+}
+
+// sh runs a script in a running container and returns what it wrote.
+func (b *bench) sh(t *testing.T, id engine.ContainerID, script string) string {
+	t.Helper()
+	var out bytes.Buffer
+	code, err := b.Exec(t.Context(), id, &engine.ExecSpec{Command: []string{"sh", "-c", script}, Streams: engine.Streams{Stdout: &out, Stderr: &out}})
+	if err != nil || code != 0 {
+		t.Fatalf("exec %q: code %d, %v, %s", script, code, err, out.String())
+	}
+	return out.String()
+}
+
+func eventually(t *testing.T, patience time.Duration, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never happened: %s", what)
+		}
+	}
+}
+
+// monitorOf reads which process is a pod's monitor.
+func (b *bench) monitorPID(t *testing.T, id engine.PodID) int {
+	t.Helper()
+	record, err := monitor.ReadRecord(filepath.Join(b.opts.RunDir, "monitors", string(id)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record.PID
+}
+
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatalf("kill %d: %v", pid, err)
+	}
+}
+
+// runs says whether a process does, zombies excepted.
+func runs(pid int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(data), ") ")
+	return !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X")
+}
+
+// lines are the messages of a container's log.
+func lines(t *testing.T, path string) []string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(string(data)) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)
+		if len(fields) != 4 || fields[2] != "F" {
+			t.Fatalf("a torn line: %q", line)
+		}
+		out = append(out, fields[3])
+	}
+	return out
+}
+
+// processes are those that have a word in their command line.
+func processes(t *testing.T, word string) (pids []int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		var pid int
+		if _, err := fmt.Sscan(entry.Name(), &pid); err != nil || !runs(pid) {
+			continue
+		}
+		if data, err := os.ReadFile("/proc/" + entry.Name() + "/cmdline"); err == nil && strings.Contains(string(data), word) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}

@@ -1,0 +1,76 @@
+package native
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/cgroups"
+
+	"crishim/engine"
+)
+
+// testDriver is the cgroup driver of the tests' engines, by CRISHIM_TEST_CGROUP_DRIVER; testCgroup is the pods' parent.
+var testDriver, testCgroup = func() (engine.CgroupDriver, string) {
+	if os.Getenv("CRISHIM_TEST_CGROUP_DRIVER") == string(engine.SystemdDriver) {
+		return engine.SystemdDriver, "crishim_native_test.slice"
+	}
+	return engine.CgroupfsDriver, "/crishim-native-test"
+}()
+
+func removeTestCgroup() {
+	if testDriver == engine.SystemdDriver {
+		_ = exec.Command("systemctl", "stop", testCgroup).Run()
+		return
+	}
+	for _, hierarchy := range []string{"", "memory", "pids", "cpu"} {
+		_ = os.Remove(filepath.Join("/sys/fs/cgroup", hierarchy, testCgroup))
+	}
+}
+
+// limitsInEffect reads what the kernel has for a container, in the words of cgroup v1. CPU shares of v2 are the power of
+// two that makes the weight.
+func limitsInEffect(t *testing.T, v2 bool, path string) engine.Resources {
+	t.Helper()
+	read := func(controller, file string) []string {
+		t.Helper()
+		if v2 {
+			controller = ""
+		}
+		data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, path, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(data))
+	}
+	number := func(text string) int64 {
+		t.Helper()
+		if text == "max" {
+			return 0
+		}
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	var r engine.Resources
+	if v2 {
+		weight := number(read("", "cpu.weight")[0])
+		for r.CPUShares = 2; r.CPUShares < 1<<18 && int64(cgroups.ConvertCPUSharesToCgroupV2Value(uint64(r.CPUShares))) != weight; {
+			r.CPUShares *= 2
+		}
+		r.CPUQuota = number(read("", "cpu.max")[0])
+		r.MemoryLimit = number(read("", "memory.max")[0])
+		return r
+	}
+	r.CPUShares = number(read("cpu", "cpu.shares")[0])
+	r.CPUQuota = max(0, number(read("cpu", "cpu.cfs_quota_us")[0]))
+	if limit := number(read("memory", "memory.limit_in_bytes")[0]); limit < 1<<60 {
+		r.MemoryLimit = limit
+	}
+	return r
+}

@@ -1,0 +1,197 @@
+package native
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+	"crishim/engine/native/monitor"
+	"crishim/internal/mounttree"
+)
+
+func contextThatEnded() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx, cancel
+}
+
+func logOf(s *engine.ContainerSpec) monitor.CreateArgs {
+	return monitor.CreateArgs{LogRoot: s.LogDirectory, LogPath: s.LogPath}
+}
+
+// A monitor is killed: its containers are killed within two seconds and say why, also when the daemon was not there.
+//
+// Rows: R03 (part), S60 (part)
+func TestAMonitorIsKilled(t *testing.T) {
+	for name, down := range map[string]bool{"while the daemon runs": false, "while it is down": true} {
+		t.Run(name, func(t *testing.T) {
+			b := serving(t)
+			other, otherSpec := b.runPod(t)
+			bystander := b.run(t, other, otherSpec, "c", "sleep 1000")
+			pod, spec := b.runPod(t, sharedPIDs)
+			id := b.run(t, pod, spec, "c", "trap '' TERM; while :; do sleep 1; done")
+			ended := b.run(t, pod, spec, "ended", "exit 5")
+			b.exited(t, ended)
+			created, err := b.CreateContainer(t.Context(), b.containerSpec(t, pod, spec, "created", "exit 0"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pid, pause := b.status(t, id).PID, 0
+			if st, err := b.PodStatus(t.Context(), pod); err == nil {
+				pause = st.PID
+			}
+			if down {
+				pid := b.monitorPID(t, pod)
+				b.die(t)
+				kill(t, pid)
+				b.back(t)
+			} else {
+				kill(t, b.monitorPID(t, pod))
+			}
+			begun := time.Now()
+			st := b.exited(t, id)
+			if took := time.Since(begun); took > 2*time.Second {
+				t.Errorf("noticed after %v", took)
+			}
+			if st.ExitCode != 137 || st.Reason != "MonitorLost" || runs(pid) {
+				t.Errorf("runs: %v, %+v", runs(pid), st)
+			}
+			eventually(t, 2*time.Second, "the pod has ended, its pause process too", func() bool {
+				return b.podState(t, pod) == engine.PodNotReady && !runs(pause)
+			})
+			if st := b.status(t, ended); st.ExitCode != 5 {
+				t.Errorf("%+v", st)
+			}
+			if _, err := b.StartContainer(t.Context(), created.ID, nil); err == nil {
+				t.Error("a container starts without a monitor")
+			}
+			if err := b.StopContainer(t.Context(), id, time.Second); err != nil {
+				t.Error(err)
+			}
+			if st := b.status(t, bystander); st.State != engine.ContainerRunning {
+				t.Errorf("another pod's: %+v", st)
+			}
+			b.die(t)
+			b.back(t)
+			if st := b.status(t, id); st.ExitCode != 137 || st.Reason != "MonitorLost" {
+				t.Errorf("after a restart: %+v", st)
+			}
+			b.removePod(t, pod)
+			b.removePod(t, other)
+		})
+	}
+}
+
+// A monitor that lives and does not answer holds nothing else up, and is killed with its containers.
+//
+// Rows: R14 (part)
+func TestAMonitorThatHangsIsKilledAtTheStart(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for joinLimit")
+	}
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	id := b.run(t, pod, spec, "c", "sleep 1000")
+	pid := b.monitorPID(t, pod)
+	b.die(t)
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	b.back(t)
+	if st := b.exited(t, id); st.Reason != "MonitorLost" || runs(pid) {
+		t.Errorf("the monitor runs: %v, %+v", runs(pid), st)
+	}
+	b.removePod(t, pod)
+}
+
+// reboot makes what is there look as after one: the run folder is empty, and records are of another boot.
+func (b *bench) reboot(t *testing.T) {
+	t.Helper()
+	for _, dir := range []string{b.podRecords.dir, b.containerRecords.dir} {
+		b.rewrite(t, dir, boot(), "another-boot")
+	}
+	if err := mounttree.Unmount(b.opts.RunDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(b.opts.RunDir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Rows: R24 (part)
+func TestAReboot(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t, sharedPIDs)
+	running := b.run(t, pod, spec, "running", "echo x >/file; sleep 1000")
+	ended := b.run(t, pod, spec, "ended", "exit 9")
+	b.exited(t, ended)
+	created, err := b.CreateContainer(t.Context(), b.containerSpec(t, pod, spec, "created", "exit 0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	upper := b.status(t, running).UpperDir
+	// What a machine that goes down ends with: its processes.
+	p, err := b.pod(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitorPID, cgroups, driver := b.monitorPID(t, pod), []string{}, b.cgroups
+	for _, c := range b.containersOf(pod) {
+		cgroups = append(cgroups, c.Cgroup.Path)
+	}
+	cgroups = append(cgroups, b.Engine.cgroups.Container(p.Cgroup, engine.ContainerID(pauseID(pod))).Path)
+	b.Engine.mu.Lock()
+	follow := p.follow
+	b.Engine.mu.Unlock()
+	follow()
+	root := b.Engine
+	b.die(t)
+	kill(t, monitorPID)
+	for _, cg := range cgroups {
+		if err := driver.Remove(t.Context(), cg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.Engine = root
+	b.reboot(t)
+	b.Engine = nil
+	b.back(t)
+
+	if state := b.podState(t, pod); state != engine.PodNotReady {
+		t.Errorf("the pod is %s", state)
+	}
+	if st, err := b.PodStatus(t.Context(), pod); err != nil || st.NetNSPath != "" || st.PID != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if st := b.status(t, running); st.State != engine.ContainerExited || st.ExitCode != 255 || st.Message == "" {
+		t.Errorf("%+v", st)
+	}
+	if st := b.status(t, ended); st.ExitCode != 9 {
+		t.Errorf("%+v", st)
+	}
+	if st := b.status(t, created.ID); st.State != engine.ContainerCreated {
+		t.Errorf("%+v", st)
+	}
+	if _, err := b.StartContainer(t.Context(), created.ID, nil); err == nil {
+		t.Error("a container of an earlier boot starts")
+	}
+	if _, err := os.Stat(filepath.Join(upper, "file")); err != nil {
+		t.Errorf("what was written is gone before the removal: %v", err)
+	}
+	// New pods run beside what is left.
+	next, nextSpec := b.runPod(t)
+	b.run(t, next, nextSpec, "c", "sleep 1000")
+	b.removePod(t, next)
+	b.removePod(t, pod)
+	if _, err := os.Stat(upper); !os.IsNotExist(err) {
+		t.Errorf("the writable layer is there: %v", err)
+	}
+	if _, err := b.Image(t.Context(), b.image); err != nil {
+		t.Errorf("the image: %v", err)
+	}
+}

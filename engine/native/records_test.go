@@ -1,0 +1,343 @@
+package native
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/engine"
+	"crishim/engine/native/monitor"
+)
+
+// rewrite changes text in every record of a folder, none of which may lack it.
+func (b *bench) rewrite(t *testing.T, dir, from, to string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		rewriteFile(t, filepath.Join(dir, entry.Name()), from, to)
+	}
+}
+
+func rewriteFile(t *testing.T, path, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil || !bytes.Contains(data, []byte(from)) {
+		t.Fatalf("%s has no %q: %v", path, from, err)
+	}
+	if err := os.WriteFile(path, bytes.ReplaceAll(data, []byte(from), []byte(to)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// damages are what may become of a record; nil removes it.
+var damages = map[string]func(good []byte) []byte{
+	"empty":            func([]byte) []byte { return []byte{} },
+	"cut":              func(good []byte) []byte { return good[:len(good)/2] },
+	"garbage":          func([]byte) []byte { return []byte("\x00\xff\x17garbage") },
+	"another form":     func([]byte) []byte { return []byte(`["no","record"]`) },
+	"another type":     func([]byte) []byte { return []byte(`{"version":"one","id":7}`) },
+	"no version":       func([]byte) []byte { return []byte(`{}`) },
+	"version zero":     func(good []byte) []byte { return bytes.Replace(good, []byte(`"version":1`), []byte(`"version":0`), 1) },
+	"of another":       func(good []byte) []byte { return bytes.Replace(good, []byte(`"id":"`), []byte(`"id":"x`), 1) },
+	"nothing it names": func([]byte) []byte { return []byte(`{"version":1,"revision":99,"boot":"b"}`) },
+	"lost":             func([]byte) []byte { return nil },
+}
+
+func damage(t *testing.T, path string, how func([]byte) []byte) {
+	t.Helper()
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := how(good)
+	if bad == nil {
+		err = os.Remove(path)
+	} else {
+		if bytes.Equal(bad, good) {
+			t.Fatalf("%s is not damaged", path)
+		}
+		err = os.WriteFile(path, bad, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// forgetBad removes what was set aside, of which there has to be something where want is.
+func (b *bench) forgetBad(t *testing.T, dir string, want bool) {
+	t.Helper()
+	bad, _ := filepath.Glob(filepath.Join(dir, badPrefix+"*"))
+	if want && len(bad) == 0 {
+		t.Errorf("nothing was set aside in %s", dir)
+	}
+	for _, path := range bad {
+		_ = os.Remove(path)
+	}
+}
+
+// A record of a pod or container that runs is damaged: its copy serves, and nothing is restarted.
+//
+// Rows: R21 (part), S69 (part)
+func TestADamagedRecordIsServedFromItsCopy(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	id := b.run(t, pod, spec, "c", "trap 'exit 6' TERM; while :; do sleep 0.05; done")
+	pid := b.status(t, id).PID
+	for name, how := range damages {
+		t.Run(name, func(t *testing.T) {
+			pods, containers := b.podRecords.dir, b.containerRecords.dir
+			b.die(t)
+			damage(t, filepath.Join(pods, string(pod)), how)
+			damage(t, filepath.Join(containers, string(id)), how)
+			b.back(t)
+			b.forgetBad(t, pods, name != "lost")
+			b.forgetBad(t, containers, name != "lost")
+			if state := b.podState(t, pod); state != engine.PodReady {
+				t.Errorf("the pod is %s", state)
+			}
+			if st := b.status(t, id); st.State != engine.ContainerRunning || st.PID != pid {
+				t.Errorf("%+v", st)
+			}
+			b.sh(t, id, "true")
+		})
+	}
+	if err := b.StopContainer(t.Context(), id, 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	if st := b.status(t, id); st.ExitCode != 6 {
+		t.Errorf("%+v", st)
+	}
+	b.removePod(t, pod)
+}
+
+// Neither record nor copy can be read: what they named is removed, everything else is served.
+//
+// Rows: R21 (part), R03 (part)
+func TestWhatNoRecordNamesIsRemoved(t *testing.T) {
+	b := serving(t)
+	other, otherSpec := b.runPod(t)
+	bystander := b.run(t, other, otherSpec, "c", "sleep 1000")
+	kubelets, kubeletsSpec := b.runPod(t, sharedPIDs)
+	ours, oursSpec := b.runPod(t, func(s *engine.PodSpec) { s.CgroupParent = "" })
+	inOther := b.run(t, other, otherSpec, "lost", "sleep 1000")
+	var pids []int
+	for _, p := range []struct {
+		id   engine.PodID
+		spec *engine.PodSpec
+	}{{kubelets, kubeletsSpec}, {ours, oursSpec}} {
+		c := b.run(t, p.id, p.spec, "c", "sleep 1000")
+		pids = append(pids, b.status(t, c).PID, b.monitorPID(t, p.id))
+		b.run(t, p.id, p.spec, "ended", "exit 0")
+	}
+	pids = append(pids, b.status(t, inOther).PID)
+	cgroup := b.status(t, inOther).CgroupPath
+	// One of the monitors is gone too.
+	dead := b.monitorPID(t, ours)
+	lost := map[engine.PodID]bool{kubelets: true, ours: true}
+	var files []string
+	for _, c := range b.allContainers() {
+		if lost[c.Spec.Pod] || c.ID == inOther {
+			for _, dir := range []string{b.containerRecords.dir, b.containerRecords.copies} {
+				files = append(files, filepath.Join(dir, string(c.ID)))
+			}
+		}
+	}
+	for id := range lost {
+		files = append(files, filepath.Join(b.podRecords.dir, string(id)), filepath.Join(b.podRecords.copies, string(id)))
+	}
+	records := []string{b.podRecords.dir, b.containerRecords.dir}
+	b.die(t)
+	kill(t, dead)
+	for _, file := range files {
+		damage(t, file, damages["cut"])
+	}
+	b.back(t)
+	for _, dir := range records {
+		b.forgetBad(t, dir, true)
+	}
+	for _, copies := range []string{b.podRecords.copies, b.containerRecords.copies} {
+		entries, _ := os.ReadDir(copies)
+		if copies == b.podRecords.copies && len(entries) != 1 {
+			t.Errorf("copies: %v", entries)
+		}
+	}
+	for _, pid := range pids {
+		eventually(t, 10*time.Second, "the processes are gone", func() bool { return !runs(pid) })
+	}
+	if _, err := os.Stat(filepath.Join("/sys/fs/cgroup/memory", cgroup)); !os.IsNotExist(err) {
+		t.Errorf("the cgroup of a lost container: %v", err)
+	}
+	if st := b.status(t, bystander); st.State != engine.ContainerRunning {
+		t.Errorf("%+v", st)
+	}
+	if pods := b.allPods(); len(pods) != 1 {
+		t.Errorf("%d pods are known", len(pods))
+	}
+	b.removePod(t, other) // and the bench finds nothing left
+}
+
+// Records of a newer version are left alone, with everything that they name, and their images are not removed.
+//
+// Rows: R05 (part), R21 (part)
+func TestRecordsOfANewerVersionAreLeftAlone(t *testing.T) {
+	for name, newer := range map[string]struct{ pod, container bool }{
+		"the pod's": {true, false}, "a container's": {false, true}, "both": {true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := serving(t)
+			pod, spec := b.runPod(t, sharedPIDs)
+			id := b.run(t, pod, spec, "c", "sleep 1000")
+			second := b.run(t, pod, spec, "second", "sleep 1000")
+			mine, mineSpec := b.runPod(t)
+			other := b.run(t, mine, mineSpec, "c", "sleep 1000")
+			pids := []int{b.status(t, id).PID, b.status(t, second).PID, b.monitorPID(t, pod)}
+			podFile, containerFile := filepath.Join(b.podRecords.dir, string(pod)), filepath.Join(b.containerRecords.dir, string(id))
+			b.die(t)
+			// A later version may give a field another form.
+			if newer.pod {
+				rewriteFile(t, podFile, `"version":1,`, `"version":2,"cgroup":7,`)
+			}
+			if newer.container {
+				rewriteFile(t, containerFile, `"version":1,`, `"version":2,"cgroup":7,`)
+			}
+			b.back(t)
+			for _, pid := range pids {
+				if !runs(pid) {
+					t.Errorf("process %d of the newer version's pod was killed", pid)
+				}
+			}
+			if _, err := b.PodStatus(t.Context(), pod); !errdefs.IsNotFound(err) {
+				t.Errorf("the pod: %v", err)
+			}
+			for _, c := range []engine.ContainerID{id, second} {
+				if _, err := b.ContainerStatus(t.Context(), c); !errdefs.IsNotFound(err) {
+					t.Errorf("a container: %v", err)
+				}
+			}
+			if st := b.status(t, other); st.State != engine.ContainerRunning {
+				t.Errorf("%+v", st)
+			}
+			b.removePod(t, mine)
+			image, err := b.Image(t.Context(), b.image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.RemoveImage(t.Context(), image.ID); err == nil {
+				t.Error("the image of a newer version's container was removed")
+			}
+			b.die(t)
+			// The newer version comes back, or this one's records do.
+			if newer.pod {
+				rewriteFile(t, podFile, `"version":2,"cgroup":7,`, `"version":1,`)
+			}
+			if newer.container {
+				rewriteFile(t, containerFile, `"version":2,"cgroup":7,`, `"version":1,`)
+			}
+			b.back(t)
+			for _, c := range []engine.ContainerID{id, second} {
+				if st := b.status(t, c); st.State != engine.ContainerRunning || !slices.Contains(pids, st.PID) {
+					t.Errorf("%+v", st)
+				}
+			}
+			b.removePod(t, pod)
+		})
+	}
+}
+
+// The disk did not take what happened: the copy in the run folder tells it.
+//
+// Rows: R19 (part), R20 (part)
+func TestACopyThatIsNewerCounts(t *testing.T) {
+	dir := t.TempDir()
+	r := records{"pod", filepath.Join(dir, "root"), filepath.Join(dir, "run")}
+	for _, dir := range []string{r.dir, r.copies} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(dir string, revision uint64, boot string) {
+		data, _ := json.Marshal(header{Version: 1, Revision: revision, Boot: boot})
+		if err := replaceFile(dir, "a", data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loaded := func() (revisions []uint64) {
+		err := r.load(func(_ string, data []byte) error {
+			var h header
+			err := json.Unmarshal(data, &h)
+			revisions = append(revisions, h.Revision)
+			return err
+		}, func(string, []byte) error { t.Error("newer"); return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return revisions
+	}
+	write(r.dir, 2, boot())
+	write(r.copies, 3, boot())
+	if got := loaded(); !slices.Equal(got, []uint64{3}) {
+		t.Errorf("%v, want the copy", got)
+	}
+	write(r.dir, 5, boot())
+	if got := loaded(); !slices.Equal(got, []uint64{5}) {
+		t.Errorf("%v, want the record", got)
+	}
+	write(r.copies, 9, "another boot")
+	if got := loaded(); !slices.Equal(got, []uint64{5}) {
+		t.Errorf("%v, want the record: the copy is of another boot", got)
+	}
+	if err := r.remove("a"); err != nil || len(loaded()) != 0 {
+		t.Errorf("%v, %v", err, loaded())
+	}
+}
+
+// What version 1 wrote stays readable, exactly.
+//
+// Rows: R05 (part)
+func TestRecordsOfVersion1(t *testing.T) {
+	golden := func(name string, into any) {
+		t.Helper()
+		data, err := os.ReadFile(filepath.Join("testdata", "v1", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		decoder := json.NewDecoder(bytes.NewReader(data))
+		decoder.DisallowUnknownFields() // a field that was released keeps its name
+		if err := decoder.Decode(into); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		again, err := json.MarshalIndent(into, "", "  ")
+		if err != nil || string(again)+"\n" != string(data) {
+			t.Errorf("%s is written as\n%s", name, again)
+		}
+	}
+	var pod podRecord
+	golden("pod.json", &pod)
+	if pod.Version != 1 || pod.ID != "0123" || pod.Cgroup.Path != "/kubepods/podx" || pod.Files.Shm == "" || pod.Monitor.PID != 4242 || !pod.Stopped || pod.StartedAt.IsZero() {
+		t.Errorf("%+v", pod)
+	}
+	var c containerRecord
+	golden("container.json", &c)
+	if c.ID != "4567" || c.Spec.Pod != "0123" || c.Cgroup.CgroupsPath == "" || !c.Started || c.Ended == nil || c.Ended.Code != 137 || c.User.UID != 1000 || c.Upper == "" {
+		t.Errorf("%+v", c)
+	}
+	var m monitor.Record
+	golden("monitor.json", &m)
+	if m.PID != 4242 || m.StartTicks != 99 {
+		t.Errorf("%+v", m)
+	}
+	var exit monitor.Exit
+	golden("exit.json", &exit)
+	if exit.Code != 137 || exit.Signal != 9 || !exit.OOMKilled || exit.FinishedAt.IsZero() {
+		t.Errorf("%+v", exit)
+	}
+}
