@@ -20,6 +20,9 @@ import (
 const (
 	maxMessageSize    = 16 << 20
 	maxConcurrentRPCs = 1024 // streams per connection
+	// streamWorkers answer calls one after another, on stacks that have grown already: growing a new one was a fifth of the
+	// work of a status. Where all are busy a call gets a goroutine of its own.
+	streamWorkers = 8
 )
 
 // newCNISeconds measures the plugins.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -31,7 +32,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return ctx.Err()
 		})
 	}
-	group.Go(func() error { return s.followDisk(ctx) })
+	group.Go(func() error { return s.followStats(ctx) })
 	group.Go(func() error { return s.recover(ctx) })
 	return group.Wait()
 }
@@ -185,8 +186,8 @@ func (s *Server) collectNetworks(ctx context.Context, pods []state.PodView) {
 	})
 }
 
-// followDisk keeps the disk sampler looking at the writable layers that there are.
-func (s *Server) followDisk(ctx context.Context) error {
+// followStats keeps the disk sampler looking at the writable layers that there are, and closes the cgroups of what ended.
+func (s *Server) followStats(ctx context.Context) error {
 	for {
 		sub := s.store.Subscribe(eventBuffer)
 		for _, c := range s.store.Containers() {
@@ -198,7 +199,13 @@ func (s *Server) followDisk(ctx context.Context) error {
 				sub.Close()
 				return ctx.Err()
 			case ev, ok := <-sub.Events():
-				if open = ok; !ok || ev.Container == "" {
+				if open = ok; !ok {
+					continue
+				}
+				if ev.Type == state.EventStopped || ev.Type == state.EventDeleted {
+					s.reader.Forget(cmp.Or(string(ev.Container), string(ev.Pod)))
+				}
+				if ev.Container == "" {
 					continue
 				}
 				if ev.Type == state.EventDeleted {

@@ -11,26 +11,24 @@ import (
 	"crishim/translator"
 )
 
-// PodSandboxStatus answers from the index, the containers' statuses included. The timestamp stays 0, as containerd leaves
-// it: with one, kubelet 1.37's evented PLEG takes these statuses in place of its own look-up, without telling the active
-// ones apart, and starts what has completed again and again.
+// PodSandboxStatus answers from the index. The timestamp stays 0, as containerd leaves it: with one, kubelet 1.37's evented
+// PLEG takes the containers' statuses from here in place of its own look-up, without telling the active ones apart, and
+// starts what has completed again and again. Without one it ignores them, so they are only for people: in the verbose reply.
 func (s *Server) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	pod, err := s.store.FindPod(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	containers := s.store.ContainersOf(pod.ID)
 	if err := s.confirmPods([]state.PodView{pod}); err != nil {
 		return nil, err
 	}
-	if err := s.confirmContainers(containers); err != nil {
-		return nil, err
-	}
-	resp := &runtimeapi.PodSandboxStatusResponse{
-		Status:             translator.PodStatusReply(new(podView(&pod))),
-		ContainersStatuses: s.containerStatuses(containers),
-	}
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: translator.PodStatusReply(new(podView(&pod)))}
 	if req.GetVerbose() {
+		containers := s.store.ContainersOf(pod.ID)
+		if err := s.confirmContainers(containers); err != nil {
+			return nil, err
+		}
+		resp.ContainersStatuses = s.containerStatuses(containers)
 		resp.Info = jsonInfo(map[string]any{"info": podInfo{
 			PID: pod.Status.PID, ProcessAlive: process.Alive(pod.Status.PID, pod.Status.StartTicks), NetNS: pod.NetNSPath,
 			Engine: pod.Engine, Phase: pod.Phase, RuntimeHandler: pod.Spec.RuntimeHandler, Runtime: pod.Spec.Handler,

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,9 @@ type Options struct {
 	Settings any
 	Metrics  prometheus.Registerer
 	Tracer   trace.TracerProvider // nil traces nothing
+
+	// keepalive is how a client that is stopped, or only reads nothing any more, is cut off.
+	keepalive keepalive.ServerParameters
 }
 
 // Handler is what a runtime handler name stands for.
@@ -131,7 +135,8 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 		grpc.MaxRecvMsgSize(maxMessageSize),
 		grpc.MaxSendMsgSize(maxMessageSize),
 		grpc.MaxConcurrentStreams(maxConcurrentRPCs),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.NumStreamWorkers(streamWorkers),
+		grpc.KeepaliveParams(cmp.Or(opts.keepalive, keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second})),
 		grpc.ChainUnaryInterceptor(calls.unary),
 		grpc.ChainStreamInterceptor(calls.stream),
 	}

@@ -55,9 +55,9 @@ func (t v1) has(controller string) bool {
 	return t.dirs[controller] != ""
 }
 
-func (t v1) read(path string, all bool) (Sample, error) {
+func (t v1) read(path string, all bool, kept *keptFiles) (Sample, error) {
 	var s Sample
-	f := openFiles()
+	f := openFiles(kept)
 	defer f.close()
 	usage, ok := f.number(t.dirs["memory"] + path + "/memory.usage_in_bytes")
 	if !ok {
@@ -73,6 +73,7 @@ func (t v1) read(path string, all bool) (Sample, error) {
 		s.Pids.Current, _ = f.number(dir + path + "/pids.current")
 	}
 	if all {
+		f.keep = false
 		t.rest(f, path, &s)
 	}
 	return s, f.err

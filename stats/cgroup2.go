@@ -33,9 +33,9 @@ func (t v2) has(controller string) bool {
 	return false
 }
 
-func (t v2) read(path string, all bool) (Sample, error) {
+func (t v2) read(path string, all bool, kept *keptFiles) (Sample, error) {
 	var s Sample
-	f := openFiles()
+	f := openFiles(kept)
 	defer f.close()
 	dir := t.base + path
 	usage, ok := f.number(dir + "/memory.current")
@@ -64,14 +64,15 @@ func (t v2) read(path string, all bool) (Sample, error) {
 		}
 	})
 	s.Pids.Current, _ = f.number(dir + "/pids.current")
+	s.Pressure = Pressure{CPU: f.pressure(dir + "/cpu.pressure"), Memory: f.pressure(dir + "/memory.pressure"), IO: f.pressure(dir + "/io.pressure")}
 	if all {
+		f.keep = false
 		t.memoryEvents(f, dir, &s.Memory)
 		limit, _ := f.number(dir + "/pids.max")
 		s.Pids.Limit = unlimited(limit)
 		s.Block = t.block(f, dir)
 		s.Hugetlb = hugetlb(f, dir, ".current", "")
 	}
-	s.Pressure = Pressure{CPU: f.pressure(dir + "/cpu.pressure"), Memory: f.pressure(dir + "/memory.pressure"), IO: f.pressure(dir + "/io.pressure")}
 	return s, f.err
 }
 

@@ -29,7 +29,7 @@ func (c *Collector) ContainerStats(t Target) (*runtimeapi.ContainerStats, error)
 		},
 		WritableLayer: c.writableLayer(t),
 	}
-	sample, err := c.reader.sample(t.CgroupPath, false)
+	sample, err := c.reader.sample(t.CgroupPath, t.ContainerID, false)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return stats, nil
 	}
@@ -88,16 +88,16 @@ func (c *Collector) PodSandboxStats(p PodTarget) (*runtimeapi.PodSandboxStats, e
 // podSample is the pod's own cgroup, or the sum of what runs in the pod where it has none.
 func (c *Collector) podSample(p PodTarget) (Sample, error) {
 	if p.CgroupPath != "" {
-		return c.reader.sample(p.CgroupPath, false)
-	}
-	paths := []string{p.PauseCgroup}
-	for _, t := range p.Containers {
-		paths = append(paths, t.CgroupPath)
+		return c.reader.sample(p.CgroupPath, p.PodID, false)
 	}
 	var sum Sample
 	found := false
-	for _, path := range paths {
-		s, err := c.reader.sample(path, false)
+	for i := range len(p.Containers) + 1 {
+		path, owner := p.PauseCgroup, p.PodID
+		if i > 0 {
+			path, owner = p.Containers[i-1].CgroupPath, p.Containers[i-1].ContainerID
+		}
+		s, err := c.reader.sample(path, owner, false)
 		if errors.Is(err, errdefs.ErrNotFound) {
 			continue
 		}

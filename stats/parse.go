@@ -18,16 +18,20 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // files reads the files of one cgroup. The first error that is not "absent" stays; absent files read as zero, since
 // controllers and kernels differ.
 type files struct {
-	buf *[bufferSize]byte
-	err error
+	buf  *[bufferSize]byte
+	kept *keptFiles
+	keep bool // what is opened from now on is kept
+	err  error
 }
 
-func openFiles() *files { return &files{buf: buffers.Get().(*[bufferSize]byte)} }
+func openFiles(kept *keptFiles) *files {
+	return &files{buf: buffers.Get().(*[bufferSize]byte), kept: kept, keep: true}
+}
 
 func (f *files) close() { buffers.Put(f.buf) }
 
 func (f *files) bytes(path string) ([]byte, bool) {
-	data, err := readFile(path, f.buf[:])
+	data, err := f.kept.read(path, f.buf[:], f.keep)
 	if err != nil {
 		if f.err == nil && !errors.Is(err, errdefs.ErrNotFound) {
 			f.err = err
@@ -63,7 +67,7 @@ func (f *files) pairs(path string, use func(key []byte, value uint64)) bool {
 
 // pressure reads a PSI file; nil where there is none or PSI is off (EOPNOTSUPP).
 func (f *files) pressure(path string) *PSI {
-	data, err := readFile(path, f.buf[:])
+	data, err := f.kept.read(path, f.buf[:], f.keep)
 	if err != nil {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Bounds of one Processes: a fork bomb or a process of very many files must not make a metrics call long.
@@ -36,22 +37,53 @@ func (r *Reader) Network(pid int) ([]NetInterface, time.Time, error) {
 	return parseNetDev(data), now, nil
 }
 
+// readFile reads a small file of /proc into buf with four system calls, half as many as os.ReadFile. A file whose process is
+// gone is ErrNotFound.
+func readFile(path string, buf []byte) ([]byte, error) {
+	fd, err := open(path)
+	if err != nil {
+		return nil, gone(path, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	n := 0
+	for n < len(buf) {
+		m, err := unix.Read(fd, buf[n:])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, gone(path, err)
+		}
+		if m == 0 {
+			break
+		}
+		n += m
+	}
+	return buf[:n], nil
+}
+
 // parseNetDev reads /proc/net/dev: two lines of heading, then "eth0: 16 numbers".
 func parseNetDev(data []byte) []NetInterface {
 	var interfaces []NetInterface
 	for line := range bytes.Lines(data) {
-		name, counters, ok := strings.Cut(string(line), ":")
-		fields := strings.Fields(counters)
-		name = strings.TrimSpace(name)
-		if !ok || len(fields) < 16 || name == "lo" {
+		name, counters, ok := bytes.Cut(line, []byte(":"))
+		if name = bytes.TrimSpace(name); !ok || string(name) == "lo" {
 			continue
 		}
 		var n [16]uint64
-		for i := range n {
-			n[i], _ = strconv.ParseUint(fields[i], 10, 64)
+		found := 0
+		for field := range bytes.FieldsSeq(counters) {
+			if found == len(n) {
+				break
+			}
+			n[found], _ = number(field)
+			found++
+		}
+		if found < len(n) {
+			continue
 		}
 		interfaces = append(interfaces, NetInterface{
-			Name: name, RxBytes: n[0], RxPackets: n[1], RxErrors: n[2], RxDropped: n[3],
+			Name: string(name), RxBytes: n[0], RxPackets: n[1], RxErrors: n[2], RxDropped: n[3],
 			TxBytes: n[8], TxPackets: n[9], TxErrors: n[10], TxDropped: n[11],
 		})
 	}

@@ -1,12 +1,14 @@
 package stats
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -22,22 +24,26 @@ type Reader struct {
 	tree  tree
 	clock func() time.Time
 
-	mu     sync.Mutex
-	known  map[string]*history
-	sweept time.Time
+	budget *atomic.Int64 // of descriptors
+
+	mu    sync.Mutex
+	known map[string]*history
+	swept time.Time
 }
 
 // tree is one version's way to read a cgroup.
 type tree interface {
 	version() int
-	read(path string, all bool) (Sample, error)
+	read(path string, all bool, kept *keptFiles) (Sample, error)
 	procs(path string) string // the directory whose cgroup.procs lists the processes
 	has(controller string) bool
 }
 
 // history is the newest sample of a cgroup and an older one to take the CPU rate from.
 type history struct {
+	owner     string // id of the container or pod it was read for; guarded by Reader.mu
 	mu        sync.Mutex
+	kept      keptFiles
 	newest    Sample
 	older     Sample
 	hasNewest bool
@@ -48,7 +54,7 @@ type history struct {
 // NewReader reads below the file system root ("/" but for tests) and finds out which cgroup version is mounted there.
 // ErrFailedPrecondition when none is.
 func NewReader(root string) (*Reader, error) {
-	r := &Reader{root: strings.TrimRight(root, "/"), clock: time.Now, known: map[string]*history{}}
+	r := &Reader{root: strings.TrimRight(root, "/"), clock: time.Now, budget: openBudget(), known: map[string]*history{}}
 	base := r.root + "/sys/fs/cgroup"
 	if _, err := os.Stat(base + "/cgroup.controllers"); err == nil {
 		r.tree = v2{base}
@@ -67,16 +73,17 @@ func (r *Reader) CgroupVersion() int { return r.tree.version() }
 
 // Container reads the cgroup of a container or pod: path as in /proc/PID/cgroup. ErrNotFound when it is gone. A sample
 // younger than MaxAge is returned again.
-func (r *Reader) Container(cgroupPath string) (Sample, error) { return r.sample(cgroupPath, true) }
+func (r *Reader) Container(cgroupPath string) (Sample, error) { return r.sample(cgroupPath, "", true) }
 
 // sample reads all of a cgroup, or only what the CRI's statistics show (a third of the files: lists of hundreds of pods are
-// asked for every few seconds, metrics of one pod at a time).
-func (r *Reader) sample(cgroupPath string, all bool) (Sample, error) {
+// asked for every few seconds, metrics of one pod at a time). The latter stay open until Forget of the owner, the id of a
+// container or pod.
+func (r *Reader) sample(cgroupPath, owner string, all bool) (Sample, error) {
 	if cgroupPath == "" {
 		return Sample{}, fmt.Errorf("no cgroup: %w", errdefs.ErrNotFound)
 	}
 	path := filepath.Clean("/" + cgroupPath)
-	h := r.history(path)
+	h := r.history(path, owner)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := r.clock()
@@ -85,9 +92,10 @@ func (r *Reader) sample(cgroupPath string, all bool) (Sample, error) {
 	if h.hasNewest && age < MaxAge && age >= 0 && (h.all || !all) {
 		return h.newest, nil
 	}
-	sample, err := r.tree.read(path, all)
+	sample, err := r.tree.read(path, all, &h.kept)
 	if err != nil {
 		r.forget(path, h)
+		h.end()
 		return Sample{}, fmt.Errorf("cgroup %s: %w", path, err)
 	}
 	sample.Time = now
@@ -111,31 +119,59 @@ func (h *history) push(s Sample, all bool) {
 	h.newest, h.hasNewest, h.all = s, true, all
 }
 
-func (r *Reader) history(path string) *history {
+// end closes what is open, for good: who still waits for h reads without keeping. It requires mu.
+func (h *history) end() {
+	h.kept.ended = true
+	h.kept.close()
+}
+
+func (r *Reader) history(path, owner string) *history {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sweep()
+	if now := r.clock(); now.Sub(r.swept) >= closeAfter {
+		r.sweep(now)
+	}
 	h := r.known[path]
 	if h == nil {
-		h = &history{}
+		h = &history{kept: keptFiles{budget: r.budget}}
 		r.known[path] = h
+	}
+	if owner != "" {
+		h.owner = owner
 	}
 	return h
 }
 
-// sweep drops what was not read for long; called with mu held.
-func (r *Reader) sweep() {
-	now := r.clock()
-	if now.Sub(r.sweept) < time.Minute {
-		return
+// Run closes what nobody reads any more until ctx ends, and then everything.
+func (r *Reader) Run(ctx context.Context) {
+	ticks := time.NewTicker(closeAfter)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ticks.C:
+			r.mu.Lock()
+			r.sweep(r.clock())
+			r.mu.Unlock()
+		case <-ctx.Done():
+			r.forgetAll(func(*history) bool { return true })
+			return
+		}
 	}
-	r.sweept = now
+}
+
+// sweep closes the files of what was not read for a while and drops the samples of what was not read for long; called with
+// mu held.
+func (r *Reader) sweep(now time.Time) {
+	r.swept = now
 	for path, h := range r.known {
 		if !h.mu.TryLock() {
 			continue // being read
 		}
-		if h.hasNewest && now.Sub(h.newest.Time) > forgetAfter {
+		if age := now.Sub(h.newest.Time); h.hasNewest && age > forgetAfter {
 			delete(r.known, path)
+			h.end()
+		} else if age >= closeAfter {
+			h.kept.close()
 		}
 		h.mu.Unlock()
 	}
@@ -149,11 +185,26 @@ func (r *Reader) forget(path string, h *history) {
 	}
 }
 
-// Forget drops what is kept of a cgroup; call it when the container is removed.
-func (r *Reader) Forget(cgroupPath string) {
+// Forget closes and drops what is kept for a container or pod; call it when it has ended.
+func (r *Reader) Forget(id string) {
+	r.forgetAll(func(h *history) bool { return h.owner == id })
+}
+
+func (r *Reader) forgetAll(which func(h *history) bool) {
+	var ended []*history
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.known, filepath.Clean("/"+cgroupPath))
+	for path, h := range r.known {
+		if which(h) {
+			ended = append(ended, h)
+			delete(r.known, path)
+		}
+	}
+	r.mu.Unlock()
+	for _, h := range ended { // not with mu held: h may be being read
+		h.mu.Lock()
+		h.end()
+		h.mu.Unlock()
+	}
 }
 
 // ParentCgroup is the cgroup above, "" where that would be the root.
@@ -163,38 +214,6 @@ func ParentCgroup(cgroupPath string) string {
 		return ""
 	}
 	return parent
-}
-
-// readFile reads a small kernel file into buf with three system calls: os.ReadFile makes twice as many, and a list reads
-// a thousand files. A file that is absent, or whose cgroup went between open and read, is ErrNotFound.
-func readFile(path string, buf []byte) ([]byte, error) {
-	var fd int
-	var err error
-	for {
-		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, gone(path, err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	n := 0
-	for n < len(buf) {
-		m, err := unix.Read(fd, buf[n:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, gone(path, err)
-		}
-		if m == 0 {
-			break
-		}
-		n += m
-	}
-	return buf[:n], nil
 }
 
 func gone(path string, err error) error {

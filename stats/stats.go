@@ -1,8 +1,8 @@
 // Package stats reads what pods and containers use, from cgroup files (v1, hybrid and v2), /proc and the writable
 // layers, and shapes it into CRI statistics and metrics. No engine is asked.
 //
-// A caller makes one Reader (files are read at the call, nothing in the background) and one Disk (walks the writable
-// layers in the background, because a walk takes seconds), joins them in a Collector, and gives it a Target per
+// A caller makes one Reader (files are read at the call; those of lists stay open until Forget) and one Disk (walks the
+// writable layers in the background, because a walk takes seconds), joins them in a Collector, and gives it a Target per
 // container and a PodTarget per pod from its own index. Everything the builders return carries the time at which it
 // was read: at most MaxAge old, except disk usage, whose timestamp is that of its walk.
 package stats

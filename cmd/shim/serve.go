@@ -111,6 +111,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { disk.Run(ctx); return nil })
+	group.Go(func() error { reader.Run(ctx); return nil })
 	group.Go(func() error { network.Run(ctx); return nil })
 	group.Go(func() error { return streams.Serve(ctx) })
 	group.Go(func() error { return srv.Run(ctx) })

@@ -1,0 +1,105 @@
+package stats
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// closeAfter is how long a cgroup's files stay open unread: the kubelet comes every 10 s.
+	closeAfter = time.Minute
+	// openShare of the descriptors that this process may have, and at most openMost, are for kept files. Each holds about
+	// 5 KiB of the kernel's memory.
+	openShare = 4
+	openMost  = 16 << 10
+)
+
+// openBudget is how many more files may be kept open.
+func openBudget() *atomic.Int64 {
+	var budget atomic.Int64
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
+		budget.Store(int64(min(limit.Cur/openShare, openMost)))
+	}
+	return &budget
+}
+
+// keptFiles are the files of one cgroup that stay open between readings: a file's opening costs forty times its reading. They
+// belong to whoever holds the lock of the cgroup's history.
+type keptFiles struct {
+	budget *atomic.Int64
+	byPath map[string]int
+	ended  bool // nothing is kept any more
+}
+
+// read reads a cgroup file from its start. The kernel gives all of it at once, as far as it fits into buf. A file that is
+// absent, or whose cgroup went between opening and reading, is ErrNotFound.
+func (k *keptFiles) read(path string, buf []byte, keep bool) ([]byte, error) {
+	if fd, ok := k.byPath[path]; ok {
+		if n, err := pread(fd, buf); err == nil {
+			return buf[:n], nil
+		}
+		k.drop(path, fd) // ENODEV: the cgroup has gone, and there may be another of its name
+	}
+	fd, err := open(path)
+	if err != nil {
+		return nil, gone(path, err)
+	}
+	n, err := pread(fd, buf)
+	if err != nil || !keep || !k.take(path, fd) {
+		_ = unix.Close(fd)
+	}
+	if err != nil {
+		return nil, gone(path, err)
+	}
+	return buf[:n], nil
+}
+
+func (k *keptFiles) take(path string, fd int) bool {
+	if k.ended {
+		return false
+	}
+	if k.budget.Add(-1) < 0 {
+		k.budget.Add(1)
+		return false
+	}
+	if k.byPath == nil {
+		k.byPath = map[string]int{}
+	}
+	k.byPath[path] = fd
+	return true
+}
+
+func (k *keptFiles) drop(path string, fd int) {
+	_ = unix.Close(fd)
+	delete(k.byPath, path)
+	k.budget.Add(1)
+}
+
+// close lets go of all.
+func (k *keptFiles) close() {
+	for path, fd := range k.byPath {
+		k.drop(path, fd)
+	}
+}
+
+func open(path string) (int, error) {
+	for {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
+}
+
+func pread(fd int, buf []byte) (int, error) {
+	for {
+		n, err := unix.Pread(fd, buf, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
