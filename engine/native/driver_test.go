@@ -35,12 +35,9 @@ func removeTestCgroup() {
 // two that makes the weight.
 func limitsInEffect(t *testing.T, v2 bool, path string) engine.Resources {
 	t.Helper()
-	read := func(controller, file string) []string {
+	read := func(file string) []string {
 		t.Helper()
-		if v2 {
-			controller = ""
-		}
-		data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, path, file))
+		data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", path, file))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,17 +56,17 @@ func limitsInEffect(t *testing.T, v2 bool, path string) engine.Resources {
 	}
 	var r engine.Resources
 	if v2 {
-		weight := number(read("", "cpu.weight")[0])
+		weight := number(read("cpu.weight")[0])
 		for r.CPUShares = 2; r.CPUShares < 1<<18 && int64(cgroups.ConvertCPUSharesToCgroupV2Value(uint64(r.CPUShares))) != weight; {
 			r.CPUShares *= 2
 		}
-		r.CPUQuota = number(read("", "cpu.max")[0])
-		r.MemoryLimit = number(read("", "memory.max")[0])
+		r.CPUQuota = number(read("cpu.max")[0])
+		r.MemoryLimit = number(read("memory.max")[0])
 		return r
 	}
-	r.CPUShares = number(read("cpu", "cpu.shares")[0])
-	r.CPUQuota = max(0, number(read("cpu", "cpu.cfs_quota_us")[0]))
-	if limit := number(read("memory", "memory.limit_in_bytes")[0]); limit < 1<<60 {
+	r.CPUShares = cgroupValue(t, path, "cpu", "cpu.shares")
+	r.CPUQuota = max(0, cgroupValue(t, path, "cpu", "cpu.cfs_quota_us"))
+	if limit := cgroupValue(t, path, "memory", "memory.limit_in_bytes"); limit < 1<<60 {
 		r.MemoryLimit = limit
 	}
 	return r

@@ -163,6 +163,9 @@ func New(opts Options) (*Engine, error) {
 		return nil, err
 	}
 	e.Images = e.images
+	for _, warning := range e.host.Warnings {
+		klog.InfoS("This host limits what pods get", "what", warning)
+	}
 	e.info = e.describe()
 	return e, nil
 }

@@ -185,6 +185,20 @@ func busyboxLayer(t *testing.T) []byte {
 	return layer.Bytes()
 }
 
+// cgroupValue reads a limit of a container.
+func cgroupValue(t *testing.T, path, controller, v1File string) int64 {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, path, v1File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int64
+	if _, err := fmt.Sscan(string(data), &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func TestNativeContract(t *testing.T) {
 	b := newBench(t)
 	pullable := b.push(t, "pullable:1", busyboxLayer(t)[:0:0])
