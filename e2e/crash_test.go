@@ -188,7 +188,7 @@ func (v *victim) crash(one call, at step, again string) {
 	f := v.f
 	f.arm(v.t, at.does("kill"))
 	err := one.do(ctx(v.t))
-	if !f.dead() {
+	if !f.dead(err) {
 		if err != nil || !at.ofItsOwn() {
 			v.t.Fatalf("%s was to die at %s and did not: %v", one.name, at, err)
 		}
@@ -213,7 +213,7 @@ func (v *victim) crash(one call, at step, again string) {
 func (v *victim) dieAgain(one call) {
 	v.t.Helper()
 	err := one.do(ctx(v.t))
-	if err != nil && !v.f.dead() {
+	if err != nil && !v.f.dead(err) {
 		v.t.Fatalf("%s again: %v", one.name, err)
 	}
 	v.f.arm(v.t)
@@ -339,7 +339,7 @@ func TestDaemonDiesAndNobodyComesBack(t *testing.T) {
 					}
 					f.arm(t, kills[i].does("kill"))
 					err := one.do(ctx(t))
-					if !f.dead() {
+					if !f.dead(err) {
 						t.Fatalf("%s to die at %s: %v", name, kills[i], err)
 					}
 					f.arm(t)

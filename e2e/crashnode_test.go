@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -108,10 +109,16 @@ func (s step) String() string { return s.name + "*" + strconv.Itoa(s.nth) }
 // does is the line that has the action happen there.
 func (s step) does(action string) string { return s.name + "=" + action + "*" + strconv.Itoa(s.nth) }
 
-// ofItsOwn says that the daemon goes there when it wants to, and not in the course of a call: what the log pumps do, and
-// what the index learnt of an engine's events and writes behind.
+// ofItsOwn says that the daemon goes there when it wants to, and not in the course of a call: what the log pumps do, what the
+// index learnt of an engine's events and writes behind, and what the native engine takes away after the end of a container.
 func (s step) ofItsOwn() bool {
-	return strings.HasPrefix(s.name, "logpump/") || strings.Contains(s.name, ".flush.") || strings.HasPrefix(s.name, "file.")
+	if strings.HasPrefix(s.name, "logpump/") || strings.Contains(s.name, ".flush.") || strings.HasPrefix(s.name, "file.") {
+		return true
+	}
+	name, _ := strings.CutSuffix(strings.TrimSuffix(s.name, ".before"), ".after")
+	return slices.Contains([]string{
+		"native.process.delete", "native.container.uncgroup", "native.container.unstate", "native.container.unpin", "native.container.unmount",
+	}, name)
 }
 
 // traced are the steps since arm, in order.
@@ -146,8 +153,14 @@ func distinct(steps []step) []step {
 	return kept
 }
 
-// dead waits for the daemon to be gone after a call, as long as a kill takes, and says whether it is.
-func (f *faults) dead() bool { return f.deadWithin(time.Second) }
+// dead waits for the daemon to be gone after a call, as long as a kill takes, and says whether it is. Where the call lost its
+// connection, it goes.
+func (f *faults) dead(err error) bool {
+	if harness.Code(err) == codes.Unavailable {
+		return f.deadWithin(20 * time.Second)
+	}
+	return f.deadWithin(time.Second)
+}
 
 func (f *faults) deadWithin(limit time.Duration) bool {
 	for end := time.Now().Add(limit); f.n.Shim.Running(); time.Sleep(5 * time.Millisecond) {

@@ -332,7 +332,11 @@ func TestPinOfANetworkNamespaceIsTamperedWith(t *testing.T) {
 			links := bridges(t)
 			pod := n.RunPod(t, "pin", hostPort(18095, 80))
 			ip := pod.IP()
-			put(t, filepath.Join(n.Shim.RunDir, "docker", "netns", pod.ID), replace)
+			pin := filepath.Join(n.Shim.RunDir, "docker", "netns", pod.ID)
+			if harness.Native() {
+				pin = filepath.Join(n.Shim.RunDir, "native", "ns", pod.ID, "net")
+			}
+			put(t, pin, replace)
 			pod.Remove()
 			if slices.Contains(n.CNI.Addresses(), ip) {
 				t.Errorf("address %s was not given back", ip)

@@ -44,7 +44,11 @@ func (d *disk) FillInodes() (empty func()) {
 // Rows: R19 (part)
 func TestNoInodeForRecords(t *testing.T) {
 	harness.Require(t)
-	d := smallDisk(t, filepath.Join(harness.WorkDir(t, "i"), "root"), "8m,nr_inodes=300")
+	size := "8m,nr_inodes=300"
+	if harness.Native() {
+		size = "64m,nr_inodes=3000" // images are there too
+	}
+	d := smallDisk(t, filepath.Join(harness.WorkDir(t, "i"), "root"), size)
 	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{Settings: map[string]any{"root_dir": d.dir}})
 	busybox := n.Pull(t, harness.Busybox)
 	pod := n.RunPod(t, "inodes")

@@ -57,6 +57,12 @@ func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
 		Socket: filepath.Join(dir, "crishim.sock"), ConfigFile: filepath.Join(dir, "config.toml"),
 		RootDir: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run"), PodLogs: filepath.Join(dir, "pods"),
 	}
+	if dir, own := options.Settings["root_dir"].(string); own {
+		s.RootDir = dir
+	}
+	if dir, own := options.Settings["run_dir"].(string); own {
+		s.RunDir = dir
+	}
 	s.binary = crishim(t, options.Race || os.Getenv("E2E_RACE") != "", options.Failpoints)
 	if err := os.Mkdir(s.PodLogs, 0o755); err != nil {
 		t.Fatalf("making the pod log folder: %v", err)
