@@ -50,7 +50,7 @@ func checkAdjustment(a *api.ContainerAdjustment) error {
 	case l.GetCgroupsPath() != "":
 		// The engine finds a container's processes, limits and statistics by its cgroup.
 		return unsupported("cgroup path %.200q", l.GetCgroupsPath())
-	case l.GetRdt() != nil:
+	case l.GetRdt().GetClosId() != nil, l.GetRdt().GetSchemata() != nil, l.GetRdt().GetEnableMonitoring() != nil:
 		return unsupported("an RDT configuration")
 	}
 	for _, m := range a.GetMounts() {

@@ -112,7 +112,7 @@ func TestAdjustmentsThatCannotBeMadeAreRefused(t *testing.T) {
 		is   func(error) bool
 	}{
 		"cgroup path":   {a: &api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{CgroupsPath: "/x"}}, is: errdefs.IsNotImplemented},
-		"RDT":           {a: &api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{Rdt: &api.LinuxRdt{}}}, is: errdefs.IsNotImplemented},
+		"RDT":           {a: &api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{Rdt: &api.LinuxRdt{ClosId: api.String("gold")}}}, is: errdefs.IsNotImplemented},
 		"RDT class":     {a: &api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{Resources: &api.LinuxResources{RdtClass: api.String("gold")}}}, is: errdefs.IsNotImplemented},
 		"blkio class":   {a: &api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{Resources: &api.LinuxResources{BlockioClass: api.String("slow")}}}, is: errdefs.IsNotImplemented},
 		"relative path": {a: &api.ContainerAdjustment{Mounts: []*api.Mount{{Destination: "a", Source: "/x"}}}, is: errdefs.IsInvalidArgument},

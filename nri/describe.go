@@ -78,7 +78,10 @@ func describeOCI(out *api.Container, s *specs.Spec) {
 	}
 	out.Linux.Namespaces, out.Linux.Devices = api.FromOCILinuxNamespaces(l.Namespaces), api.FromOCILinuxDevices(l.Devices)
 	out.Linux.Resources, out.Linux.CgroupsPath = limitsToNRI(l.Resources), l.CgroupsPath
-	out.Linux.SeccompPolicy, out.Linux.Sysctl = api.FromOCILinuxSeccomp(l.Seccomp), maps.Clone(l.Sysctl)
+	if l.Seccomp != nil {
+		out.Linux.SeccompPolicy = api.FromOCILinuxSeccomp(l.Seccomp)
+	}
+	out.Linux.Sysctl = maps.Clone(l.Sysctl)
 	out.Linux.NetDevices = api.FromOCILinuxNetDevices(l.NetDevices)
 }
 

@@ -9,6 +9,7 @@ package nri
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -47,7 +48,7 @@ var _ hook.Plugins = (*Plugins)(nil)
 // New prepares; nothing is listened to or started before Start. The time-outs are the process's: there is one Plugins in a
 // daemon.
 func New(opts Options) (*Plugins, error) {
-	nrilog.Set(logger{})
+	setLog()
 	adaptation.SetPluginRegistrationTimeout(opts.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(opts.RequestTimeout)
 	p := &Plugins{opts: opts}
@@ -106,7 +107,8 @@ func (p *Plugins) updateUnasked(ctx context.Context, updates []*adaptation.Conta
 	if err != nil {
 		klog.ErrorS(err, "An update that an NRI plugin asked for failed")
 	}
-	return failed, err
+	// With an error the plugin would not be told which failed.
+	return failed, nil
 }
 
 // update changes the limits of containers. Those that failed come back; the error is that of the first whose failure
@@ -253,6 +255,9 @@ func (p *Plugins) StopContainer(ctx context.Context, pod *hook.Pod, c *hook.Cont
 func (p *Plugins) RemoveContainer(ctx context.Context, pod *hook.Pod, c *hook.Container) {
 	told("RemoveContainer", c.ID, p.adaptation.RemoveContainer(ctx, &adaptation.RemoveContainerRequest{Pod: podToNRI(pod), Container: containerToNRI(c)}))
 }
+
+// setLog is for the process: the adaptation has one logger.
+var setLog = sync.OnceFunc(func() { nrilog.Set(logger{}) })
 
 // logger is klog, for the adaptation.
 type logger struct{}

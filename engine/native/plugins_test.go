@@ -305,7 +305,9 @@ func TestPluginsAdjustAContainer(t *testing.T) {
 func TestPluginsUpdateContainers(t *testing.T) {
 	b := pluggable(t)
 	var first engine.ContainerID
-	shares := func(id engine.ContainerID) int64 { return cgroupValue(t, b.status(t, id).CgroupPath, "cpu", "cpu.shares") }
+	shares := func(id engine.ContainerID) int64 {
+		return cgroupValue(t, b.status(t, id).CgroupPath, "cpu", "cpu.shares")
+	}
 	update := func(id engine.ContainerID, shares uint64) []*api.ContainerUpdate {
 		u := &api.ContainerUpdate{}
 		u.SetContainerId(string(id))
