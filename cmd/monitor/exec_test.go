@@ -21,6 +21,7 @@ import (
 )
 
 func TestExec(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o027)) // as the daemon's is
 	p := newPod(t)
 	if _, err := p.Create(within(t), "a", p.args(p.spec(nil, "/bin/sleep", "1000"), "a")); err != nil {
 		t.Fatal(err)
@@ -34,6 +35,9 @@ func TestExec(t *testing.T) {
 	out, exited, err := p.exec(within(t), "a", p.process("/bin/sh", "-c", "echo out; echo err >&2; exit 9"))
 	if err != nil || exited.Code != 9 || out != "out\nerr\n" {
 		t.Fatalf("%q, %+v, %v", out, exited, err)
+	}
+	if out, _, err = p.exec(within(t), "a", p.process("/bin/sh", "-c", "umask")); err != nil || out != "0022\n" {
+		t.Fatalf("umask %q, %v", out, err)
 	}
 	if _, exited, err = p.exec(within(t), "a", p.process("/bin/sh", "-c", "kill -9 $$")); err != nil || exited.Code != 137 || exited.Signal != 9 {
 		t.Fatalf("%+v, %v", exited, err)

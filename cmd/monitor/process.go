@@ -29,6 +29,9 @@ func becomeMonitor(config *monitor.Config) (oomScoreAdj int, err error) {
 	}
 	// The name would be the number of the descriptor that the program was started from. It is for people only.
 	_ = os.WriteFile("/proc/self/comm", []byte(monitor.Argv[0]), 0)
+	// Execs inherit it, where libcontainer gives a container's first process this one; and cgroups, through which root of a
+	// user namespace goes to its own, are made with it. The daemon's is closed.
+	unix.Umask(0o022)
 	// Orphans of containers that share the host's PID namespace come to us.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 0, fmt.Errorf("become a subreaper: %w", err)

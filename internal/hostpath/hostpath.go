@@ -19,6 +19,9 @@ func invalid(format string, args ...any) error {
 // maxLinks is the kernel's own bound on links in one path.
 const maxLinks = 40
 
+// mode is that of new folders.
+const mode = 0o755
+
 // Make makes the missing end of an absolute path. An existing path is left alone, whatever leads to it. Where
 // something has to be made, links on the way are followed only where root put them into a folder that only root writes
 // (/var/run): a pod must not get folders made wherever a link in its own volume points (catalogue S09).
@@ -43,9 +46,11 @@ func walk(parts []string, links int) error {
 			continue
 		}
 		var st unix.Stat_t
+		made := false
 		err := unix.Fstatat(dir, part, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if errors.Is(err, unix.ENOENT) {
-			err = unix.Mkdirat(dir, part, 0o755)
+			err = unix.Mkdirat(dir, part, mode)
+			made = err == nil
 			if err == nil || errors.Is(err, unix.EEXIST) {
 				err = unix.Fstatat(dir, part, &st, unix.AT_SYMLINK_NOFOLLOW)
 			}
@@ -62,6 +67,13 @@ func walk(parts []string, links int) error {
 		}
 		_ = unix.Close(dir)
 		dir, at = next, path.Join(at, part)
+		if !made {
+			continue
+		}
+		// The umask does not count: a container's user who is not root gets in.
+		if err := os.Chmod(fmt.Sprintf("/proc/self/fd/%d", dir), mode); err != nil {
+			return err
+		}
 	}
 	return nil
 }

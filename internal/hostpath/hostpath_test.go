@@ -3,12 +3,14 @@ package hostpath
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
 )
 
 func TestTheMissingEndOfAPathIsMade(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o027)) // as the daemon's is
 	dir := t.TempDir()
 	want := filepath.Join(dir, "a", "b")
 	for range 2 {
@@ -16,8 +18,10 @@ func TestTheMissingEndOfAPathIsMade(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if st, err := os.Stat(want); err != nil || !st.IsDir() {
-		t.Errorf("%v, %v", st, err)
+	for _, made := range []string{filepath.Dir(want), want} {
+		if st, err := os.Stat(made); err != nil || !st.IsDir() || st.Mode().Perm() != 0o755 {
+			t.Errorf("%v, %v", st, err)
+		}
 	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

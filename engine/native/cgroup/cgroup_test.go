@@ -181,8 +181,27 @@ func sleeper(t *testing.T) child {
 
 func TestAPodsOwnCgroupIsMadeLimitedAndRemovedWithWhatIsInIt(t *testing.T) {
 	d, pod := live(t)
+	defer syscall.Umask(syscall.Umask(0o027)) // as the daemon's is
 	if err := d.CreatePod(t.Context(), pod, &engine.Resources{MemoryLimit: 64 << 20, CPUShares: 512}); err != nil {
 		t.Fatal(err)
+	}
+	hierarchies, err := d.hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := 0
+	for _, h := range hierarchies {
+		info, err := os.Stat(filepath.Join(h, pod.Path))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("root of a user namespace does not get through %s in %s: %v, %v", pod.Path, h, info.Mode(), err)
+		}
+		open++
+	}
+	if open == 0 {
+		t.Error("the pod's cgroup is in no hierarchy")
 	}
 	limit := func() string {
 		name := "memory.limit_in_bytes"
@@ -234,10 +253,6 @@ func TestAPodsOwnCgroupIsMadeLimitedAndRemovedWithWhatIsInIt(t *testing.T) {
 	}
 	if err := beside.Signal(syscall.Signal(0)); err != nil {
 		t.Errorf("what was beside it: %v", err)
-	}
-	hierarchies, err := d.hierarchies()
-	if err != nil {
-		t.Fatal(err)
 	}
 	for _, h := range hierarchies {
 		if _, err := os.Stat(filepath.Join(h, pod.Path)); !errors.Is(err, os.ErrNotExist) {

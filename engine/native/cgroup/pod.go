@@ -49,7 +49,27 @@ func (d *Driver) CreatePod(ctx context.Context, p Pod, limits *engine.Resources)
 	if err := m.Apply(-1); err != nil {
 		return fmt.Errorf("make cgroup %s: %w", p.Path, err)
 	}
+	if err := d.open(p.Path); err != nil {
+		return fmt.Errorf("open cgroup %s to be read: %w", p.Path, err)
+	}
 	return d.UpdatePod(ctx, p, limits)
+}
+
+// open lets everybody read our cgroups down to the one at p, as the kernel's own are, whatever the umask was when they were
+// made: root of a pod's user namespace goes through them to mount its own.
+func (d *Driver) open(p string) error {
+	hierarchies, err := d.hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range hierarchies {
+		for dir := p; dir != "/"; dir = path.Dir(dir) {
+			if err := os.Chmod(filepath.Join(h, dir), 0o755); err != nil && !gone(err) { // not every hierarchy has it
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // UpdatePod sets the limits of the pod's own cgroup, all of them: an unset one is lifted. Those of the kubelet's are its.
