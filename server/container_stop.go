@@ -45,9 +45,13 @@ func (s *Server) StopContainer(ctx context.Context, req *runtimeapi.StopContaine
 	return &runtimeapi.StopContainerResponse{}, nil
 }
 
-// awaitExit brings the index up to date after a stop, without waiting for the engine's event.
+// exitEvent is how long a stop that has succeeded waits for the engine's event of it before it asks.
+const exitEvent = 5 * time.Millisecond
+
+// awaitExit returns when the index knows of the exit. The engine's event, which follows at once, leads to a look at the
+// container; only where that takes long is another one made.
 func (s *Server) awaitExit(ctx context.Context, eng engine.Engine, id engine.ContainerID) error {
-	if c, ok := s.store.Container(id); !ok || c.State == engine.ContainerExited {
+	if s.knowsExit(ctx, id) {
 		return nil
 	}
 	status, err := eng.ContainerStatus(ctx, id)
@@ -59,6 +63,31 @@ func (s *Server) awaitExit(ctx context.Context, eng engine.Engine, id engine.Con
 	}
 	s.store.ApplyContainer(status)
 	return nil
+}
+
+// knowsExit gives the index a moment to learn of the container's exit, and says whether it has.
+func (s *Server) knowsExit(ctx context.Context, id engine.ContainerID) bool {
+	exited := func() bool {
+		c, ok := s.store.Container(id)
+		return !ok || c.State == engine.ContainerExited
+	}
+	if exited() {
+		return true
+	}
+	sub := s.store.Subscribe(eventBuffer)
+	defer sub.Close()
+	timer := time.NewTimer(exitEvent)
+	defer timer.Stop()
+	for open := true; open && !exited(); { // first after Subscribe: nothing is missed
+		select {
+		case _, open = <-sub.Events():
+		case <-timer.C:
+			open = false
+		case <-ctx.Done():
+			open = false
+		}
+	}
+	return exited()
 }
 
 // stops are the stops under way, one per container.
