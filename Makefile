@@ -68,14 +68,18 @@ e2e: helper ## the part of `make test` on a real dockerd; RUN=REGEXP picks tests
 test-docker: need ## the end-to-end tests on ENGINE=20.10, 28, 29 or the path of a dockerd; RUN=REGEXP picks, CORE=1 is the core
 	@CORE='$(CORE)' hack/test-docker.sh '$(ENGINE)' '$(RUN)'
 
+.PHONY: test-vm
+test-vm: deb ## systemd, cgroup v2, AppArmor: the native engine and the service in an emulated machine; RUN=REGEXP picks steps, CORE=1 is the core
+	@CORE='$(CORE)' hack/test-vm.sh '$(RUN)'
+
 .PHONY: matrix
 matrix: need ## all end-to-end tests on every engine: 20.10, 28 and 29
 	@for engine in 20.10 28 29; do hack/test-docker.sh $$engine || exit 1; done
 
 .PHONY: bench
-bench: need ## one table: crishim, Docker alone, CNI alone, a peer; PARTS=REGEXP picks, COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET
+bench: need ## one table: crishim, Docker alone, CNI alone, a peer; PARTS=REGEXP picks, ENGINE=native, COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET
 	@hack/packages.sh test
-	@COUNT='$(COUNT)' ROUNDS='$(ROUNDS)' PODS='$(PODS)' MIB='$(MIB)' PEER='$(PEER)' PARTS='$(PARTS)' \
+	@E2E_ENGINE='$(filter native,$(ENGINE))' COUNT='$(COUNT)' ROUNDS='$(ROUNDS)' PODS='$(PODS)' MIB='$(MIB)' PEER='$(PEER)' PARTS='$(PARTS)' \
 		go test -count=1 -timeout 0 -run '^$$' -bench BenchmarkNode -benchtime 1x ./e2e/bench
 
 .PHONY: bench-go

@@ -1,6 +1,6 @@
 #!/bin/sh
-# packages.sh build|run|test [ENGINE]: installs from Debian what is missing of the programs that `make` needs, or `make run` with ENGINE docker
-# or native, or `make test` on a Docker Engine as test-docker.sh names them.
+# packages.sh build|run|test|vm [ENGINE]: installs from Debian what is missing of the programs that `make` needs, or `make run` with ENGINE docker
+# or native, or `make test` on a Docker Engine as test-docker.sh names them, or `make test-vm`.
 set -eu
 purpose=$1 engine=${2:-}
 missing=
@@ -14,7 +14,11 @@ if [ "$purpose" != run ]; then # the native engine's helper is C in part; for te
 	want pkg-config pkg-config
 	[ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 fi
-if [ "$purpose" != build ]; then
+if [ "$purpose" = vm ]; then
+	want qemu-system-x86_64 qemu-system-x86
+	want mmdebstrap mmdebstrap
+	want mke2fs e2fsprogs
+elif [ "$purpose" != build ]; then
 	want iptables iptables
 	want ip iproute2
 	want mount mount
@@ -33,6 +37,7 @@ if [ "$purpose" = test ]; then
 fi
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
+	[ "$purpose" = vm ] && exit 0 # whoever asked says what is left out
 	[ "$purpose" = test ] && { echo "not root: the end-to-end tests are left out; they need$missing" >&2; exit 0; }
 	[ "$purpose" = build ] && { echo "not root: please install$missing" >&2; exit 1; }
 	echo "make run needs root" >&2

@@ -1,0 +1,113 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func resources(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerConfig {
+	return &runtimeapi.LinuxContainerConfig{Resources: r}
+}
+
+func TestLimitsAreThoseOfCgroup2(t *testing.T) {
+	h := onNode(t)
+	p := h.pod(t, "vmlimits.slice")
+	id := p.sleeper(t, "c", resources(&runtimeapi.LinuxContainerResources{
+		CpuShares: 512, CpuQuota: 50_000, CpuPeriod: 100_000, CpusetCpus: "0", MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 80 << 20,
+		OomScoreAdj: 500, Unified: map[string]string{"memory.high": "50331648", "pids.max": "77"},
+	}))
+	dir := scope(t, id)
+	want := map[string]string{
+		"cpu.weight": "59", "cpu.max": "50000 100000", "cpuset.cpus": "0", "memory.max": "67108864", "memory.swap.max": "16777216",
+		"memory.high": "50331648", "pids.max": "77",
+	}
+	check := func() {
+		t.Helper()
+		for file, value := range want {
+			if got := read(t, filepath.Join(dir, file)); got != value {
+				t.Errorf("%s is %q, want %q", file, got, value)
+			}
+		}
+	}
+	check()
+	if _, err := h.UpdateContainerResources(within(t), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{
+		CpuShares: 1024, CpuQuota: 20_000, CpuPeriod: 100_000, MemoryLimitInBytes: 96 << 20, MemorySwapLimitInBytes: 96 << 20,
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	want = map[string]string{"cpu.weight": "100", "cpu.max": "20000 100000", "memory.max": "100663296", "memory.swap.max": "0"}
+	check()
+	// systemd sets its units' values again when it reads them anew.
+	run(t, "systemctl", "daemon-reload")
+	check()
+	if out, code := h.exec(t, id, "cat /sys/fs/cgroup/memory.max"); out != want["memory.max"] || code != 0 {
+		t.Errorf("seen inside: %q, %d", out, code)
+	}
+}
+
+// Rows: R48 (part)
+func TestOutOfMemoryIsTold(t *testing.T) {
+	h := onNode(t)
+	p := h.pod(t, "vmmemory.slice")
+	for name, command := range map[string][]string{"first": {"tail", "/dev/zero"}, "child": {"sh", "-c", "tail /dev/zero; exit 137"}} {
+		id, err := p.start(t, name, resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20}), command...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the end of "+name, func() error {
+			if st := h.status(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "OOMKilled" || st.ExitCode != 137 {
+				return fmt.Errorf("%v, %s, %d", st.State, st.Reason, st.ExitCode)
+			}
+			return nil
+		})
+	}
+}
+
+func TestStatisticsComeFromCgroup2(t *testing.T) {
+	h := onNode(t)
+	p := h.pod(t, "vmstats.slice")
+	id, err := p.start(t, "c", resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20}),
+		"sh", "-c", "dd if=/dev/zero of=/tmp/f bs=1M count=4; n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; sleep 100000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "statistics", func() error {
+		r, err := h.ContainerStats(within(t), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+		if err != nil {
+			return err
+		}
+		s := r.Stats
+		if s.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || s.Memory.GetWorkingSetBytes().GetValue() == 0 || s.Memory.GetUsageBytes().GetValue() == 0 ||
+			s.Swap.GetSwapAvailableBytes() == nil || s.WritableLayer.GetUsedBytes().GetValue() < 4<<20 {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	r, err := h.PodSandboxStats(within(t), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := r.Stats.GetLinux(); l.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || l.GetMemory().GetWorkingSetBytes().GetValue() == 0 ||
+		l.GetNetwork().GetDefaultInterface().GetName() != "eth0" || l.GetProcess().GetProcessCount().GetValue() == 0 || len(l.GetContainers()) != 1 {
+		t.Errorf("%+v", l)
+	}
+}
+
+func TestAPodLeavesNoCgroup(t *testing.T) {
+	h := onNode(t)
+	var dir string
+	t.Run("pod", func(t *testing.T) {
+		p := h.pod(t, "")
+		dir = filepath.Dir(scope(t, p.sleeper(t, "c", nil)))
+	})
+	eventually(t, "no cgroup", func() error {
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			return fmt.Errorf("%s is there: %w", dir, err)
+		}
+		return nil
+	})
+}

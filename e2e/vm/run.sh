@@ -1,0 +1,35 @@
+#!/bin/sh
+# Runs in the virtual machine of hack/test-vm.sh: step by step, with the time that each took.
+cd /mnt || exit 1
+. ./settings
+export CRISHIM_VM=1 CRISHIM_TEST_MONITOR=/mnt/crishim-monitor
+# A swap file, for limits of swap.
+dd if=/dev/zero of=/swap bs=1M count=64 2>/dev/null && chmod 600 /swap && mkswap -q /swap && swapon /swap
+failed=
+step() { # NAME PACKAGE [FLAG...]
+	name=$1 package=$2
+	shift 2
+	echo "$name" | grep -Eq "$steps" || return 0
+	start=$(cut -d . -f 1 /proc/uptime)
+	if (cd "tests/$package" && ./test -test.v -test.timeout 20m "$@" >/tmp/out 2>&1); then
+		result=ok
+	else
+		result=FAIL failed="$failed $name"
+	fi
+	grep -E '^ *--- (FAIL|SKIP)' -A 8 /tmp/out | head -150
+	[ $result = ok ] || tail -60 /tmp/out
+	echo "$result $name: $(grep -c '^ *--- PASS' /tmp/out) passed, $(grep -c '^ *--- FAIL' /tmp/out) failed, $(grep -c '^ *--- SKIP' /tmp/out) skipped, $(($(cut -d . -f 1 /proc/uptime) - start)) s"
+}
+echo "booted in $(cut -d . -f 1 /proc/uptime) s: $(uname -r), $(stat -f -c %T /sys/fs/cgroup), $(systemctl is-system-running)"
+[ "$tests" = . ] || only="-test.run=$tests"
+step contract-cgroupfs engine-native ${only:--test.run=^TestNativeContract$}
+export CRISHIM_TEST_CGROUP_DRIVER=systemd
+step contract-systemd engine-native ${only:--test.run=^TestNativeContract$}
+unset CRISHIM_TEST_CGROUP_DRIVER
+step service e2e-vm $only
+if [ -z "$core" ]; then
+	for package in cgroup ns rootfs host; do step $package engine-native-$package $only; done
+	step stats stats ${only:--test.run=Live}
+	step monitor cmd-monitor $only
+fi
+[ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -1,0 +1,37 @@
+#!/bin/sh
+# test-vm.sh [REGEXP]: the tests of the native engine and of the service in a virtual machine (hack/vm.sh), which has what this
+# machine may lack: systemd, cgroup v2, AppArmor and every capability. Everything is built here; the machine has no compiler.
+# CORE=1 runs the part that tells whether pods work there at all; REGEXP picks steps by name. TESTS=REGEXP picks their tests.
+set -eu
+cd "$(dirname "$0")/.."
+hack/packages.sh vm
+for program in qemu-system-x86_64 mmdebstrap; do
+	command -v $program >/dev/null || { echo "SKIP: the virtual machine needs $program" >&2; exit 0; }
+done
+[ "$(go env GOHOSTARCH)" = amd64 ] || { echo "SKIP: the virtual machine is for amd64" >&2; exit 0; }
+hack/vm.sh image
+dir=${VM_DIR:-.cache/vm}
+share=$dir/share
+rm -rf "$share"
+mkdir -p "$share/tests"
+
+# test_of PACKAGE [FLAG...]: its tests as a static program, beside its test data.
+test_of() {
+	package=$1
+	shift
+	name=$(echo "$package" | tr / -)
+	mkdir -p "$share/tests/$name"
+	go test -c -trimpath -ldflags '-s -w -extldflags -static' "$@" -o "$share/tests/$name/test" "./$package"
+	[ ! -d "$package/testdata" ] || cp -r "$package/testdata" "$share/tests/$name/"
+}
+export CGO_ENABLED=0
+for package in engine/native engine/native/cgroup engine/native/ns engine/native/rootfs engine/native/host stats e2e/vm; do test_of $package; done
+CGO_ENABLED=1 test_of cmd/monitor -tags 'netgo osusergo seccomp'
+cp "engine/native/helper/embedded/amd64/crishim-monitor" "$share/crishim-monitor"
+cp "$(ls -t dist/crishim_*_amd64.deb | head -n 1)" "$share/crishim.deb" # the newest: `make deb` has just made it
+cp packaging/10-crishim.conflist "$share/"
+cp e2e/vm/run.sh "$share/run"
+cat >"$share/settings" <<SETTINGS
+core='${CORE:-}' steps='${1:-.}' tests='${TESTS:-.}'
+SETTINGS
+hack/vm.sh run "$share"
