@@ -103,6 +103,11 @@ func positionPath(dir, id string) (string, error) {
 	return filepath.Join(dir, id+positionSuffix), nil
 }
 
+// sane says whether the numbers can be of a position: no file has a place before its start.
+func (p *position) sane() bool {
+	return p.Log.Offset >= 0 && (p.JSON == nil || p.JSON.Offset >= 0) && (p.API == nil || p.API.Count >= 0)
+}
+
 // loadPosition returns nil where there is none. One that cannot be understood is put aside.
 func loadPosition(path string) (*position, error) {
 	data, err := os.ReadFile(path)
@@ -113,7 +118,7 @@ func loadPosition(path string) (*position, error) {
 		return nil, fmt.Errorf("read log position: %w", err)
 	}
 	var pos position
-	if err := json.Unmarshal(data, &pos); err != nil || pos.Version != positionVersion {
+	if err := json.Unmarshal(data, &pos); err != nil || pos.Version != positionVersion || !pos.sane() {
 		klog.ErrorS(err, "Log position is unreadable; going on after the last entry of the log", "path", path, "version", pos.Version)
 		if err := os.Rename(path, path+badSuffix); err != nil {
 			return nil, fmt.Errorf("put aside log position: %w", err)
