@@ -84,9 +84,12 @@ func (n *bench) density(count int) {
 	n.ask(suffix)
 	n.relist(suffix)
 	n.rows = append(n.rows,
-		single("RSS of crishim, no pod", "MiB", empty), single("RSS of crishim"+suffix, "MiB", rss(n.node.Shim.PID()), atMost(52)))
+		single("RSS of crishim, no pod", "MiB", empty), single("RSS of crishim"+suffix, "MiB", rss(n.node.Shim.PID()), atMost(mostRSS())))
+	if harness.Native() {
+		n.rows = append(n.rows, n.perPod(count, suffix))
+	}
 	n.restart(count, suffix)
-	n.rows = append(n.rows, single("RSS after the restarts"+suffix, "MiB", rss(n.node.Shim.PID()), atMost(52)))
+	n.rows = append(n.rows, single("RSS after the restarts"+suffix, "MiB", rss(n.node.Shim.PID()), atMost(mostRSS())))
 	err = each(count, 8, func(i int) error { return crishim.end(pods[i], times{}) })
 	if err != nil {
 		n.b.Fatalf("emptying the node: %v", err)
@@ -127,6 +130,9 @@ func (n *bench) ask(suffix string) {
 	n.b.Helper()
 	for _, q := range queries {
 		r := &row{name: q.name + suffix, unit: "ms", goals: q.goals}
+		if q.slow && harness.Native() {
+			r.goals = []goal{atMost(5)}
+		}
 		calls, peerCalls := listCalls, listCalls
 		if q.slow {
 			calls, peerCalls = statsCalls, peerStatsCalls
@@ -200,20 +206,23 @@ const relistFor = 20 * time.Second
 // relist measures the CPU time of the daemons while both lists are asked for each second, and statistics each ten seconds.
 func (n *bench) relist(suffix string) {
 	n.b.Helper()
-	engine := n.enginePIDs()
+	engine, name, stats := n.enginePIDs(), "crishim + Docker", atMost(11.5)
+	if harness.Native() {
+		name, stats = "crishim + monitors", ofPeer(0.1)
+	}
 	shim := []int{n.node.Shim.PID()}
 	for _, part := range []struct {
 		name  string
 		stats bool
 		goals []goal
-	}{{"relist each s", false, nil}, {"relist each s, statistics each 10 s", true, []goal{atMost(11.5)}}} {
-		both := &row{name: "CPU of crishim + Docker, " + part.name + suffix, unit: "ms/s", goals: part.goals}
+	}{{"relist each s", false, nil}, {"relist each s, statistics each 10 s", true, []goal{stats}}} {
+		both := &row{name: "CPU of " + name + ", " + part.name + suffix, unit: "ms/s", goals: part.goals}
 		alone := &row{name: "CPU of crishim alone, " + part.name + suffix, unit: "ms/s"}
 		used := n.routine(&n.node.Shim.Client, part.stats, shim, engine)
 		both.ours, alone.ours = samples{{used[0] + used[1]}}, samples{{used[0]}}
 		if n.peer != nil {
 			resume := n.aside(peer)
-			used := n.routine(n.peer.client, part.stats, n.peerPIDs, engine)
+			used := n.routine(n.peer.client, part.stats, n.peerPIDs, n.peerEnginePIDs(engine))
 			resume()
 			both.peer, alone.peer = samples{{used[0] + used[1]}}, samples{{used[0]}}
 		}
@@ -248,8 +257,11 @@ func (n *bench) routine(c *harness.Client, stats bool, groups ...[]int) []float6
 	return used
 }
 
-// enginePIDs are dockerd and its containerd.
+// enginePIDs are dockerd and its containerd, or the native engine's monitors.
 func (n *bench) enginePIDs() []int {
+	if harness.Native() {
+		return n.monitors()
+	}
 	pids := []int{n.node.Docker.PID()}
 	file := filepath.Join(filepath.Dir(n.node.Docker.DataRoot), "exec", "containerd", "containerd.pid")
 	if data, err := os.ReadFile(file); err == nil {

@@ -68,6 +68,9 @@ func (n *bench) lifecycle(series string, count, clients, rounds int) {
 }
 
 func lifecycleGoals(op string, clients int) []goal {
+	if harness.Native() {
+		return nativeGoals(op, clients)
+	}
 	margin := 0.0
 	if op == opRemove || op == opRemovePod {
 		margin = 2

@@ -50,6 +50,9 @@ type goal struct {
 // bottom is what the sides below need together, per round.
 func (r *row) bottom() []float64 {
 	bottom := r.floor.medians()
+	if len(bottom) == 0 { // CNI alone is below
+		return r.cni.medians()
+	}
 	for i, cni := range r.cni.medians() {
 		if i < len(bottom) {
 			bottom[i] += cni
@@ -117,6 +120,11 @@ func asPeer(margin float64) goal {
 		d := compare(r.ours.medians(), r.peer.medians(), difference)
 		return math.IsNaN(d) || d <= margin
 	}}
+}
+
+// ofPeer bounds the ratio to the peer; it always holds without one.
+func ofPeer(limit float64) goal {
+	return goal{fmt.Sprintf("≤ %g × peer", limit), func(r *row) bool { d := r.overPeer(); return math.IsNaN(d) || d <= limit }}
 }
 
 // number is short, and "–" for what was not measured.
