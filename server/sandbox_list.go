@@ -56,8 +56,8 @@ func (s *Server) confirmedPods() ([]state.PodView, error) {
 func podItems(pods []state.PodView, filter *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
 	items := make([]*runtimeapi.PodSandbox, 0, len(pods))
 	for i := range pods {
-		if pods[i].ID == "" {
-			continue // an intent: nothing that a caller could name
+		if beingMade(&pods[i]) {
+			continue
 		}
 		if view := podView(&pods[i]); translator.PodMatches(filter, &view) {
 			items = append(items, translator.PodListItem(&view))
@@ -120,4 +120,13 @@ func inParts[T any](items []T, send func([]T) error) error {
 		items = items[n:]
 	}
 	return nil
+}
+
+// beingMade: the pod has no id that a caller could name, or nobody was given it yet: it comes to be in one piece, after the
+// last that has a say (NRI) had it. What a crash leaves so is taken back without a caller; what could not be is listed.
+func beingMade(p *state.PodView) bool {
+	if p.ID == "" {
+		return true
+	}
+	return !p.Returned && p.Leftover == "" && (p.Phase == state.PhaseIntent || p.Phase == state.PhaseCreated)
 }
