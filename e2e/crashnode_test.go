@@ -115,7 +115,7 @@ func (s step) ofItsOwn() bool {
 	if strings.HasPrefix(s.name, "logpump/") || strings.Contains(s.name, ".flush.") || strings.HasPrefix(s.name, "file.") {
 		return true
 	}
-	name, _ := strings.CutSuffix(strings.TrimSuffix(s.name, ".before"), ".after")
+	name := strings.TrimSuffix(strings.TrimSuffix(s.name, ".before"), ".after")
 	return slices.Contains([]string{
 		"native.process.delete", "native.container.uncgroup", "native.container.unstate", "native.container.unpin", "native.container.unmount",
 	}, name)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
@@ -178,6 +179,24 @@ func FindUser(passwd []byte, user string) (Entry, error) {
 		err = invalid("user %.80q is not in the image's /etc/passwd", user)
 	}
 	return found, err
+}
+
+// Home is the home directory of a uid by /etc/passwd, "/" where it names none that a variable can have.
+func Home(passwd []byte, uid int64) string {
+	home := "/"
+	_ = eachLine(passwd, func(fields []string) bool { // a file that cannot be read is one that names none
+		if len(fields) < 6 {
+			return true
+		}
+		if id, valid := ParseID(fields[2]); !valid || id != uid {
+			return true
+		}
+		if fields[5] != "" && utf8.ValidString(fields[5]) && !strings.ContainsRune(fields[5], 0) {
+			home = fields[5]
+		}
+		return false
+	})
+	return home
 }
 
 // FindGroup looks a group's name up.

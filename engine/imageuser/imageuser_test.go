@@ -79,3 +79,15 @@ func TestFilesThatCannotBeReadAreAnErrorAndALongLineToo(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestHomeIsThatOfTheUserOrTheRoot(t *testing.T) {
+	passwd := []byte("short:x:7\nroot:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/srv/app:/bin/sh\nagain:x:1000:1000::/other:/bin/sh\nnone:x:5:5:::\nbad:x:6:6::/\xff:\n")
+	for uid, want := range map[int64]string{0: "/root", 1000: "/srv/app", 5: "/", 6: "/", 7: "/", 9: "/"} {
+		if got := Home(passwd, uid); got != want {
+			t.Errorf("home of %d is %q, want %q", uid, got, want)
+		}
+	}
+	if got := Home(bytes.Repeat([]byte("x"), 2<<20), 0); got != "/" {
+		t.Errorf("home by a long line is %q", got)
+	}
+}

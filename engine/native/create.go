@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -125,6 +126,11 @@ func (e *Engine) labels(p *pod, c *container) (host.Labels, error) {
 	return host.ContainerLabels(p.Labels, c.Spec.Security.SELinux, c.Spec.Security.Privileged)
 }
 
+// mountsPasswd says that what is mounted at a path is, or may have, the container's /etc/passwd.
+func mountsPasswd(path string) bool {
+	return slices.Contains([]string{"/", "/etc", "/etc/passwd"}, filepath.Clean("/"+path))
+}
+
 func (e *Engine) idmap(p *pod) *rootfs.Idmap {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -147,6 +153,9 @@ func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.
 	in := &spec.Container{
 		Spec: s, Image: config.Config, User: c.User, Rootfs: root.Path, Pins: e.specPins(p), Hostname: p.Spec.Hostname,
 		CgroupsPath: c.Cgroup.CgroupsPath, ImageVolumes: map[int]string{},
+	}
+	if !slices.ContainsFunc(s.Mounts, func(m engine.Mount) bool { return mountsPasswd(m.ContainerPath) }) {
+		in.Home = rootfs.Home(root.Path, c.User.UID)
 	}
 	if in.Labels, err = e.labels(p, c); err != nil {
 		return nil, err

@@ -34,6 +34,15 @@ func UserFiles(root string) (passwd, group []byte, err error) {
 	return passwd, group, err
 }
 
+// Home is the home directory of a uid by /etc/passwd in root, "/" where that names none or is no file to read.
+func Home(root string, uid int64) string {
+	passwd, err := readIn(root, "etc/passwd")
+	if err != nil {
+		return "/"
+	}
+	return imageuser.Home(passwd, uid)
+}
+
 func readIn(root, path string) ([]byte, error) {
 	// Not opened for real before it is known to be a file: a device or FIFO would notice.
 	fd, err := openIn(root, path, unix.O_PATH)

@@ -78,7 +78,7 @@ var goldens = map[string]func() (*host.Host, *Container){
 		s.Security.CapAdd, s.Security.CapDrop, s.Security.CapAmbient = []string{"NET_ADMIN", "SYS_MODULE"}, []string{"ALL"}, []string{"NET_BIND_SERVICE"}
 		s.Security.AppArmor = engine.Profile{Type: engine.ProfileUnconfined}
 		s.Resources.OOMScoreAdj = -998
-		c.User = engine.User{UID: 1000, GID: 2000, Groups: []int64{3000, 2000}}
+		c.User, c.Home = engine.User{UID: 1000, GID: 2000, Groups: []int64{3000, 2000}}, "/home/app"
 		c.Labels = host.Labels{Process: "u:r:container_t:s0:c1,c2", Mount: "u:r:container_file_t:s0:c1,c2"}
 		c.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 65536, Hard: 1048576}, {Type: "RLIMIT_CORE"}}
 		return v1Host(), c

@@ -134,6 +134,9 @@ func environment(c *Container) ([]string, error) {
 		}
 		set(v.Name, v.Name+"="+string(v.Value))
 	}
+	if i, ok := at["HOME"]; c.Home != "" && (!ok || env[i] == "HOME=") {
+		set("HOME", "HOME="+c.Home)
+	}
 	return env, nil
 }
 

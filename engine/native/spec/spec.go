@@ -26,6 +26,9 @@ type Container struct {
 	Image imagespec.ImageConfig
 	// User is the resolved user; Groups include GID.
 	User engine.User
+	// Home is HOME where neither the image nor CRI sets it. Left out, libcontainer reads the container's own /etc/passwd for
+	// it, which blocks where that is a FIFO: only where the container mounts another one there.
+	Home string
 	// Rootfs is the mounted root.
 	Rootfs string
 	// Pins are the namespaces to join. Net, UTS and IPC are the pod's where it does not use the host's; PID is the pod's or
