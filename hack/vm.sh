@@ -80,7 +80,7 @@ UNIT
 	cp "$root"/boot/vmlinuz-* "$dir/vmlinuz"
 	cp "$root"/boot/initrd.img-* "$dir/initrd"
 	rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/boot/*
-	mke2fs -q -F -t ext4 -E lazy_itable_init=1 -d "$root" "$dir/disk" 6G
+	mke2fs -q -F -t ext4 -E lazy_itable_init=1 -d "$root" "$dir/disk" 6G >/dev/null
 	rm -rf "$root" "$dir/before"
 	key >"$dir/key"
 }
@@ -91,18 +91,19 @@ run() {
 	work=$(mktemp -d "$dir/run.XXXXXX")
 	trap 'rm -rf "$work"' EXIT
 	trap 'exit 130' INT TERM
-	mke2fs -q -F -t ext4 -E lazy_itable_init=1 -d "$1" "$work/share" "$(($(du -sm "$1" | cut -f 1) * 5 / 4 + 512))M"
+	mke2fs -q -F -t ext4 -E lazy_itable_init=1 -d "$1" "$work/share" "$(($(du -sm "$1" | cut -f 1) * 5 / 4 + 512))M" >/dev/null
 	: >"$work/status"
 	accel='-accel tcg,thread=multi,tb-size=512 -cpu max'
 	[ "${VM_ACCEL:-}" != kvm ] || accel='-accel kvm -cpu host'
 	# shellcheck disable=SC2086 # flags are words
-	timeout -k 5 "${VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 $accel -m "${VM_MEM:-2048}" -smp "${VM_CPUS:-2}" \
+	{ timeout -k 5 "${VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 $accel -m "${VM_MEM:-2048}" -smp "${VM_CPUS:-2}" \
 		-nodefaults -no-user-config -display none -no-reboot -kernel "$dir/vmlinuz" -initrd "$dir/initrd" \
 		-append "console=ttyS0 root=/dev/vda rw panic=-1 mitigations=off quiet systemd.show_status=0 audit=0 net.ifnames=0 ${VM_APPEND:-}" \
 		-drive file="$dir/disk",if=none,id=disk,format=raw,cache=unsafe,snapshot=on -device virtio-blk-pci,drive=disk \
 		-drive file="$work/share",if=none,id=share,format=raw,cache=unsafe -device virtio-blk-pci,drive=share \
-		-device virtio-rng-pci -chardev file,id=out,path=/dev/stdout,append=on \
-		-serial file:"$dir/console.log" -serial chardev:out -serial file:"$work/status" -serial file:"$dir/files" </dev/null || echo "vm.sh: the virtual machine ended with status $? (124: the time of ${VM_TIMEOUT:-900} s was over)" >&2
+		-device virtio-rng-pci -chardev file,id=out,path=/dev/stdout \
+		-serial file:"$dir/console.log" -serial chardev:out -serial file:"$work/status" -serial file:"$dir/files" </dev/null ||
+		echo "vm.sh: the virtual machine ended with status $? (124: the time of ${VM_TIMEOUT:-900} s was over)"; } 2>&1 | cat # a pipe: what is in it is in order
 	status=$(cat "$work/status")
 	[ -n "$status" ] || {
 		tail -5 "$dir/console.log" >&2

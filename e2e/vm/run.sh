@@ -11,22 +11,23 @@ step() { # NAME PACKAGE [FLAG...]
 	shift 2
 	echo "$name" | grep -Eq "$steps" || return 0
 	start=$(cut -d . -f 1 /proc/uptime)
-	if (cd "tests/$package" && ./test -test.v -test.timeout 20m "$@" >/tmp/out 2>&1); then
-		result=ok
-	else
+	{ (cd "tests/$package" && ./test -test.v -test.timeout 20m "$@" 2>&1) || : >/tmp/failed; } | tee /tmp/out | grep --line-buffered -E '^ *--- |^panic:'
+	result=ok
+	if [ -e /tmp/failed ]; then
+		rm /tmp/failed
 		result=FAIL failed="$failed $name"
+		echo "what $name said of its failures:"
+		grep -vE '^ *(=== |--- (PASS|SKIP))' /tmp/out | tail -n 200
 	fi
-	grep -E '^ *--- (FAIL|SKIP)' -A 8 /tmp/out | head -150
-	[ $result = ok ] || tail -60 /tmp/out
 	echo "$result $name: $(grep -c '^ *--- PASS' /tmp/out) passed, $(grep -c '^ *--- FAIL' /tmp/out) failed, $(grep -c '^ *--- SKIP' /tmp/out) skipped, $(($(cut -d . -f 1 /proc/uptime) - start)) s"
 }
 echo "booted in $(cut -d . -f 1 /proc/uptime) s: $(uname -r), $(stat -f -c %T /sys/fs/cgroup), $(systemctl is-system-running)"
 [ "$tests" = . ] || only="-test.run=$tests"
+step service e2e-vm $only
 step contract-cgroupfs engine-native ${only:--test.run=^TestNativeContract$}
 export CRISHIM_TEST_CGROUP_DRIVER=systemd
 step contract-systemd engine-native ${only:--test.run=^TestNativeContract$}
 unset CRISHIM_TEST_CGROUP_DRIVER
-step service e2e-vm $only
 if [ -z "$core" ]; then
 	for package in cgroup ns rootfs host; do step $package engine-native-$package $only; done
 	step stats stats ${only:--test.run=Live}
