@@ -52,6 +52,9 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 	id := c.ID
 	c.limits.Lock()
 	defer c.limits.Unlock()
+	if _, err := e.roots.Get(id); err != nil {
+		return engine.ContainerStatus{}, fmt.Errorf("container %s has no root file system any more, as its pod was being stopped: %w", id, errdefs.ErrFailedPrecondition)
+	}
 	oci, err := e.readBundle(id)
 	if err != nil {
 		return engine.ContainerStatus{}, err

@@ -154,33 +154,3 @@ func (d *Driver) Join(p string, pid int) error {
 	}
 	return nil
 }
-
-// List are the pods that have cgroups of our own: those that no record names are to be removed.
-func (d *Driver) List() ([]engine.PodID, error) {
-	hierarchies, err := d.hierarchies()
-	if err != nil {
-		return nil, err
-	}
-	parent, prefix, suffix := ours, podPrefix, ""
-	if d.systemd() {
-		parent, prefix, suffix = ours+slice, ours+"-"+podPrefix, slice
-	}
-	var ids []engine.PodID
-	for _, dir := range hierarchies {
-		entries, err := os.ReadDir(filepath.Join(dir, parent))
-		if err != nil {
-			if errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-			return nil, fmt.Errorf("list the cgroups of pods: %w", err)
-		}
-		for _, entry := range entries {
-			name, ok := strings.CutPrefix(entry.Name(), prefix)
-			id := engine.PodID(strings.TrimSuffix(name, suffix))
-			if ok && entry.IsDir() && strings.HasSuffix(name, suffix) && checkID(string(id)) == nil && !slices.Contains(ids, id) {
-				ids = append(ids, id)
-			}
-		}
-	}
-	return ids, nil
-}
