@@ -42,6 +42,7 @@ type fixture struct {
 	conn    *grpc.ClientConn
 	stop    func()
 	options func(*Options) // changes what start gives to New
+	wrap    func(engine.Engine) engine.Engine
 }
 
 const testImage = "docker.io/library/busybox:latest"
@@ -83,7 +84,11 @@ func (f *fixture) begin() {
 	if f.options != nil {
 		f.options(&opts)
 	}
-	srv, err := New(opts, []engine.Engine{f.engine}, store, f.network, reader, stats.NewDisk())
+	var eng engine.Engine = f.engine
+	if f.wrap != nil {
+		eng = f.wrap(eng)
+	}
+	srv, err := New(opts, []engine.Engine{eng}, store, f.network, reader, stats.NewDisk())
 	if err != nil {
 		f.t.Fatal(err)
 	}
