@@ -212,8 +212,13 @@ func (s *Server) takeBackContainer(ctx context.Context, eng engine.Engine, spec 
 	defer cancel()
 	if id == "" {
 		var err error
-		if id, err = s.store.DeleteContainerIntent(spec.Pod, spec.Key); err != nil || id == "" {
+		if id, err = s.store.DeleteContainerIntent(spec.Pod, spec.Key); err != nil {
+			// It has no id by which anybody could remove it.
+			s.takeBackContainerLater(ctx, containerCreation{spec.Pod, spec.Key}, retryTakeBack)
 			return errors.Join(cause, err)
+		}
+		if id == "" {
+			return cause
 		}
 		// The engine has told of a container although CreateContainer failed.
 	}

@@ -109,19 +109,29 @@ func (s *Server) takeBackUnreturnedPod(ctx context.Context, pod state.PodView) {
 		s.parkPod(ctx, pod.Spec.Key, pod.ID)
 		return
 	}
-	key := pod.Spec.Key
-	var attempt func(ctx context.Context)
-	attempt = func(ctx context.Context) {
+	s.takeBackPodLater(ctx, pod.Spec.Key, 0)
+}
+
+// takeBackPodLater removes the record that the key has now, and what is left of its pod, unless a caller was given it or
+// another creation has replaced it by then.
+func (s *Server) takeBackPodLater(ctx context.Context, key engine.PodKey, pause time.Duration) {
+	left, ok := s.store.PodByKey(key)
+	if !ok {
+		return
+	}
+	s.later(ctx, pause, func(ctx context.Context) {
+		if s.podFlights.wait(ctx, key) != nil {
+			return
+		}
 		pod, ok := s.store.PodByKey(key)
-		if !ok || pod.Returned || pod.Phase == state.PhaseRunning || s.podFlights.wait(ctx, key) != nil {
+		if !ok || pod.Seq != left.Seq || pod.Returned || pod.Phase == state.PhaseRunning {
 			return
 		}
 		if err := s.removePod(ctx, pod); err != nil {
 			klog.ErrorS(err, "Could not take back a half-made pod sandbox; trying again", "pod", klog.KRef(key.Namespace, key.Name), "id", pod.ID)
-			s.later(ctx, retryTakeBack, attempt)
+			s.takeBackPodLater(ctx, key, retryTakeBack)
 		}
-	}
-	s.later(ctx, 0, attempt)
+	})
 }
 
 func (s *Server) takeBackUnreturned(ctx context.Context, c state.ContainerView) {
@@ -130,13 +140,26 @@ func (s *Server) takeBackUnreturned(ctx context.Context, c state.ContainerView) 
 		s.parkContainer(ctx, creation, c.ID)
 		return
 	}
-	s.later(ctx, 0, func(ctx context.Context) {
+	s.takeBackContainerLater(ctx, creation, 0)
+}
+
+// takeBackContainerLater is takeBackPodLater for a container.
+func (s *Server) takeBackContainerLater(ctx context.Context, creation containerCreation, pause time.Duration) {
+	left, ok := s.store.ContainerByKey(creation.pod, creation.key)
+	if !ok {
+		return
+	}
+	s.later(ctx, pause, func(ctx context.Context) {
+		if s.containerFlights.wait(ctx, creation) != nil {
+			return
+		}
 		c, ok := s.store.ContainerByKey(creation.pod, creation.key)
-		if !ok || c.Returned || c.Phase == state.PhaseCreated || s.containerFlights.wait(ctx, creation) != nil {
+		if !ok || c.Seq != left.Seq || c.Returned || c.Phase == state.PhaseCreated {
 			return
 		}
 		if err := s.removeContainer(ctx, c); err != nil {
-			klog.ErrorS(err, "Could not take back a half-made container; RemovePodSandbox will", "container", creation.key.Name, "id", c.ID)
+			klog.ErrorS(err, "Could not take back a half-made container; trying again", "container", creation.key.Name, "id", c.ID)
+			s.takeBackContainerLater(ctx, creation, retryTakeBack)
 		}
 	})
 }

@@ -218,8 +218,13 @@ func (s *Server) takeBackPod(ctx context.Context, eng engine.Engine, key engine.
 	undoErr := made.Run(ctx)
 	if undoErr == nil && id == "" {
 		told, err := s.store.DeletePodIntent(key)
-		if err != nil || told == "" {
+		if err != nil {
+			// It has no id by which anybody could remove it.
+			s.takeBackPodLater(ctx, key, retryTakeBack)
 			return errors.Join(cause, err)
+		}
+		if told == "" {
+			return cause
 		}
 		// The engine has told of a pod although CreatePod failed.
 		id = told
