@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -178,9 +179,16 @@ func (e *Engine) processesOf(id string, f *facts) []int {
 		return cgroupProcesses(cgroup, f.cgroupV2)
 	}
 	var pids []int
-	for _, p := range processes() {
-		if inContainer(p.pid, id) {
-			pids = append(pids, p.pid)
+	entries, _ := os.ReadDir("/proc")
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil || !inContainer(pid, id) {
+			continue
+		}
+		if data, err := os.ReadFile(procPath(pid, "stat")); err == nil {
+			if _, alive := parseStat(pid, data); alive { // not a zombie
+				pids = append(pids, pid)
+			}
 		}
 	}
 	return pids
