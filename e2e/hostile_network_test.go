@@ -21,7 +21,7 @@ import (
 // inPod runs f in the network namespace of a pod, with the rights that a pod with CAP_NET_RAW has there.
 func inPod(t *testing.T, n *harness.Node, pod *harness.Pod, f func() error) {
 	t.Helper()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", n.HostPID(t, pod.ID)))
+	ns, err := os.Open(n.NetNS(t, pod.ID))
 	if err != nil {
 		t.Fatal(err)
 	}

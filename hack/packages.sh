@@ -1,6 +1,6 @@
 #!/bin/sh
 # packages.sh build|run|test|vm [ENGINE]: installs from Debian what is missing of the programs that `make` needs, or `make run` with ENGINE docker
-# or native, or `make test` on a Docker Engine as test-docker.sh names them, or `make test-vm`.
+# or native, or `make test` on a Docker Engine as test-engine.sh names them, or `make test-vm`.
 set -eu
 purpose=$1 engine=${2:-}
 missing=

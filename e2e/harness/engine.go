@@ -9,6 +9,8 @@ import (
 type engine interface {
 	// hostPID is the number on the host of a container's first process, 0 where it does not run.
 	hostPID(id string) (int, error)
+	// netns is a path of a pod's network namespace.
+	netns(pod string) (string, error)
 	// objects are the ids of all pods and containers that it has for the daemon, and whether they run.
 	objects() (map[string]bool, error)
 	// objectsOfPod describes those of one pod, by the pod's uid.
@@ -34,6 +36,16 @@ func (n *Node) CgroupParent() string {
 		return n.Shim.cgroupParent()
 	}
 	return n.Docker.CgroupParent
+}
+
+// NetNS is a path of a pod's network namespace.
+func (n *Node) NetNS(t T, pod string) string {
+	t.Helper()
+	path, err := n.engine().netns(pod)
+	if err != nil {
+		t.Fatalf("asking the engine for the network namespace of pod %s: %v", pod, err)
+	}
+	return path
 }
 
 // Objects are the ids of all pods and containers that the engine has for the daemon, and whether they run.
@@ -70,6 +82,11 @@ func (d *Docker) hostPID(id string) (int, error) {
 	var inspect struct{ State struct{ Pid int } }
 	err := d.call("GET", "/containers/"+id+"/json", nil, &inspect)
 	return inspect.State.Pid, err
+}
+
+func (d *Docker) netns(pod string) (string, error) {
+	pid, err := d.hostPID(pod)
+	return fmt.Sprintf("/proc/%d/ns/net", pid), err
 }
 
 // listed are the containers that have a label, or a value of it.

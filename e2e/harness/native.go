@@ -93,6 +93,8 @@ func (e native) hostPID(id string) (int, error) {
 	return state.PID, nil
 }
 
+func (e native) netns(pod string) (string, error) { return e.run("ns", pod, "net"), nil }
+
 func isZombie(pid int) bool {
 	stat := readString("/proc/" + strconv.Itoa(pid) + "/stat")
 	return strings.HasPrefix(stat[strings.LastIndexByte(stat, ')')+1:], " Z")

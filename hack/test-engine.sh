@@ -1,7 +1,7 @@
 #!/bin/sh
-# test-docker.sh ENGINE [REGEXP]: the end-to-end tests, or those that the expression names, on a Docker Engine: 20.10 is the one
-# of Debian's docker.io; 28 and 29 are built from Go modules, which takes minutes at the first time; else the path of a
-# dockerd. CORE=1 runs the part that tells whether crishim works there at all, in a few minutes.
+# test-engine.sh ENGINE [REGEXP]: the end-to-end tests, or those that the expression names, on an engine: native, or a Docker
+# Engine: 20.10 is the one of Debian's docker.io; 28 and 29 are built from Go modules, which takes minutes at the first time; else
+# the path of a dockerd. CORE=1 runs the part that tells whether crishim works there at all, in a few minutes.
 set -eu
 cd "$(dirname "$0")/.."
 run=${2:-}
@@ -16,8 +16,9 @@ core='^(TestPodLivesFromRunToRemove|TestContainersOfAPodShareNetworkAndIPCAndCan
 if [ -n "${CORE:-}" ]; then
 	[ -z "$run" ] || { echo "CORE=1 and RUN exclude each other" >&2; exit 1; }
 	run=$(echo "$core" | tr -d '\n')
+	[ "$1" != native ] || run="$run|^TestKubelet\$|^TestNative"
 fi
 hack/packages.sh test "$1"
-echo "end-to-end tests on Docker $1" >&2
+echo "end-to-end tests on engine $1" >&2
 export E2E_ENGINE="$1"
 exec go test -count=1 -timeout 60m -p 1 -run "$run" ./e2e
