@@ -83,6 +83,9 @@ func namesContainer(cgroup, id string) bool {
 // killForgotten kills what is left in the cgroup of a container that does not run as far as Docker knows, and returns when
 // it is gone. It goes before the removal: a crash in between leaves a container whose removal is asked for again.
 func (e *Engine) killForgotten(ctx context.Context, id string, f *facts) error {
+	if err := ctx.Err(); err != nil {
+		return err // its caller has left: looking may cost a walk through all processes
+	}
 	_, shim := e.cgroups.shims.Load(id)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		left := e.processesOf(id, f)
