@@ -43,13 +43,14 @@ run: build ## a node on this machine: pod network, crishim, and `crishim check`;
 	@hack/run.sh $(if $(filter-out file,$(origin ENGINE)),$(ENGINE))
 
 .PHONY: test
-test: helper ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd
+test: helper ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd, the core on the native engine too
 	@hack/packages.sh test
 	go test -race -run '^$$' $(UNIT) >/dev/null # builds with all cores
 	@go build -o .cache/results ./hack/results
 	.cache/results .cache/unit.json go test -race -p 1 -json $(UNIT)
 	go test -race -tags failpoint ./internal/failpoint
 	.cache/results .cache/e2e.json go test -count=1 -timeout 30m -p 1 -json ./e2e/...
+	@CORE=1 hack/test-engine.sh native
 
 .PHONY: record
 record: need ## keeps the results of the last `make test` in docs/reliability.md
@@ -64,17 +65,18 @@ e2e: helper ## the part of `make test` on a real dockerd; RUN=REGEXP picks tests
 	@hack/packages.sh test
 	go test -count=1 -timeout 30m -p 1 -run '$(RUN)' ./e2e/...
 
-.PHONY: test-docker
-test-docker: need ## the end-to-end tests on ENGINE=20.10, 28, 29 or the path of a dockerd; RUN=REGEXP picks, CORE=1 is the core
-	@CORE='$(CORE)' hack/test-docker.sh '$(ENGINE)' '$(RUN)'
+.PHONY: test-engine test-docker
+test-engine: helper ## the end-to-end tests on ENGINE=native, 20.10, 28, 29 or the path of a dockerd; RUN=REGEXP picks, CORE=1 is the core
+	@CORE='$(CORE)' hack/test-engine.sh '$(ENGINE)' '$(RUN)'
+test-docker: test-engine
 
 .PHONY: test-vm
 test-vm: deb ## systemd, cgroup v2, AppArmor: the native engine and the service in an emulated machine; RUN=REGEXP picks steps, CORE=1 is the core
 	@CORE='$(CORE)' hack/test-vm.sh '$(RUN)'
 
 .PHONY: matrix
-matrix: need ## all end-to-end tests on every engine: 20.10, 28 and 29
-	@for engine in 20.10 28 29; do hack/test-docker.sh $$engine || exit 1; done
+matrix: helper ## all end-to-end tests on every engine: native, 20.10, 28 and 29
+	@for engine in native 20.10 28 29; do hack/test-engine.sh $$engine || exit 1; done
 
 .PHONY: bench
 bench: need ## one table: crishim, Docker alone, CNI alone, a peer; PARTS=REGEXP picks, ENGINE=native, COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET

@@ -20,7 +20,7 @@ func TestEngineIsUpgradedUnderRunningPods(t *testing.T) {
 	harness.AboutDocker(t)
 	harness.Require(t)
 	if !harness.EngineBuilt(harness.Engine28) {
-		t.Skip("Docker 28 is not built here: `make test-docker ENGINE=28 CORE=1` or `make matrix` does")
+		t.Skip("Docker 28 is not built here: `make test-engine ENGINE=28 CORE=1` or `make matrix` does")
 	}
 	if _, err := exec.LookPath("dockerd"); err != nil {
 		t.Skip("there is no older engine to begin with: dockerd is not on PATH")
