@@ -304,6 +304,30 @@ func TestPortForwardEndsWithItsClient(t *testing.T) {
 	}
 }
 
+// A client that says goodbye while its connections are open ends them, and that is no error.
+func TestGoodbyeOfAClientIsNoErrorOfItsForwards(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{forward: func(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	raw, peer := net.Pipe()
+	defer peer.Close()
+	conn := newClientConn(raw, nil, time.Minute, cancel)
+	f := &forwards{server: s, ctx: ctx}
+	_ = conn.Close()
+	if err := f.PortForward(t.Context(), "pod", "", 80, raw); err != nil {
+		t.Errorf("told to nobody: %v", err)
+	}
+	_ = raw.Close()
+	cut, stop := context.WithCancel(t.Context())
+	stop()
+	f = &forwards{server: s, ctx: cut}
+	if err := f.PortForward(t.Context(), "pod", "", 80, raw); !errors.Is(err, context.Canceled) {
+		t.Errorf("not told to a client whose session was cut: %v", err)
+	}
+}
+
 // Rows: S49 (part)
 func TestPortForwardOpensOnlyThePortsOfItsRequest(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{forward: func(_ context.Context, _ string, port int32, stream io.ReadWriteCloser) error {

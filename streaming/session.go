@@ -50,7 +50,8 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, maxStreams int,
 
 // clientGone says whether the context of a session ended because nobody is there to be told anything.
 func clientGone(ctx context.Context) bool {
-	return errors.Is(context.Cause(ctx), errClientGone)
+	cause := context.Cause(ctx)
+	return errors.Is(cause, errClientGone) || errors.Is(cause, errConnClosed) // the latter is after a goodbye, too
 }
 
 // hijacker is the response of a session. It has no Unwrap on purpose: nobody shall hijack behind its back.
