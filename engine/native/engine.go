@@ -292,6 +292,10 @@ func logProgress(p image.Progress) {
 	case "done":
 		klog.InfoS("Image is there", "image", p.Ref, "bytes", p.Fetched, "layers", p.Layers, "took", p.Elapsed.Round(time.Millisecond))
 	case "failed":
+		if errors.Is(p.Err, context.Canceled) {
+			klog.InfoS("Nobody waits for the image any more", "image", p.Ref, "bytes", p.Fetched)
+			return
+		}
 		klog.ErrorS(p.Err, "Image could not be fetched", "image", p.Ref, "bytes", p.Fetched)
 	default:
 		klog.V(4).InfoS("Image progresses", "image", p.Ref, "phase", p.Phase, "bytes", p.Fetched, "of", p.Total, "layers", p.Layers, "ready", p.Ready)
