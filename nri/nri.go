@@ -9,6 +9,7 @@ package nri
 import (
 	"context"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -62,8 +63,14 @@ func New(opts Options) (*Plugins, error) {
 	return p, nil
 }
 
-// Start implements hook.Plugins. ErrUnavailable where the socket cannot be made or the plugins' folder not be read.
+// Start implements hook.Plugins. ErrFailedPrecondition where another runtime serves the socket, ErrUnavailable where it cannot
+// be made or the plugins' folder not be read.
 func (p *Plugins) Start(r hook.Runtime) error {
+	// The adaptation would take it away: plugins that are meant for the other would come to us.
+	if conn, err := net.DialTimeout("unix", p.opts.SocketPath, time.Second); err == nil {
+		_ = conn.Close()
+		return fmt.Errorf("NRI: another runtime serves %s; set nri.socket_path to one of our own: %w", p.opts.SocketPath, errdefs.ErrFailedPrecondition)
+	}
 	p.runtime = r
 	if err := p.adaptation.Start(); err != nil {
 		return fmt.Errorf("NRI: %w: %w", err, errdefs.ErrUnavailable)

@@ -169,6 +169,21 @@ func TestTheUpdateOfAnotherContainerFailsTheCreationUnlessItMayFail(t *testing.T
 	}
 }
 
+func TestTheSocketOfAnotherRuntimeIsLeftAlone(t *testing.T) {
+	first, socket := started(t, &runtime{}, nil)
+	second, err := New(first.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Start(&runtime{}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("started beside another: %v", err)
+	}
+	connect(t, first, socket, &creator{create: func() (*api.ContainerAdjustment, []*api.ContainerUpdate, error) { return nil, nil, nil }})
+	if _, err := create(t, first); err != nil {
+		t.Errorf("the first one: %v", err)
+	}
+}
+
 // TestMain makes the test's binary a plugin where the adaptation starts it as one.
 func TestMain(m *testing.M) {
 	if os.Getenv(api.PluginSocketEnvVar) == "" {

@@ -24,6 +24,8 @@ type nodeEngine interface {
 	// ReloadHosts and SetPinned take over settings that may change while the daemon runs.
 	ReloadHosts(dirs []string)
 	SetPinned(references []string)
+	// stopPlugins ends what was started beside the engine; nothing is asked of it any more.
+	stopPlugins()
 	// register adds the engine's own metrics.
 	register(registry *prometheus.Registry)
 }
@@ -84,6 +86,8 @@ type dockerEngine struct{ *docker.Engine }
 func (e dockerEngine) ReloadHosts(dirs []string)     { e.ImageStore().ReloadHosts(dirs) }
 func (e dockerEngine) SetPinned(references []string) { e.ImageStore().SetPinned(references) }
 
+func (e dockerEngine) stopPlugins() {}
+
 func (e dockerEngine) register(registry *prometheus.Registry) {
 	counter := func(name, help string, value func(logpump.Stats) uint64) {
 		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value(e.LogStats())) }))
@@ -100,5 +104,7 @@ type nativeEngine struct{ *native.Engine }
 
 func (e nativeEngine) ReloadHosts(dirs []string)     { e.ImageStore().ReloadHosts(dirs) }
 func (e nativeEngine) SetPinned(references []string) { e.ImageStore().SetPinned(references) }
+
+func (e nativeEngine) stopPlugins() { e.StopPlugins() }
 
 func (e nativeEngine) register(*prometheus.Registry) {}

@@ -83,6 +83,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer eng.stopPlugins()
 	registry := prometheus.NewRegistry()
 	srv, err := server.New(server.Options{
 		RuntimeName: choice.RuntimeName, Version: version,

@@ -76,6 +76,8 @@ type Engine struct {
 	cdi     *host.Injector
 	info    engine.Info
 	events  events
+	// criu says why there are no checkpoints, nil where there are.
+	criu error
 
 	podRecords, containerRecords records
 
@@ -166,6 +168,7 @@ func New(opts Options) (*Engine, error) {
 	for _, warning := range e.host.Warnings {
 		klog.InfoS("This host limits what pods get", "what", warning)
 	}
+	e.criu = checkCRIU(e.life)
 	e.info = e.describe()
 	return e, nil
 }
@@ -183,9 +186,7 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.endLife()
 	e.background.Wait()
-	if e.opts.Plugins != nil {
-		e.opts.Plugins.Stop()
-	}
+	e.StopPlugins()
 	for _, client := range clients {
 		client.Close()
 	}
@@ -203,6 +204,7 @@ func (e *Engine) inBackground(f func(context.Context)) {
 
 func (e *Engine) describe() engine.Info {
 	features := e.host.Features()
+	features.Checkpoint = e.criu == nil
 	return engine.Info{
 		Version: e.opts.Version, APIVersion: "1", CgroupDriver: e.host.CgroupDriver, CgroupV2: e.host.CgroupV2, RootDir: e.opts.RootDir,
 		Handlers: map[string]engine.HandlerFeatures{"": {

@@ -45,6 +45,13 @@ func (e *Engine) startPlugins() error {
 	return e.opts.Plugins.Start(pluginRuntime{e})
 }
 
+// StopPlugins ends the plugins that run as our children and disconnects the others: nothing more is asked of the engine.
+func (e *Engine) StopPlugins() {
+	if e.opts.Plugins != nil {
+		e.opts.Plugins.Stop()
+	}
+}
+
 // block keeps plugins from connecting while something changes of which they are told.
 func (e *Engine) block() (unblock func()) {
 	if e.opts.Plugins == nil {
