@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -231,9 +232,13 @@ func TestPauseImageIsBuiltInWhereItCannotBePulled(t *testing.T) {
 // Rows: R34 (part)
 func TestImageFsInfoHasFigures(t *testing.T) {
 	n := node(t)
+	n.RunPod(t, "writes").Run("c", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", "echo x >/file; exec sleep 1000"})
 	var reply *runtimeapi.ImageFsInfoResponse
-	harness.Eventually(t, 15*time.Second, "ImageFsInfo", func() (err error) {
+	harness.Eventually(t, 60*time.Second, "ImageFsInfo", func() (err error) { // what the container wrote is measured once in a while
 		reply, err = n.Shim.Images.ImageFsInfo(ctx(t), &runtimeapi.ImageFsInfoRequest{})
+		if err == nil && (len(reply.ContainerFilesystems) == 0 || reply.ContainerFilesystems[0].UsedBytes.GetValue() == 0) {
+			err = fmt.Errorf("%v", reply)
+		}
 		return err
 	})
 	for kind, list := range map[string][]*runtimeapi.FilesystemUsage{"image": reply.ImageFilesystems, "container": reply.ContainerFilesystems} {

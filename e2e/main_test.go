@@ -46,7 +46,10 @@ func warmUp(t *testing.T, n *harness.Node) {
 	pod := n.RunPod(t, "warm-up", hostPort(18999, 80))
 	pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"true"}).WaitExit()
 	pod.Remove()
-	n.RunPod(t, "warm-up-host", onHostNetwork).Remove() // dockerd keeps a mount of the host's namespace
+	n.RunPod(t, "warm-up-host", onHostNetwork).Remove()                // dockerd keeps a mount of the host's namespace
+	n.RunPod(t, "warm-up-pids", func(c *runtimeapi.PodSandboxConfig) { // the native engine keeps the root of its pause process
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	}).Remove()
 }
 
 func onHostNetwork(c *runtimeapi.PodSandboxConfig) {

@@ -56,6 +56,9 @@ func TestBadPodsAreRefused(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if harness.Native() && name == "label with the daemon's own key" {
+				t.Skip("this test is about a Docker Engine: no other has labels of its own")
+			}
 			config := n.PodConfig("bad")
 			n.PreparePod(t, config)
 			change(config)

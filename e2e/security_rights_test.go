@@ -118,9 +118,22 @@ func TestCapabilitiesAreThoseAskedFor(t *testing.T) {
 			})
 		}
 	}
-	for what, asked := range map[string]*runtimeapi.Capability{
-		"unknown": {AddCapabilities: []string{"SUPER"}}, "unknown to drop": {DropCapabilities: []string{"CAP_"}}, "ambient, which Docker cannot": {AddAmbientCapabilities: []string{"NET_RAW"}},
-	} {
+	refused := map[string]*runtimeapi.Capability{"unknown": {AddCapabilities: []string{"SUPER"}}, "unknown to drop": {DropCapabilities: []string{"CAP_"}}}
+	if ambient := (&runtimeapi.Capability{AddAmbientCapabilities: []string{"NET_RAW"}}); harness.Native() {
+		first, exec := bothRights(t, pod, n.Registry.Ref(harness.Busybox), func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.RunAsUser, c.Linux.SecurityContext.Capabilities = id(1000), ambient
+		})
+		for who, r := range map[string]rights{"the container": first, "an exec": exec} {
+			for _, set := range []string{"CapAmb", "CapEff", "CapPrm", "CapInh"} {
+				if got := capabilitiesOf(t, r, set); got != capNetRaw {
+					t.Errorf("%s with an ambient capability: %s is %x, want %x", who, set, got, capNetRaw)
+				}
+			}
+		}
+	} else {
+		refused["ambient, which Docker cannot"] = ambient
+	}
+	for what, asked := range refused {
 		config := pod.ContainerConfig("bad", n.Registry.Ref(harness.Busybox), forever...)
 		config.Linux.SecurityContext.Capabilities = asked
 		if c, err := pod.TryCreate(config); err == nil {

@@ -24,7 +24,7 @@ elif [ "$purpose" != build ]; then
 	want mount mount
 fi
 # A Docker Engine that answers will do for `make run`; the tests start their own.
-if [ "$purpose" = test ] || [ "$engine" = docker ] && ! [ -S /var/run/docker.sock ]; then
+if [ "$purpose$engine" != testnative ] && { [ "$purpose" = test ] || [ "$engine" = docker ] && ! [ -S /var/run/docker.sock ]; }; then
 	want dockerd docker.io
 	want containerd containerd
 	want runc runc

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -132,11 +133,16 @@ func (s *Server) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageReq
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo answers from the engines' background samples.
+// ImageFsInfo answers from the engines' background samples. An engine that measures no writable layers has them in its own
+// folder, and they are measured here, for the statistics of containers.
 func (s *Server) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	images, containers, err := s.defaultEngine.ImageFS(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("usage of the image file system: %w", err)
+	}
+	if len(containers) == 0 {
+		bytes, inodes := s.disk.Sum()
+		containers = []engine.FSUsage{{Timestamp: time.Now(), Mountpoint: s.defaultEngine.Info().RootDir, UsedBytes: bytes, InodesUsed: inodes}}
 	}
 	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fsUsage(images), ContainerFilesystems: fsUsage(containers)}, nil
 }

@@ -77,6 +77,16 @@ func (d *Disk) Usage(id string) (bytes, inodes uint64, at time.Time, ok bool) {
 	return m.bytes, m.inodes, m.at, true
 }
 
+// Sum is that of the last measurements of all directories; what was not measured yet counts as nothing.
+func (d *Disk) Sum() (bytes, inodes uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range d.watched {
+		bytes, inodes = bytes+m.bytes, inodes+m.inodes
+	}
+	return bytes, inodes
+}
+
 // dir is the directory watched for id, "" when none is.
 func (d *Disk) dir(id string) string {
 	d.mu.Lock()

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 )
 
 // initLayer lies on top of every image's layers: real folders and files where the runtime mounts something, in place of
@@ -25,6 +27,30 @@ func makeInitLayer(dir string) error {
 	}
 	if err := os.Symlink("/proc/mounts", filepath.Join(dir, "etc/mtab")); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make the layer of mount points: %w", err)
+	}
+	return nil
+}
+
+// makeEtc gives the image's /etc, where that is a folder, its own mode and owner back: the writable layer, which is above the
+// initLayer, has one with them.
+func makeEtc(upper string, l *Layers) error {
+	for _, dir := range slices.Backward(l.Dirs) {
+		info, err := os.Lstat(filepath.Join(dir, "etc"))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look at the image's /etc: %w", err)
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || !info.IsDir() {
+			return nil // a link leads nobody anywhere, and a whiteout is no folder
+		}
+		uid, gid, err := l.Idmap.host(stat.Uid, stat.Gid)
+		if err != nil {
+			return nil // nobody's in the pod's user namespace: it is root's there
+		}
+		return makeDir(filepath.Join(upper, "etc"), info.Mode()&(os.ModePerm|os.ModeSetuid|os.ModeSetgid|os.ModeSticky), uid, gid)
 	}
 	return nil
 }

@@ -180,6 +180,43 @@ func TestARootIsTheLayersWithAWritableOneOnTop(t *testing.T) {
 	}
 }
 
+func TestAnImagesEtcKeepsItsModeAndOwner(t *testing.T) {
+	s := store(t)
+	low := layer(t, map[string]string{"etc/passwd": "x", "a": "low"})
+	etc := filepath.Join(low, "etc")
+	if err := os.Lchown(etc, 1000, 1001); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(etc, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	high := layer(t, map[string]string{"a": "high"})
+	for name, m := range map[string]*Idmap{"host's users": nil, "own users": idmap(t)} {
+		t.Run(name, func(t *testing.T) {
+			root, err := s.Mount(t.Context(), "c", &Layers{Dirs: []string{low, high}, Idmap: m})
+			if err != nil {
+				t.Fatal(err)
+			}
+			base := uint32(0)
+			if m != nil {
+				base = 100000
+			}
+			if uid, gid := owner(t, filepath.Join(root.Path, "etc")); uid != base+1000 || gid != base+1001 {
+				t.Errorf("/etc is %d:%d's, want %d:%d", uid, gid, base+1000, base+1001)
+			}
+			if info, err := os.Stat(filepath.Join(root.Path, "etc")); err != nil || info.Mode().Perm() != 0o770 {
+				t.Errorf("mode %v, %v", info.Mode(), err)
+			}
+			if got := read(t, filepath.Join(root.Path, "etc/passwd")); got != "x" {
+				t.Errorf("its file is %q", got)
+			}
+			if err := s.Remove(t.Context(), "c"); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
 func TestAnOldKernelsMountDoesTheSame(t *testing.T) {
 	s := store(t)
 	dirs := []string{layer(t, map[string]string{"a": "low"}), layer(t, map[string]string{"b": "high"})}

@@ -118,14 +118,17 @@ type Idmap struct {
 }
 
 // root is the owner of what the root of the container owns. A nil m is the host's user namespace.
-func (m *Idmap) root() (uid, gid int, err error) {
+func (m *Idmap) root() (uid, gid int, err error) { return m.host(0, 0) }
+
+// host is the owner on the host of what a uid and gid of the container own.
+func (m *Idmap) host(insideUID, insideGID uint32) (uid, gid int, err error) {
 	if m == nil {
-		return 0, 0, nil
+		return int(insideUID), int(insideGID), nil
 	}
-	if uid, err = outside(m.Namespace.UIDs, 0); err != nil {
+	if uid, err = outside(m.Namespace.UIDs, insideUID); err != nil {
 		return 0, 0, err
 	}
-	gid, err = outside(m.Namespace.GIDs, 0)
+	gid, err = outside(m.Namespace.GIDs, insideGID)
 	return uid, gid, err
 }
 
@@ -171,6 +174,9 @@ func (s *Store) mount(ctx context.Context, id engine.ContainerID, l *Layers) (Ro
 		if err := makeDir(d.path, d.mode, uid, gid); err != nil {
 			return root, err
 		}
+	}
+	if err := makeEtc(root.Upper, l); err != nil {
+		return root, err
 	}
 	lowers, err := openLowers(append(l.Dirs[:len(l.Dirs):len(l.Dirs)], s.initLayer()), l.Idmap)
 	if err != nil {
