@@ -49,6 +49,7 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 	@go build -o .cache/results ./hack/results
 	.cache/results .cache/unit.json go test -race -p 1 -json $(UNIT)
 	go test -race -tags failpoint ./internal/failpoint
+	go test -count=1 -tags failpoint -run EveryStep ./engine/native
 	.cache/results .cache/e2e.json go test -count=1 -timeout 30m -p 1 -json ./e2e/...
 	@CORE=1 hack/test-engine.sh native
 

@@ -137,6 +137,10 @@ func (o orphans) files(ctx context.Context) {
 			quiet(o.roots.RemovePod(ctx, id), "remove the files of a pod that no record names", id)
 		}
 	}
+	unfinished, _ := filepath.Glob(filepath.Join(o.opts.RootDir, checkpointPrefix+"*"))
+	for _, dir := range unfinished {
+		quiet(removeTree(dir), "remove an unfinished checkpoint", dir)
+	}
 	for _, dir := range []string{
 		o.Engine.monitors(), o.bundles(), o.exits(), o.stateRoot(), o.podRecords.copies, o.containerRecords.copies,
 	} {

@@ -1,0 +1,154 @@
+package native
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// The whiteouts of layers: what a container removed, and a folder of which nothing below shows through.
+const (
+	whiteout       = ".wh."
+	opaqueWhiteout = ".wh..wh..opq"
+)
+
+// writeTree writes the named files and folders of a folder of ours as a tar.
+func writeTree(ctx context.Context, dir string, to io.Writer, names ...string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	p := packer{ctx: ctx, root: root, w: tar.NewWriter(to)}
+	for _, name := range names {
+		if err := fs.WalkDir(root.FS(), name, p.add); err != nil {
+			return err
+		}
+	}
+	return p.w.Close()
+}
+
+// writeDiff writes the writable layer at upper as an image's layer. The container may change it meanwhile: nothing outside is
+// read, whatever it puts in the place of what.
+func writeDiff(ctx context.Context, upper string, to io.Writer) error {
+	root, err := os.OpenRoot(upper)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	p := packer{ctx: ctx, root: root, w: tar.NewWriter(to), layer: true}
+	if err := fs.WalkDir(root.FS(), ".", p.add); err != nil {
+		return err
+	}
+	return p.w.Close()
+}
+
+type packer struct {
+	ctx   context.Context
+	root  *os.Root
+	w     *tar.Writer
+	layer bool
+}
+
+// add is a fs.WalkDirFunc. What vanishes meanwhile is passed over.
+func (p *packer) add(name string, _ fs.DirEntry, err error) error {
+	if p.ctx.Err() != nil {
+		return p.ctx.Err()
+	}
+	if errors.Is(err, fs.ErrNotExist) || name == "." {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	info, err := p.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s has no owner", name)
+	}
+	if p.layer && info.Mode()&fs.ModeCharDevice != 0 && stat.Rdev == 0 {
+		return p.w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(path.Dir(name), whiteout+path.Base(name)), ModTime: info.ModTime()})
+	}
+	link := ""
+	if info.Mode()&fs.ModeSymlink != 0 {
+		if link, err = p.root.Readlink(name); err != nil {
+			return err
+		}
+	}
+	if info.Mode()&fs.ModeSocket != 0 {
+		return nil // a tar has none
+	}
+	header, err := tar.FileInfoHeader(info, link)
+	if err != nil {
+		return err
+	}
+	header.Name, header.Uid, header.Gid, header.Uname, header.Gname = name, int(stat.Uid), int(stat.Gid), "", ""
+	switch {
+	case info.IsDir():
+		header.Name += "/"
+		if err := p.w.WriteHeader(header); err != nil {
+			return err
+		}
+		return p.opaque(name)
+	case !info.Mode().IsRegular():
+		return p.w.WriteHeader(header)
+	}
+	return p.file(name, header)
+}
+
+// file writes a regular file as long as it was when it was opened.
+func (p *packer) file(name string, header *tar.Header) error {
+	file, err := p.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	header.Size = info.Size()
+	if err := p.w.WriteHeader(header); err != nil {
+		return err
+	}
+	n, err := io.Copy(p.w, io.LimitReader(file, header.Size))
+	if err == nil && n < header.Size {
+		err = fmt.Errorf("%s was cut while it was read", name)
+	}
+	return err
+}
+
+func (p *packer) opaque(name string) error {
+	if !p.layer {
+		return nil
+	}
+	dir, err := p.root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	value := make([]byte, 8)
+	n, err := unix.Fgetxattr(int(dir.Fd()), "trusted.overlay.opaque", value)
+	if err != nil || strings.TrimRight(string(value[:n]), "\x00") != "y" {
+		return nil
+	}
+	return p.w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(name, opaqueWhiteout)})
+}

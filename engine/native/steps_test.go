@@ -1,0 +1,455 @@
+//go:build failpoint
+
+package native
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crishim/engine"
+	"crishim/engine/native/monitor"
+	"crishim/internal/failpoint"
+)
+
+// life is a pod's, in the order of its calls. Each is made again where an earlier try failed.
+type life struct {
+	*bench
+	t    *testing.T
+	pod  engine.PodID
+	spec *engine.PodSpec
+	ids  map[string]engine.ContainerID
+}
+
+type lifeCall struct {
+	name string
+	do   func(context.Context) error
+}
+
+func newLife(t *testing.T, b *bench) *life {
+	return &life{bench: b, t: t, spec: b.podSpec(t, sharedPIDs, func(s *engine.PodSpec) { s.CgroupParent = "" }), ids: map[string]engine.ContainerID{}}
+}
+
+const lifeScript = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+
+func (l *life) calls() []lifeCall {
+	create := func(name string) lifeCall {
+		return lifeCall{"create " + name, func(ctx context.Context) error {
+			st, err := l.CreateContainer(ctx, l.containerSpec(l.t, l.pod, l.spec, name, lifeScript))
+			l.ids[name] = st.ID
+			return err
+		}}
+	}
+	start := func(name string) lifeCall {
+		return lifeCall{"start " + name, func(ctx context.Context) error {
+			_, err := l.StartContainer(ctx, l.ids[name], nil)
+			return err
+		}}
+	}
+	return []lifeCall{
+		{"run pod", func(ctx context.Context) error {
+			id, err := l.CreatePod(ctx, l.spec)
+			if err != nil {
+				return err
+			}
+			l.pod = id
+			if _, err = l.StartPod(ctx, id, l.spec); err != nil {
+				err = errors.Join(err, l.StopPod(ctx, id), l.ReleaseNetNS(ctx, id), l.RemovePod(ctx, id))
+			}
+			return err
+		}},
+		create("a"), start("a"),
+		{"update a", func(ctx context.Context) error {
+			return l.UpdateContainer(ctx, l.ids["a"], &engine.Resources{CPUShares: 77, MemoryLimit: 64 << 20, OOMScoreAdj: 500})
+		}},
+		{"update pod", func(ctx context.Context) error {
+			return l.UpdatePod(ctx, l.pod, nil, &engine.Resources{CPUShares: 512})
+		}},
+		{"reopen a", func(ctx context.Context) error { return l.ReopenLog(ctx, l.ids["a"]) }},
+		{"stop a", func(ctx context.Context) error {
+			err := l.StopContainer(ctx, l.ids["a"], 0)
+			// What the process had goes in the background, unless that fails.
+			for deadline := time.Now().Add(time.Second); err == nil && l.roots.Present(l.ids["a"]) && time.Now().Before(deadline); {
+				time.Sleep(5 * time.Millisecond)
+			}
+			return err
+		}},
+		{"remove a", func(ctx context.Context) error { return l.RemoveContainer(ctx, l.ids["a"]) }},
+		create("b"), start("b"), create("c"),
+		{"stop pod", func(ctx context.Context) error { return l.StopPod(ctx, l.pod) }},
+		{"release", func(ctx context.Context) error { return l.ReleaseNetNS(ctx, l.pod) }},
+		{"remove pod", func(ctx context.Context) error { return l.RemovePod(ctx, l.pod) }},
+	}
+}
+
+// armed is the file of failpoints and the trace of steps.
+type armed struct{ file, trace string }
+
+func arm(t *testing.T) armed {
+	a := armed{filepath.Join(t.TempDir(), "failpoints"), filepath.Join(t.TempDir(), "trace")}
+	t.Setenv(failpoint.EnvFile, a.file)
+	return a
+}
+
+// set says what happens from now on; the trace begins anew.
+func (a armed) set(t *testing.T, lines ...string) {
+	t.Helper()
+	_ = os.Remove(a.trace)
+	text := fmt.Sprintf("# %d\ntrace=%s\n%s\n", time.Now().UnixNano(), a.trace, strings.Join(lines, "\n"))
+	if err := os.WriteFile(a.file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// steps are the engine's that were hit, each once.
+func (a armed) steps() (steps []string) {
+	data, _ := os.ReadFile(a.trace)
+	for line := range strings.Lines(string(data)) {
+		name, _, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		if strings.HasPrefix(name, "native.") && !slices.Contains(steps, name) {
+			steps = append(steps, name)
+		}
+	}
+	return steps
+}
+
+// learn lives a life in which nothing happens.
+func learn(t *testing.T, b *bench, a armed) (steps map[string][]string) {
+	t.Helper()
+	steps = map[string][]string{}
+	l := newLife(t, b)
+	total := 0
+	for _, call := range l.calls() {
+		a.set(t)
+		if err := call.do(t.Context()); err != nil {
+			t.Fatalf("%s: %v", call.name, err)
+		}
+		steps[call.name] = a.steps()
+		total += len(steps[call.name])
+		t.Logf("%s: %v", call.name, steps[call.name])
+	}
+	if total < 60 {
+		t.Fatalf("only %d steps have failpoints", total)
+	}
+	return steps
+}
+
+// Every step of every call fails, before or after it was made: the call says so, and made again it succeeds; in the end
+// nothing is left.
+//
+// Rows: R11 (part)
+func TestEveryStepFailsOnce(t *testing.T) {
+	b := serving(t)
+	a := arm(t)
+	steps := learn(t, b, a)
+	other, otherSpec := b.runPod(t)
+	bystander := b.run(t, other, otherSpec, "c", "sleep 1000")
+	for i := range longest(steps) {
+		l := newLife(t, b)
+		for _, call := range l.calls() {
+			a.set(t)
+			if i < len(steps[call.name]) {
+				step := steps[call.name][i]
+				a.set(t, step+"=error*1")
+				err := call.do(t.Context())
+				if err != nil && !strings.Contains(err.Error(), step) {
+					t.Errorf("%s, failing at %s: %v", call.name, step, err)
+				}
+				if err == nil && !background(step) {
+					t.Errorf("%s did not fail at %s", call.name, step)
+				}
+				a.set(t)
+				if err == nil {
+					continue
+				}
+			}
+			if err := call.do(t.Context()); err != nil {
+				t.Fatalf("%s, after it failed once at %v: %v", call.name, at(steps[call.name], i), err)
+			}
+		}
+		if st := b.status(t, bystander); st.State != engine.ContainerRunning {
+			t.Fatalf("another pod's: %+v", st)
+		}
+	}
+	a.set(t)
+	b.removePod(t, other)
+}
+
+// background says whether a step may be made where nobody waits for it, or is none that the call depends on.
+func background(step string) bool {
+	return strings.Contains(step, ".record.") || strings.HasPrefix(step, "native.process.delete") || strings.HasPrefix(step, "native.container.un")
+}
+
+func at(steps []string, i int) string {
+	if i < len(steps) {
+		return steps[i]
+	}
+	return "no step"
+}
+
+func longest(steps map[string][]string) (n int) {
+	for _, s := range steps {
+		n = max(n, len(s))
+	}
+	return n
+}
+
+// The monitor is killed at every step of every call: the pod ends and is removed like every other.
+//
+// Rows: R03 (part), R11 (part)
+func TestTheMonitorIsKilledAtEveryStep(t *testing.T) {
+	b := serving(t)
+	a := arm(t)
+	steps := learn(t, b, a)
+	other, otherSpec := b.runPod(t)
+	bystander := b.run(t, other, otherSpec, "c", "sleep 1000")
+	for name, all := range steps {
+		for _, step := range all {
+			t.Run(name+" at "+step, func(t *testing.T) {
+				l := newLife(t, b)
+				killed := false
+				for _, call := range l.calls() {
+					if call.name != name {
+						if err := call.do(t.Context()); err != nil {
+							if !killed {
+								t.Fatalf("%s: %v", call.name, err)
+							}
+							continue
+						}
+						continue
+					}
+					a.set(t, step+"=sleep:200ms*1")
+					done := make(chan error, 1)
+					go func() { done <- call.do(t.Context()) }()
+					var err error
+					for returned := false; !returned && !slices.Contains(a.steps(), step); {
+						select {
+						case err = <-done: // the step was made before, in the background
+							returned = true
+							done <- err
+						case <-time.After(2 * time.Millisecond):
+						}
+					}
+					killed = b.killMonitorsOf(l.spec)
+					err = <-done
+					a.set(t)
+					t.Logf("killed: %v; the call: %v", killed, err)
+					if err != nil && name == "run pod" {
+						l.pod = ""
+					}
+					break
+				}
+				if _, err := b.pod(l.pod); l.pod != "" && err == nil {
+					if killed {
+						eventually(t, 10*time.Second, "the pod has ended", func() bool { return b.podState(t, l.pod) == engine.PodNotReady })
+					}
+					b.removePod(t, l.pod)
+				}
+				if st := b.status(t, bystander); st.State != engine.ContainerRunning {
+					t.Fatalf("another pod's: %+v", st)
+				}
+			})
+		}
+	}
+	a.set(t)
+	b.removePod(t, other)
+}
+
+// killMonitorsOf kills the monitor of a pod by its name.
+func (b *bench) killMonitorsOf(s *engine.PodSpec) (killed bool) {
+	records, _ := filepath.Glob(filepath.Join(b.opts.RunDir, "monitors", "*", monitor.RecordName))
+	for _, path := range records {
+		record, err := monitor.ReadRecord(filepath.Dir(path))
+		if err == nil && record.Pod == s.Key.Namespace+"/"+s.Key.Name && runs(record.PID) {
+			killed = unix.Kill(record.PID, unix.SIGKILL) == nil || killed
+		}
+	}
+	return killed
+}
+
+// victim is what the process that dies is told.
+type victim struct {
+	Opts  Options
+	Image string
+	Spec  engine.PodSpec
+}
+
+const victimEnv = "CRISHIM_NATIVE_VICTIM"
+
+// TestVictim is the daemon that dies, in a process of its own.
+func TestVictim(t *testing.T) {
+	if os.Getenv(victimEnv) == "" {
+		t.Skip("it is run by TestTheDaemonIsKilledAtEveryStep")
+	}
+	var v victim
+	if err := json.Unmarshal([]byte(os.Getenv(victimEnv)), &v); err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{opts: v.Opts, image: v.Image}
+	b.back(t)
+	l := newLife(t, b)
+	l.spec = &v.Spec
+	for _, call := range l.calls() {
+		fmt.Println("call", call.name)
+		if err := call.do(t.Context()); err != nil {
+			t.Fatalf("%s: %v", call.name, err)
+		}
+	}
+}
+
+// The daemon is killed at every step of every call: the next finds what there is, goes on with it, and removes all of it;
+// another pod notices nothing.
+//
+// Rows: R01 (part), R11 (part), R21 (part)
+func TestTheDaemonIsKilledAtEveryStep(t *testing.T) {
+	b := serving(t)
+	a := arm(t)
+	steps := learn(t, b, a)
+	a.set(t)
+	other, otherSpec := b.runPod(t)
+	bystander := b.run(t, other, otherSpec, "c", "sleep 1000")
+	pid := b.status(t, bystander).PID
+	b.die(t)
+	var all []string
+	for _, one := range steps {
+		all = append(all, one...)
+	}
+	slices.Sort(all)
+	times := 1
+	if os.Getenv("E2E_SOAK") != "" {
+		times = 3
+	}
+	for _, step := range slices.Compact(all) {
+		// Each time that the life comes by it, up to a few.
+		for nth := 1; nth <= times; nth++ {
+			died := false
+			t.Run(fmt.Sprintf("%s %d", step, nth), func(t *testing.T) {
+				spec := b.podSpec(t, sharedPIDs, func(s *engine.PodSpec) { s.CgroupParent = "" })
+				a.set(t, fmt.Sprintf("%s=kill*%d", step, nth))
+				said := b.live(t, spec, &died)
+				a.set(t)
+				b.back(t)
+				defer b.die(t)
+				if st := b.status(t, bystander); st.State != engine.ContainerRunning || st.PID != pid || b.podState(t, other) != engine.PodReady {
+					t.Fatalf("another pod's: %+v", st)
+				}
+				for _, p := range b.allPods() {
+					if p.ID == other {
+						continue
+					}
+					if !died {
+						t.Errorf("a life that nothing happened to left pod %s", p.ID)
+					}
+					b.goOn(t, p.ID, said)
+					b.removePod(t, p.ID)
+					if _, err := os.Stat(filepath.Join("/sys/fs/cgroup/memory", p.Cgroup.Path)); !os.IsNotExist(err) {
+						t.Errorf("the pod's cgroup: %v", err)
+					}
+				}
+				b.onlyLeft(t, other, bystander, spec)
+			})
+			if !died {
+				break
+			}
+		}
+	}
+	b.back(t)
+	b.removePod(t, other)
+}
+
+// live runs a life in a process of its own, which dies where it is armed to, and returns the name of the last call.
+func (b *bench) live(t *testing.T, spec *engine.PodSpec, died *bool) string {
+	t.Helper()
+	data, err := json.Marshal(victim{b.opts, b.image, *spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestVictim$", "-test.v")
+	cmd.Env = append(os.Environ(), victimEnv+"="+string(data))
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		status, _ := exit.Sys().(syscall.WaitStatus)
+		*died = status.Signaled() && status.Signal() == syscall.SIGKILL
+	}
+	if err != nil && !*died {
+		t.Fatalf("the life ended otherwise: %v\n%s", err, out)
+	}
+	i := bytes.LastIndex(out, []byte("call "))
+	if i < 0 {
+		return ""
+	}
+	name, _, _ := strings.Cut(string(out[i+len("call "):]), "\n")
+	return name
+}
+
+// goOn uses what is found after the crash.
+func (b *bench) goOn(t *testing.T, pod engine.PodID, call string) {
+	t.Helper()
+	ready := b.podState(t, pod) == engine.PodReady
+	if want := call != "run pod" && call != "stop pod" && call != "release" && call != "remove pod"; want && !ready {
+		t.Errorf("killed in %q, and the pod is not ready", call)
+	}
+	if !ready {
+		return
+	}
+	for _, c := range b.containersOf(pod) {
+		st := b.status(t, c.ID)
+		if st.State == engine.ContainerCreated && c.Upper != "" && call != "remove a" {
+			if _, err := b.StartContainer(t.Context(), c.ID, nil); err != nil && !strings.HasPrefix(call, "create") && call != "stop pod" {
+				t.Errorf("killed in %q, then start: %v", call, err)
+			}
+			st = b.status(t, c.ID)
+		}
+		if st.State == engine.ContainerRunning {
+			b.sh(t, c.ID, "true")
+			if err := b.UpdateContainer(t.Context(), c.ID, &engine.Resources{CPUShares: 99}); err != nil {
+				t.Error(err)
+			}
+			if err := b.StopContainer(t.Context(), c.ID, 10*time.Second); err != nil {
+				t.Error(err)
+			}
+			if st := b.status(t, c.ID); st.State != engine.ContainerExited {
+				t.Errorf("%+v", st)
+			}
+		}
+	}
+}
+
+// onlyLeft checks that our folders have nothing but one pod and container, and no monitor of the victim runs.
+func (b *bench) onlyLeft(t *testing.T, pod engine.PodID, c engine.ContainerID, spec *engine.PodSpec) {
+	t.Helper()
+	known := []string{string(pod), string(c)}
+	for _, sub := range []string{
+		"run/monitors", "run/bundles", "run/runc", "run/ns", "run/roots/containers", "run/roots/pods", "run/records/pods", "run/records/containers",
+		"root/pods", "root/records", "root/exits", "root/roots/containers",
+	} {
+		entries, err := os.ReadDir(filepath.Join(b.dir, sub))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, entry := range entries {
+			if !slices.Contains(known, entry.Name()) {
+				t.Errorf("left behind: %s/%s", sub, entry.Name())
+			}
+		}
+	}
+	eventually(t, 5*time.Second, "the victim's monitors have ended", func() bool {
+		return !slices.ContainsFunc(processes(t, "crishim-monitor"), func(pid int) bool {
+			data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			return bytes.Contains(data, []byte(spec.Key.Namespace+"/"+spec.Key.Name+"\x00"))
+		})
+	})
+}
