@@ -77,9 +77,17 @@ func (p *Process) Terminate(limit time.Duration) error {
 	case <-p.done:
 		return nil
 	case <-time.After(limit):
-		p.Kill()
-		return fmt.Errorf("%s did not end within %v of SIGTERM and was killed", p.Name, limit)
 	}
+	// What it waits for: a Go program writes all its stacks.
+	asked := len(readString(p.LogFile))
+	p.Signal(syscall.SIGQUIT)
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		p.Kill()
+	}
+	log := readString(p.LogFile)
+	return fmt.Errorf("%s did not end within %v of SIGTERM and was killed while it did:\n%s", p.Name, limit, log[min(asked, len(log)):])
 }
 
 // ExitCode is its exit status once it ended, -1 by a signal.
