@@ -149,23 +149,26 @@ func (p *plugin) RemoveContainer(_ context.Context, _ *api.PodSandbox, c *api.Co
 	return nil
 }
 
+// patient is a request's time-out that no test waits for.
+const patient = 20 * time.Second
+
 // pluggable is an engine that plugins can connect to.
 func pluggable(t *testing.T) *bench {
 	t.Helper()
 	b := newBench(t)
 	b.die(t)
-	b.plugIn(t)
+	b.plugIn(t, patient)
 	b.back(t)
 	return b
 }
 
 func (b *bench) socket() string { return filepath.Join(b.dir, "nri.sock") }
 
-func (b *bench) plugIn(t *testing.T) {
+func (b *bench) plugIn(t *testing.T, timeout time.Duration) {
 	t.Helper()
 	plugins, err := nri.New(nri.Options{
 		RuntimeName: "crishim", Version: "test", SocketPath: b.socket(), PluginPath: filepath.Join(b.dir, "none"), PluginConfigPath: filepath.Join(b.dir, "none"),
-		RegistrationTimeout: 20 * time.Second, RequestTimeout: 20 * time.Second,
+		RegistrationTimeout: 20 * time.Second, RequestTimeout: timeout,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -194,6 +197,11 @@ func (b *bench) connect(t *testing.T, name, index string, p *plugin) *plugin {
 	// The adaptation takes it in after its answer, and lets nothing happen in between.
 	b.block()()
 	return p
+}
+
+func (b *bench) limits(t *testing.T, id engine.ContainerID) engine.Resources {
+	t.Helper()
+	return limitsInEffect(t, b.host.CgroupV2, b.status(t, id).CgroupPath)
 }
 
 func (b *bench) network(t *testing.T, id engine.PodID) {
@@ -269,7 +277,7 @@ func TestPluginsAdjustAContainer(t *testing.T) {
 		a.AddMount(&api.Mount{Source: source, Destination: "/tmp/plugin", Type: "bind", Options: []string{"rbind", "ro"}})
 		a.AddDevice(&api.LinuxDevice{Path: "/dev/plugin", Type: "c", Major: 1, Minor: 3, FileMode: api.FileMode(os.FileMode(0o666))})
 		a.AddRlimit("RLIMIT_CORE", 0, 0)
-		a.SetLinuxCPUShares(333)
+		a.SetLinuxCPUShares(512)
 		return a, nil, nil
 	}})
 	pod, s := b.runPod(t)
@@ -282,21 +290,21 @@ func TestPluginsAdjustAContainer(t *testing.T) {
 	eventually(t, 10*time.Second, "the variable is there", func() bool {
 		return slices.Equal(lines(t, filepath.Join(s.LogDirectory, "adjusted.log")), []string{"yes"})
 	})
-	shares := func() int64 { return cgroupValue(t, b.status(t, id).CgroupPath, "cpu", "cpu.shares") }
-	if got := shares(); got != 333 {
+	shares := func() int64 { return b.limits(t, id).CPUShares }
+	if got := shares(); got != 512 {
 		t.Errorf("cpu.shares %d", got)
 	}
 	// What CRI does not change keeps the plugin's value, what it changes does not.
 	if err := b.UpdateContainer(t.Context(), id, &engine.Resources{MemoryLimit: 64 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	if got := shares(); got != 333 {
+	if got := shares(); got != 512 {
 		t.Errorf("cpu.shares %d after an update of memory", got)
 	}
-	if err := b.UpdateContainer(t.Context(), id, &engine.Resources{MemoryLimit: 64 << 20, CPUShares: 500}); err != nil {
+	if err := b.UpdateContainer(t.Context(), id, &engine.Resources{MemoryLimit: 64 << 20, CPUShares: 16384}); err != nil {
 		t.Fatal(err)
 	}
-	if got := shares(); got != 500 {
+	if got := shares(); got != 16384 {
 		t.Errorf("cpu.shares %d after an update of them", got)
 	}
 	b.removePod(t, pod)
@@ -306,7 +314,7 @@ func TestPluginsUpdateContainers(t *testing.T) {
 	b := pluggable(t)
 	var first engine.ContainerID
 	shares := func(id engine.ContainerID) int64 {
-		return cgroupValue(t, b.status(t, id).CgroupPath, "cpu", "cpu.shares")
+		return b.limits(t, id).CPUShares
 	}
 	update := func(id engine.ContainerID, shares uint64) []*api.ContainerUpdate {
 		u := &api.ContainerUpdate{}
@@ -320,38 +328,38 @@ func TestPluginsUpdateContainers(t *testing.T) {
 
 	// At its connection, of what was there before it.
 	p := b.connect(t, "update", "10", &plugin{
-		onSync: func() []*api.ContainerUpdate { return update(first, 111) },
+		onSync: func() []*api.ContainerUpdate { return update(first, 128) },
 		onCreate: func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
-			return nil, update(first, 222), nil
+			return nil, update(first, 256), nil
 		},
 		onUpdate: func(c *api.Container, _ *api.LinuxResources) []*api.ContainerUpdate {
-			return slices.Concat(update(engine.ContainerID(c.Id), 444), update(first, 555))
+			return slices.Concat(update(engine.ContainerID(c.Id), 2048), update(first, 4096))
 		},
 	})
 	if len(p.pods) != 1 || len(p.containers) != 1 || p.containers[0].Id != string(first) || p.pods[0].Ips[0] != "10.1.2.3" {
 		t.Errorf("synchronized with %v, %v", p.pods, p.containers)
 	}
-	if got := shares(first); got != 111 {
+	if got := shares(first); got != 128 {
 		t.Errorf("after the connection: %d", got)
 	}
 	// With the creation of another.
 	second := b.run(t, pod, s, "second", "sleep 1000")
-	if got := shares(first); got != 222 {
+	if got := shares(first); got != 256 {
 		t.Errorf("after a creation: %d", got)
 	}
 	// Unasked.
-	if failed, err := p.stub.UpdateContainers(update(first, 333)); err != nil || len(failed) != 0 || shares(first) != 333 {
+	if failed, err := p.stub.UpdateContainers(update(first, 512)); err != nil || len(failed) != 0 || shares(first) != 512 {
 		t.Errorf("unasked: %v, %v, %d", failed, err, shares(first))
 	}
 	if failed, _ := p.stub.UpdateContainers(update("absent", 2)); len(failed) != 1 {
 		t.Errorf("of an absent container: %v", failed)
 	}
 	// In place of what CRI asked for.
-	if err := b.UpdateContainer(t.Context(), second, &engine.Resources{CPUShares: 999}); err != nil {
+	if err := b.UpdateContainer(t.Context(), second, &engine.Resources{CPUShares: 8192}); err != nil {
 		t.Fatal(err)
 	}
-	if shares(second) != 444 || shares(first) != 555 {
-		t.Errorf("instead of 999: %d, and the other %d", shares(second), shares(first))
+	if shares(second) != 2048 || shares(first) != 4096 {
+		t.Errorf("instead of 8192: %d, and the other %d", shares(second), shares(first))
 	}
 	b.removePod(t, pod)
 }
@@ -449,14 +457,14 @@ func TestPluginsLearnAfterARestartWhatThereIs(t *testing.T) {
 	b := pluggable(t)
 	b.connect(t, "before", "10", &plugin{onCreate: func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		a := &api.ContainerAdjustment{}
-		a.SetLinuxCPUShares(333)
+		a.SetLinuxCPUShares(512)
 		return a, nil, nil
 	}})
 	pod, s := b.runPod(t)
 	b.network(t, pod)
 	id := b.run(t, pod, s, "c", "sleep 1000")
 	b.die(t)
-	b.plugIn(t)
+	b.plugIn(t, patient)
 	b.back(t)
 	p := b.connect(t, "after", "10", &plugin{})
 	if len(p.pods) != 1 || !slices.Equal(p.pods[0].Ips, []string{"10.1.2.3"}) || len(p.containers) != 1 || p.containers[0].State != api.ContainerState_CONTAINER_RUNNING {
@@ -466,11 +474,62 @@ func TestPluginsLearnAfterARestartWhatThereIs(t *testing.T) {
 	if err := b.UpdateContainer(t.Context(), id, &engine.Resources{MemoryLimit: 64 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	if got := cgroupValue(t, b.status(t, id).CgroupPath, "cpu", "cpu.shares"); got != 333 {
+	if got := b.limits(t, id).CPUShares; got != 512 {
 		t.Errorf("cpu.shares %d", got)
 	}
 	b.removePod(t, pod)
 	if got := p.told(); !slices.Equal(got, []string{"UpdateContainer c", "PostUpdateContainer c", "StopContainer c", "StopPodSandbox", "RemoveContainer c", "RemovePodSandbox"}) {
 		t.Errorf("told %q", got)
 	}
+}
+
+func TestAPluginThatHangsKeepsNoPodFromEnding(t *testing.T) {
+	b := newBench(t)
+	b.die(t)
+	b.plugIn(t, 300*time.Millisecond)
+	b.back(t)
+	p := b.connect(t, "hangs", "10", &plugin{onStop: func() error { <-t.Context().Done(); return nil }})
+	pod, s := b.runPod(t)
+	b.network(t, pod)
+	b.run(t, pod, s, "c", "sleep 1000")
+	b.removePod(t, pod)
+	// It was disconnected for it.
+	if got := p.told(); !slices.Equal(got[len(got)-2:], []string{"StopContainer c", "StopPodSandbox"}) {
+		t.Errorf("told %q", got)
+	}
+}
+
+func TestLimitsOfAContainerThatDoesNotRunYet(t *testing.T) {
+	b := pluggable(t)
+	p := b.connect(t, "early", "10", &plugin{})
+	pod, s := b.runPod(t)
+	b.network(t, pod)
+	spec := b.containerSpec(t, pod, s, "c", "sleep 1000")
+	st, err := b.CreateContainer(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &api.ContainerUpdate{}
+	u.SetContainerId(string(st.ID))
+	u.SetLinuxCPUShares(512)
+	if failed, err := p.stub.UpdateContainers([]*api.ContainerUpdate{u}); err != nil || len(failed) != 0 {
+		t.Errorf("%v, %v", failed, err)
+	}
+	if err := b.UpdateContainer(t.Context(), st.ID, &engine.Resources{MemoryLimit: 64 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.StartContainer(t.Context(), st.ID, spec); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.limits(t, st.ID); r.CPUShares != 512 || r.MemoryLimit != 64<<20 {
+		t.Errorf("it runs with %+v", r)
+	}
+	// Of one that has ended there are none.
+	if err := b.StopContainer(t.Context(), st.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if failed, _ := p.stub.UpdateContainers([]*api.ContainerUpdate{u}); len(failed) != 1 {
+		t.Errorf("of an ended container: %v", failed)
+	}
+	b.removePod(t, pod)
 }
