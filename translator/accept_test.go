@@ -288,3 +288,13 @@ func TestRegistryCredentials(t *testing.T) {
 		}
 	}
 }
+
+func TestWhoAsksForNoNamespacesSharesNoPIDsInAPodThatDoesNot(t *testing.T) {
+	for pod, want := range map[engine.NamespaceMode]engine.NamespaceMode{
+		engine.NamespaceContainer: engine.NamespaceContainer, engine.NamespacePod: engine.NamespacePod, engine.NamespaceNode: engine.NamespaceNode,
+	} {
+		if got := containerNamespaces(new(problems), nil, &engine.Namespaces{PID: pod}).PID; got != want {
+			t.Errorf("in a pod of %s it is %s, want %s", pod, got, want)
+		}
+	}
+}

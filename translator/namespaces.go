@@ -29,7 +29,8 @@ func podNamespaces(p *problems, in *runtimeapi.NamespaceOption) engine.Namespace
 }
 
 // containerNamespaces resolves the container's namespaces in its pod's. POD is whatever the pod has, so also the host's;
-// NODE in a pod that is not on the host would give the container more than its pod has and is refused.
+// NODE in a pod that is not on the host would give the container more than its pod has and is refused. nil asks for nothing, and
+// in a pod of CONTAINER no process shares its PID namespace.
 func containerNamespaces(p *problems, in *runtimeapi.NamespaceOption, pod *engine.Namespaces) engine.Namespaces {
 	n := engine.Namespaces{
 		Network: mode(p, namespaceField+".network", in.GetNetwork(), engine.NamespacePod, engine.NamespaceNode),
@@ -41,6 +42,9 @@ func containerNamespaces(p *problems, in *runtimeapi.NamespaceOption, pod *engin
 	n.Network = inPod(p, namespaceField+".network", n.Network, pod.Network)
 	n.PID = inPod(p, namespaceField+".pid", n.PID, pod.PID)
 	n.IPC = inPod(p, namespaceField+".ipc", n.IPC, pod.IPC)
+	if in == nil && pod.PID == engine.NamespaceContainer {
+		n.PID = engine.NamespaceContainer
+	}
 	target := in.GetTargetId()
 	switch {
 	case n.PID == engine.NamespaceTarget && target == "":
