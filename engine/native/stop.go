@@ -162,7 +162,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 		}},
 	} {
 		if err := failpoint.Around("native.container."+step.name, step.do); err != nil {
-			return fmt.Errorf("%s of container %s: %w", step.what, id, err)
+			return fmt.Errorf("%s of container %s: %w", step.what, id, diskError(err))
 		}
 	}
 	defer e.tellRemoved(ctx, c, p, described)()
