@@ -106,7 +106,7 @@ func TestNativeMountOptions(t *testing.T) {
 		}
 	}
 	c.Output("cp /bin/testserver /v/x")
-	if reply := c.Exec("/v/x", "identity"); reply.ExitCode == 0 {
+	if reply := c.Exec("sh", "-c", "/v/x identity"); reply.ExitCode == 0 {
 		t.Error("a program of a noexec mount runs")
 	}
 }
