@@ -241,9 +241,13 @@ func kubeletCrash(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) {
 	if end := pod.Container("crash").LastState.Terminated; end.ExitCode != 3 || end.Reason != "Error" || end.Message != "the reason\n" {
 		t.Errorf("it ended so: %+v", end)
 	}
-	if got := k.Logs(t, "crash", "crash", "previous=true"); got != "about to fail\n" {
-		t.Errorf("the log of the one before is %q", got)
-	}
+	// The kubelet may just have removed the one that it takes for the one before, as there is a newer one.
+	harness.Eventually(t, 30*time.Second, "the log of the one before", func() error {
+		if got := k.Logs(t, "crash", "crash", "previous=true"); got != "about to fail\n" {
+			return fmt.Errorf("it is %q", got)
+		}
+		return nil
+	})
 }
 
 func kubeletOOM(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) {
