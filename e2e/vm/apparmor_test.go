@@ -16,6 +16,7 @@ func profile(kind runtimeapi.SecurityProfile_ProfileType, name string) *runtimea
 	}}
 }
 
+// No signal may be received: the end of the pod is by the cgroup.
 const testProfile = `
 profile crishim-vm-test flags=(attach_disconnected,mediate_deleted) {
   file,

@@ -11,13 +11,11 @@ step() { # NAME PACKAGE [FLAG...]
 	shift 2
 	echo "$name" | grep -Eq "$steps" || return 0
 	start=$(cut -d . -f 1 /proc/uptime)
-	{ (cd "tests/$package" && ./test -test.v -test.timeout 20m "$@" 2>&1) || : >/tmp/failed; } | tee /tmp/out | grep --line-buffered -E '^ *--- |^panic:'
+	{ (cd "tests/$package" && ./test -test.v -test.timeout 20m "$@" 2>&1) || : >/tmp/failed; } | tee /tmp/out | grep --line-buffered -v '^=== '
 	result=ok
 	if [ -e /tmp/failed ]; then
 		rm /tmp/failed
 		result=FAIL failed="$failed $name"
-		echo "what $name said of its failures:"
-		grep -vE '^ *(=== |--- (PASS|SKIP))' /tmp/out | tail -n 200
 	fi
 	echo "$result $name: $(grep -c '^ *--- PASS' /tmp/out) passed, $(grep -c '^ *--- FAIL' /tmp/out) failed, $(grep -c '^ *--- SKIP' /tmp/out) skipped, $(($(cut -d . -f 1 /proc/uptime) - start)) s"
 }

@@ -141,7 +141,8 @@ func (h *host) pod(t *testing.T, parent string) *pod {
 		_, err := h.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
 		_, rerr := h.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id})
 		if err := errors.Join(err, rerr); err != nil {
-			t.Errorf("remove the pod: %v", err)
+			journal, _ := exec.Command("journalctl", "--no-pager", "-n", "40").Output()
+			t.Errorf("remove the pod: %v\n%s", err, journal)
 		}
 	})
 	return p

@@ -64,7 +64,11 @@ func (c *container) Start() error {
 
 func (c *container) Signal(sig unix.Signal) error {
 	// Not the container's Signal: for SIGKILL that may mean all processes.
-	if err := ignoreDone(c.process.process.Signal(sig)); err != nil {
+	err := c.process.process.Signal(sig)
+	if sig == unix.SIGKILL && errors.Is(err, unix.EACCES) {
+		err = killCgroup(c.container, err)
+	}
+	if err := ignoreDone(err); err != nil {
 		return fmt.Errorf("signal container %s: %w", c.id, err)
 	}
 	return nil

@@ -167,7 +167,28 @@ func destroy(c *libcontainer.Container) error {
 
 // killAll kills every process of the container; OK when there is none. With a PID namespace of its own the kernel kills
 // all with the first, else libcontainer kills all in the cgroup.
-func killAll(c *libcontainer.Container) error { return ignoreDone(c.Signal(unix.SIGKILL)) }
+func killAll(c *libcontainer.Container) error {
+	err := c.Signal(unix.SIGKILL)
+	if errors.Is(err, unix.EACCES) {
+		err = killCgroup(c, err)
+	}
+	return ignoreDone(err)
+}
+
+// killCgroup is for a container whose AppArmor profile lets no signal in, for which refused is the error: the kernel asks no
+// profile when it kills a whole cgroup (version 2, Linux 5.14).
+func killCgroup(c *libcontainer.Container, refused error) error {
+	state, err := c.State()
+	if err != nil || state.CgroupPaths[""] == "" {
+		return refused
+	}
+	f, err := os.OpenFile(filepath.Join(state.CgroupPaths[""], "cgroup.kill"), os.O_WRONLY, 0)
+	if err != nil {
+		return refused
+	}
+	_, err = f.WriteString("1")
+	return errors.Join(err, f.Close())
+}
 
 func ignoreDone(err error) error {
 	switch {
