@@ -34,8 +34,8 @@ type Row struct {
 	Promise string
 }
 
-// parts are what exists so far; the rows of the others (NB, MON and IMG, the native engine's) become due with them.
-var parts = []string{"FE", "DB", "FS", "NET", "STR", "LOG", "ST"}
+// parts are what exists.
+var parts = []string{"FE", "DB", "FS", "NET", "STR", "LOG", "ST", "IMG", "NB", "MON"}
 
 // Due says that the row has to be proven by now.
 func (r Row) Due() bool {
