@@ -53,13 +53,20 @@ func TestLimitsAreThoseOfCgroup2(t *testing.T) {
 func TestOutOfMemoryIsTold(t *testing.T) {
 	h := onNode(t)
 	p := h.pod(t, "vmmemory.slice")
-	for name, command := range map[string][]string{"first": {"tail", "/dev/zero"}, "child": {"sh", "-c", "tail /dev/zero; exit 137"}} {
-		id, err := p.start(t, name, resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20}), command...)
+	for _, tt := range []struct {
+		name, reason string
+		code         int32
+		command      []string
+	}{
+		{"first", "OOMKilled", 137, []string{"tail", "/dev/zero"}},
+		{"child", "Error", 3, []string{"sh", "-c", "tail /dev/zero; exit 3"}}, // it outlived the kill
+	} {
+		id, err := p.start(t, tt.name, resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20}), tt.command...)
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the end of "+name, func() error {
-			if st := h.status(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "OOMKilled" || st.ExitCode != 137 {
+		eventually(t, "the end of "+tt.name, func() error {
+			if st := h.status(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != tt.reason || st.ExitCode != tt.code {
 				return fmt.Errorf("%v, %s, %d", st.State, st.Reason, st.ExitCode)
 			}
 			return nil

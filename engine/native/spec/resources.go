@@ -130,13 +130,16 @@ func lowerMemory(h *host.Host, r *engine.Resources, out *specs.LinuxResources) {
 		out.Memory.Swap = ptr(r.MemoryLimit)
 	case r.MemorySwap != 0:
 		out.Memory.Swap = ptr(r.MemorySwap)
-	case h.CgroupV2:
+	case !h.CgroupV2:
+		// On v1 a swappiness of 0 keeps a container without limit out of swap.
+		out.Memory.Swappiness = ptr(uint64(0))
+	}
+	// Said in the words of v2 too: of a difference of 0 the library tells systemd nothing, which would then give the unit
+	// its former swap, or all, when it sets its units' values again (daemon-reload).
+	if none := out.Memory.Swap == nil || *out.Memory.Swap == r.MemoryLimit; none && h.CgroupV2 {
 		if _, given := r.Unified[swapMax]; !given {
 			setUnified(out, swapMax, "0")
 		}
-	default:
-		// On v1 a swappiness of 0 keeps a container without limit out of swap.
-		out.Memory.Swappiness = ptr(uint64(0))
 	}
 }
 
