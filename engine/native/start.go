@@ -171,7 +171,7 @@ func (e *Engine) startFailed(ctx context.Context, c *container, client *monitor.
 	e.noteExit(c, ending{Code: int32(start.ExitCode), Reason: engine.ReasonStartError, Message: start.Message, At: now}, true)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return c.status(), err
+	return c.status(), fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
 }
 
 // noteRunning takes over what the monitor says of a process that runs.

@@ -96,7 +96,7 @@ func TestScanReadsNamesAndLines(t *testing.T) {
 }
 
 func TestThePageTellsWhatIsMissing(t *testing.T) {
-	rows := []Row{{"S01", 0, "FS", "one"}, {"S02", 0, "NB", "two"}, {"S03", 2, "FS", "three"}, {"R01", 1, "all", "four"}, {"R02", 1, "NB ST", "five"}}
+	rows := []Row{{"S01", 0, "FS", "one"}, {"S02", 2, "NB", "two"}, {"S03", 2, "FS", "three"}, {"R01", 1, "all", "four"}, {"R02", 1, "NB ST", "five"}}
 	page := string(Page(rows, []Proof{{"R01", "TestA", "a/b_test.go", true}, {"R02", "TestB", "c_test.go", false}}, Last{}))
 	for _, want := range []string{
 		"Of 3 rows that are due, 1 are proven, 1 in part, and 1 have no test yet.", "| S01 P0 | FS | one | – | **no test yet** |",
