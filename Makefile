@@ -50,7 +50,7 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 	.cache/results .cache/unit.json go test -race -p 1 -json $(UNIT)
 	go test -race -tags failpoint ./internal/failpoint
 	go test -count=1 -tags failpoint -run EveryStep ./engine/native
-	.cache/results .cache/e2e.json go test -count=1 -timeout 30m -p 1 -json ./e2e/...
+	.cache/results .cache/e2e.json go test -count=1 -timeout 45m -p 1 -json ./e2e/...
 	@CORE=1 hack/test-engine.sh native
 
 .PHONY: record

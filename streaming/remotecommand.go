@@ -1,6 +1,7 @@
 package streaming
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -112,7 +114,7 @@ func (s *Server) runner(w wanted, run runStreams) runStreams {
 			if !out.asked {
 				*out.stream = nil
 			} else if *out.stream != nil {
-				o := &output{WriteCloser: *out.stream, cancel: cancel}
+				o := &output{WriteCloser: *out.stream, ctx: ctx, cancel: cancel}
 				defer o.Close()
 				*out.stream = o
 			}
@@ -132,15 +134,58 @@ func (s *Server) runner(w wanted, run runStreams) runStreams {
 // still for ever.
 type output struct {
 	io.WriteCloser
+	ctx    context.Context
 	cancel context.CancelCauseFunc
+	// answered says that something was written: from then on nothing waits for the answer to the stream's opening.
+	answered atomic.Bool
 }
 
-func (o *output) Write(p []byte) (int, error) {
-	n, err := o.WriteCloser.Write(p)
+func (o *output) Write(p []byte) (n int, err error) {
+	if o.answered.Load() {
+		n, err = o.WriteCloser.Write(p)
+	} else if n, err = o.guarded(func(early []byte) (int, error) { return o.WriteCloser.Write(early) }, p); err == nil {
+		o.answered.Store(true)
+	}
 	if err != nil {
 		o.cancel(fmt.Errorf("%w: write: %w", errClientGone, err))
 	}
 	return n, err
+}
+
+func (o *output) Close() error {
+	if o.answered.Load() {
+		return o.WriteCloser.Close()
+	}
+	_, err := o.guarded(func([]byte) (int, error) { return 0, o.WriteCloser.Close() }, nil)
+	return err
+}
+
+// guarded does not wait for the stream much longer than for the client: spdystream lets the first write to a stream wait for
+// ever where the answer to its opening could not be sent, which is when the connection ended right after.
+func (o *output) guarded(act func([]byte) (int, error), p []byte) (int, error) {
+	type result struct {
+		n   int
+		err error
+	}
+	done := make(chan result, 1)
+	own := bytes.Clone(p) // the caller's buffer is its own again when this returns
+	go func() {
+		n, err := act(own)
+		done <- result{n, err}
+	}()
+	select {
+	case r := <-done:
+		return r.n, r.err
+	case <-o.ctx.Done():
+	}
+	timer := time.NewTimer(lastWords)
+	defer timer.Stop()
+	select {
+	case r := <-done:
+		return r.n, r.err
+	case <-timer.C:
+		return 0, errClientGone
+	}
 }
 
 // exitError is how cri-streaming takes an exit code: the shape of k8s.io/utils/exec.ExitError, not wrapped.

@@ -127,9 +127,18 @@ func (s *Server) drain(ctx context.Context, cut context.CancelFunc) error {
 	}
 	cut()
 	s.calls.close()
-	s.calls.wait()
+	timer := time.NewTimer(cutLimit)
+	defer timer.Stop()
+	select {
+	case <-s.calls.waited():
+	case <-timer.C:
+		klog.InfoS("Streaming sessions that were cut do not end; they are left behind", "after", cutLimit)
+	}
 	return ctx.Err()
 }
+
+// cutLimit bounds the wait for sessions that were cut: what is stuck in the engine must not keep the daemon from ending.
+const cutLimit = 10 * time.Second
 
 // close refuses what is new. Sessions go on: they are hijacked connections, which the HTTP server does not know any more.
 func (s *Server) close() {
