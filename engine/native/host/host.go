@@ -51,6 +51,8 @@ type Host struct {
 // Kernel is what was tried on the running kernel; all false in a recorded tree.
 type Kernel struct {
 	Release string
+	// X32: programs of the x32 ABI run.
+	X32 bool
 	// RecursiveReadonly: mount_setattr(2) with AT_RECURSIVE.
 	RecursiveReadonly bool
 	// IDMappedMounts: the file system of the root folder can be id-mapped.

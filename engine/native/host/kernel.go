@@ -18,6 +18,7 @@ func tryKernel(dir string) Kernel {
 	if dir == "" {
 		dir = "/"
 	}
+	k.X32 = tryX32()
 	k.RecursiveReadonly = tryAttributes(dir, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	maps := []userns.Mapping{{Inside: 0, Outside: 1 << 16, Length: 1 << 16}}
 	holder, err := userns.Start(maps, maps, unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS)

@@ -2,9 +2,11 @@ package spec
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/profiles/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crishim/engine"
 )
@@ -67,6 +69,10 @@ func (b *builder) seccomp() error {
 	case b.s.Linux.Seccomp == nil || b.s.Linux.Seccomp.DefaultAction == "":
 		// The library takes it for "no filter".
 		return invalid("seccomp profile %.200q has no defaultAction", p.LocalhostRef)
+	}
+	if !b.h.Kernel.X32 {
+		// Each architecture makes the filter, which every start and every exec compiles anew, some 20 ms more expensive.
+		b.s.Linux.Seccomp.Architectures = slices.DeleteFunc(b.s.Linux.Seccomp.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
 	}
 	return nil
 }

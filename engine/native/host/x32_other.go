@@ -1,0 +1,5 @@
+//go:build !amd64
+
+package host
+
+func tryX32() bool { return false }
