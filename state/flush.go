@@ -46,6 +46,8 @@ func (s *Store) writeBehind() {
 		case <-probe.C:
 			s.probe()
 			s.repeat()
+			s.pods.removeStale()
+			s.containers.removeStale()
 			continue
 		case <-s.wake:
 		case <-retry.C:

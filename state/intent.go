@@ -19,7 +19,7 @@ func (s *Store) DeleteContainerIntent(pod engine.PodID, key engine.ContainerKey)
 }
 
 // removeIntent drops the entry before the file, so that what the engine tells from then on makes an entry of its own. A file
-// that cannot be deleted is taken back by the next start.
+// that cannot be deleted is tried again until it is, or taken back by the next start.
 func (t *table[S, R, P, V]) removeIntent(e *entry[S, R]) (id string, err error) {
 	s := t.store
 	if err := s.writable(); err != nil || e == nil {
@@ -36,6 +36,12 @@ func (t *table[S, R, P, V]) removeIntent(e *entry[S, R]) (id string, err error) 
 	t.drop(e)
 	t.writing[path] = struct{}{} // no new record of the key before the old one's file is gone
 	s.mu.Unlock()
-	defer t.unclaim(path)
-	return "", t.unlink(path)
+	err = t.unlink(path)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(t.writing, path)
+	if err != nil {
+		t.stale[path] = struct{}{}
+	}
+	return "", err
 }

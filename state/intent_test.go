@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -55,5 +56,40 @@ func TestARecordThatWasNotMadeDurableIsNotLeft(t *testing.T) {
 	}
 	if _, err := os.Stat(recordPath(root, "pod", "a")); !os.IsNotExist(err) {
 		t.Errorf("the record is there: %v", err)
+	}
+}
+
+func TestAFileThatCannotBeDeletedIsTriedAgain(t *testing.T) {
+	s := newTestStore(t)
+	pod := samplePod("a")
+	pod.ID, pod.Phase = "", PhaseIntent
+	must(t, s.PutPod(pod))
+	files, err := filepath.Glob(filepath.Join(s.pods.dir, "*.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	// A folder with something in it stands in the file's place.
+	must(t, os.Remove(files[0]))
+	must(t, os.MkdirAll(filepath.Join(files[0], "x"), 0o700))
+	if _, err := s.DeletePodIntent(pod.Spec.Key); err == nil {
+		t.Fatal("it was deleted")
+	}
+	if _, ok := s.PodByKey(pod.Spec.Key); ok {
+		t.Error("it is known still")
+	}
+	s.pods.removeStale()
+	if _, err := os.Stat(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	must(t, os.Remove(filepath.Join(files[0], "x")))
+	s.pods.removeStale()
+	if _, err := os.Stat(files[0]); !os.IsNotExist(err) {
+		t.Errorf("it is there still: %v", err)
+	}
+	// A new record of the key is nobody's leftover.
+	must(t, s.PutPod(pod))
+	s.pods.removeStale()
+	if _, err := os.Stat(files[0]); err != nil {
+		t.Error(err)
 	}
 }

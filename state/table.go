@@ -75,6 +75,8 @@ type table[S, R any, P recordOf[R], V any] struct {
 	writing map[string]struct{}
 	// newer are files of a newer schema: never overwritten.
 	newer map[string]struct{}
+	// stale are files of records that are dropped and whose deletion failed.
+	stale map[string]struct{}
 	// list is the views in order, nil when something changed since it was made.
 	list []V
 }
@@ -87,8 +89,8 @@ func newTable[S, R any, P recordOf[R], V any](s *Store, kind string) *table[S, R
 		bySeq:   map[uint64]*entry[S, R]{},
 		byID:    map[string]*entry[S, R]{},
 		byKey:   map[string][]*entry[S, R]{},
-		writing: map[string]struct{}{},
-		newer:   map[string]struct{}{},
+		writing: map[string]struct{}{}, stale: map[string]struct{}{},
+		newer: map[string]struct{}{},
 	}
 }
 
@@ -113,7 +115,12 @@ func (t *table[S, R, P, V]) put(rec R) error {
 	if err != nil {
 		err = fmt.Errorf("record %s: %w: %w", t.kind, err, errdefs.ErrInvalidArgument)
 	} else if err = t.write("put", path, &rec); err != nil {
-		_ = os.Remove(path) // it may be there although it was not made durable; what stays, the next start takes back
+		// It may be there although it was not made durable.
+		if rerr := os.Remove(path); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			s.mu.Lock()
+			t.stale[path] = struct{}{}
+			s.mu.Unlock()
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,6 +128,7 @@ func (t *table[S, R, P, V]) put(rec R) error {
 	if err != nil {
 		return err
 	}
+	delete(t.stale, path)
 	e := &entry[S, R]{}
 	from := stageNone
 	// The engine may have told of the object before, or while the record was written.
@@ -450,6 +458,42 @@ func (t *table[S, R, P, V]) claimPath(e *entry[S, R]) (string, error) {
 	}
 	t.writing[path] = struct{}{}
 	return path, nil
+}
+
+// removeStale tries again to delete files that nobody else would before the next start.
+func (t *table[S, R, P, V]) removeStale() {
+	s := t.store
+	s.mu.Lock()
+	var paths []string
+	for path := range t.stale {
+		_, busy := t.writing[path]
+		if t.inUse(path) {
+			delete(t.stale, path)
+		} else if !busy {
+			t.writing[path] = struct{}{}
+			paths = append(paths, path)
+		}
+	}
+	s.mu.Unlock()
+	for _, path := range paths {
+		err := t.unlink(path)
+		s.mu.Lock()
+		delete(t.writing, path)
+		if err == nil {
+			delete(t.stale, path)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// inUse says whether the file is that of an entry. It requires mu.
+func (t *table[S, R, P, V]) inUse(path string) bool {
+	for _, e := range t.bySeq {
+		if e.file == path {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *table[S, R, P, V]) unclaim(path string) {
