@@ -224,7 +224,11 @@ func (s *Server) takeBackContainer(ctx context.Context, eng engine.Engine, spec 
 	}
 	undoErr := failpoint.Around("undo.created container", func() error { return eng.RemoveContainer(ctx, id) })
 	if undoErr == nil {
-		return errors.Join(cause, s.store.DeleteContainerByKey(spec.Pod, spec.Key))
+		err := s.store.DeleteContainerByKey(spec.Pod, spec.Key)
+		if err != nil {
+			s.takeBackContainerLater(ctx, containerCreation{spec.Pod, spec.Key}, retryTakeBack)
+		}
+		return errors.Join(cause, err)
 	}
 	err := fmt.Errorf("%w; and taking it back failed, RemoveContainer will finish it: %w", cause, undoErr)
 	return errors.Join(err, s.store.UpdateContainerByKey(spec.Pod, spec.Key, func(c *state.Container) error {

@@ -232,7 +232,11 @@ func (s *Server) takeBackPod(ctx context.Context, eng engine.Engine, key engine.
 		undoErr = made.Run(ctx)
 	}
 	if undoErr == nil {
-		return errors.Join(cause, s.store.DeletePodByKey(key))
+		err := s.store.DeletePodByKey(key)
+		if err != nil {
+			s.takeBackPodLater(ctx, key, retryTakeBack) // what was never returned is not listed: nobody else would
+		}
+		return errors.Join(cause, err)
 	}
 	err := fmt.Errorf("%w; and taking it back failed, StopPodSandbox and RemovePodSandbox will finish it: %w", cause, undoErr)
 	return errors.Join(err, s.store.UpdatePodByKey(key, func(p *state.Pod) error {

@@ -13,6 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// init keeps other goroutines off the main thread: a test that enters a namespace lets its thread die with the goroutine,
+// which the main thread cannot, and /proc/self would be in that namespace from then on.
+func init() { runtime.LockOSThread() }
+
 // insideVariable marks the second start of the test program, inside its namespaces.
 const insideVariable = "CRISHIM_E2E_INSIDE"
 
