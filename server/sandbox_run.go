@@ -78,6 +78,8 @@ func (s *Server) reusePod(ctx context.Context, key engine.PodKey, hash string) (
 	switch {
 	case complete && pod.ConfigHash == hash:
 		return pod.ID, nil
+	case !pod.Recorded && pod.Status.StartedAt.IsZero():
+		// The engine made it although its answer was lost, and never started it: nobody was given it.
 	case pod.Returned && pod.Phase != state.PhaseIntent:
 		return "", fmt.Errorf("pod sandbox %s of %s/%s, attempt %d, exists already as %s with %s; remove it first: %w",
 			key.Name, key.Namespace, key.Name, key.Attempt, pod.ID, differs(complete), errdefs.ErrAlreadyExists)
