@@ -84,7 +84,8 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 	}
 	// Only the time of the start is new in it, which is not worth waiting for the disk.
 	quiet(e.saveContainer(c), "record the start of a container", id)
-	return e.ContainerStatus(ctx, id)
+	// It runs: a caller that gave up in the last moment must not be told that it does not.
+	return e.ContainerStatus(context.WithoutCancel(ctx), id)
 }
 
 // beginStart: from now on only the monitor knows whether the container runs.

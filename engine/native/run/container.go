@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runc/libcontainer"
@@ -56,10 +58,30 @@ func (c *container) PID() int                       { return c.process.PID() }
 func (c *container) Wait() (unix.WaitStatus, error) { return c.process.Wait() }
 
 func (c *container) Start() error {
+	exe := executable(c.PID())
 	if err := c.container.Exec(); err != nil {
 		return startError(c.id, err)
 	}
+	// The container's program replaces libcontainer's only after Exec. A signal before that ends the Go runtime of
+	// libcontainer's, by whatever code that has for it, where the program would have had its say.
+	for deadline := time.Now().Add(execWait); exe != nil && time.Now().Before(deadline); time.Sleep(100 * time.Microsecond) {
+		if now := executable(c.PID()); now == nil || !os.SameFile(now, exe) {
+			break
+		}
+	}
 	return nil
+}
+
+// execWait bounds the wait for execve, which takes as long as the root file system takes to hand out the program.
+const execWait = time.Second
+
+// executable of the process, nil of one that has ended.
+func executable(pid int) os.FileInfo {
+	info, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return nil
+	}
+	return info
 }
 
 func (c *container) Signal(sig unix.Signal) error {

@@ -4,10 +4,12 @@ package run
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -42,6 +44,9 @@ func (c *container) Update(raw json.RawMessage) error {
 	made.Resources.SkipDevices = true
 	err = c.container.Set(config)
 	made.Resources.SkipDevices = false
+	if errors.Is(err, libcontainer.ErrNotRunning) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
 	if err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
