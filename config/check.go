@@ -25,6 +25,7 @@ func (c *Config) check() []problem {
 		{"listen", each(c.Listen, unixAddress)},
 		{"listen", notEmpty(c.Listen)},
 		{"engine", oneOf(c.Engine, EngineAuto, EngineDocker, EngineNative)},
+		{"engines", each(c.Engines, func(v string) error { return oneOf(v, EngineDocker, EngineNative) })},
 		{"runtime_name", optional(c.RuntimeName, word)},
 		{"root_dir", absolute(c.RootDir)},
 		{"run_dir", absolute(c.RunDir)},
@@ -54,6 +55,7 @@ func (c *Config) check() []problem {
 		{"tracing.endpoint", optional(c.Tracing.Endpoint, hostPort)},
 		{"log.level", between(c.Log.Level, 0, 10)},
 	}
+	all = append(all, c.checkHandlers()...)
 	return slices.DeleteFunc(all, func(p problem) bool { return p.err == nil })
 }
 

@@ -4,7 +4,7 @@
 // A command registers flags with Flags and reads everything with Load. A new setting is one field of Config with its tags
 // and default, and, if it can be wrong, one line in checks; its flag, its line in the sample file and its place in
 // `crishim config` follow from the field. A setting that is taken away gets a line in removed, so that an old file is
-// told what to do.
+// told what to do. Only the sections [handlers.NAME], of which there may be any number, have no flags.
 package config
 
 import (
@@ -26,7 +26,8 @@ const DefaultPath = "/etc/crishim/config.toml"
 type Config struct {
 	Listen       []string  `toml:"listen" help:"CRI sockets, unix:///PATH; a second one may be an old shim's"`
 	SocketGroup  string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root"`
-	Engine       string    `toml:"engine" help:"engine for pods: auto, docker or native; auto takes docker where a Docker Engine is installed at the first start, else native"`
+	Engine       string    `toml:"engine" help:"default engine, for pods without a runtime handler: auto, docker or native; auto takes docker where a Docker Engine is installed at the first start, else native"`
+	Engines      []string  `toml:"engines" help:"engines that are on, beside the default one: docker, native; each one's name is a runtime handler, by which a RuntimeClass moves pods to it"`
 	RuntimeName  string    `toml:"runtime_name" help:"name in container ids as the kubelet and its users see them; empty: docker or crishim, by the engine of the first start"`
 	RootDir      string    `toml:"root_dir" help:"records and caches that survive a reboot"`
 	RunDir       string    `toml:"run_dir" help:"pinned namespaces and sockets, gone after a reboot"`
@@ -42,6 +43,9 @@ type Config struct {
 	Metrics      Metrics   `toml:"metrics"`
 	Tracing      Tracing   `toml:"tracing"`
 	Log          Log       `toml:"log"`
+
+	// Handlers are the operator's runtime handlers by name.
+	Handlers map[string]Handler `toml:"handlers"`
 }
 
 // Docker is the Docker Engine.
@@ -109,7 +113,7 @@ type Log struct {
 // Default is the settings of an empty file.
 func Default() *Config {
 	return &Config{
-		Listen: []string{"unix:///run/crishim/crishim.sock"}, Engine: EngineAuto,
+		Listen: []string{"unix:///run/crishim/crishim.sock"}, Engine: EngineAuto, Engines: []string{},
 		RootDir: "/var/lib/crishim", RunDir: "/run/crishim", SeccompDir: "/var/lib/kubelet/seccomp", ContainerLog: "cri",
 		DrainTimeout: Duration(10e9),
 		Docker:       Docker{Endpoint: "unix:///var/run/docker.sock", LogMaxSize: 50 << 20, LogMaxFiles: 3},
@@ -199,6 +203,9 @@ func settings(c *Config) []setting {
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
 		key := field.Tag.Get("toml")
+		if field.Type.Kind() == reflect.Map {
+			continue // the handlers
+		}
 		if field.Type.Kind() != reflect.Struct {
 			all = append(all, setting{key, field.Tag.Get("help"), v.Field(i)})
 			continue
@@ -273,7 +280,7 @@ func (c *Config) Write(w io.Writer, comments bool) error {
 			return err
 		}
 	}
-	return nil
+	return c.writeHandlers(w, comments)
 }
 
 func (s setting) toml() string {
