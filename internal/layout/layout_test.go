@@ -34,7 +34,7 @@ var allowed = map[string][]string{
 	"engine/native/image":  {"engine", "registry", "internal"},
 	"hack":                 {},
 	"internal":             {"internal"},
-	"migrate":              {"engine", "state", "cni", "crilog", "config", "internal"},
+	"migrate":              {"engine", "state", "cni", "crilog", "config", "internal", "engine/docker/survey"},
 	"nri":                  {"engine", "engine/native/hook"},
 	"registry":             {},
 	"server":               {"translator", "engine", "state", "cni", "streaming", "crilog", "stats", "internal"},
@@ -49,7 +49,7 @@ var onlyIn = map[string][]string{
 	"github.com/docker/docker/":           {"engine/docker"},
 	"github.com/containernetworking/cni/": {"cni"},
 	"github.com/containerd/nri/":          {"nri"},
-	"k8s.io/cri-api/":                     {"server", "translator", "streaming", "stats", "check", "cmd/shim", "engine/docker/imagestore", "engine/native/image", "e2e"},
+	"k8s.io/cri-api/":                     {"server", "translator", "streaming", "stats", "check", "migrate/compare", "cmd/shim", "engine/docker/imagestore", "engine/native/image", "e2e"},
 }
 
 func TestImportsFollowTheArchitecture(t *testing.T) {

@@ -1,0 +1,181 @@
+// Package kubeletfiles knows where a kubelet's settings come from (its systemd unit, drop-ins, environment files, its own
+// configuration files, kubeadm's among them) and what to change in them so that it uses another container runtime.
+//
+// A caller gets the files with Read, asks Flag, Value and Endpoint, decides with Plan, which touches nothing, and keeps the
+// old files with Save before Apply writes; Restore undoes.
+package kubeletfiles
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// The files of kubeadm, and the drop-in that Plan writes where flags stand in unit files.
+const (
+	KubeadmFlags   = "/var/lib/kubelet/kubeadm-flags.env"
+	InstanceConfig = "/var/lib/kubelet/instance-config.yaml"
+	KubeadmConfig  = "/var/lib/kubelet/config.yaml"
+	DropIn         = "/etc/systemd/system/kubelet.service.d/90-crishim.conf"
+
+	kubeadmVariable = "KUBELET_KUBEADM_ARGS"
+)
+
+// unitDirs are systemd's, the first counts over the later ones.
+var unitDirs = []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/lib/systemd/system", "/usr/lib/systemd/system"}
+
+// File is one file as it was read, at its path on the node.
+type File struct {
+	Path string      `json:"path"`
+	Data []byte      `json:"data"`
+	Mode fs.FileMode `json:"mode"`
+}
+
+// Argument is one word of the kubelet's command line and where it stands: in ExecStart, or in a variable.
+type Argument struct {
+	Text     string
+	File     string
+	Variable string // "" in ExecStart itself
+}
+
+// Files are all files that a kubelet's settings are in.
+type Files struct {
+	Units        []File `json:"units,omitempty"` // kubelet.service, then its drop-ins as systemd reads them
+	Environments []File `json:"environments,omitempty"`
+	// Configs are KubeletConfiguration files; the later ones count over the earlier: --config, then those of --config-dir.
+	Configs []File `json:"configs,omitempty"`
+	// Instance is kubeadm's file for this node alone, which kubeadm merges into the configuration at upgrades.
+	Instance *File `json:"instance,omitempty"`
+
+	args []Argument
+}
+
+// Read reads what there is below root ("/" on a node). A node without kubelet.service has no Units.
+func Read(root string) (*Files, error) {
+	f := &Files{}
+	for _, path := range unitFiles(root) {
+		if err := add(&f.Units, root, path); err != nil {
+			return nil, err
+		}
+	}
+	if len(f.Units) > 0 {
+		u, err := parseUnit(f.Units, func(string) (string, bool) { return "", false })
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range u.envFiles {
+			if err := add(&f.Environments, root, path); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := f.parse(); err != nil {
+		return nil, err
+	}
+	config := KubeadmConfig
+	if flag, ok := f.Flag("config"); ok {
+		config = flag.Value
+	}
+	if err := add(&f.Configs, root, config); err != nil {
+		return nil, err
+	}
+	if flag, ok := f.Flag("config-dir"); ok {
+		paths, _ := filepath.Glob(filepath.Join(root, flag.Value, "*.conf"))
+		for _, path := range paths {
+			if err := add(&f.Configs, root, "/"+strings.TrimPrefix(strings.TrimPrefix(path, root), "/")); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var instance []File
+	if err := add(&instance, root, InstanceConfig); err != nil {
+		return nil, err
+	}
+	if len(instance) > 0 {
+		f.Instance = &instance[0]
+	}
+	return f, f.checkConfigs()
+}
+
+func (f *Files) checkConfigs() error {
+	for _, c := range f.Configs {
+		if _, err := parseConfig(c.Data); err != nil {
+			return fmt.Errorf("%s: %w", c.Path, err)
+		}
+	}
+	return nil
+}
+
+// parse finds the command line; it is called again after an edit.
+func (f *Files) parse() error {
+	if len(f.Units) == 0 {
+		return nil
+	}
+	u, err := parseUnit(f.Units, func(path string) (string, bool) {
+		i := slices.IndexFunc(f.Environments, func(e File) bool { return e.Path == path })
+		if i < 0 {
+			return "", false
+		}
+		return string(f.Environments[i].Data), true
+	})
+	if err != nil {
+		return err
+	}
+	f.args, err = u.arguments()
+	return err
+}
+
+// add appends a file; an absent one is none.
+func add(files *[]File, root, path string) error {
+	on := filepath.Join(root, path)
+	data, err := os.ReadFile(on)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(on)
+	if err != nil {
+		return err
+	}
+	*files = append(*files, File{Path: path, Data: data, Mode: info.Mode().Perm()})
+	return nil
+}
+
+// unitFiles are kubelet.service and its drop-ins, in the order in which systemd reads them.
+func unitFiles(root string) []string {
+	var paths []string
+	for _, dir := range unitDirs {
+		path := filepath.Join(dir, "kubelet.service")
+		if info, err := os.Stat(filepath.Join(root, path)); err == nil && info.Mode().IsRegular() {
+			paths = append(paths, path)
+			break
+		}
+	}
+	if len(paths) == 0 {
+		return nil
+	}
+	dropIns := map[string]string{} // file name → path
+	for _, dir := range slices.Backward(unitDirs) {
+		entries, _ := os.ReadDir(filepath.Join(root, dir, "kubelet.service.d"))
+		for _, e := range entries {
+			if strings.HasSuffix(e.Name(), ".conf") {
+				dropIns[e.Name()] = filepath.Join(dir, "kubelet.service.d", e.Name())
+			}
+		}
+	}
+	names := make([]string, 0, len(dropIns))
+	for name := range dropIns {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		paths = append(paths, dropIns[name])
+	}
+	return paths
+}

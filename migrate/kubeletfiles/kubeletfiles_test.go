@@ -1,0 +1,190 @@
+package kubeletfiles
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	kubeadmUnit = "[Unit]\nDescription=kubelet\n[Service]\nExecStart=/usr/bin/kubelet\nRestart=always\n"
+	kubeadmConf = `[Service]
+Environment="KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf"
+Environment="KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml"
+# This is a file that "kubeadm init" and "kubeadm join" generates at runtime
+EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env
+EnvironmentFile=-/etc/default/kubelet
+ExecStart=
+ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS
+`
+	unitPath    = "lib/systemd/system/kubelet.service"
+	kubeadmPath = "etc/systemd/system/kubelet.service.d/10-kubeadm.conf"
+	socket      = "unix:///run/crishim/crishim.sock"
+)
+
+// tree makes a node's files below a folder of the test.
+func tree(t *testing.T, files map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	for path, text := range files {
+		on := filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(on), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(on, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func read(t *testing.T, root string) *Files {
+	t.Helper()
+	f, err := Read(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestPlanEditsWhereTheSettingIs(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		minor int
+		files map[string]string
+		want  map[string]string // path → new text; what is not named stays
+	}{
+		{"kubeadm with dockershim", 23, map[string]string{
+			unitPath: kubeadmUnit, kubeadmPath: kubeadmConf, "var/lib/kubelet/config.yaml": "kind: KubeletConfiguration\n",
+			"var/lib/kubelet/kubeadm-flags.env": "# by kubeadm\nKUBELET_KUBEADM_ARGS=\"--network-plugin=cni --pod-infra-container-image=k8s.gcr.io/pause:3.6\"\n",
+		}, map[string]string{
+			KubeadmFlags: "# by kubeadm\nKUBELET_KUBEADM_ARGS=\"--pod-infra-container-image=k8s.gcr.io/pause:3.6 --container-runtime=remote --container-runtime-endpoint=" + socket + "\"\n",
+		}},
+		{"kubeadm with cri-dockerd", 26, map[string]string{
+			unitPath: kubeadmUnit, kubeadmPath: kubeadmConf, "var/lib/kubelet/config.yaml": "kind: KubeletConfiguration\n",
+			"var/lib/kubelet/kubeadm-flags.env": "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///var/run/cri-dockerd.sock --pod-infra-container-image=registry.k8s.io/pause:3.9\"",
+		}, map[string]string{
+			KubeadmFlags: "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=" + socket + " --pod-infra-container-image=registry.k8s.io/pause:3.9\"",
+		}},
+		{"kubeadm with an instance configuration", 34, map[string]string{
+			unitPath: kubeadmUnit, kubeadmPath: kubeadmConf,
+			"var/lib/kubelet/config.yaml":          "# ours\nkind: KubeletConfiguration\ncontainerRuntimeEndpoint: \"unix:///var/run/cri-dockerd.sock\" # old\ncgroupDriver: systemd\n",
+			"var/lib/kubelet/instance-config.yaml": "containerRuntimeEndpoint: unix:///var/run/cri-dockerd.sock\n",
+			"var/lib/kubelet/kubeadm-flags.env":    "KUBELET_KUBEADM_ARGS=\"--hostname-override=a\"\n",
+		}, map[string]string{
+			KubeadmConfig:  "# ours\nkind: KubeletConfiguration\ncontainerRuntimeEndpoint: " + socket + "\ncgroupDriver: systemd\n",
+			InstanceConfig: "containerRuntimeEndpoint: " + socket + "\n",
+		}},
+		{"flags in the unit", 22, map[string]string{
+			unitPath: "[Service]\nExecStart=/usr/bin/kubelet --config=/etc/kubelet.yaml \\\n  --network-plugin cni --cni-conf-dir=/etc/cni/net.d --v=2\n", "etc/kubelet.yaml": "kind: KubeletConfiguration\n",
+		}, map[string]string{
+			DropIn: "# Written by crishim adopt; crishim adopt --rollback takes it away.\n[Service]\nExecStart=\nExecStart=/usr/bin/kubelet --config=/etc/kubelet.yaml --v=2 --container-runtime=remote --container-runtime-endpoint=" + socket + "\n",
+		}},
+		{"flags in variables of a unit", 23, map[string]string{
+			unitPath: "[Service]\nEnvironment=\"NET=--network-plugin=cni --cni-bin-dir=/opt/cni/bin\" A=b\nExecStart=/usr/bin/kubelet $NET --v=2 --container-runtime-endpoint=unix:///var/run/dockershim.sock --container-runtime=docker\n",
+		}, map[string]string{
+			DropIn: "# Written by crishim adopt; crishim adopt --rollback takes it away.\n[Service]\nEnvironment=NET=\nExecStart=\nExecStart=/usr/bin/kubelet $NET --v=2 --container-runtime-endpoint=" + socket + " --container-runtime=remote\n",
+		}},
+		{"endpoint in a configuration of a plain unit", 30, map[string]string{
+			unitPath: "[Service]\nExecStart=/usr/bin/kubelet --config /etc/kubelet.yaml\n", "etc/kubelet.yaml": "kind: KubeletConfiguration\nauthentication:\n  anonymous:\n    enabled: false\n",
+		}, map[string]string{
+			"/etc/kubelet.yaml": "kind: KubeletConfiguration\nauthentication:\n  anonymous:\n    enabled: false\ncontainerRuntimeEndpoint: " + socket + "\n",
+		}},
+		{"the word remote that newer kubelets do not know", 27, map[string]string{
+			unitPath: "[Service]\nEnvironmentFile=/etc/default/kubelet\nExecStart=/usr/bin/kubelet $KUBELET_EXTRA_ARGS\n", "etc/default/kubelet": "KUBELET_EXTRA_ARGS='--container-runtime=remote --container-runtime-endpoint=/var/run/cri-dockerd.sock'\n",
+		}, map[string]string{
+			"/etc/default/kubelet": "KUBELET_EXTRA_ARGS=\"--container-runtime-endpoint=" + socket + "\"\n",
+		}},
+		{"nothing to do", 30, map[string]string{
+			unitPath: "[Service]\nExecStart=/usr/bin/kubelet --container-runtime-endpoint=" + socket + "\n",
+		}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			edits, err := read(t, tree(t, test.files)).Plan(Target{Endpoint: socket, Minor: test.minor})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]string{}
+			for _, e := range edits {
+				got[e.Path] = string(e.After)
+				if e.New != (e.Path == DropIn) || len(e.Why) == 0 {
+					t.Errorf("%s: new %v, why %q", e.Path, e.New, e.Why)
+				}
+			}
+			for path, text := range test.want {
+				if got[path] != text {
+					t.Errorf("%s is to be\n%s\nwant\n%s", path, got[path], text)
+				}
+				delete(got, path)
+			}
+			for path, text := range got {
+				t.Errorf("%s is edited too:\n%s", path, text)
+			}
+		})
+	}
+}
+
+func TestPlanRefusesWhatItCannotEdit(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		files map[string]string
+		says  string
+	}{
+		{"no unit", nil, "by hand"},
+		{"JSON", map[string]string{unitPath: "[Service]\nExecStart=/usr/bin/kubelet --config=/k.json\n", "k.json": `{"kind":"KubeletConfiguration"}`}, "by hand"},
+		{"a drop-in after ours", map[string]string{
+			unitPath: "[Service]\nExecStart=/usr/bin/kubelet --network-plugin=cni\n",
+			"etc/systemd/system/kubelet.service.d/99-last.conf": "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet --network-plugin=cni\n",
+		}, "by hand"},
+		{"images of another runtime", map[string]string{unitPath: "[Service]\nExecStart=/usr/bin/kubelet --image-service-endpoint=unix:///x.sock\n"}, "image-service-endpoint"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := read(t, tree(t, test.files)).Plan(Target{Endpoint: socket, Minor: 30})
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), test.says) {
+				t.Fatalf("err = %v, want one that says %q", err, test.says)
+			}
+		})
+	}
+}
+
+func TestSettingsAreThoseThatCount(t *testing.T) {
+	f := read(t, tree(t, map[string]string{
+		unitPath: kubeadmUnit, kubeadmPath: kubeadmConf,
+		"var/lib/kubelet/kubeadm-flags.env": "KUBELET_KUBEADM_ARGS=\"--cgroup-driver=systemd --feature-gates A=true\"\n",
+		"etc/default/kubelet":               "# more\nKUBELET_EXTRA_ARGS=--cgroup-driver=cgroupfs\n",
+		"var/lib/kubelet/config.yaml":       "cgroupDriver: systemd\nhairpinMode: hairpin-veth\n",
+		// A lower folder's file of the same name does not count.
+		"lib/systemd/system/kubelet.service.d/10-kubeadm.conf": "[Service]\nExecStart=\nExecStart=/bin/false\n",
+	}))
+	if value, where := f.Setting("cgroup-driver", "cgroupDriver"); value != "cgroupfs" || where != "/etc/default/kubelet (KUBELET_EXTRA_ARGS)" {
+		t.Errorf("cgroup driver %q in %q", value, where)
+	}
+	if value, where := f.Setting("hairpin-mode", "hairpinMode"); value != "hairpin-veth" || where != KubeadmConfig {
+		t.Errorf("hairpin mode %q in %q", value, where)
+	}
+	if flag, _ := f.Flag("feature-gates"); flag.Value != "A=true" {
+		t.Errorf("feature gates %q", flag.Value)
+	}
+	if flag, _ := f.Flag("kubeconfig"); flag.Value != "/etc/kubernetes/kubelet.conf" || flag.Variable != "KUBELET_KUBECONFIG_ARGS" {
+		t.Errorf("kubeconfig %+v", flag)
+	}
+}
+
+func TestWordsSurviveQuoting(t *testing.T) {
+	for _, words := range [][]string{{"a", "b c", `d"e`, `f\g`, "h'i", ""}, {`--x={"a": "b"}`}} {
+		got, err := splitWords(joinWords(words))
+		if err != nil || strings.Join(got, "|") != strings.Join(words, "|") || len(got) != len(words) {
+			t.Errorf("%q became %q, %v", words, got, err)
+		}
+		values, err := parseEnv(setEnv("X=1\n", "X", joinWords(words)))
+		if err != nil || values["X"] != joinWords(words) {
+			t.Errorf("%q became %q, %v", joinWords(words), values["X"], err)
+		}
+	}
+	if _, err := splitWords(`a "b`); err == nil {
+		t.Error("an open quote was accepted")
+	}
+}
