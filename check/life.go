@@ -85,7 +85,7 @@ func (p *pod) version(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s %s, CRI %s", v.GetRuntimeName(), v.GetRuntimeVersion(), v.GetRuntimeApiVersion()), nil
+	return fmt.Sprintf("%s %s, runtime API %s", v.GetRuntimeName(), v.GetRuntimeVersion(), v.GetRuntimeApiVersion()), nil
 }
 
 // ready waits a little: right after its start a runtime looks for its engine and its CNI configuration.

@@ -60,3 +60,33 @@ func TestAStaleSocketIsReplacedAndAnythingElseRefused(t *testing.T) {
 		t.Errorf("the file was changed: %q, %v", data, err)
 	}
 }
+
+func TestAnOldShimsSocketIsListenedOnBesideOurs(t *testing.T) {
+	dir := t.TempDir()
+	addresses := []string{"unix://" + filepath.Join(dir, "crishim.sock"), "unix://" + filepath.Join(dir, "dockershim.sock")}
+	listeners, err := Listen(addresses, "")
+	if err != nil || len(listeners) != 2 {
+		t.Fatalf("%d sockets, %v", len(listeners), err)
+	}
+	for i, l := range listeners {
+		conn, err := net.Dial("unix", strings.TrimPrefix(addresses[i], "unix://"))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		_ = conn.Close()
+		_ = l.Close()
+	}
+	// Where the old shim still answers nothing is taken from it.
+	l, err := net.Listen("unix", filepath.Join(dir, "dockershim.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if _, err := Listen(addresses, ""); err == nil || !strings.Contains(err.Error(), "dockershim.sock: another process answers there") {
+		t.Errorf("a dockershim that answers: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "crishim.sock")); err == nil {
+		t.Error("our own socket stayed behind although the start failed")
+	}
+}

@@ -148,17 +148,6 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 	return s, nil
 }
 
-// register serves runtime.v1 and, under its service names, runtime.v1alpha2: the messages of the two are the same on the
-// wire (kubelets 1.20 to 1.25 speak v1alpha2, and those from 1.23 fall back to it).
-func register(g *grpc.Server, s *Server) {
-	for _, desc := range []grpc.ServiceDesc{runtimeapi.RuntimeService_ServiceDesc, runtimeapi.ImageService_ServiceDesc} {
-		g.RegisterService(&desc, s)
-		old := desc
-		old.ServiceName = "runtime.v1alpha2." + desc.ServiceName[len("runtime.v1."):]
-		g.RegisterService(&old, s)
-	}
-}
-
 // SetStreams gives the server the streaming server, which in turn needs the server as its runtime.
 func (s *Server) SetStreams(streams *streaming.Server) { s.streams = streams }
 

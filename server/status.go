@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,24 +14,25 @@ import (
 	"crishim/translator"
 )
 
-// The versions that Version answers: kubeRuntimeAPIVersion is the kubelet's constant, the API version the CRI we serve.
-const (
-	kubeRuntimeAPIVersion = "0.1.0"
-	runtimeAPIVersion     = "v1"
-)
+// kubeRuntimeAPIVersion is the kubelet's constant, which every runtime answers.
+const kubeRuntimeAPIVersion = "0.1.0"
 
 // Version answers without asking anything.
 func (s *Server) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	version := s.defaultEngine.Info().Version
-	if version == "" {
-		version = s.opts.Version
+	return s.version("v1"), nil
+}
+
+// version is the answer for a caller of the given version of CRI.
+func (s *Server) version(api string) *runtimeapi.VersionResponse {
+	if s.opts.RuntimeName == "docker" {
+		api = dockerAPIVersion
 	}
 	return &runtimeapi.VersionResponse{
 		Version:           kubeRuntimeAPIVersion,
 		RuntimeName:       s.opts.RuntimeName,
-		RuntimeVersion:    version,
-		RuntimeApiVersion: runtimeAPIVersion,
-	}, nil
+		RuntimeVersion:    cmp.Or(s.defaultEngine.Info().Version, s.opts.Version),
+		RuntimeApiVersion: api,
+	}
 }
 
 // Status tells whether pods can be run, from what is known: it waits for nobody.
