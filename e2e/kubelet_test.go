@@ -117,38 +117,51 @@ var kubeletPods = map[string]string{
 // chattyLines fill several log files of the size that the harness's kubelet allows, and fewer than it keeps.
 const chattyLines = 6000
 
+// kubeletCore are the steps of TestKubelet, in order.
+var kubeletCore = []struct {
+	name string
+	run  func(*testing.T, *harness.Node, *harness.Kubelet, string)
+}{
+	{"init containers prepare what a web server shows on the pod's address and the host's port", kubeletServes},
+	{"readiness and liveness follow the probes", kubeletProbes},
+	{"a probe that times out leaves no process", kubeletProbeTimeout},
+	{"a container that crashes is restarted, with its message and log kept", kubeletCrash},
+	{"the OOM killer is named", kubeletOOM},
+	{"a pod of commands succeeds", kubeletSucceeds},
+	{"volumes are mounted as the pod says", kubeletVolumes},
+	{"exec, run and port-forward reach the containers", kubeletStreams},
+	{"logs are returned by number of lines, and as they are written", kubeletLogs},
+	{"rotated logs have every line", kubeletRotation},
+	{"statistics and metrics name processor, memory, files and network", kubeletStats},
+	{"a kubelet that restarts finds its containers", kubeletRestarts},
+	{"a shim killed and restarted keeps the kubelet's containers", kubeletShimKilled},
+	{"a deleted pod ends in order, its preStop hook first", kubeletGraceful},
+	{"a pod that ignores SIGTERM is killed after its grace period", kubeletStubborn},
+	{"a changed manifest is a new pod", kubeletChange},
+}
+
 // TestKubelet runs static pods by a real kubelet: what it sees through the shim, and what the world sees of the pods. The pods
-// are started together and the steps follow one another, as a node's life does.
+// are started together and the steps follow one another, as a node's life does. What else is run by a kubelet, and where,
+// stands in kubelet_scenarios_test.go.
 func TestKubelet(t *testing.T) {
 	n := node(t)
 	host := t.TempDir()
 	k := harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{
 		"featureGates": map[string]any{"PodAndContainerStatsFromCRI": true}, // else only containerd's and CRI-O's pods have figures
 	}})
+	runKubeletCore(t, n, k, host)
+}
+
+// runKubeletCore starts the pods of the core and takes its steps, but those named.
+func runKubeletCore(t *testing.T, n *harness.Node, k *harness.Kubelet, host string, without ...string) {
+	t.Helper()
 	for name, spec := range kubeletPods {
 		k.Apply(t, name, podManifest(n, host, name, spec))
 	}
-	for _, step := range []struct {
-		name string
-		run  func(*testing.T, *harness.Node, *harness.Kubelet, string)
-	}{
-		{"init containers prepare what a web server shows on the pod's address and the host's port", kubeletServes},
-		{"readiness and liveness follow the probes", kubeletProbes},
-		{"a probe that times out leaves no process", kubeletProbeTimeout},
-		{"a container that crashes is restarted, with its message and log kept", kubeletCrash},
-		{"the OOM killer is named", kubeletOOM},
-		{"a pod of commands succeeds", kubeletSucceeds},
-		{"volumes are mounted as the pod says", kubeletVolumes},
-		{"exec, run and port-forward reach the containers", kubeletStreams},
-		{"logs are returned by number of lines, and as they are written", kubeletLogs},
-		{"rotated logs have every line", kubeletRotation},
-		{"statistics and metrics name processor, memory, files and network", kubeletStats},
-		{"a kubelet that restarts finds its containers", kubeletRestarts},
-		{"a shim killed and restarted keeps the kubelet's containers", kubeletShimKilled},
-		{"a deleted pod ends in order, its preStop hook first", kubeletGraceful},
-		{"a pod that ignores SIGTERM is killed after its grace period", kubeletStubborn},
-		{"a changed manifest is a new pod", kubeletChange},
-	} {
+	for _, step := range kubeletCore {
+		if slices.Contains(without, step.name) {
+			continue
+		}
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, n, k, host) }) && !k.Running() {
 			t.Fatal("the kubelet ended")
 		}
@@ -157,7 +170,7 @@ func TestKubelet(t *testing.T) {
 
 // podManifest is a static pod of one of the specs above.
 func podManifest(n *harness.Node, host, name, spec string) string {
-	spec = strings.NewReplacer("IMAGE", n.Registry.Ref(harness.Busybox), "DIR", host, "LINES", fmt.Sprint(chattyLines)).Replace(spec)
+	spec = strings.NewReplacer("IMAGE", n.Registry.Ref(harness.Busybox), "DIR", host, "LINES", fmt.Sprint(chattyLines), "REGISTRY", n.Registry.Host, "FILES", n.Registry.Ref(harness.VolumeFiles)).Replace(spec)
 	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec:%s\n", name, spec)
 }
 

@@ -22,14 +22,26 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// kubeletVersion is the one that e2e/kubelet/go.mod names. Unless the build says so, a kubelet takes itself for v0.0.0.
-const kubeletVersion = "v1.37.2"
+// The kubelets that the tests build, each of a module of its own that names this version.
+const (
+	// KubeletCurrent is the one that tests get unless they ask for another.
+	KubeletCurrent = "v1.37.2"
+	// Kubelet122 is the newest that speaks nothing but runtime.v1alpha2; it has the in-tree dockershim.
+	Kubelet122 = "v1.22.17"
+)
+
+// kubeletModules are their folders under e2e.
+var kubeletModules = map[string]string{KubeletCurrent: "kubelet", Kubelet122: "kubelet122"}
 
 // kubeletNode is the name of the kubelet's node; static pods carry it at the end of their names.
 const kubeletNode = "e2e"
 
 // KubeletOptions say how a kubelet is to be. The zero value is one without an API server that keeps small logs.
 type KubeletOptions struct {
+	// Version is KubeletCurrent where it is empty.
+	Version string
+	// Dockershim runs the pods by the in-tree dockershim of an old kubelet instead of the node's shim; see LeaveDockershim.
+	Dockershim bool
 	// Config is merged over the harness's KubeletConfiguration (kubelet.config.k8s.io/v1beta1).
 	Config map[string]any
 }
@@ -43,6 +55,7 @@ type Kubelet struct {
 
 	t          T
 	node       *Node
+	options    KubeletOptions
 	dir        string
 	manifests  string
 	configFile string
@@ -56,7 +69,7 @@ type Kubelet struct {
 type KubeletPod struct {
 	Metadata struct{ Name, Namespace, UID string }
 	Status   struct {
-		Phase, PodIP, Reason, Message            string
+		Phase, PodIP, QOSClass, Reason, Message  string
 		Conditions                               []struct{ Type, Status, Reason string }
 		InitContainerStatuses, ContainerStatuses []KubeletContainer
 	}
@@ -111,21 +124,28 @@ func (p KubeletPod) ContainerIDs() map[string]string {
 func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 	t.Helper()
 	dir := WorkDir(t, "k")
+	if options.Version == "" {
+		options.Version = KubeletCurrent
+	}
 	k := &Kubelet{
-		t: t, node: node, dir: dir, RootDir: filepath.Join(dir, "root"), PodLogs: filepath.Join(dir, "logs"), manifests: filepath.Join(dir, "manifests"),
-		configFile: filepath.Join(dir, "kubelet.json"), binary: kubelet(t), cgroup: "/" + filepath.Base(dir), address: freeAddress(t),
+		t: t, node: node, options: options, dir: dir, RootDir: filepath.Join(dir, "root"), PodLogs: filepath.Join(dir, "logs"), manifests: filepath.Join(dir, "manifests"),
+		configFile: filepath.Join(dir, "kubelet.json"), binary: kubelet(t, options.Version), cgroup: "/" + filepath.Base(dir), address: freeAddress(t),
 		client: &http.Client{Timeout: Call, Transport: &http.Transport{TLSClientConfig: selfSigned, DisableKeepAlives: true}},
 	}
+	if k.old() {
+		k.PodLogs = "/var/log/pods" // it knows no other
+	}
 	for _, folder := range []string{k.manifests, k.PodLogs} {
-		if err := os.Mkdir(folder, 0o755); err != nil {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
 			t.Fatalf("making a folder of the kubelet: %v", err)
 		}
 	}
-	k.writeConfig(options)
+	k.writeConfig()
 	idleConnections(t, node)
 	oneKubelet(t)
 	keepSysctls(t)
 	makeCgroup(t, k.cgroup)
+	t.Cleanup(k.cleanPodLogs)
 	t.Cleanup(k.cleanFiles)
 	t.Cleanup(k.cleanCgroups)
 	k.launch()
@@ -140,7 +160,7 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 
 // writeConfig describes a kubelet that touches nothing of the machine but its own folders and cgroup, and that does on cgroup
 // v1 and without CAP_SYS_RESOURCE.
-func (k *Kubelet) writeConfig(options KubeletOptions) {
+func (k *Kubelet) writeConfig() {
 	k.t.Helper()
 	_, port, err := net.SplitHostPort(k.address)
 	if err != nil {
@@ -175,7 +195,12 @@ func (k *Kubelet) writeConfig(options KubeletOptions) {
 		"fileCheckFrequency": "1s", "syncFrequency": "10s", "volumeStatsAggPeriod": "10s",
 		"containerLogMaxSize": "128Ki", "containerLogMaxFiles": 10, "containerLogMonitorInterval": "3s",
 	}
-	merge(config, options.Config)
+	if k.old() {
+		for _, unknown := range sinceKubelet122 {
+			delete(config, unknown)
+		}
+	}
+	merge(config, k.options.Config)
 	data, err := json.MarshalIndent(config, "", "  ")
 	if err != nil {
 		k.t.Fatalf("describing the kubelet: %v", err)
@@ -185,10 +210,15 @@ func (k *Kubelet) writeConfig(options KubeletOptions) {
 	}
 }
 
+// launch starts it and waits until it answers.
 func (k *Kubelet) launch() {
 	k.t.Helper()
-	k.Process = start(k.t, "kubelet", filepath.Join(k.dir, "kubelet.log"), nil, k.binary, "--config", k.configFile, "--root-dir", k.RootDir,
-		"--cert-dir", filepath.Join(k.dir, "certificates"), "--hostname-override", kubeletNode, "--node-ip", k.node.CNI.Gateway, "--v", "2")
+	args := []string{"--config", k.configFile, "--root-dir", k.RootDir, "--cert-dir", filepath.Join(k.dir, "certificates"),
+		"--hostname-override", kubeletNode, "--node-ip", k.node.CNI.Gateway, "--v", "2"}
+	if k.old() {
+		args = append(args, k.runtimeArgs()...)
+	}
+	k.Process = start(k.t, "kubelet", filepath.Join(k.dir, "kubelet.log"), nil, k.binary, args...)
 	Eventually(k.t, time.Minute, "the kubelet to answer", func() error {
 		if !k.Running() {
 			k.t.Fatalf("the kubelet ended at its start:\n%s", k.LogTail())
@@ -337,6 +367,9 @@ func (k *Kubelet) Get(t T, path string) string {
 	return body
 }
 
+// Cgroup ("/name") is the kubelet's own, above those of its pods.
+func (k *Kubelet) Cgroup() string { return k.cgroup }
+
 // Run runs a command in a container through the kubelet's /run, which is ExecSync, and returns all of its output.
 func (k *Kubelet) Run(pod, container string, command ...string) (string, error) {
 	query := url.Values{"cmd": {strings.Join(command, " ")}} // which the kubelet splits at blanks
@@ -345,13 +378,30 @@ func (k *Kubelet) Run(pod, container string, command ...string) (string, error) 
 
 // Exec is `kubectl exec`, over SPDY, until the command ends: its exit status other than 0 is an ExitError.
 func (k *Kubelet) Exec(ctx context.Context, pod, container string, streams Streams, command ...string) error {
-	query := url.Values{"command": command}
+	return StreamSPDY(ctx, k.ExecURL(pod, container, streams, command...), streams)
+}
+
+// ExecURL is where a command is run in a container, for StreamSPDY or StreamWebSocket.
+func (k *Kubelet) ExecURL(pod, container string, streams Streams, command ...string) string {
+	query := streamQuery(streams)
+	query["command"] = command
+	return "https://" + k.address + "/exec/" + target(pod, container) + "?" + query.Encode()
+}
+
+// AttachURL is where a container's own streams are, for StreamSPDY or StreamWebSocket.
+func (k *Kubelet) AttachURL(pod, container string, streams Streams) string {
+	return "https://" + k.address + "/attach/" + target(pod, container) + "?" + streamQuery(streams).Encode()
+}
+
+// streamQuery asks for streams in the words of the kubelet.
+func streamQuery(streams Streams) url.Values {
+	query := url.Values{}
 	for name, wanted := range map[string]bool{"input": streams.Stdin != nil, "output": streams.Stdout != nil, "error": streams.Stderr != nil, "tty": streams.TTY} {
 		if wanted {
 			query.Set(name, "1")
 		}
 	}
-	return StreamSPDY(ctx, "https://"+k.address+"/exec/"+target(pod, container)+"?"+query.Encode(), streams)
+	return query
 }
 
 // Shell is the standard output of a shell command in a container, by Exec; it must succeed.
@@ -502,7 +552,7 @@ func (k *Kubelet) cleanFiles() {
 	}
 	for _, entry := range entries {
 		link := filepath.Join(links, entry.Name())
-		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, k.dir+"/") {
+		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, k.PodLogs+"/") && strings.Contains(to, "-"+kubeletNode+"_") {
 			if err := os.Remove(link); err != nil {
 				k.t.Errorf("removing a link of the kubelet: %v", err)
 			}
@@ -511,18 +561,18 @@ func (k *Kubelet) cleanFiles() {
 	_ = os.Remove(links) // not empty where it was there before
 }
 
-// kubelet builds the kubelet, on the host's network: its modules are fetched only where a test wants them.
-func kubelet(t T) string {
+// kubelet builds a kubelet, on the host's network: its modules are fetched only where a test wants them.
+func kubelet(t T, version string) string {
 	t.Helper()
 	buildsMu.Lock()
 	defer buildsMu.Unlock()
-	binary := filepath.Join(cacheDir(), "kubelet-"+kubeletVersion)
+	binary := filepath.Join(cacheDir(), "kubelet-"+version)
 	if builds[binary] {
 		return binary
 	}
 	err := onHostNetwork(func() error {
-		return goTool(filepath.Join(root(), "e2e", "kubelet"), nil, "build", "-trimpath", "-buildvcs=false",
-			"-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion="+kubeletVersion, "-o", binary, ".")
+		return goTool(filepath.Join(root(), "e2e", kubeletModules[version]), nil, "build", "-trimpath", "-buildvcs=false",
+			"-ldflags", "-s -w -X k8s.io/component-base/version.gitVersion="+version, "-o", binary, ".")
 	})
 	if err != nil {
 		t.Fatalf("building the kubelet: %v", err)

@@ -201,7 +201,7 @@ func StreamWebSocket(ctx context.Context, address string, s Streams) error {
 		return err
 	}
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
-	dialer := websocket.Dialer{Subprotocols: []string{"v5.channel.k8s.io"}}
+	dialer := websocket.Dialer{Subprotocols: []string{"v5.channel.k8s.io"}, TLSClientConfig: selfSigned}
 	conn, reply, err := dialer.DialContext(ctx, u.String(), nil)
 	if err != nil {
 		if reply != nil {

@@ -1,0 +1,57 @@
+package harness
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// What a kubelet of Kubernetes 1.22 wants otherwise than a current one.
+
+// sinceKubelet122 are the fields of its configuration that it does not know yet.
+var sinceKubelet122 = []string{"containerRuntimeEndpoint", "failCgroupV1", "podLogsDir", "containerLogMonitorInterval"}
+
+// old says that the kubelet is of the time when the runtime was chosen by flags.
+func (k *Kubelet) old() bool { return k.options.Version == Kubelet122 }
+
+// runtimeArgs are those flags: for the node's shim, or for the kubelet's own dockershim on the node's Docker Engine, which finds
+// pause image and pod network where the shim does.
+func (k *Kubelet) runtimeArgs() []string {
+	if !k.options.Dockershim {
+		return []string{"--container-runtime=remote", "--container-runtime-endpoint=unix://" + k.node.Shim.Socket}
+	}
+	return []string{
+		"--container-runtime=docker", "--docker-endpoint=" + k.node.Docker.Endpoint(), "--docker=" + k.node.Docker.Endpoint(),
+		"--container-runtime-endpoint=unix://" + filepath.Join(k.dir, "dockershim.sock"),
+		"--experimental-dockershim-root-directory=" + k.DockershimDir(),
+		"--pod-infra-container-image=" + SharedRegistry(k.t).Ref(Pause),
+		"--network-plugin=cni", "--cni-conf-dir=" + k.node.CNI.ConfDir, "--cni-cache-dir=" + filepath.Join(k.dir, "cni-cache"),
+		"--cni-bin-dir=" + strings.Join([]string{k.node.CNI.PluginDir, k.node.CNI.BinDir}, ","),
+	}
+}
+
+// DockershimDir is where the in-tree dockershim keeps its checkpoints of sandboxes ("sandbox/ID").
+func (k *Kubelet) DockershimDir() string { return filepath.Join(k.dir, "dockershim") }
+
+// LeaveDockershim ends a kubelet that runs pods by its dockershim and starts it again on the node's shim: the migration of a
+// node. Its pods live on.
+func (k *Kubelet) LeaveDockershim() {
+	k.t.Helper()
+	k.options.Dockershim = false
+	k.Restart()
+}
+
+// cleanPodLogs removes what the kubelet's pods left where an old kubelet has all logs of a machine.
+func (k *Kubelet) cleanPodLogs() {
+	k.t.Helper()
+	if !k.old() {
+		return
+	}
+	folders, _ := filepath.Glob(filepath.Join(k.PodLogs, "*-"+kubeletNode+"_*")) // the pattern is well formed
+	for _, folder := range folders {
+		if err := os.RemoveAll(folder); err != nil {
+			k.t.Errorf("removing logs of an old kubelet: %v", err)
+		}
+	}
+	_ = os.Remove(k.PodLogs) // not empty where others use it
+}

@@ -1,0 +1,59 @@
+package e2e
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/e2e/harness"
+)
+
+// Images as a kubelet pulls, counts and collects them.
+var kubeletImageFamily = kubeletFamily{
+	pods: map[string]string{
+		"pulls": `
+  restartPolicy: Never
+  containers:
+  - {name: always, image: IMAGE, imagePullPolicy: Always, command: ["true"]}
+  - {name: never, image: REGISTRY/never:pulled, imagePullPolicy: Never, command: ["true"]}
+  - {name: none, image: REGISTRY/none:at-all, command: ["true"]}`,
+	},
+	steps: []kubeletStep{
+		{"an image that must not, and one that cannot be pulled are named", kubeletPulls},
+		{"images that no container has are collected, pinned ones and those in use are kept", kubeletCollectsImages},
+	},
+}
+
+func kubeletPulls(t *testing.T, r *kubeletRun) {
+	r.WaitPod(t, "pulls", time.Minute, "its images to be looked for", func(p harness.KubeletPod) error {
+		always, never, none := p.Container("always").State.Terminated, p.Container("never").State.Waiting, p.Container("none").State.Waiting
+		if always == nil || always.ExitCode != 0 || never == nil || never.Reason != "ErrImageNeverPull" || none == nil || none.Reason != "ErrImagePull" && none.Reason != "ImagePullBackOff" {
+			return errors.New("they are not as they should be")
+		}
+		return nil
+	})
+}
+
+// kubeletCollectsImages waits for the kubelet's collector, which comes every five minutes.
+func kubeletCollectsImages(t *testing.T, r *kubeletRun) {
+	has := func(repository string) bool {
+		reply, err := r.n.Shim.Images.ImageStatus(ctx(t), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: r.n.Registry.Ref(repository)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reply.Image != nil
+	}
+	harness.Eventually(t, 11*time.Minute, "the kubelet to collect images", func() error {
+		if has(harness.Small) {
+			return errors.New("the one that no container has is there")
+		}
+		return nil
+	})
+	for _, repository := range []string{harness.Busybox, harness.Pause} {
+		if !has(repository) {
+			t.Errorf("image %s is gone too", repository)
+		}
+	}
+}

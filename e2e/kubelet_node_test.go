@@ -1,0 +1,200 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"crishim/e2e/harness"
+)
+
+// kubeletWeb is a pod that must be reachable whatever happened.
+const kubeletWeb = `
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: web
+    image: IMAGE
+    command: [sh, -c, "echo started >> /data/starts; exec httpd -f -p 80 -h /data"]
+    ports: [{containerPort: 80, hostPort: 18183}]
+    readinessProbe: {httpGet: {port: 80, path: /starts}, periodSeconds: 1}
+    volumeMounts: [{name: data, mountPath: /data}]
+  volumes: [{name: data, emptyDir: {}}]`
+
+// kubeletOn runs kubeletWeb and two more pods on a node of the test's own.
+func kubeletOn(t *testing.T, docker harness.DockerOptions) *kubeletRun {
+	t.Helper()
+	wholeKubelet(t)
+	n := harness.NewNode(t, docker, harness.ShimOptions{})
+	n.Pull(t, harness.Busybox)
+	r := &kubeletRun{n: n, host: t.TempDir()}
+	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{})
+	r.apply(t, "web", kubeletWeb)
+	for _, name := range []string{"first", "second"} {
+		r.apply(t, name, `
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: IMAGE, command: [testserver, on-term, "0"]}]`)
+	}
+	return r
+}
+
+// serves checks that the web pod answers, that many starts after the first.
+func (r *kubeletRun) serves(t *testing.T, starts string) {
+	t.Helper()
+	harness.Eventually(t, 2*time.Minute, "the pod to serve", func() error {
+		pod := r.WaitReady(t, "web")
+		for _, address := range []string{net.JoinHostPort(pod.Status.PodIP, "80"), r.n.CNI.Gateway + ":18183"} {
+			body, err := tryGet(address + "/starts")
+			if err == nil && body != starts {
+				err = fmt.Errorf("%s says %q, want %q", address, body, starts)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, name := range []string{"first", "second"} {
+		r.WaitReady(t, name)
+		r.Shell(t, name, "c", "true")
+	}
+}
+
+// A dockerd that ends with its containers, and comes back: the kubelet makes its pods again, in their old volumes.
+func TestKubeletOnDockerdThatRestarts(t *testing.T) {
+	harness.AboutDocker(t)
+	r := kubeletOn(t, harness.DockerOptions{})
+	r.serves(t, "started\n")
+	r.n.Docker.Restart()
+	r.n.Shim.WaitReady()
+	r.serves(t, "started\nstarted\n")
+}
+
+// With live-restore a dockerd that dies and comes back changes nothing.
+func TestKubeletOnDockerdThatIsKilledWithLiveRestore(t *testing.T) {
+	harness.AboutDocker(t)
+	r := kubeletOn(t, harness.DockerOptions{LiveRestore: true})
+	r.serves(t, "started\n")
+	before := r.WaitReady(t, "web").ContainerIDs()
+	r.n.Docker.Kill()
+	r.n.Docker.Start()
+	r.n.Shim.WaitReady()
+	r.serves(t, "started\n")
+	if now := r.WaitReady(t, "web").ContainerIDs(); now["web"] != before["web"] {
+		t.Errorf("its container was %v and is %v", before, now)
+	}
+}
+
+// A node that is full at once, and empty again.
+func TestKubeletFullNode(t *testing.T) {
+	wholeKubelet(t)
+	const pods = 110
+	n := node(t)
+	r := &kubeletRun{n: n, host: t.TempDir()}
+	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"maxPods": pods, "registryPullQPS": 0, "syncFrequency": "1m"}})
+	name := func(i int) string { return fmt.Sprintf("full-%d", i) }
+	for i := range pods {
+		r.apply(t, name(i), `
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: IMAGE, command: [testserver, on-term, "0"]}]`)
+	}
+	addresses := map[string]bool{}
+	harness.Eventually(t, 10*time.Minute, "all pods to be ready", func() error {
+		all, err := r.Pods()
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for _, pod := range all {
+			if pod.Ready() {
+				ready++
+				addresses[pod.Status.PodIP] = true
+			}
+		}
+		if ready < pods {
+			return fmt.Errorf("%d are", ready)
+		}
+		return nil
+	})
+	if len(addresses) != pods {
+		t.Errorf("%d pods have %d addresses", pods, len(addresses))
+	}
+	r.Shell(t, name(pods-1), "c", "true")
+	for i := range pods {
+		r.Delete(t, name(i))
+	}
+	harness.Eventually(t, 10*time.Minute, "all pods to end", func() error {
+		if left := len(n.CNI.Addresses()); left > 0 {
+			return fmt.Errorf("%d addresses are taken", left)
+		}
+		return nil
+	})
+}
+
+// What a kubelet's feature gates ask of a runtime otherwise.
+func TestKubeletFeatureGates(t *testing.T) {
+	wholeKubelet(t)
+	for name, gates := range map[string]map[string]any{
+		"evented PLEG and streamed lists": {"EventedPLEG": true, "CRIListStreaming": true, "PodAndContainerStatsFromCRI": true},
+		"no statistics from the CRI":      {"PodAndContainerStatsFromCRI": false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := node(t)
+			r := &kubeletRun{n: n, host: t.TempDir()}
+			r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"featureGates": gates}})
+			for _, pod := range []string{"web", "crash", "once", "graceful"} {
+				r.apply(t, pod, kubeletPods[pod])
+			}
+			kubeletServes(t, n, r.Kubelet, r.host)
+			kubeletCrash(t, n, r.Kubelet, r.host)
+			kubeletSucceeds(t, n, r.Kubelet, r.host)
+			kubeletGraceful(t, n, r.Kubelet, r.host)
+			harness.Eventually(t, time.Minute, "the pod's figures", func() error {
+				stats, err := r.StatsSummary("web")
+				if err == nil && (len(stats.Containers) != 1 || stats.Containers[0].Memory.WorkingSetBytes == 0 || stats.Containers[0].RootFS.UsedBytes == nil) {
+					err = fmt.Errorf("they are %+v", stats)
+				}
+				return err
+			})
+			if gates["EventedPLEG"] == true {
+				if got := value(r.Get(t, "/metrics"), "kubelet_evented_pleg_connection_success_count"); got == "" || got == "0" {
+					t.Errorf("the kubelet has connected %q times to the events", got)
+				}
+			}
+		})
+	}
+}
+
+// value is that of a metric without labels, "" where there is none.
+func value(metrics, name string) string {
+	for line := range strings.Lines(metrics) {
+		if number, found := strings.CutPrefix(line, name+" "); found {
+			return strings.TrimSpace(number)
+		}
+	}
+	return ""
+}
+
+// After a reboot nothing runs and the pods come back, in their old volumes.
+func TestKubeletReboot(t *testing.T) {
+	r := kubeletOn(t, harness.DockerOptions{})
+	r.serves(t, "started\n")
+	before := r.WaitReady(t, "web")
+	r.n.Reboot(t, r.Kubelet)
+	clear(warm) // the rules that a first pod makes are gone
+	harness.Eventually(t, 2*time.Minute, "the pod to be made again", func() error {
+		if now := r.WaitReady(t, "web"); now.Container("web").ContainerID == before.Container("web").ContainerID {
+			return errors.New("it is the one before")
+		}
+		return nil
+	})
+	r.serves(t, "started\nstarted\n")
+	harness.Eventually(t, 2*time.Minute, "the addresses of the pods before to be given back", func() error {
+		if taken := r.n.CNI.Addresses(); len(taken) != 3 {
+			return fmt.Errorf("%v are taken", taken)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,94 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"crishim/e2e/harness"
+)
+
+// What is run by a real kubelet, and where: TestKubelet is in `make test`, the rest in `make test-kubelet`.
+//
+//	start, init containers, hostPort, exec, /run, port-forward, rotation, deletion  TestKubelet
+//	probes: http, exec, tcp start, exec time-out; crash, OOM, previous log          TestKubelet
+//	probes: exec, tcp, http time-out and startup that fail; sidecars; hooks         kubelet_probes_test.go
+//	back-off, termination message of a log                                          kubelet_probes_test.go
+//	emptyDir, memory, hostPath, sub-path, read-only                                 TestKubelet
+//	projected volumes, propagation both ways, image volumes                         kubelet_volumes_test.go
+//	users, groups, fsGroup, nonRoot, capabilities, seccomp, read-only root, sysctls kubelet_security_test.go
+//	host network, PID and IPC; shareProcessNamespace; user namespaces               kubelet_security_test.go
+//	limits of container and pod, QoS, OOM scores                                    kubelet_resources_test.go
+//	exec with 4 MiB of stdin, terminals, attach; SPDY and WebSocket                 kubelet_streams_test.go
+//	logs since, limited, and followed over rotation                                 kubelet_streams_test.go
+//	/stats/summary, /metrics/cadvisor, statistics from the CRI                      TestKubelet
+//	/metrics/resource, /metrics/probes, figures of every pod                        kubelet_resources_test.go
+//	no statistics from the CRI, evented PLEG, streamed lists                        TestKubeletFeatureGates
+//	image collection, pinned images                                                 TestKubeletScenarios, its last step
+//	restart of the kubelet; kill -9 of the shim                                     TestKubelet
+//	restart and kill -9 of the shim under load; removed behind the kubelet's back   kubelet_faults_test.go
+//	restart of dockerd, with and without live-restore; the node's reboot            TestKubeletOnDockerd…, TestKubeletReboot
+//	110 pods at once                                                                TestKubeletFullNode
+//	v1.22, which speaks v1alpha2 only; from its dockershim to crishim               TestKubelet122…
+//	in-place resize, kubectl, WebSockets from end to end, workloads                 cluster_test.go
+
+// wholeKubelet skips a test that `make test` has no time for.
+func wholeKubelet(t *testing.T) {
+	t.Helper()
+	harness.Require(t)
+	if os.Getenv("E2E_KUBELET") != "all" {
+		t.Skip("left to `make test-kubelet`, which sets E2E_KUBELET=all")
+	}
+}
+
+// kubeletStep is one check of a kubelet's pods.
+type kubeletStep struct {
+	name string
+	run  func(*testing.T, *kubeletRun)
+}
+
+// kubeletFamily is the pods of a topic and what is checked of them.
+type kubeletFamily struct {
+	pods  map[string]string // specs, see podManifest
+	steps []kubeletStep
+}
+
+// kubeletRun is a kubelet that many families share: one start serves them all.
+type kubeletRun struct {
+	*harness.Kubelet
+	n    *harness.Node
+	host string // DIR of the specs
+}
+
+func (r *kubeletRun) apply(t *testing.T, name, spec string) {
+	t.Helper()
+	r.Apply(t, name, podManifest(r.n, r.host, name, spec))
+}
+
+var kubeletFamilies = []kubeletFamily{kubeletProbeFamily, kubeletVolumeFamily, kubeletSecurityFamily, kubeletResourceFamily, kubeletStreamFamily, kubeletFaultFamily, kubeletImageFamily}
+
+// TestKubeletScenarios is what TestKubelet has no time for, on one kubelet, all pods at the same time.
+func TestKubeletScenarios(t *testing.T) {
+	wholeKubelet(t)
+	n := node(t)
+	r := &kubeletRun{n: n, host: sharedMount(t)}
+	collected := n.Registry.Ref(harness.Small)
+	n.Shim.PullOnce(t, collected) // which no pod has
+	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{
+		"featureGates":      map[string]any{"PodAndContainerStatsFromCRI": true},
+		"imageMinimumGCAge": "10s", "imageMaximumGCAge": "20s",
+	}})
+	writeSeccompProfile(t, filepath.Join(r.RootDir, "seccomp"))
+	for _, family := range kubeletFamilies {
+		for name, spec := range family.pods {
+			r.apply(t, name, spec)
+		}
+	}
+	for _, family := range kubeletFamilies {
+		for _, step := range family.steps {
+			if !t.Run(step.name, func(t *testing.T) { step.run(t, r) }) && !r.Running() {
+				t.Fatal("the kubelet ended")
+			}
+		}
+	}
+}
