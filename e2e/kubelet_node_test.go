@@ -27,6 +27,7 @@ const kubeletWeb = `
 func kubeletOn(t *testing.T, docker harness.DockerOptions) *kubeletRun {
 	t.Helper()
 	wholeKubelet(t)
+	recordKubelet(t, harness.KubeletCurrent, 1)
 	n := harness.NewNode(t, docker, harness.ShimOptions{})
 	n.Pull(t, harness.Busybox)
 	r := &kubeletRun{n: n, host: t.TempDir()}
@@ -91,6 +92,7 @@ func TestKubeletOnDockerdThatIsKilledWithLiveRestore(t *testing.T) {
 func TestKubeletFullNode(t *testing.T) {
 	wholeKubelet(t)
 	const pods = 110
+	recordKubelet(t, harness.KubeletCurrent, 1)
 	n := node(t)
 	r := &kubeletRun{n: n, host: t.TempDir()}
 	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"maxPods": pods, "registryPullQPS": 0, "syncFrequency": "1m"}})
@@ -141,6 +143,7 @@ func TestKubeletFeatureGates(t *testing.T) {
 		"no statistics from the CRI":      {"PodAndContainerStatsFromCRI": false},
 	} {
 		t.Run(name, func(t *testing.T) {
+			recordKubelet(t, harness.KubeletCurrent, 1)
 			n := node(t)
 			r := &kubeletRun{n: n, host: t.TempDir()}
 			r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"featureGates": gates}})

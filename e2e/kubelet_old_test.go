@@ -12,6 +12,7 @@ import (
 // takes those from its own cAdvisor, which knows only containerd's and CRI-O's pods.
 func TestKubelet122(t *testing.T) {
 	wholeKubelet(t)
+	recordKubelet(t, harness.Kubelet122, len(kubeletCore))
 	n := node(t)
 	host := t.TempDir()
 	k := harness.StartKubelet(t, n, harness.KubeletOptions{Version: harness.Kubelet122})

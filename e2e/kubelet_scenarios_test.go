@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"crishim/e2e/harness"
 )
@@ -15,7 +17,7 @@ import (
 //	probes: exec, tcp, http time-out and startup that fail; sidecars; hooks         kubelet_probes_test.go
 //	back-off, termination message of a log                                          kubelet_probes_test.go
 //	emptyDir, memory, hostPath, sub-path, read-only                                 TestKubelet
-//	projected volumes, propagation both ways, image volumes                         kubelet_volumes_test.go
+//	projected-style volumes, propagation both ways, image volumes                   kubelet_volumes_test.go
 //	users, groups, fsGroup, nonRoot, capabilities, seccomp, read-only root, sysctls kubelet_security_test.go
 //	host network, PID and IPC; shareProcessNamespace; user namespaces               kubelet_security_test.go
 //	limits of container and pod, QoS, OOM scores                                    kubelet_resources_test.go
@@ -39,6 +41,40 @@ func wholeKubelet(t *testing.T) {
 	if os.Getenv("E2E_KUBELET") != "all" {
 		t.Skip("left to `make test-kubelet`, which sets E2E_KUBELET=all")
 	}
+}
+
+// recordKubelet has the end of the test, and of what its cleanup finds, written to $E2E_KUBELET_REPORT, for the table in
+// docs/compatibility.md. It is called first, so that its own cleanup is the last.
+func recordKubelet(t *testing.T, version string, checks int) {
+	t.Helper()
+	file := os.Getenv("E2E_KUBELET_REPORT")
+	if file == "" {
+		return
+	}
+	engine := harness.EngineName(t)
+	t.Cleanup(func() {
+		result := "pass"
+		if t.Failed() {
+			result = "fail"
+		}
+		runs := map[string]any{}
+		if data, err := os.ReadFile(file); err == nil {
+			if err := json.Unmarshal(data, &runs); err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+		}
+		// As package reliability reads it, which the tests of another package do not import.
+		runs[version+" "+engine+" "+t.Name()] = map[string]any{
+			"kubelet": version, "engine": engine, "test": t.Name(), "result": result, "checks": checks, "date": time.Now().UTC().Format(time.DateOnly),
+		}
+		data, err := json.MarshalIndent(runs, "", " ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, append(data, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // kubeletStep is one check of a kubelet's pods.
@@ -70,6 +106,11 @@ var kubeletFamilies = []kubeletFamily{kubeletProbeFamily, kubeletVolumeFamily, k
 // TestKubeletScenarios is what TestKubelet has no time for, on one kubelet, all pods at the same time.
 func TestKubeletScenarios(t *testing.T) {
 	wholeKubelet(t)
+	checks := 0
+	for _, family := range kubeletFamilies {
+		checks += len(family.steps)
+	}
+	recordKubelet(t, harness.KubeletCurrent, checks)
 	n := node(t)
 	r := &kubeletRun{n: n, host: sharedMount(t)}
 	collected := n.Registry.Ref(harness.Small)

@@ -144,6 +144,7 @@ var kubeletCore = []struct {
 // are started together and the steps follow one another, as a node's life does. What else is run by a kubelet, and where,
 // stands in kubelet_scenarios_test.go.
 func TestKubelet(t *testing.T) {
+	recordKubelet(t, harness.KubeletCurrent, len(kubeletCore))
 	n := node(t)
 	host := t.TempDir()
 	k := harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{

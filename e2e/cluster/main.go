@@ -1,6 +1,6 @@
 // Command cluster is a Kubernetes control plane and its client, built from their modules into one program, for the end-to-end
 // tests and `make demo-cluster`: its first argument, or the name that it is called by, is kube-apiserver,
-// kube-controller-manager, kube-scheduler or kubectl.
+// kube-controller-manager, kube-scheduler or kubectl; or `up`, which runs the three and etcd.
 package main
 
 import (
@@ -33,11 +33,18 @@ func main() {
 		os.Args = os.Args[1:]
 		name = os.Args[0]
 	}
+	if name == "up" {
+		if err := up(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, "cluster:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if daemon, known := daemons[name]; known {
 		os.Exit(cli.Run(daemon()))
 	}
 	if name != "kubectl" {
-		fmt.Fprintln(os.Stderr, "cluster: want one of kube-apiserver, kube-controller-manager, kube-scheduler, kubectl")
+		fmt.Fprintln(os.Stderr, "cluster: want up, kube-apiserver, kube-controller-manager, kube-scheduler or kubectl")
 		os.Exit(2)
 	}
 	if err := cli.RunNoErrOutput(cmd.NewDefaultKubectlCommand()); err != nil {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // The Docker Engines that the tests know by name. EngineDebian is the dockerd on PATH, which `make test` installs; the others
@@ -115,4 +116,15 @@ func buildTool(t T, module, pkg string, args ...string) string {
 	}
 	builds[target] = true
 	return target
+}
+
+// EngineName is the engine of the tests in words: "native", or "Docker" and its version.
+func EngineName(t T) string {
+	t.Helper()
+	if Native() {
+		return EngineNative
+	}
+	out := Run(t, DockerEngine(t, os.Getenv(engineVariable)).Binary, "--version") // Docker version 20.10.24+dfsg1, build 297e128
+	version, _, _ := strings.Cut(strings.TrimPrefix(out, "Docker version "), ",")
+	return "Docker " + version
 }

@@ -42,11 +42,13 @@ type KubeletOptions struct {
 	Version string
 	// Dockershim runs the pods by the in-tree dockershim of an old kubelet instead of the node's shim; see LeaveDockershim.
 	Dockershim bool
+	// Cluster is the control plane whose node it is; nil where it has none and runs static pods.
+	Cluster *Cluster
 	// Config is merged over the harness's KubeletConfiguration (kubelet.config.k8s.io/v1beta1).
 	Config map[string]any
 }
 
-// Kubelet is a real kubelet without an API server, which runs the pods of a folder of manifests through a node's shim. It takes
+// Kubelet is a real kubelet, which runs the pods of a folder of manifests, or of a Cluster, through a node's shim. It takes
 // the whole runtime for its own and ends every pod that is not in the folder: while it runs, a test makes no pod by itself.
 type Kubelet struct {
 	*Process
@@ -129,8 +131,11 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 	}
 	k := &Kubelet{
 		t: t, node: node, options: options, dir: dir, RootDir: filepath.Join(dir, "root"), PodLogs: filepath.Join(dir, "logs"), manifests: filepath.Join(dir, "manifests"),
-		configFile: filepath.Join(dir, "kubelet.json"), binary: kubelet(t, options.Version), cgroup: "/" + filepath.Base(dir), address: freeAddress(t),
+		configFile: filepath.Join(dir, "kubelet.json"), binary: kubelet(t, options.Version), cgroup: "/" + filepath.Base(dir), address: freeAddress(t, "127.0.0.1"),
 		client: &http.Client{Timeout: Call, Transport: &http.Transport{TLSClientConfig: selfSigned, DisableKeepAlives: true}},
+	}
+	if options.Cluster != nil {
+		k.address = freeAddress(t, node.CNI.Gateway) // where the API server looks for it
 	}
 	if k.old() {
 		k.PodLogs = "/var/log/pods" // it knows no other
@@ -162,7 +167,7 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 // v1 and without CAP_SYS_RESOURCE.
 func (k *Kubelet) writeConfig() {
 	k.t.Helper()
-	_, port, err := net.SplitHostPort(k.address)
+	host, port, err := net.SplitHostPort(k.address)
 	if err != nil {
 		k.t.Fatalf("address of the kubelet: %v", err)
 	}
@@ -177,7 +182,7 @@ func (k *Kubelet) writeConfig() {
 	config := map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
 		"containerRuntimeEndpoint": "unix://" + k.node.Shim.Socket,
-		"address":                  "127.0.0.1", "port": number, "healthzPort": 0,
+		"address":                  host, "port": number, "healthzPort": 0,
 		"authentication":  map[string]any{"anonymous": map[string]any{"enabled": true}, "webhook": map[string]any{"enabled": false}},
 		"authorization":   map[string]any{"mode": "AlwaysAllow"},
 		"staticPodPath":   k.manifests,
@@ -217,6 +222,9 @@ func (k *Kubelet) launch() {
 		"--hostname-override", kubeletNode, "--node-ip", k.node.CNI.Gateway, "--v", "2"}
 	if k.old() {
 		args = append(args, k.runtimeArgs()...)
+	}
+	if cluster := k.options.Cluster; cluster != nil {
+		args = append(args, "--kubeconfig", filepath.Join(cluster.dir, "kubelet.kubeconfig"))
 	}
 	k.Process = start(k.t, "kubelet", filepath.Join(k.dir, "kubelet.log"), nil, k.binary, args...)
 	Eventually(k.t, time.Minute, "the kubelet to answer", func() error {
@@ -493,6 +501,9 @@ func (k *Kubelet) removePods() {
 		k.node.Shim.removePods()
 		return
 	}
+	if k.options.Cluster != nil {
+		k.options.Cluster.clear()
+	}
 	Eventually(k.t, 3*time.Minute, "the kubelet to remove its pods", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), Call)
 		defer cancel()
@@ -581,10 +592,10 @@ func kubelet(t T, version string) string {
 	return binary
 }
 
-// freeAddress is an address on loopback where nobody listens.
-func freeAddress(t T) string {
+// freeAddress is an address on a host where nobody listens.
+func freeAddress(t T, host string) string {
 	t.Helper()
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	listener, err := net.Listen("tcp4", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatalf("looking for a free port: %v", err)
 	}
