@@ -40,6 +40,8 @@ func main() {
 		err = serveRequests()
 	case len(os.Args) > 1 && os.Args[1] == "version":
 		err = json.NewEncoder(os.Stdout).Encode(monitor.Hello{Build: version, Libraries: run.Libraries()})
+	case len(os.Args) > 1 && os.Args[1] == "seccomp":
+		err = run.CompileSeccomp(os.Stdin, os.Stdout)
 	default:
 		err = fmt.Errorf("%s is started by crishim for each pod; `version` says what is in it", os.Args[0])
 	}

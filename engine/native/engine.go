@@ -73,6 +73,7 @@ type Engine struct {
 	pins    *ns.Pins
 	roots   *rootfs.Store
 	cgroups *cgroup.Driver
+	filters *filters
 	cdi     *host.Injector
 	info    engine.Info
 	events  events
@@ -131,7 +132,7 @@ func New(opts Options) (*Engine, error) {
 	}
 	for _, dir := range []string{
 		e.podRecords.dir, e.podRecords.copies, e.containerRecords.dir, e.containerRecords.copies,
-		e.exits(), e.monitors(), e.bundles(), e.stateRoot(),
+		e.exits(), e.monitors(), e.bundles(), e.stateRoot(), e.filterDir(),
 	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
@@ -147,6 +148,7 @@ func New(opts Options) (*Engine, error) {
 	if e.helper, err = helper.Open(opts.RootDir); err != nil {
 		return nil, err
 	}
+	e.filters = newFilters(e.filterDir(), e.helper)
 	if e.pins, err = ns.Open(filepath.Join(opts.RunDir, "ns")); err != nil {
 		return nil, err
 	}
@@ -308,6 +310,9 @@ func logProgress(p image.Progress) {
 func (e *Engine) exits() string    { return filepath.Join(e.opts.RootDir, "exits") }
 func (e *Engine) bundles() string  { return filepath.Join(e.opts.RunDir, "bundles") }
 func (e *Engine) monitors() string { return filepath.Join(e.opts.RunDir, "monitors") }
+
+// filterDir has compiled seccomp profiles.
+func (e *Engine) filterDir() string { return filepath.Join(e.opts.RunDir, "seccomp") }
 
 // stateRoot is libcontainer's own folder: `runc --root` works on it in an incident.
 func (e *Engine) stateRoot() string { return filepath.Join(e.opts.RunDir, "runc") }

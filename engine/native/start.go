@@ -118,6 +118,9 @@ func (e *Engine) createProcess(ctx context.Context, p *pod, id string, oci *spec
 	}
 	args.Spec, args.SystemdCgroup = data, e.host.CgroupDriver == engine.SystemdDriver
 	args.ExitFile = e.exitFile(engine.ContainerID(id))
+	if oci.Linux != nil {
+		args.SeccompFilter = e.filters.of(ctx, oci.Linux.Seccomp)
+	}
 	client := e.monitorOf(p.ID)
 	if client == nil {
 		return monitor.State{}, fmt.Errorf("the pod's monitor has ended: %w", errdefs.ErrUnavailable)

@@ -127,6 +127,9 @@ type CreateArgs struct {
 	// SystemdCgroup says that linux.cgroupsPath is "slice:prefix:name".
 	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
 	NoNewKeyring  bool `json:"noNewKeyring,omitempty"`
+	// SeccompFilter is the absolute path of the specification's seccomp profile in compiled form, as the helper's `seccomp`
+	// wrote it; "" or one that does not fit only costs time.
+	SeccompFilter string `json:"seccompFilter,omitempty"`
 	// LogPath is below LogRoot (crilog.Open); "" writes no log.
 	LogRoot string `json:"logRoot,omitempty"`
 	LogPath string `json:"logPath,omitempty"`

@@ -24,6 +24,7 @@ import (
 
 // container is a serve.Container.
 type container struct {
+	runtime   *Runtime
 	id        string
 	spec      *specs.Spec // Update changes its resources; serve lets in one at a time
 	args      *monitor.CreateArgs
@@ -122,7 +123,10 @@ func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process,
 	}
 	c.updating.RLock()
 	defer c.updating.RUnlock()
-	if err := c.container.Start(process); err != nil {
+	c.runtime.filters.RLock()
+	err = c.container.Start(process)
+	c.runtime.filters.RUnlock()
+	if err != nil {
 		if errors.Is(err, libcontainer.ErrNotRunning) {
 			return nil, fmt.Errorf("exec in container %s: %w: %w", c.id, err, errdefs.ErrFailedPrecondition)
 		}

@@ -40,6 +40,8 @@ type Runtime struct {
 	Root string
 	// OOMScoreAdj is for specifications without one: the monitor's own is no value for a container.
 	OOMScoreAdj int
+
+	filters filters
 }
 
 type plan struct {
@@ -108,7 +110,11 @@ func (p *plan) make(stdio serve.Stdio, start func(*libcontainer.Container, *libc
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", p.id, err)
 	}
-	if err := start(c, first); err != nil {
+	p.runtime.filters.add(p.args.SeccompFilter)
+	p.runtime.filters.RLock()
+	err = start(c, first)
+	p.runtime.filters.RUnlock()
+	if err != nil {
 		// What was made is removed by Destroy: a process too, which Start leaves where the failure came late.
 		if pid, perr := first.Pid(); perr == nil && pid > 0 {
 			_ = first.Signal(unix.SIGKILL)
@@ -127,7 +133,7 @@ func (p *plan) make(stdio serve.Stdio, start func(*libcontainer.Container, *libc
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", p.id, err)
 	}
-	return &container{id: p.id, spec: p.spec, args: p.args, container: c, paths: state.CgroupPaths, process: proc{first, pid}}, nil
+	return &container{runtime: p.runtime, id: p.id, spec: p.spec, args: p.args, container: c, paths: state.CgroupPaths, process: proc{first, pid}}, nil
 }
 
 // Remove is serve.Runtime's. The cgroup's name is in the state; without one there is nothing that it could remove.
