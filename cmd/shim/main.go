@@ -31,6 +31,7 @@ Usage: crishim [COMMAND] [FLAGS]
   check     run the whole life of a pod against an endpoint and print a table
   state     show the records of pods and containers, also while the daemon is down
   images    list, pull, remove, import and export the native engine's images while the daemon is down
+  preflight tell whether this node's pods can be taken over from dockershim or cri-dockerd, and what to do first
   config    check the configuration and print it; --sample prints a commented file
   version   print the version
 
@@ -52,6 +53,8 @@ func commands() map[string]command {
 		"state":  {flags: stateFlags, run: showState},
 		"images": {flags: imagesFlags, run: manageImages, arguments: true},
 		"config": {flags: configFlags, run: showConfig},
+
+		"preflight": {flags: preflightFlags, run: runPreflight},
 		"version": {flags: func(*pflag.FlagSet) {}, run: func(_ context.Context, _ *pflag.FlagSet, out io.Writer) error {
 			_, err := fmt.Fprintln(out, "crishim", version)
 			return err
@@ -62,6 +65,11 @@ func commands() map[string]command {
 // errUsage is a command line that makes no sense: exit status 2.
 var errUsage = errors.New("see crishim --help")
 
+// verdict is what a command found, which it has printed already, as the exit status.
+type verdict int
+
+func (v verdict) Error() string { return fmt.Sprintf("exit status %d", int(v)) }
+
 func main() {
 	// The container of `crishim check` runs this very program.
 	if len(os.Args) > 1 && os.Args[1] == "workload" {
@@ -70,8 +78,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout)
 	stop()
+	var found verdict
 	switch {
 	case err == nil || errors.Is(err, pflag.ErrHelp):
+	case errors.As(err, &found):
+		os.Exit(int(found))
 	case errors.Is(err, errUsage):
 		fmt.Fprintln(os.Stderr, "crishim:", err)
 		os.Exit(2)

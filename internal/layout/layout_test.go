@@ -34,7 +34,7 @@ var allowed = map[string][]string{
 	"engine/native/image":  {"engine", "registry", "internal"},
 	"hack":                 {},
 	"internal":             {"internal"},
-	"migrate":              {"engine", "state", "cni", "crilog", "config", "internal", "engine/docker/survey"},
+	"migrate":              {"engine", "engine/docker/survey", "state", "cni", "crilog", "config", "internal", "engine/docker/survey"},
 	"nri":                  {"engine", "engine/native/hook"},
 	"registry":             {},
 	"server":               {"translator", "engine", "state", "cni", "streaming", "crilog", "stats", "internal"},

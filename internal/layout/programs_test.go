@@ -15,9 +15,10 @@ var starters = []string{
 // programs are the places that start one, each with what it is. None unpacks anything: a layer's decompressor that was found
 // on a PATH has run an attacker's program (moby CVE-2026-41567).
 var programs = map[string]string{
-	"cni/exec.go":               "CNI plugins, by their full path in the operator's folders",
-	"internal/userns/userns.go": "the built-in pause program, from sealed memory, to hold namespaces while they are opened",
-	"registry/nodeauth.go":      "credential helpers that the operator's Docker configuration names",
+	"cni/exec.go":                 "CNI plugins, by their full path in the operator's folders",
+	"internal/userns/userns.go":   "the built-in pause program, from sealed memory, to hold namespaces while they are opened",
+	"migrate/preflight/gather.go": "the kubelet's --version: the program of root's own process, or of its unit",
+	"registry/nodeauth.go":        "credential helpers that the operator's Docker configuration names",
 }
 
 // placers put files into a container or an image through the engine, which resolves paths inside a running container's

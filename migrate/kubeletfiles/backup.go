@@ -1,7 +1,6 @@
 package kubeletfiles
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -100,7 +99,7 @@ func Restore(root string, edits []Edit, force bool) error {
 }
 
 // replace writes to where a link leads, with the owner that the file has.
-func replace(root, path string, from, to []byte, mode fs.FileMode, absent, force bool) error {
+func replace(root, path, from, to string, mode fs.FileMode, absent, force bool) error {
 	on := filepath.Join(root, path)
 	if real, err := filepath.EvalSymlinks(on); err == nil {
 		on = real
@@ -116,13 +115,13 @@ func replace(root, path string, from, to []byte, mode fs.FileMode, absent, force
 		}
 	case err != nil:
 		return err
-	case bytes.Equal(now, to):
+	case string(now) == to:
 		return nil
-	case (absent || !bytes.Equal(now, from)) && !force:
+	case (absent || string(now) != from) && !force:
 		return fmt.Errorf("%s was changed by somebody else meanwhile: %w", path, errdefs.ErrConflict)
 	}
 	owner, _ := os.Stat(on)
-	if err := atomicfile.Write(on, to, mode); err != nil {
+	if err := atomicfile.Write(on, []byte(to), mode); err != nil {
 		return err
 	}
 	if owner == nil {
@@ -143,7 +142,7 @@ func remove(root string, e Edit, force bool) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(now, e.After) && !force {
+	if string(now) != e.After && !force {
 		return fmt.Errorf("%s was changed by somebody else meanwhile: %w", e.Path, errdefs.ErrConflict)
 	}
 	if err := os.Remove(on); err != nil {

@@ -75,7 +75,7 @@ func TestApplyAndRestoreAreInverse(t *testing.T) {
 func TestForeignChangesAreNotOverwritten(t *testing.T) {
 	const path = "/etc/x.conf"
 	root := tree(t, map[string]string{path: "somebody's\n"})
-	edits := []Edit{{Path: path, Before: []byte("old\n"), After: []byte("new\n"), Mode: 0o644}}
+	edits := []Edit{{Path: path, Before: "old\n", After: "new\n", Mode: 0o644}}
 	if err := Apply(root, edits); !errdefs.IsConflict(err) {
 		t.Fatalf("apply: %v", err)
 	}
@@ -88,7 +88,7 @@ func TestForeignChangesAreNotOverwritten(t *testing.T) {
 	if err := Restore(root, edits, true); err != nil || contents(t, root)[path] != "old\n" {
 		t.Fatalf("by force: %v, %q", err, contents(t, root)[path])
 	}
-	added := []Edit{{Path: path, After: []byte("new\n"), Mode: 0o644, New: true}}
+	added := []Edit{{Path: path, After: "new\n", Mode: 0o644, New: true}}
 	if err := Restore(root, added, false); !errdefs.IsConflict(err) {
 		t.Fatalf("removal: %v", err)
 	}

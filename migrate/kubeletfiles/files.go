@@ -6,6 +6,7 @@
 package kubeletfiles
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,7 +32,7 @@ var unitDirs = []string{"/etc/systemd/system", "/run/systemd/system", "/usr/loca
 // File is one file as it was read, at its path on the node.
 type File struct {
 	Path string      `json:"path"`
-	Data []byte      `json:"data"`
+	Data string      `json:"data"`
 	Mode fs.FileMode `json:"mode"`
 }
 
@@ -51,29 +52,19 @@ type Files struct {
 	// Instance is kubeadm's file for this node alone, which kubeadm merges into the configuration at upgrades.
 	Instance *File `json:"instance,omitempty"`
 
-	args []Argument
+	args    []Argument
+	program string
 }
 
 // Read reads what there is below root ("/" on a node). A node without kubelet.service has no Units.
 func Read(root string) (*Files, error) {
 	f := &Files{}
-	for _, path := range unitFiles(root) {
+	for _, path := range unitFiles(root, "kubelet.service") {
 		if err := add(&f.Units, root, path); err != nil {
 			return nil, err
 		}
 	}
-	if len(f.Units) > 0 {
-		u, err := parseUnit(f.Units, func(string) (string, bool) { return "", false })
-		if err != nil {
-			return nil, err
-		}
-		for _, path := range u.envFiles {
-			if err := add(&f.Environments, root, path); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if err := f.parse(); err != nil {
+	if err := f.readEnvironments(root); err != nil {
 		return nil, err
 	}
 	config := KubeadmConfig
@@ -101,6 +92,15 @@ func Read(root string) (*Files, error) {
 	return f, f.checkConfigs()
 }
 
+// UnmarshalJSON reads recorded files.
+func (f *Files) UnmarshalJSON(data []byte) error {
+	type plain Files
+	if err := json.Unmarshal(data, (*plain)(f)); err != nil {
+		return err
+	}
+	return f.parse()
+}
+
 func (f *Files) checkConfigs() error {
 	for _, c := range f.Configs {
 		if _, err := parseConfig(c.Data); err != nil {
@@ -120,13 +120,47 @@ func (f *Files) parse() error {
 		if i < 0 {
 			return "", false
 		}
-		return string(f.Environments[i].Data), true
+		return f.Environments[i].Data, true
 	})
 	if err != nil {
 		return err
 	}
+	if len(u.exec) > 0 {
+		f.program = strings.TrimLeft(u.exec[0], "@-:+!")
+	}
 	f.args, err = u.arguments()
 	return err
+}
+
+// Program is the path of the kubelet's binary in ExecStart, "" where there is none.
+func (f *Files) Program() string { return f.program }
+
+// UnitFlags are the flags of another service, a shim's; none where there is no such unit.
+func UnitFlags(root, name string) ([]Flag, error) {
+	f := &Files{}
+	for _, path := range unitFiles(root, name) {
+		if err := add(&f.Units, root, path); err != nil {
+			return nil, err
+		}
+	}
+	if err := f.readEnvironments(root); err != nil {
+		return nil, err
+	}
+	return f.Flags(), nil
+}
+
+// readEnvironments reads the environment files that the units name, and then the command line.
+func (f *Files) readEnvironments(root string) error {
+	u, err := parseUnit(f.Units, func(string) (string, bool) { return "", false })
+	if err != nil {
+		return err
+	}
+	for _, path := range u.envFiles {
+		if err := add(&f.Environments, root, path); err != nil {
+			return err
+		}
+	}
+	return f.parse()
 }
 
 // add appends a file; an absent one is none.
@@ -143,15 +177,15 @@ func add(files *[]File, root, path string) error {
 	if err != nil {
 		return err
 	}
-	*files = append(*files, File{Path: path, Data: data, Mode: info.Mode().Perm()})
+	*files = append(*files, File{Path: path, Data: string(data), Mode: info.Mode().Perm()})
 	return nil
 }
 
-// unitFiles are kubelet.service and its drop-ins, in the order in which systemd reads them.
-func unitFiles(root string) []string {
+// unitFiles are a unit and its drop-ins, in the order in which systemd reads them.
+func unitFiles(root, unit string) []string {
 	var paths []string
 	for _, dir := range unitDirs {
-		path := filepath.Join(dir, "kubelet.service")
+		path := filepath.Join(dir, unit)
 		if info, err := os.Stat(filepath.Join(root, path)); err == nil && info.Mode().IsRegular() {
 			paths = append(paths, path)
 			break
@@ -162,10 +196,10 @@ func unitFiles(root string) []string {
 	}
 	dropIns := map[string]string{} // file name → path
 	for _, dir := range slices.Backward(unitDirs) {
-		entries, _ := os.ReadDir(filepath.Join(root, dir, "kubelet.service.d"))
+		entries, _ := os.ReadDir(filepath.Join(root, dir, unit+".d"))
 		for _, e := range entries {
 			if strings.HasSuffix(e.Name(), ".conf") {
-				dropIns[e.Name()] = filepath.Join(dir, "kubelet.service.d", e.Name())
+				dropIns[e.Name()] = filepath.Join(dir, unit+".d", e.Name())
 			}
 		}
 	}

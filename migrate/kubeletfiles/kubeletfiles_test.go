@@ -109,7 +109,7 @@ func TestPlanEditsWhereTheSettingIs(t *testing.T) {
 			}
 			got := map[string]string{}
 			for _, e := range edits {
-				got[e.Path] = string(e.After)
+				got[e.Path] = e.After
 				if e.New != (e.Path == DropIn) || len(e.Why) == 0 {
 					t.Errorf("%s: new %v, why %q", e.Path, e.New, e.Why)
 				}

@@ -34,8 +34,8 @@ type Target struct {
 // Edit is one file as it is to be.
 type Edit struct {
 	Path   string      `json:"path"`
-	Before []byte      `json:"before,omitempty"`
-	After  []byte      `json:"after"`
+	Before string      `json:"before,omitempty"`
+	After  string      `json:"after"`
 	Mode   fs.FileMode `json:"mode"`
 	New    bool        `json:"new"` // it is not there yet
 	// Why says what is changed, for people.
@@ -223,7 +223,7 @@ func (p *planner) replace(flag Flag, words []string, reason string) error {
 func (p *planner) environment(path string) (string, bool) {
 	for _, e := range p.now.Environments {
 		if e.Path == path {
-			return string(e.Data), true
+			return e.Data, true
 		}
 	}
 	return "", false
@@ -235,7 +235,7 @@ func (p *planner) setVariable(path, name string, words []string, reason string) 
 	value := joinWords(words)
 	for i := range p.now.Environments {
 		if e := &p.now.Environments[i]; e.Path == path {
-			e.Data = []byte(setEnv(string(e.Data), name, value))
+			e.Data = setEnv(e.Data, name, value)
 			p.because(path, reason)
 			return p.now.parse()
 		}
@@ -251,16 +251,16 @@ func (p *planner) setExec(words []string, reason string) error {
 func (p *planner) dropIn(line, reason string, instead ...string) error {
 	i := slices.IndexFunc(p.now.Units, func(f File) bool { return f.Path == DropIn })
 	if i < 0 {
-		p.now.Units = append(p.now.Units, File{Path: DropIn, Data: []byte("# Written by crishim adopt; crishim adopt --rollback takes it away.\n[Service]\n"), Mode: 0o644})
+		p.now.Units = append(p.now.Units, File{Path: DropIn, Data: "# Written by crishim adopt; crishim adopt --rollback takes it away.\n[Service]\n", Mode: 0o644})
 		i = len(p.now.Units) - 1
 	}
 	var kept []string
-	for old := range strings.Lines(string(p.now.Units[i].Data)) {
+	for old := range strings.Lines(p.now.Units[i].Data) {
 		if !slices.ContainsFunc(instead, func(prefix string) bool { return strings.HasPrefix(old, prefix) }) {
 			kept = append(kept, old)
 		}
 	}
-	p.now.Units[i].Data = []byte(strings.Join(kept, "") + line + "\n")
+	p.now.Units[i].Data = strings.Join(kept, "") + line + "\n"
 	slices.SortStableFunc(p.now.Units[1:], func(a, b File) int { return strings.Compare(base(a.Path), base(b.Path)) })
 	p.because(DropIn, reason)
 	return p.now.parse()
@@ -293,13 +293,13 @@ func (p *planner) check() error {
 
 func (p *planner) edits(was *Files) []Edit {
 	var edits []Edit
-	old := map[string][]byte{}
+	old := map[string]string{}
 	for _, f := range was.all() {
 		old[f.Path] = f.Data
 	}
 	for _, f := range p.now.all() {
 		before, there := old[f.Path]
-		if there && string(before) == string(f.Data) || p.why[f.Path] == nil {
+		if there && before == f.Data || p.why[f.Path] == nil {
 			continue
 		}
 		edits = append(edits, Edit{Path: f.Path, Before: before, After: f.Data, Mode: f.Mode, New: !there, Why: p.why[f.Path]})

@@ -42,7 +42,7 @@ func parseUnit(files []File, readEnv func(path string) (text string, ok bool)) (
 
 func (u *unit) read(f File) error {
 	section := ""
-	for _, line := range logicalLines(string(f.Data)) {
+	for _, line := range logicalLines(f.Data) {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' || line[0] == ';' {
 			continue

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/system"
@@ -22,7 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Engine is a Docker Engine and all that it holds. It is also the form in which a survey is stored.
+// Engine is a Docker Engine and all that it holds.
 type Engine struct {
 	Socket        string   `json:"socket"`
 	Version       string   `json:"version"`
@@ -187,7 +188,7 @@ func containers(ctx context.Context, cli *client.Client) ([]Container, error) {
 	for _, summary := range listed {
 		group.Go(func() error {
 			in, err := cli.ContainerInspect(ctx, summary.ID)
-			if client.IsErrNotFound(err) {
+			if errdefs.IsNotFound(err) {
 				return nil
 			}
 			if err != nil {

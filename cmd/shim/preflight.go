@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/spf13/pflag"
+
+	"crishim/config"
+	"crishim/migrate/preflight"
+)
+
+// The forms of reports.
+const (
+	outputText = "text"
+	outputJSON = "json"
+	outputNode = "node"
+)
+
+func shimFlags(fs *pflag.FlagSet) {
+	fs.String("shim-root", "", "folder of the old shim's checkpoints (default: by its flags, else /var/lib/dockershim or /var/lib/cri-dockerd)")
+	fs.String("cni-cache-dir", "", "libcni cache of the old shim (default: by its flags, else /var/lib/cni/cache)")
+}
+
+func preflightFlags(fs *pflag.FlagSet) {
+	fs.String("output", outputText, "text or json; node is all that was read, for a bug report")
+	shimFlags(fs)
+	config.Flags(fs)
+}
+
+// runPreflight changes nothing. The exit status is the report's verdict: 0 ready, 1 something to do, 2 cannot.
+func runPreflight(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
+	c, err := config.Load(fs)
+	if err != nil {
+		return err
+	}
+	places, err := nodePlaces(fs)
+	if err != nil {
+		return err
+	}
+	node := preflight.Gather(ctx, c, places)
+	if form, err := fs.GetString("output"); err == nil && form == outputNode {
+		return writeJSON(out, node)
+	}
+	report := preflight.Examine(node)
+	if err := writeReport(fs, out, report, report.WriteText); err != nil {
+		return err
+	}
+	if report.Verdict != preflight.Ready {
+		return verdict(report.Verdict)
+	}
+	return nil
+}
+
+func nodePlaces(fs *pflag.FlagSet) (preflight.Places, error) {
+	shimRoot, err := fs.GetString("shim-root")
+	if err != nil {
+		return preflight.Places{}, err
+	}
+	cacheDir, err := fs.GetString("cni-cache-dir")
+	if err != nil {
+		return preflight.Places{}, err
+	}
+	return preflight.Places{Root: "/", Proc: "/proc", ShimRoot: shimRoot, CacheDir: cacheDir}, nil
+}
+
+// writeReport prints a report as the flag --output says.
+func writeReport(fs *pflag.FlagSet, out io.Writer, report any, text func(io.Writer) error) error {
+	switch form, err := fs.GetString("output"); {
+	case err != nil:
+		return err
+	case form == outputText:
+		return text(out)
+	case form == outputJSON:
+		return writeJSON(out, report)
+	default:
+		return fmt.Errorf("--output=%s: it is %s or %s: %w", form, outputText, outputJSON, errUsage)
+	}
+}
+
+func writeJSON(out io.Writer, value any) error {
+	e := json.NewEncoder(out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(value)
+}
