@@ -1,7 +1,11 @@
 package engine
 
 import (
+	"context"
+	"io"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +30,26 @@ type Image struct {
 	StopSignal string
 	Labels     map[string]string
 	Created    time.Time
+	// Layers are the digests of the layers' uncompressed content, lowest first; nil where the store does not tell.
+	Layers []string
+}
+
+// SameContent says that two stores' images are one, however each of them names it: of the same id, or of the same layers
+// under the same config. Ids differ where one store takes the config's digest for it and the other the manifest's.
+func (i *Image) SameContent(other *Image) bool {
+	return i.ID == other.ID || len(i.Layers) > 0 && slices.Equal(i.Layers, other.Layers) && i.User == other.User &&
+		slices.Equal(i.Env, other.Env) && slices.Equal(i.Entrypoint, other.Entrypoint) && slices.Equal(i.Cmd, other.Cmd) &&
+		i.WorkingDir == other.WorkingDir && i.StopSignal == other.StopSignal && maps.Equal(i.Labels, other.Labels) &&
+		i.Created.Equal(other.Created)
+}
+
+// ImageCarrier is a store whose images can be carried to another engine's and back, without a registry.
+type ImageCarrier interface {
+	// ExportImage writes the image, of this id, as one archive: of docker save, or with an OCI layout, or both.
+	ExportImage(ctx context.Context, id ImageID, w io.Writer) error
+	// ImportImage reads such an archive of one image to its end, checks every digest in it, and stores it under the tags and
+	// repository digests of image. What it read is stored whole or not at all.
+	ImportImage(ctx context.Context, r io.Reader, image *Image) (*Image, error)
 }
 
 // ParseImageUser reads the user of an image's config ("user", "uid", either with ":group"). Only what is a uid to the kernel

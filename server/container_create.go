@@ -43,6 +43,9 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err := translator.CheckContainer(spec, eng.Info().Features); err != nil {
 		return nil, err
 	}
+	if err := s.fetchImages(ctx, eng, spec); err != nil {
+		return nil, err
+	}
 	creation := containerCreation{pod.ID, spec.Key}
 	hash := translator.ConfigHash(req.GetConfig())
 	id, err := s.containerFlights.do(ctx, creation, hash, func(ctx context.Context, awaited func() bool) (engine.ContainerID, error) {
@@ -92,12 +95,13 @@ func (s *Server) createContainer(ctx context.Context, eng engine.Engine, spec *e
 	if err := s.checkTarget(spec); err != nil {
 		return "", err
 	}
-	if err := s.resolve(ctx, eng, spec); err != nil {
+	image, err := s.resolve(ctx, eng, spec)
+	if err != nil {
 		return "", err
 	}
 	record := state.Container{
 		PodID: spec.Pod, Engine: eng.Name(), Spec: *spec, ConfigHash: hash, CreatedAt: time.Now(), Phase: state.PhaseIntent,
-		ImageID: spec.Image.ID, Resources: spec.Resources,
+		ImageID: image, Resources: spec.Resources,
 	}
 	if err := s.store.PutContainer(record); err != nil {
 		return "", fmt.Errorf("record the container: %w", err)
@@ -136,27 +140,29 @@ func (s *Server) createContainer(ctx context.Context, eng engine.Engine, spec *e
 	return status.ID, nil
 }
 
-// resolve fills in what the translation, which does no I/O, could not know: image ids, profiles, the log's folder.
-func (s *Server) resolve(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec) error {
-	if err := resolveImage(ctx, eng, &spec.Image); err != nil {
-		return err
+// resolve fills in what the translation, which does no I/O, could not know: image ids, profiles, the log's folder. It
+// returns the id under which callers are told of the image.
+func (s *Server) resolve(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec) (engine.ImageID, error) {
+	told, err := s.resolveImage(ctx, eng, &spec.Image)
+	if err != nil {
+		return "", err
 	}
 	for i := range spec.Mounts {
 		ref := spec.Mounts[i].Image
 		if ref == nil {
 			continue
 		}
-		if err := resolveImage(ctx, eng, ref); err != nil {
-			return fmt.Errorf("%w: image volume at %s: %w", errImageVolume, spec.Mounts[i].ContainerPath, err)
+		if _, err := s.resolveImage(ctx, eng, ref); err != nil {
+			return "", fmt.Errorf("%w: image volume at %s: %w", errImageVolume, spec.Mounts[i].ContainerPath, err)
 		}
 	}
 	if err := s.loadSeccomp(&spec.Security.Seccomp); err != nil {
-		return err
+		return "", err
 	}
 	if err := checkDevices(spec); err != nil {
-		return err
+		return "", err
 	}
-	return prepareLog(spec)
+	return told, prepareLog(spec)
 }
 
 // prepareLog makes the folder of the log and looks at what has its name, so that a path that cannot be used fails here and

@@ -47,8 +47,7 @@ func (s *Server) listContainers(filter *runtimeapi.ContainerFilter) ([]*runtimea
 }
 
 func (s *Server) confirmedContainers() ([]state.ContainerView, error) {
-	containers := s.store.Containers()
-	return containers, s.confirmContainers(containers)
+	return s.confirmContainers(s.store.Containers())
 }
 
 func containerItems(containers []state.ContainerView, filter *runtimeapi.ContainerFilter) []*runtimeapi.Container {

@@ -15,9 +15,11 @@ func (s *Server) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerS
 	if err != nil {
 		return nil, err
 	}
-	if err := s.confirmContainers([]state.ContainerView{c}); err != nil {
+	confirmed, err := s.confirmContainers([]state.ContainerView{c})
+	if err != nil {
 		return nil, err
 	}
+	c = confirmed[0]
 	resp := &runtimeapi.ContainerStatusResponse{Status: translator.ContainerStatusReply(new(containerView(&c)))}
 	if req.GetVerbose() {
 		resp.Info = jsonInfo(map[string]any{"info": containerInfo{

@@ -2,8 +2,8 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -40,7 +40,7 @@ func (s *Server) StreamImages(req *runtimeapi.StreamImagesRequest, stream runtim
 
 func (s *Server) listImages(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
 	if ref := filter.GetImage().GetImage(); ref != "" {
-		image, err := s.defaultEngine.Image(ctx, ref)
+		image, err := s.images.Find(ctx, ref, s.imageEngine(filter.GetImage().GetRuntimeHandler()))
 		if errdefs.IsNotFound(err) {
 			return nil, nil
 		}
@@ -49,7 +49,7 @@ func (s *Server) listImages(ctx context.Context, filter *runtimeapi.ImageFilter)
 		}
 		return []*runtimeapi.Image{translator.ImageReply(*image)}, nil
 	}
-	images, err := s.defaultEngine.ListImages(ctx)
+	images, err := s.images.List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
@@ -66,7 +66,7 @@ func (s *Server) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusReq
 	if ref == "" {
 		return nil, fmt.Errorf("image: no reference: %w", errdefs.ErrInvalidArgument)
 	}
-	image, err := s.defaultEngine.Image(ctx, ref)
+	image, err := s.images.Find(ctx, ref, s.imageEngine(req.GetImage().GetRuntimeHandler()))
 	if errdefs.IsNotFound(err) {
 		return &runtimeapi.ImageStatusResponse{}, nil
 	}
@@ -75,7 +75,7 @@ func (s *Server) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusReq
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: translator.ImageReply(*image)}
 	if req.GetVerbose() {
-		resp.Info = jsonInfo(map[string]any{"info": image, "engine": s.defaultEngine.Name()})
+		resp.Info = jsonInfo(map[string]any{"info": image, "engine": s.defaultEngine.Name(), "ids": s.imageIDs(ctx, image)})
 	}
 	return resp, nil
 }
@@ -114,37 +114,92 @@ func (s *Server) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageReq
 	if ref == "" {
 		return nil, fmt.Errorf("image: no reference: %w", errdefs.ErrInvalidArgument)
 	}
-	var errs []error
-	for _, eng := range s.engines {
-		image, err := eng.Image(ctx, ref)
-		if errdefs.IsNotFound(err) {
-			continue
-		}
-		if err == nil {
-			err = eng.RemoveImage(ctx, image.ID)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("remove image %s: %w", ref, err))
+	if s.several() {
+		if err := s.refuseUsedImage(ctx, ref); err != nil {
+			return nil, err
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
+	if err := s.images.Remove(ctx, ref); err != nil {
+		return nil, fmt.Errorf("remove image %s: %w", ref, err)
 	}
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo answers from the engines' background samples. An engine that measures no writable layers has them in its own
-// folder, and they are measured here, for the statistics of containers.
-func (s *Server) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	images, containers, err := s.defaultEngine.ImageFS(ctx)
+// refuseUsedImage keeps an image that a container of one engine uses from being removed from the other one, halfway.
+func (s *Server) refuseUsedImage(ctx context.Context, ref string) error {
+	ids, err := s.images.IDs(ctx, ref)
+	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
+		return nil // the removal tells
+	}
 	if err != nil {
-		return nil, fmt.Errorf("usage of the image file system: %w", err)
+		return err
 	}
-	if len(containers) == 0 {
-		bytes, inodes := s.disk.Sum()
-		containers = []engine.FSUsage{{Timestamp: time.Now(), Mountpoint: s.defaultEngine.Info().RootDir, UsedBytes: bytes, InodesUsed: inodes}}
+	all := slices.Concat(ids...)
+	for _, c := range s.store.Containers() {
+		used := slices.Contains(all, c.Spec.Image.ID) || slices.ContainsFunc(c.Spec.Mounts, func(m engine.Mount) bool { return m.Image != nil && slices.Contains(all, m.Image.ID) })
+		if used {
+			return fmt.Errorf("image %s is used by container %s on engine %s, remove that first: %w", ref, c.ID, c.Engine, errdefs.ErrFailedPrecondition)
+		}
 	}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fsUsage(images), ContainerFilesystems: fsUsage(containers)}, nil
+	return nil
+}
+
+// imageEngine is the engine that an image is looked for first on behalf of a runtime handler; "" is the default one.
+func (s *Server) imageEngine(handler string) string {
+	if handler == "" {
+		return ""
+	}
+	eng, _, err := s.handler(handler)
+	if err != nil {
+		return "" // looked for in all of them
+	}
+	return eng.Name()
+}
+
+// imageIDs are the ids that an image has in the engines' stores.
+func (s *Server) imageIDs(ctx context.Context, image *engine.Image) map[string][]engine.ImageID {
+	all := map[string][]engine.ImageID{}
+	if ids, err := s.images.IDs(ctx, string(image.ID)); err == nil {
+		for i, e := range s.order {
+			all[e.Name()] = ids[i]
+		}
+	}
+	return all
+}
+
+// ImageFsInfo answers from the engines' background samples, the default engine's first: the kubelet looks at no other. An
+// engine that is away has no say while another one has.
+func (s *Server) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	resp := &runtimeapi.ImageFsInfoResponse{}
+	away := s.away()
+	for _, e := range s.order {
+		if away[e.Name()] != "" && len(away) < len(s.engines) {
+			continue
+		}
+		images, containers, err := s.fsOf(ctx, e)
+		if err != nil {
+			return nil, fmt.Errorf("usage of the image file system: %w", err)
+		}
+		resp.ImageFilesystems = append(resp.ImageFilesystems, fsUsage(images)...)
+		resp.ContainerFilesystems = append(resp.ContainerFilesystems, fsUsage(containers)...)
+	}
+	return resp, nil
+}
+
+// fsOf is an engine's usage. One that measures no writable layers has them in its own folder, and they are measured here,
+// for the statistics of containers.
+func (s *Server) fsOf(ctx context.Context, eng engine.Engine) (images, containers []engine.FSUsage, err error) {
+	images, containers, err = eng.ImageFS(ctx)
+	if err != nil || len(containers) > 0 {
+		return images, containers, err
+	}
+	root := eng.Info().RootDir
+	below := ""
+	if s.several() {
+		below = root
+	}
+	bytes, inodes := s.disk.Sum(below)
+	return images, []engine.FSUsage{{Timestamp: time.Now(), Mountpoint: root, UsedBytes: bytes, InodesUsed: inodes}}, nil
 }
 
 func fsUsage(all []engine.FSUsage) []*runtimeapi.FilesystemUsage {
@@ -160,11 +215,12 @@ func fsUsage(all []engine.FSUsage) []*runtimeapi.FilesystemUsage {
 	return replies
 }
 
-// resolveImage fills in what the engine knows of the image, which must be there.
-func resolveImage(ctx context.Context, eng engine.Engine, ref *engine.ImageRef) error {
-	image, err := eng.Image(ctx, ref.Ref)
+// resolveImage fills in what the engine knows of the image, and returns under which id callers are told of it. An image
+// that only another engine has is carried over; see imageset.Set.Ensure.
+func (s *Server) resolveImage(ctx context.Context, eng engine.Engine, ref *engine.ImageRef) (engine.ImageID, error) {
+	image, told, err := s.images.Ensure(ctx, eng.Name(), ref.Ref, s.imageEngine(ref.RuntimeHandler))
 	if err != nil {
-		return fmt.Errorf("image %s: %w", ref.Ref, err)
+		return "", fmt.Errorf("image %s: %w", ref.Ref, err)
 	}
 	ref.ID = image.ID
 	if len(image.RepoDigests) > 0 {
@@ -172,6 +228,25 @@ func resolveImage(ctx context.Context, eng engine.Engine, ref *engine.ImageRef) 
 	}
 	if len(image.RepoTags) > 0 {
 		ref.Name = image.RepoTags[0]
+	}
+	return told, nil
+}
+
+// fetchImages makes sure that the engine has the container's images, as long as the caller waits. Only where there are
+// several engines is anything to do.
+func (s *Server) fetchImages(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec) error {
+	if !s.several() || s.ready(eng.Name()) != nil {
+		return nil // what comes tells
+	}
+	if _, err := s.resolveImage(ctx, eng, &spec.Image); err != nil {
+		return err
+	}
+	for i := range spec.Mounts {
+		if ref := spec.Mounts[i].Image; ref != nil {
+			if _, err := s.resolveImage(ctx, eng, ref); err != nil {
+				return fmt.Errorf("%w: image volume at %s: %w", errImageVolume, spec.Mounts[i].ContainerPath, err)
+			}
+		}
 	}
 	return nil
 }

@@ -3,7 +3,9 @@ package server
 import (
 	"cmp"
 	"context"
-	"fmt"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -20,56 +22,133 @@ import (
 // retryTakeBack is the pause between attempts to take back what a crash left half made.
 const retryTakeBack = 10 * time.Second
 
-// Run keeps the index fed by the engines, recovers as soon as every engine has been listed once, and goes on until ctx
-// ends or an engine can never be used.
+// awayGrace is how long the first call waits for an engine that says nothing while another one is known.
+const awayGrace = 30 * time.Second
+
+// Run keeps the index fed by the engines, recovers what each of them has as soon as it was listed once, and goes on until
+// ctx ends or no engine can ever be used.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for name, eng := range s.engines {
-		group.Go(func() error {
-			if err := eng.Watch(ctx, s.store.Sink(name)); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("engine %s: %w", name, err)
-			}
-			return ctx.Err()
-		})
+	for _, eng := range s.order {
+		group.Go(func() error { return s.watch(ctx, eng) })
 	}
 	group.Go(func() error { return s.followStats(ctx) })
 	group.Go(func() error { return s.recover(ctx) })
 	return group.Wait()
 }
 
+// recover answers calls once every engine was listed, or one was and the others have said that they are away: what is
+// theirs is answered from the records until they come.
 func (s *Server) recover(ctx context.Context) error {
+	synced := make(chan string, len(s.engines))
 	for name := range s.engines {
-		if err := s.store.WaitSynced(ctx, name); err != nil {
-			return err
+		go func() {
+			if s.store.WaitSynced(ctx, name) == nil {
+				synced <- name
+			}
+		}()
+	}
+	waiting := maps.Clone(s.engines)
+	var grace <-chan time.Time
+	serving, late := false, false
+	for len(waiting) > 0 {
+		select {
+		case name := <-synced:
+			delete(waiting, name)
+			s.recoverEngine(ctx, name)
+			if grace == nil {
+				grace = time.After(awayGrace)
+			}
+		case <-s.spoken.changed():
+		case <-grace:
+			late = true
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if !serving && len(waiting) < len(s.engines) && (late || s.allAway(waiting)) {
+			serving = true
+			close(s.recovered)
+			klog.InfoS("Ready to serve", "pods", len(s.store.Pods()), "containers", len(s.store.Containers()), "rebooted", s.store.Rebooted())
+			if len(waiting) > 0 {
+				klog.InfoS("What is another engine's is answered from the records until it comes", "engines", slices.Sorted(maps.Keys(waiting)))
+			}
 		}
 	}
-	s.rebuildNetworks()
-	pods, containers := s.store.Pods(), s.store.Containers()
-	for i := range containers {
-		if c := &containers[i]; c.Recorded && !c.Returned && !c.Adopted {
-			s.takeBackUnreturned(ctx, *c)
-		}
-	}
-	for i := range pods {
-		if p := &pods[i]; p.Recorded && !p.Returned && !p.Adopted {
-			s.takeBackUnreturnedPod(ctx, *p)
-		}
-	}
-	s.collectNetworks(ctx, pods)
-	close(s.recovered)
-	klog.InfoS("Ready to serve", "pods", len(pods), "containers", len(containers), "rebooted", s.store.Rebooted())
+	s.collectNetworks(ctx, s.store.Pods())
 	return nil
+}
+
+// allAway says that each of the engines has said that it is away.
+func (s *Server) allAway(engines map[string]engine.Engine) bool {
+	for name := range engines {
+		if !s.spoken.has(name) || s.store.Health(name).Ready {
+			return false
+		}
+	}
+	return true
+}
+
+// recoverEngine mends and takes back what is the engine's.
+func (s *Server) recoverEngine(ctx context.Context, name string) {
+	s.rebuildNetworks(name)
+	for _, c := range s.store.Containers() {
+		if c.Engine == name && c.Recorded && !c.Returned && !c.Adopted {
+			s.takeBackUnreturned(ctx, c)
+		}
+	}
+	for _, p := range s.store.Pods() {
+		if p.Engine == name && p.Recorded && !p.Returned && !p.Adopted {
+			s.takeBackUnreturnedPod(ctx, p)
+		}
+	}
+}
+
+// spoken is which engines have said how they are since the start.
+type spoken struct {
+	mu   sync.Mutex
+	said map[string]bool
+	more chan struct{}
+}
+
+func (s *spoken) note(engineName string, _ engine.Health) {
+	more := s.changed()
+	s.mu.Lock()
+	if s.said == nil {
+		s.said = map[string]bool{}
+	}
+	s.said[engineName] = true
+	s.mu.Unlock()
+	select {
+	case more <- struct{}{}:
+	default:
+	}
+}
+
+func (s *spoken) has(engineName string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.said[engineName]
+}
+
+// changed is told when an engine has spoken.
+func (s *spoken) changed() chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.more == nil {
+		s.more = make(chan struct{}, 1)
+	}
+	return s.more
 }
 
 // rebuildNetworks gives pods without a record (it was damaged or lost) their network back from the results that plugins
 // left in the cache: without it the kubelet would see no address and its DEL would not run, which leaks the address and
 // the rules of its host ports.
-func (s *Server) rebuildNetworks() {
+func (s *Server) rebuildNetworks(engineName string) {
 	if s.opts.BridgeNetwork {
 		return
 	}
 	for _, pod := range s.store.Pods() {
-		if !lostNetwork(pod) {
+		if pod.Engine != engineName || !lostNetwork(pod) {
 			continue
 		}
 		if err := s.rebuildNetwork(pod); err != nil {

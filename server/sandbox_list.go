@@ -3,13 +3,13 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/engine"
-	"crishim/internal/process"
 	"crishim/state"
 	"crishim/translator"
 )
@@ -48,10 +48,7 @@ func (s *Server) listPods(filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.Po
 	return podItems(pods, filter), nil
 }
 
-func (s *Server) confirmedPods() ([]state.PodView, error) {
-	pods := s.store.Pods()
-	return pods, s.confirmPods(pods)
-}
+func (s *Server) confirmedPods() ([]state.PodView, error) { return s.confirmPods(s.store.Pods()) }
 
 func podItems(pods []state.PodView, filter *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
 	items := make([]*runtimeapi.PodSandbox, 0, len(pods))
@@ -66,41 +63,46 @@ func podItems(pods []state.PodView, filter *runtimeapi.PodSandboxFilter) []*runt
 	return items
 }
 
-// confirmPods says whether the pods may be answered. While their engine is away each one that is listed as READY must be
-// confirmed by its own process: an omitted or stale pod would make the kubelet act on it.
-func (s *Server) confirmPods(pods []state.PodView) error {
+// confirmPods are the pods as they may be answered. While their engine is away each one that is listed as READY must be
+// confirmed by its own process: an omitted or stale pod would make the kubelet act on it. One that cannot be is an error,
+// unless another engine goes on: then it is NOTREADY, so that the other's pods are served.
+func (s *Server) confirmPods(pods []state.PodView) ([]state.PodView, error) {
 	away := s.away()
+	shared := true
 	for i := 0; i < len(pods) && len(away) > 0; i++ {
-		if p := &pods[i]; away[p.Engine] != "" && p.State == engine.PodReady && !process.Alive(p.Status.PID, p.Status.StartTicks) {
-			return fmt.Errorf("%s, and pod sandbox %s cannot be confirmed without it: %w", away[p.Engine], p.ID, errdefs.ErrUnavailable)
+		if away[pods[i].Engine] == "" || !unconfirmedPod(&pods[i]) {
+			continue
 		}
+		if len(away) == len(s.engines) {
+			return nil, fmt.Errorf("%s, and pod sandbox %s cannot be confirmed without it: %w", away[pods[i].Engine], pods[i].ID, errdefs.ErrUnavailable)
+		}
+		if shared {
+			pods, shared = slices.Clone(pods), false
+		}
+		pods[i].State = engine.PodNotReady
 	}
-	return nil
+	return pods, nil
 }
 
-// confirmContainers is confirmPods for containers.
-func (s *Server) confirmContainers(containers []state.ContainerView) error {
+// confirmContainers is confirmPods for containers; one that cannot be confirmed is UNKNOWN, with the reason.
+func (s *Server) confirmContainers(containers []state.ContainerView) ([]state.ContainerView, error) {
 	away := s.away()
+	shared := true
 	for i := 0; i < len(containers) && len(away) > 0; i++ {
-		if c := &containers[i]; away[c.Engine] != "" && c.State == engine.ContainerRunning && !process.Alive(c.Status.PID, c.Status.StartTicks) {
-			return fmt.Errorf("%s, and container %s cannot be confirmed without it: %w", away[c.Engine], c.ID, errdefs.ErrUnavailable)
+		why := away[containers[i].Engine]
+		if why == "" || !unconfirmedContainer(&containers[i]) {
+			continue
 		}
-	}
-	return nil
-}
-
-// away maps the engines that do not answer to the reason; empty in all normal times.
-func (s *Server) away() map[string]string {
-	var away map[string]string
-	for name := range s.engines {
-		if h := s.store.Health(name); !h.Ready {
-			if away == nil {
-				away = map[string]string{}
-			}
-			away[name] = fmt.Sprintf("engine %s is not ready: %s: %s", name, h.Reason, h.Message)
+		if len(away) == len(s.engines) {
+			return nil, fmt.Errorf("%s, and container %s cannot be confirmed without it: %w", why, containers[i].ID, errdefs.ErrUnavailable)
 		}
+		if shared {
+			containers, shared = slices.Clone(containers), false
+		}
+		containers[i].State = engine.ContainerUnknown
+		containers[i].Status.Reason, containers[i].Status.Message = reasonAway, why
 	}
-	return away
+	return containers, nil
 }
 
 func podView(p *state.PodView) translator.PodView {

@@ -19,13 +19,15 @@ func (s *Server) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandbo
 	if err != nil {
 		return nil, err
 	}
-	if err := s.confirmPods([]state.PodView{pod}); err != nil {
+	confirmed, err := s.confirmPods([]state.PodView{pod})
+	if err != nil {
 		return nil, err
 	}
+	pod = confirmed[0]
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: translator.PodStatusReply(new(podView(&pod)))}
 	if req.GetVerbose() {
-		containers := s.store.ContainersOf(pod.ID)
-		if err := s.confirmContainers(containers); err != nil {
+		containers, err := s.confirmContainers(s.store.ContainersOf(pod.ID))
+		if err != nil {
 			return nil, err
 		}
 		resp.ContainersStatuses = s.containerStatuses(containers)
@@ -33,6 +35,7 @@ func (s *Server) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandbo
 			PID: pod.Status.PID, ProcessAlive: process.Alive(pod.Status.PID, pod.Status.StartTicks), NetNS: pod.NetNSPath,
 			Engine: pod.Engine, Phase: pod.Phase, RuntimeHandler: pod.Spec.RuntimeHandler, Runtime: pod.Spec.Handler,
 			CgroupPath: pod.Status.CgroupPath, Config: pod.Spec, Attachments: pod.Network.Attachments, Leftover: pod.Leftover, Adopted: pod.Adopted,
+			EngineAway: s.away()[pod.Engine],
 		}})
 	}
 	return resp, nil
@@ -52,6 +55,7 @@ type podInfo struct {
 	Attachments    []json.RawMessage `json:"attachments,omitempty"`
 	Leftover       string            `json:"leftover,omitempty"`
 	Adopted        bool              `json:"adopted,omitempty"`
+	EngineAway     string            `json:"engineAway,omitempty"` // why its engine does not answer
 }
 
 func (s *Server) containerStatuses(containers []state.ContainerView) []*runtimeapi.ContainerStatus {

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -21,6 +21,7 @@ import (
 
 	"crishim/cni"
 	"crishim/engine"
+	"crishim/engine/imageset"
 	"crishim/internal/keymutex"
 	"crishim/state"
 	"crishim/stats"
@@ -55,12 +56,6 @@ type Options struct {
 	keepalive keepalive.ServerParameters
 }
 
-// Handler is what a runtime handler name stands for.
-type Handler struct {
-	Engine  string // engine.Engine.Name
-	Runtime string // the engine's OCI runtime, "" its default
-}
-
 // Network is what the server needs of package cni.
 type Network interface {
 	Status(ctx context.Context) error
@@ -83,6 +78,11 @@ type Server struct {
 	opts          Options
 	engines       map[string]engine.Engine
 	defaultEngine engine.Engine
+	order         []engine.Engine // the default one first
+	takesPods     map[string]bool // engines that new pods may go to
+	images        *imageset.Set
+	unusable      atomic.Int32 // engines that ended for good
+	spoken        spoken       // engines that have said how they are
 	store         *state.Store
 	network       Network
 	streams       *streaming.Server // set by ServeStreams
@@ -111,24 +111,15 @@ type Server struct {
 // New wires a server; it does no I/O. engines must hold every engine that a handler or a record names.
 func New(opts Options, engines []engine.Engine, store *state.Store, network Network, reader *stats.Reader, disk *stats.Disk) (*Server, error) {
 	s := &Server{
-		opts: opts, engines: map[string]engine.Engine{}, store: store, network: network,
+		opts: opts, engines: map[string]engine.Engine{}, takesPods: map[string]bool{}, store: store, network: network,
 		reader: reader, disk: disk, collector: stats.NewCollector(reader, disk),
 		cniSeconds: newCNISeconds(opts.Metrics), recovered: make(chan struct{}), ended: make(chan struct{}),
 	}
-	for _, e := range engines {
-		s.engines[e.Name()] = e
+	if err := s.takeEngines(engines); err != nil {
+		return nil, err
 	}
+	store.OnHealth(s.spoken.note)
 	store.OnRestarted(s.endRestarted)
-	for name, h := range opts.Handlers {
-		if s.engines[h.Engine] == nil {
-			return nil, fmt.Errorf("runtime handler %q names engine %q, which is not configured: %w", name, h.Engine, errdefs.ErrInvalidArgument)
-		}
-	}
-	def, ok := opts.Handlers[""]
-	if !ok {
-		return nil, fmt.Errorf("there is no default runtime handler: %w", errdefs.ErrInvalidArgument)
-	}
-	s.defaultEngine = s.engines[def.Engine]
 
 	calls := newCalls(opts.Metrics, s.gate)
 	options := []grpc.ServerOption{
@@ -207,6 +198,7 @@ func (s *Server) Serve(listeners []net.Listener) error {
 // Stop lets calls in flight end for grace, then cuts them. Work that callers have left is given the same time.
 func (s *Server) Stop(grace time.Duration) {
 	close(s.ended)
+	s.images.Close()
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
@@ -219,48 +211,4 @@ func (s *Server) Stop(grace time.Duration) {
 		klog.InfoS("Cutting the calls that are still running", "after", grace)
 		s.grpc.Stop()
 	}
-}
-
-// engineOf routes by the record.
-func (s *Server) engineOf(name string) (engine.Engine, error) {
-	if e := s.engines[name]; e != nil {
-		return e, nil
-	}
-	return nil, fmt.Errorf("the record names engine %q, which is not configured: %w", name, errdefs.ErrFailedPrecondition)
-}
-
-// handler routes by the runtime handler of a new pod.
-func (s *Server) handler(name string) (engine.Engine, Handler, error) {
-	h, ok := s.opts.Handlers[name]
-	if !ok {
-		// Docker's own OCI runtimes are handlers too, known only once it has answered.
-		if _, known := s.defaultEngine.Info().Handlers[name]; known {
-			h, ok = Handler{Engine: s.defaultEngine.Name(), Runtime: name}, true
-		}
-	}
-	if !ok {
-		return nil, Handler{}, fmt.Errorf("unknown runtime handler %q; known are %q: %w", name, s.handlerNames(), errdefs.ErrInvalidArgument)
-	}
-	return s.engines[h.Engine], h, nil
-}
-
-func (s *Server) handlerNames() []string {
-	var names []string
-	for name := range s.opts.Handlers {
-		names = append(names, name)
-	}
-	for name := range s.defaultEngine.Info().Handlers {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
-// ready says that the engine can be asked; ErrUnavailable with its reason otherwise.
-func (s *Server) ready(name string) error {
-	health := s.store.Health(name)
-	if health.Ready {
-		return nil
-	}
-	return fmt.Errorf("engine %s is not ready: %s: %s: %w", name, health.Reason, health.Message, errdefs.ErrUnavailable)
 }

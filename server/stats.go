@@ -50,8 +50,8 @@ func (s *Server) StreamContainerStats(req *runtimeapi.StreamContainerStatsReques
 }
 
 func (s *Server) listContainerStats(filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
-	containers := s.store.Containers()
-	if err := s.confirmContainers(containers); err != nil {
+	containers, err := s.confirmedContainers()
+	if err != nil {
 		return nil, err
 	}
 	want := translator.ContainerStatsFilter(filter)
@@ -143,8 +143,8 @@ func (s *Server) listPodMetrics() ([]*runtimeapi.PodSandboxMetrics, error) {
 
 // eachReadyPod builds something for every ready pod, leaving out those for which build finds nothing.
 func eachReadyPod[T any](s *Server, build func(p *state.PodView, target stats.PodTarget) (T, error)) ([]T, error) {
-	pods := s.store.Pods()
-	if err := s.confirmPods(pods); err != nil {
+	pods, err := s.confirmedPods()
+	if err != nil {
 		return nil, err
 	}
 	byPod := map[engine.PodID][]state.ContainerView{}

@@ -37,26 +37,71 @@ func (s *Server) version(api string) *runtimeapi.VersionResponse {
 
 // Status tells whether pods can be run, from what is known: it waits for nobody.
 func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
-	info := s.defaultEngine.Info()
-	runtimeReady := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
-	if h := s.store.Health(s.defaultEngine.Name()); !h.Ready {
-		runtimeReady = &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Reason: h.Reason, Message: h.Message}
-	} else if err := s.store.WriteError(); err != nil {
-		runtimeReady = &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Reason: "StateNotWritable", Message: err.Error()}
-	}
 	networkReady := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if err := s.networkReady(ctx); err != nil {
 		networkReady = &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Reason: "NetworkPluginNotReady", Message: err.Error()}
 	}
 	resp := &runtimeapi.StatusResponse{
-		Status:          &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtimeReady, networkReady}},
+		Status:          &runtimeapi.RuntimeStatus{Conditions: append([]*runtimeapi.RuntimeCondition{s.runtimeReady(), networkReady}, s.engineConditions()...)},
 		RuntimeHandlers: translator.RuntimeHandlers(s.handlerFeatures()),
-		Features:        translator.RuntimeFeatures(info),
+		Features:        translator.RuntimeFeatures(s.commonFeatures()),
 	}
 	if req.GetVerbose() {
-		resp.Info = s.verboseStatus(info)
+		resp.Info = s.verboseStatus()
 	}
 	return resp, nil
+}
+
+// runtimeReady is false while no engine can run a pod: a node that is not ready loses its pods, those of an engine that
+// is well too. While one of several is away it is true, with the reason.
+func (s *Server) runtimeReady() *runtimeapi.RuntimeCondition {
+	condition := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
+	if err := s.store.WriteError(); err != nil {
+		condition.Status, condition.Reason, condition.Message = false, "StateNotWritable", err.Error()
+	}
+	ready := false
+	for i := len(s.order) - 1; i >= 0; i-- { // the default engine's reason is the one that stays
+		name := s.order[i].Name()
+		h := s.store.Health(name)
+		switch {
+		case !s.takesPods[name]:
+		case h.Ready:
+			ready = true
+		case s.several():
+			condition.Reason, condition.Message = h.Reason, notReady(name, h)
+		default:
+			condition.Reason, condition.Message = h.Reason, h.Message
+		}
+	}
+	condition.Status = condition.Status && ready
+	return condition
+}
+
+// engineConditions say how each of several engines is.
+func (s *Server) engineConditions() []*runtimeapi.RuntimeCondition {
+	if !s.several() {
+		return nil
+	}
+	var all []*runtimeapi.RuntimeCondition
+	for _, e := range s.order {
+		h := s.store.Health(e.Name())
+		all = append(all, &runtimeapi.RuntimeCondition{Type: "EngineReady/" + e.Name(), Status: h.Ready, Reason: h.Reason, Message: h.Message})
+	}
+	return all
+}
+
+// commonFeatures are the features of every engine that takes pods: the kubelet admits pods by them without saying which
+// engine they go to. What an engine has that another lacks can still be used there.
+func (s *Server) commonFeatures() engine.Info {
+	info := s.defaultEngine.Info()
+	for _, e := range s.order {
+		f := e.Info().Features
+		if s.takesPods[e.Name()] {
+			info.Features.SupplementalGroupsPolicy = info.Features.SupplementalGroupsPolicy && f.SupplementalGroupsPolicy
+			info.Features.MountOptions = info.Features.MountOptions && f.MountOptions
+		}
+	}
+	return info
 }
 
 func (s *Server) networkReady(ctx context.Context) error {
@@ -66,22 +111,17 @@ func (s *Server) networkReady(ctx context.Context) error {
 	return s.network.Status(ctx)
 }
 
-// handlerFeatures joins the configured handlers and the default engine's own OCI runtimes.
-func (s *Server) handlerFeatures() map[string]engine.HandlerFeatures {
-	all := map[string]engine.HandlerFeatures{}
-	for name, f := range s.defaultEngine.Info().Handlers {
-		all[name] = f
-	}
-	for name, h := range s.opts.Handlers {
-		all[name] = s.engines[h.Engine].Info().Handlers[h.Runtime]
-	}
-	return all
-}
-
-func (s *Server) verboseStatus(info engine.Info) map[string]string {
+func (s *Server) verboseStatus() map[string]string {
 	verbose := map[string]any{
-		"config": s.opts.Settings, "golang": runtime.Version(), "version": s.opts.Version, "engine": info,
+		"config": s.opts.Settings, "golang": runtime.Version(), "version": s.opts.Version, "engine": s.defaultEngine.Info(),
 		"quarantined": s.store.Quarantined(),
+	}
+	if s.several() {
+		engines := map[string]engine.Info{}
+		for _, e := range s.order {
+			engines[e.Name()] = e.Info()
+		}
+		verbose["engines"] = engines
 	}
 	if !s.opts.BridgeNetwork {
 		verbose["cniconfig"] = json.RawMessage(s.network.Config())
@@ -109,13 +149,15 @@ func jsonInfo(values map[string]any) map[string]string {
 	return info
 }
 
-// RuntimeConfig tells the kubelet the cgroup driver (required from kubelet 1.38 on).
+// RuntimeConfig tells the kubelet the cgroup driver (required from kubelet 1.38 on): the default engine's, or, before
+// that has answered once, the other's, since one kubelet can have pods on both only where they agree.
 func (s *Server) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
-	driver := s.defaultEngine.Info().CgroupDriver
-	if driver == "" {
-		return nil, fmt.Errorf("the cgroup driver is not known before engine %s has answered once: %w", s.defaultEngine.Name(), errdefs.ErrUnavailable)
+	for _, e := range s.order {
+		if driver := e.Info().CgroupDriver; driver != "" {
+			return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: translator.CgroupDriver(driver)}}, nil
+		}
 	}
-	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: translator.CgroupDriver(driver)}}, nil
+	return nil, fmt.Errorf("the cgroup driver is not known before engine %s has answered once: %w", s.defaultEngine.Name(), errdefs.ErrUnavailable)
 }
 
 // UpdateRuntimeConfig takes the node's pod CIDRs for CNI.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,12 +78,15 @@ func (d *Disk) Usage(id string) (bytes, inodes uint64, at time.Time, ok bool) {
 	return m.bytes, m.inodes, m.at, true
 }
 
-// Sum is that of the last measurements of all directories; what was not measured yet counts as nothing.
-func (d *Disk) Sum() (bytes, inodes uint64) {
+// Sum is that of the last measurements of all directories below one ("" for all); what was not measured yet counts as
+// nothing.
+func (d *Disk) Sum(below string) (bytes, inodes uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, m := range d.watched {
-		bytes, inodes = bytes+m.bytes, inodes+m.inodes
+		if below == "" || strings.HasPrefix(m.dir, below+"/") {
+			bytes, inodes = bytes+m.bytes, inodes+m.inodes
+		}
 	}
 	return bytes, inodes
 }

@@ -119,7 +119,7 @@ func TestDiskMeasuresAtOnceAndForgets(t *testing.T) {
 	defer func() { cancel(); <-done }()
 	began := time.Now()
 	waitFor(t, func() bool { _, inodes, _, ok := d.Usage("early"); return ok && inodes == 1 })
-	if _, inodes := d.Sum(); inodes == 0 {
+	if _, inodes := d.Sum(""); inodes == 0 {
 		t.Error("the sum of all directories has no inode")
 	}
 	d.Watch("late", late)

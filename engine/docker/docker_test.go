@@ -47,8 +47,9 @@ func TestDockerContract(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		d.load(testImageOf{ref: "carried:1", cmd: []string{"/bin/true"}})
 		return enginetest.Fixture{
-			Engine: e, Image: testBusybox, PauseImage: testBusybox, Commands: enginetest.ShellCommands(),
+			Engine: e, Image: testBusybox, Removable: "carried:1", PauseImage: testBusybox, Commands: enginetest.ShellCommands(),
 			CgroupParent: testCgroup, RealProcesses: true,
 			Forget: func(t *testing.T, id engine.ContainerID) { d.docker("rm", "-f", string(id)) },
 			Resources: func(t *testing.T, id engine.ContainerID) engine.Resources {

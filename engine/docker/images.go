@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"crypto/rand"
+	"io"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
@@ -127,4 +128,14 @@ func (e *Engine) checkImagePaths(ctx context.Context, spec *engine.ContainerSpec
 		}
 	}
 	return nil
+}
+
+// ExportImage implements engine.ImageCarrier.
+func (e *Engine) ExportImage(ctx context.Context, id engine.ImageID, w io.Writer) error {
+	return e.images.ExportImage(ctx, id, w)
+}
+
+// ImportImage implements engine.ImageCarrier.
+func (e *Engine) ImportImage(ctx context.Context, r io.Reader, image *engine.Image) (*engine.Image, error) {
+	return e.images.ImportImage(ctx, r, image)
 }

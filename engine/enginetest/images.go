@@ -26,6 +26,7 @@ func NewImage(ref string) engine.Image {
 		ID: engine.ImageID(digestOf("config " + tagged)), Size: 1 << 20,
 		RepoDigests: []string{name + "@" + digestOf("manifest "+tagged)},
 		Entrypoint:  []string{"run"},
+		Layers:      []string{digestOf("layer " + tagged)},
 	}
 	if !strings.Contains(tagged, "@") {
 		image.RepoTags = []string{tagged}

@@ -31,6 +31,8 @@ type Options struct {
 	Info engine.Info
 	// Images are in the store from the start, Registry is what PullImage finds. NewImage makes them.
 	Images, Registry []engine.Image
+	// ManifestIDs has the store take the digests of manifests for ids, as some do; others take those of configs.
+	ManifestIDs bool
 	// NetNSDir is where pods get a file as their pinned network namespace. Without it the paths lead nowhere.
 	NetNSDir string
 }
@@ -50,6 +52,7 @@ type Memory struct {
 	calls      map[string]int
 	watch      *watch // nil while nobody watches
 	gap        bool   // events are dropped
+	damage     bool   // the next export is damaged
 }
 
 var _ engine.Engine = (*Memory)(nil)

@@ -33,6 +33,8 @@ type Fixture struct {
 
 	// Pullable is a reference that PullImage finds and the suite may remove.
 	Pullable string
+	// Removable is a reference in the store that the suite may remove; without one it takes Pullable.
+	Removable string
 	// Resources reads what is in effect for a container.
 	Resources func(t *testing.T, id engine.ContainerID) engine.Resources
 	// Forget removes a container behind the engine interface's back.

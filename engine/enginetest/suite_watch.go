@@ -1,6 +1,8 @@
 package enginetest
 
 import (
+	"bytes"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -147,6 +149,43 @@ var imageTests = map[string]func(*suite){
 		s.ok(s.Engine.RemoveImage(s.Context(), image.ID), "remove again")
 		_, err = s.Engine.Image(s.Context(), s.Pullable)
 		s.class(err, errdefs.IsNotFound, "the image afterwards")
+	},
+	"an image is carried away and back": func(s *suite) {
+		carrier, ok := s.Engine.(engine.ImageCarrier)
+		if !ok {
+			s.Skip("the engine's images cannot be carried")
+		}
+		ref := s.Removable
+		if ref == "" {
+			if ref = s.Pullable; ref == "" {
+				s.Skip("the fixture has no image to remove")
+			}
+			_, err := s.Engine.PullImage(s.Context(), &engine.PullSpec{Ref: ref, NoProgress: time.Minute})
+			s.ok(err, "pull")
+		}
+		image, err := s.Engine.Image(s.Context(), ref)
+		s.ok(err, "the image")
+		var archive bytes.Buffer
+		s.ok(carrier.ExportImage(s.Context(), image.ID, &archive), "export")
+		s.ok(s.Engine.RemoveImage(s.Context(), image.ID), "remove")
+		half := io.LimitReader(bytes.NewReader(archive.Bytes()), int64(archive.Len()/2))
+		if _, err := carrier.ImportImage(s.Context(), half, image); err == nil {
+			s.Error("half an archive is imported")
+		}
+		_, err = s.Engine.Image(s.Context(), ref)
+		s.class(err, errdefs.IsNotFound, "the image after half an archive")
+		back, err := carrier.ImportImage(s.Context(), &archive, image)
+		s.ok(err, "import")
+		if !back.SameContent(image) {
+			s.Errorf("%+v came back as %+v", image, back)
+		}
+		for _, ref := range append(slices.Clone(image.RepoTags), image.RepoDigests...) {
+			if found, err := s.Engine.Image(s.Context(), ref); err != nil || found.ID != back.ID {
+				s.Errorf("%s: %+v, %v", ref, found, err)
+			}
+		}
+		s.ok(s.Engine.RemoveImage(s.Context(), back.ID), "remove again")
+		s.class(carrier.ExportImage(s.Context(), back.ID, io.Discard), errdefs.IsNotFound, "export of what is gone")
 	},
 	"the file systems of images have a time and a place": func(s *suite) {
 		s.eventually("a sample was taken", func() bool {

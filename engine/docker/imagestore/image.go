@@ -32,6 +32,7 @@ func fromInspect(in *image.InspectResponse) engine.Image {
 		out.StopSignal = config.StopSignal
 		out.Labels = config.Labels
 	}
+	out.Layers = in.RootFS.Layers
 	out.UID, out.Username = engine.ParseImageUser(out.User)
 	return out
 }
@@ -50,6 +51,7 @@ func clone(in *engine.Image) *engine.Image {
 	out.Entrypoint = slices.Clone(in.Entrypoint)
 	out.Cmd = slices.Clone(in.Cmd)
 	out.Labels = maps.Clone(in.Labels)
+	out.Layers = slices.Clone(in.Layers)
 	if in.UID != nil {
 		uid := *in.UID
 		out.UID = &uid

@@ -37,6 +37,7 @@ type docker interface {
 	ImageTag(ctx context.Context, source, target string) error
 	ImageRemove(context.Context, string, image.RemoveOptions) ([]image.DeleteResponse, error)
 	ImageLoad(context.Context, io.Reader, ...client.ImageLoadOption) (image.LoadResponse, error)
+	ImageSave(context.Context, []string, ...client.ImageSaveOption) (io.ReadCloser, error)
 	ContainerList(context.Context, container.ListOptions) ([]container.Summary, error)
 	Info(context.Context) (system.Info, error)
 }

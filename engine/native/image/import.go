@@ -13,12 +13,15 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/native/image/unpack"
+	"crishim/registry"
 )
 
 // ImportOptions say how images are taken in.
 type ImportOptions struct {
 	// Name is the tag that the archive's only image gets in place of its own names. "" keeps those.
 	Name string
+	// Of, if set, is the archive's only image: its tags and repository digests take the place of the archive's names.
+	Of *engine.Image
 	// Source is what progress and errors call the archive ("stdin", a path).
 	Source string
 }
@@ -91,6 +94,12 @@ func (s *Store) importFrom(ctx context.Context, options ImportOptions, receive f
 		}
 		wanted[0].names = names{tags: []string{name}}
 	}
+	if options.Of != nil {
+		if len(wanted) != 1 {
+			return nil, fmt.Errorf("import from %s: it holds %d images, not one: %w", options.Source, len(wanted), errdefs.ErrInvalidArgument)
+		}
+		wanted[0].names = namesOf(options.Of)
+	}
 	for _, w := range wanted {
 		id, err := s.importOne(ctx, in, w, at)
 		if err != nil {
@@ -103,6 +112,36 @@ func (s *Store) importFrom(ctx context.Context, options ImportOptions, receive f
 		images = append(images, *img)
 	}
 	return images, nil
+}
+
+// namesOf are the full names of an image of another store.
+func namesOf(image *engine.Image) names {
+	var as names
+	for _, tag := range image.RepoTags {
+		if name := fullTag(tag); name != "" {
+			as.tags = append(as.tags, name)
+		}
+	}
+	for _, ref := range image.RepoDigests {
+		if name := registry.FullName(ref); name != "" && strings.Contains(name, "@") {
+			as.digests = append(as.digests, name)
+		}
+	}
+	return as
+}
+
+// ExportImage implements engine.ImageCarrier.
+func (s *Store) ExportImage(ctx context.Context, id engine.ImageID, w io.Writer) error {
+	return s.Export(ctx, w, []string{string(id)})
+}
+
+// ImportImage implements engine.ImageCarrier.
+func (s *Store) ImportImage(ctx context.Context, r io.Reader, image *engine.Image) (*engine.Image, error) {
+	images, err := s.Import(ctx, r, ImportOptions{Of: image, Source: "another engine"})
+	if err != nil {
+		return nil, err
+	}
+	return &images[0], nil
 }
 
 func (s *Store) importOne(ctx context.Context, in *incoming, w wanted, at *progress) (engine.ImageID, error) {

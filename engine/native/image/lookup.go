@@ -72,7 +72,7 @@ func (s *Store) finished(img *stored) *engine.Image {
 	out := img.image
 	out.RepoTags, out.RepoDigests = slices.Clone(out.RepoTags), slices.Clone(out.RepoDigests)
 	out.Env, out.Entrypoint, out.Cmd = slices.Clone(out.Env), slices.Clone(out.Entrypoint), slices.Clone(out.Cmd)
-	out.Labels = maps.Clone(out.Labels)
+	out.Labels, out.Layers = maps.Clone(out.Labels), slices.Clone(out.Layers)
 	if out.UID != nil {
 		uid := *out.UID
 		out.UID = &uid
@@ -90,6 +90,9 @@ func imageOf(rec *record, config *ocispec.Image, size int64) engine.Image {
 		ID: rec.ID, RepoTags: familiar(tagNames(rec.Tags)), RepoDigests: familiar(rec.Digests), Size: uint64(max(size, 1)),
 		User: config.Config.User, Env: config.Config.Env, Entrypoint: config.Config.Entrypoint, Cmd: config.Config.Cmd,
 		WorkingDir: config.Config.WorkingDir, StopSignal: config.Config.StopSignal, Labels: config.Config.Labels,
+	}
+	for _, d := range rec.DiffIDs {
+		out.Layers = append(out.Layers, string(d))
 	}
 	if config.Created != nil {
 		out.Created = *config.Created
