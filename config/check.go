@@ -31,6 +31,8 @@ func (c *Config) check() []problem {
 		{"run_dir", absolute(c.RunDir)},
 		{"seccomp_dir", optional(c.SeccompDir, absolute)},
 		{"container_log", oneOf(c.ContainerLog, "cri", "json-file")},
+		{"compatibility", oneOf(c.Compatibility, "", Dockershim, CRIDockerd)},
+		{"compatibility_root", optional(c.CompatibilityRoot, absolute)},
 		{"docker.endpoint", localEngine(c.Docker.Endpoint)},
 		{"docker.log_max_size", atLeast(int64(c.Docker.LogMaxSize), 64<<10)},
 		{"docker.log_max_files", atLeast(int64(c.Docker.LogMaxFiles), 1)},
@@ -38,6 +40,7 @@ func (c *Config) check() []problem {
 		{"network.conf_dir", absolute(c.Network.ConfDir)},
 		{"network.bin_dirs", each(c.Network.BinDirs, absolute)},
 		{"network.bin_dirs", notEmpty(c.Network.BinDirs)},
+		{"network.cache_dir", optional(c.Network.CacheDir, absolute)},
 		{"network.template", optional(c.Network.Template, absolute)},
 		{"images.pause", imageReference(c.Images.Pause)},
 		{"images.pinned", each(c.Images.Pinned, imageReference)},
@@ -83,7 +86,7 @@ func notEmpty(values []string) error {
 
 func oneOf(v string, allowed ...string) error {
 	if !slices.Contains(allowed, v) {
-		return fmt.Errorf("%q is not one of %s", v, strings.Join(allowed, ", "))
+		return fmt.Errorf("%q is not one of %s", v, strings.TrimPrefix(strings.Join(allowed, ", "), ", "))
 	}
 	return nil
 }

@@ -24,25 +24,27 @@ const DefaultPath = "/etc/crishim/config.toml"
 
 // Config is all settings. Sizes are bytes ("50MiB" in the file), durations as in "90s".
 type Config struct {
-	Listen       []string  `toml:"listen" help:"CRI sockets, unix:///PATH; a second one may be an old shim's"`
-	SocketGroup  string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root"`
-	Engine       string    `toml:"engine" help:"default engine, for pods without a runtime handler: auto, docker or native; auto takes docker where a Docker Engine is installed at the first start, else native"`
-	Engines      []string  `toml:"engines" help:"engines that are on, beside the default one: docker, native; each one's name is a runtime handler, by which a RuntimeClass moves pods to it"`
-	RuntimeName  string    `toml:"runtime_name" help:"name in container ids as the kubelet and its users see them; empty: docker or crishim, by the engine of the first start"`
-	RootDir      string    `toml:"root_dir" help:"records and caches that survive a reboot"`
-	RunDir       string    `toml:"run_dir" help:"pinned namespaces and sockets, gone after a reboot"`
-	SeccompDir   string    `toml:"seccomp_dir" help:"folder of the Localhost seccomp profiles: the kubelet's"`
-	ContainerLog string    `toml:"container_log" help:"cri: logs in CRI format; json-file: dockershim's links to Docker's files"`
-	DrainTimeout Duration  `toml:"drain_timeout" help:"time for calls in flight when the daemon is told to end"`
-	Checkpoint   bool      `toml:"checkpoint" help:"let CheckpointContainer through, where the engine can"`
-	Docker       Docker    `toml:"docker"`
-	Network      Network   `toml:"network"`
-	Images       Images    `toml:"images"`
-	Streaming    Streaming `toml:"streaming"`
-	NRI          NRI       `toml:"nri"`
-	Metrics      Metrics   `toml:"metrics"`
-	Tracing      Tracing   `toml:"tracing"`
-	Log          Log       `toml:"log"`
+	Listen            []string  `toml:"listen" help:"CRI sockets, unix:///PATH; a second one may be an old shim's"`
+	SocketGroup       string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root"`
+	Engine            string    `toml:"engine" help:"default engine, for pods without a runtime handler: auto, docker or native; auto takes docker where a Docker Engine is installed at the first start, else native"`
+	Engines           []string  `toml:"engines" help:"engines that are on, beside the default one: docker, native; each one's name is a runtime handler, by which a RuntimeClass moves pods to it"`
+	RuntimeName       string    `toml:"runtime_name" help:"name in container ids as the kubelet and its users see them; empty: docker or crishim, by the engine of the first start"`
+	RootDir           string    `toml:"root_dir" help:"records and caches that survive a reboot"`
+	RunDir            string    `toml:"run_dir" help:"pinned namespaces and sockets, gone after a reboot"`
+	SeccompDir        string    `toml:"seccomp_dir" help:"folder of the Localhost seccomp profiles: the kubelet's"`
+	ContainerLog      string    `toml:"container_log" help:"cri: logs in CRI format; json-file: dockershim's links to Docker's files"`
+	Compatibility     string    `toml:"compatibility" help:"dockershim or cri-dockerd: pods made from now on are left so that this shim can take them back, with its checkpoints, its links to Docker's logs and its CNI cache; empty is off"`
+	CompatibilityRoot string    `toml:"compatibility_root" help:"that shim's own folder; empty: /var/lib/dockershim or /var/lib/cri-dockerd"`
+	DrainTimeout      Duration  `toml:"drain_timeout" help:"time for calls in flight when the daemon is told to end"`
+	Checkpoint        bool      `toml:"checkpoint" help:"let CheckpointContainer through, where the engine can"`
+	Docker            Docker    `toml:"docker"`
+	Network           Network   `toml:"network"`
+	Images            Images    `toml:"images"`
+	Streaming         Streaming `toml:"streaming"`
+	NRI               NRI       `toml:"nri"`
+	Metrics           Metrics   `toml:"metrics"`
+	Tracing           Tracing   `toml:"tracing"`
+	Log               Log       `toml:"log"`
 
 	// Handlers are the operator's runtime handlers by name.
 	Handlers map[string]Handler `toml:"handlers"`
@@ -60,6 +62,7 @@ type Network struct {
 	Mode     string   `toml:"mode" help:"cni, or docker-bridge for a single node without CNI"`
 	ConfDir  string   `toml:"conf_dir" help:"CNI configuration folder"`
 	BinDirs  []string `toml:"bin_dirs" help:"CNI plugin folders"`
+	CacheDir string   `toml:"cache_dir" help:"libcni's cache; empty: in root_dir, or with compatibility where old shims have it, /var/lib/cni/cache"`
 	GC       bool     `toml:"gc" help:"let CNI plugins free what no pod of ours holds; only where nobody else uses the network"`
 	Template string   `toml:"template" help:"CNI configuration template written to conf_dir when the node's pod CIDR is known"`
 }
@@ -139,6 +142,12 @@ const (
 	EngineNative  = "native"
 	NetworkCNI    = "cni"
 	NetworkBridge = "docker-bridge"
+)
+
+// The shims that Compatibility names.
+const (
+	Dockershim = "dockershim"
+	CRIDockerd = "cri-dockerd"
 )
 
 // removed are keys that were settings once, with what to do instead.

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
@@ -122,26 +121,4 @@ func TestDockerBridgeIsANetworkWithoutCNI(t *testing.T) {
 	if after := pod.IP(); after != before {
 		t.Errorf("the address was %s and is %s after a restart of the daemon", before, after)
 	}
-}
-
-// The old shim's form of logs, for collectors that know only that.
-func TestJSONFileModeLinksDockersOwnLog(t *testing.T) {
-	harness.AboutDocker(t)
-	harness.Require(t)
-	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{Settings: map[string]any{"container_log": "json-file"}})
-	image := n.Pull(t, harness.Busybox)
-	c := n.RunPod(t, "json").Run("c", image, []string{"sh", "-c", "echo hello; exec sleep 1000"})
-	harness.Eventually(t, 10*time.Second, "the line", func() error {
-		target, err := os.Readlink(c.Log)
-		if err != nil {
-			return err
-		}
-		data, err := os.ReadFile(target)
-		if err == nil && !strings.Contains(string(data), `"log":"hello\n"`) {
-			err = fmt.Errorf("%q", data)
-		}
-		return err
-	})
-	_, err := n.Shim.Runtime.ReopenContainerLog(ctx(t), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.ID})
-	wantCode(t, "reopening a log that Docker rotates", err, codes.Unimplemented)
 }

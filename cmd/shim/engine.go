@@ -38,7 +38,7 @@ func newEngine(name string, c *config.Config, store *state.Store, tracer trace.T
 		}
 		eng, err := docker.New(docker.Options{
 			Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
-			ContainerLog: c.ContainerLog, LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
+			ContainerLog: c.DockerLog(), LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
 			Network: c.Network.Mode, TracerProvider: tracer, Recorded: store.Recorded,
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials},
 			PauseImage: c.Images.Pause, Pinned: c.Images.Pinned, PullNoProgress: time.Duration(c.Images.PullNoProgress),
@@ -46,7 +46,7 @@ func newEngine(name string, c *config.Config, store *state.Store, tracer trace.T
 		if err != nil {
 			return nil, err
 		}
-		return dockerEngine{eng}, nil
+		return withCheckpoints(dockerEngine{eng}, c)
 	case config.EngineNative:
 		plugins, err := nriPlugins(c)
 		if err != nil {

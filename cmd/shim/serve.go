@@ -69,7 +69,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	defer stopTracing()
 	network, err := cni.New(cni.Options{
 		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Template: c.Network.Template,
-		CacheDir: filepath.Join(c.RootDir, "cni"), OwedDir: filepath.Join(c.RootDir, "cni-owed"),
+		CacheDir: c.CNICacheDir(), OwedDir: filepath.Join(c.RootDir, "cni-owed"),
 	})
 	if err != nil {
 		return err

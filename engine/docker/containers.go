@@ -18,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/engine/docker/logpump"
 	"crishim/internal/failpoint"
 	"crishim/internal/process"
 	"crishim/internal/undo"
@@ -278,12 +279,19 @@ func killAndWait(ctx context.Context, s *session, id string) error {
 	}
 }
 
-// RemoveContainer completes the log before Docker's file goes away with the container.
+// RemoveContainer completes the log before Docker's file goes away with the container. A log that is a link to that file
+// goes too.
 func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) error {
 	if !validID(string(id)) {
 		return nil
 	}
+	var link, linkRoot string
 	err := e.do(ctx, "remove container "+string(id), slowLimit, func(ctx context.Context, s *session) error {
+		if l := e.logs.Load(); l.links {
+			if in, err := inspect(ctx, s, string(id), workload); err == nil {
+				link, linkRoot = l.linkOf(in)
+			}
+		}
 		if !e.logs.Load().complete(id) {
 			if err := e.endLog(ctx, s, id); err != nil {
 				return err
@@ -295,7 +303,11 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 		return err
 	}
 	e.cgroups.forget(string(id))
-	return errors.Join(e.forget(id), e.dropMountsOf(ctx, id))
+	var unlinked error
+	if link != "" {
+		unlinked = logpump.Unlink(link, linkRoot)
+	}
+	return errors.Join(unlinked, e.forget(id), e.dropMountsOf(ctx, id))
 }
 
 // endLog kills the container if it runs and completes its log.

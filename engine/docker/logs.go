@@ -22,29 +22,23 @@ import (
 // finishLimit bounds the wait for a log that cannot be written (a full or frozen disk) before an exit is reported.
 const finishLimit = 10 * time.Second
 
-// logs make each container's CRI log: pumped from Docker's json-file, or a link to it.
+// logs make each container's CRI log: pumped from Docker's json-file, or a link to it. What a container's log is shows at
+// its path: one that was begun as a file goes on as such where new ones are links.
 type logs struct {
 	e     *Engine
-	pumps *logpump.Pumps // nil in the mode of links
+	pumps *logpump.Pumps
+	// links makes new logs links.
+	links bool
 	// finished are the exited containers whose logs are complete, so that each Resync does not open all of them again.
 	finished sync.Map // engine.ContainerID → struct{}
 }
 
 func newLogs(ctx context.Context, e *Engine) (*logs, error) {
-	l := &logs{e: e}
-	if e.opts.ContainerLog == ContainerLogJSONFile {
-		return l, nil
-	}
-	var err error
-	l.pumps, err = logpump.New(ctx, logpump.Options{Dir: filepath.Join(e.opts.RootDir, "logs")})
-	return l, err
+	pumps, err := logpump.New(ctx, logpump.Options{Dir: filepath.Join(e.opts.RootDir, "logs")})
+	return &logs{e: e, pumps: pumps, links: e.opts.ContainerLog == ContainerLogJSONFile}, err
 }
 
-func (l *logs) close() {
-	if l.pumps != nil {
-		l.pumps.Close()
-	}
-}
+func (l *logs) close() { l.pumps.Close() }
 
 // podLogs is where kubelets keep the logs of pods.
 const podLogs = "/var/log/pods"
@@ -63,11 +57,11 @@ func trustedRoot(logPath, logDirectory string) string {
 // start begins or goes on. jsonPath is "" with a log driver that writes none.
 func (l *logs) start(id engine.ContainerID, jsonPath, logPath, logDirectory string, tty bool) error {
 	root := trustedRoot(logPath, logDirectory)
-	if l.pumps == nil {
-		if jsonPath == "" {
-			return nil
+	if l.links && jsonPath != "" {
+		err := logpump.Link(logPath, root, jsonPath)
+		if !errdefs.IsFailedPrecondition(err) {
+			return err
 		}
-		return logpump.Link(logPath, root, jsonPath)
 	}
 	return l.pumps.Start(logpump.Container{
 		ID: string(id), JSONPath: jsonPath, Source: l.source(id), LogPath: logPath, LogRoot: root, TTY: tty,
@@ -91,9 +85,6 @@ func (l *logs) source(id engine.ContainerID) logpump.Source {
 
 // finish completes the log of an exited container.
 func (l *logs) finish(ctx context.Context, id engine.ContainerID) error {
-	if l.pumps == nil {
-		return nil
-	}
 	err := l.pumps.Finish(ctx, string(id))
 	if err == nil {
 		l.finished.Store(id, struct{}{})
@@ -110,17 +101,11 @@ func (l *logs) complete(id engine.ContainerID) bool {
 // forget drops what is remembered of a removed container.
 func (l *logs) forget(id engine.ContainerID) error {
 	l.finished.Delete(id)
-	if l.pumps == nil {
-		return nil
-	}
 	return l.pumps.Forget(string(id))
 }
 
 // forgetOthers drops what is remembered of containers that went while nobody looked.
 func (l *logs) forgetOthers(there map[string]seenObject) {
-	if l.pumps == nil {
-		return
-	}
 	known, err := l.pumps.Known()
 	for _, id := range known {
 		if _, ok := there[id]; !ok && err == nil {
@@ -132,13 +117,23 @@ func (l *logs) forgetOthers(there map[string]seenObject) {
 	}
 }
 
+// linkOf is where the log of a container is a link that goes with it, as the old shims' did; "" where it is a file, which
+// stays for the kubelet.
+func (l *logs) linkOf(in *container.InspectResponse) (logPath, root string) {
+	logPath = in.Config.Labels[labelLogPath]
+	if target, err := os.Readlink(logPath); err != nil || target != in.LogPath {
+		return "", ""
+	}
+	return logPath, trustedRoot(logPath, in.Config.Labels[labelLogDirectory])
+}
+
 // follow keeps the log of a container that the engine shows running, and completes it once it has exited.
 func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status *engine.ContainerStatus) {
 	logPath := in.Config.Labels[labelLogPath]
 	if logPath == "" || in.HostConfig.LogConfig.Type == "" || in.HostConfig.LogConfig.Type == "none" {
 		return
 	}
-	if target, err := os.Readlink(logPath); err == nil && target == in.LogPath && l.pumps != nil {
+	if target, err := os.Readlink(logPath); err == nil && target == in.LogPath && !l.links {
 		return // another shim's container: its log is a link to Docker's file, and that is as good
 	}
 	var err error
@@ -172,15 +167,17 @@ func (e *Engine) ReopenLog(ctx context.Context, id engine.ContainerID) error {
 		return notFound("container", string(id))
 	case l == nil:
 		return fmt.Errorf("reopen the log of container %s: %w", id, errAway)
-	case l.pumps == nil:
+	}
+	err := l.pumps.Reopen(ctx, string(id))
+	if l.links && errdefs.IsFailedPrecondition(err) {
 		return fmt.Errorf("with the container log %q Docker rotates the logs itself: %w", ContainerLogJSONFile, errdefs.ErrNotImplemented)
 	}
-	return l.pumps.Reopen(ctx, string(id))
+	return err
 }
 
 // LogStats counts what was written to CRI logs and what was lost, for metrics.
 func (e *Engine) LogStats() logpump.Stats {
-	if l := e.logs.Load(); l != nil && l.pumps != nil {
+	if l := e.logs.Load(); l != nil {
 		return l.pumps.Stats()
 	}
 	return logpump.Stats{}
