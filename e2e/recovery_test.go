@@ -204,7 +204,7 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 	} {
 		began := time.Now()
 		count, err := call(ctx(t))
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("%s took %v with dockerd away", name, took)
 		}
 		if err != nil {
@@ -216,7 +216,7 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 	began := time.Now()
 	_, err := n.Shim.Images.PullImage(ctx(t), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: n.Registry.Ref(harness.Small)}})
 	wantCode(t, "PullImage with dockerd away", err, codes.Unavailable)
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("PullImage took %v with dockerd away", took)
 	}
 }
@@ -292,7 +292,7 @@ func TestDockerdHangs(t *testing.T) {
 	} {
 		began := time.Now()
 		err := call(ctx(t))
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("%s took %v with dockerd stopped", name, took)
 		}
 		if err != nil && harness.Code(err) != codes.Unavailable {

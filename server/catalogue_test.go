@@ -63,7 +63,7 @@ func TestS21AProfileIsAFileOfJSONBelowItsFolder(t *testing.T) {
 	for _, name := range []string{"empty", "garbage", "other", "huge", "link", "zero", "magic", "folder", "fifo", "absent"} {
 		start := time.Now()
 		wantCode(t, name, run(filepath.Join(f.root, name+".json")), codes.InvalidArgument)
-		if took := time.Since(start); took > time.Second {
+		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("%s took %s", name, took)
 		}
 	}

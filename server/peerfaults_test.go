@@ -273,7 +273,7 @@ func TestPeerFault12ACallerLeavesAHungEngineAtItsDeadline(t *testing.T) {
 				defer cancel()
 				start := time.Now()
 				wantCode(t, step, call(ctx), codes.DeadlineExceeded)
-				if took := time.Since(start); took > time.Second {
+				if took := time.Since(start); took > 5*time.Second {
 					t.Errorf("%s: left after %s", step, took)
 				}
 			})
