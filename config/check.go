@@ -26,6 +26,7 @@ func (c *Config) check() []problem {
 		{"listen", notEmpty(c.Listen)},
 		{"engine", oneOf(c.Engine, EngineAuto, EngineDocker, EngineNative)},
 		{"engines", each(c.Engines, func(v string) error { return oneOf(v, EngineDocker, EngineNative) })},
+		{"cgroup_driver", optional(c.CgroupDriver, func(v string) error { return oneOf(v, "cgroupfs", "systemd") })},
 		{"runtime_name", optional(c.RuntimeName, word)},
 		{"root_dir", absolute(c.RootDir)},
 		{"run_dir", absolute(c.RunDir)},

@@ -28,6 +28,7 @@ type Config struct {
 	SocketGroup       string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root"`
 	Engine            string    `toml:"engine" help:"default engine, for pods without a runtime handler: auto, docker or native; auto takes docker where a Docker Engine is installed at the first start, else native"`
 	Engines           []string  `toml:"engines" help:"engines that are on, beside the default one: docker, native; each one's name is a runtime handler, by which a RuntimeClass moves pods to it"`
+	CgroupDriver      string    `toml:"cgroup_driver" help:"cgroup driver of the native engine, the kubelet's: cgroupfs or systemd; empty: that of the node's Docker Engine where one is or was on beside it, else systemd where it is init"`
 	RuntimeName       string    `toml:"runtime_name" help:"name in container ids as the kubelet and its users see them; empty: docker or crishim, by the engine of the first start"`
 	RootDir           string    `toml:"root_dir" help:"records and caches that survive a reboot"`
 	RunDir            string    `toml:"run_dir" help:"pinned namespaces and sockets, gone after a reboot"`

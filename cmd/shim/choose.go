@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"crishim/config"
+	"crishim/engine"
 	"crishim/internal/atomicfile"
 )
 
@@ -17,12 +18,16 @@ import (
 type node struct {
 	Engine      string `json:"engine"`
 	RuntimeName string `json:"runtimeName"`
+	// CgroupDriver is what the Docker Engine had when it was on beside the native engine: the kubelet's is the same.
+	CgroupDriver engine.CgroupDriver `json:"cgroupDriver,omitempty"`
 }
+
+func nodeFile(c *config.Config) string { return filepath.Join(c.RootDir, "node.json") }
 
 // decideNode returns what was decided, with the reason in a sentence. What the configuration names counts over what was
 // recorded, and is recorded for the day when it does not name it any more.
 func decideNode(c *config.Config, host string) (node, string, error) {
-	path := filepath.Join(c.RootDir, "node.json")
+	path := nodeFile(c)
 	var was node
 	data, err := os.ReadFile(path)
 	if err == nil {
@@ -31,7 +36,7 @@ func decideNode(c *config.Config, host string) (node, string, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return node{}, "", fmt.Errorf("read which engine this node has: %w; mend %s, or remove it and set engine", err, path)
 	}
-	var now node
+	now := node{CgroupDriver: was.CgroupDriver}
 	var why string
 	switch now.Engine = c.Engine; {
 	case c.Engine != config.EngineAuto:
@@ -54,13 +59,18 @@ func decideNode(c *config.Config, host string) (node, string, error) {
 	if now == was {
 		return now, why, nil
 	}
-	if data, err = json.Marshal(now); err != nil {
-		return node{}, "", err
+	return now, why, now.write(path)
+}
+
+func (n node) write(path string) error {
+	data, err := json.Marshal(n)
+	if err != nil {
+		return err
 	}
 	if err := atomicfile.Write(path, append(data, '\n'), 0o600); err != nil {
-		return node{}, "", fmt.Errorf("record which engine this node has: %w", err)
+		return fmt.Errorf("record which engine this node has: %w", err)
 	}
-	return now, why, nil
+	return nil
 }
 
 // detectEngine takes docker where a Docker Engine is installed below the root folder host, whether it answers or not: a

@@ -21,7 +21,7 @@ func TestTheEngineIsChosenOnce(t *testing.T) {
 		}
 		return why
 	}
-	if why := decide(node{"native", "crishim"}); !strings.Contains(why, "no Docker Engine is installed") {
+	if why := decide(node{Engine: "native", RuntimeName: "crishim"}); !strings.Contains(why, "no Docker Engine is installed") {
 		t.Error(why)
 	}
 	// A Docker Engine that comes later changes nothing by itself.
@@ -31,14 +31,14 @@ func TestTheEngineIsChosenOnce(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(host, "usr/bin/dockerd"), nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	decide(node{"native", "crishim"})
+	decide(node{Engine: "native", RuntimeName: "crishim"})
 	// Only the configuration changes it, and the name that the kubelet knows stays.
 	c.Engine = config.EngineDocker
-	decide(node{"docker", "crishim"})
+	decide(node{Engine: "docker", RuntimeName: "crishim"})
 	c.Engine = config.EngineAuto
-	decide(node{"docker", "crishim"})
+	decide(node{Engine: "docker", RuntimeName: "crishim"})
 	c.RuntimeName = "docker"
-	decide(node{"docker", "docker"})
+	decide(node{Engine: "docker", RuntimeName: "docker"})
 }
 
 func TestADockerEngineIsFoundWhetherItAnswersOrNot(t *testing.T) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -30,12 +29,9 @@ type nodeEngine interface {
 	register(registry *prometheus.Registry)
 }
 
-func newEngine(name string, c *config.Config, store *state.Store, tracer trace.TracerProvider) (nodeEngine, error) {
+func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store *state.Store, tracer trace.TracerProvider) (nodeEngine, error) {
 	switch name {
 	case config.EngineDocker:
-		if c.NRI.Enable {
-			return nil, errors.New("nri.enable: Docker Engine has no NRI; set engine to native, or leave NRI off")
-		}
 		eng, err := docker.New(docker.Options{
 			Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
 			ContainerLog: c.DockerLog(), LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
@@ -55,7 +51,7 @@ func newEngine(name string, c *config.Config, store *state.Store, tracer trace.T
 		eng, err := native.New(native.Options{
 			Version: version, RootDir: c.RootDir + "/native", RunDir: c.RunDir + "/native",
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
-			Plugins: plugins,
+			Plugins: plugins, CgroupDriver: driver,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("start the native engine: %w", err)

@@ -31,6 +31,9 @@ Usage: crishim images COMMAND [FLAGS] [ARGUMENT...]
   rm REFERENCE...     with every name; not where a container uses it
   import [FILE...]    archives of docker save or OCI layouts (also folders); - or nothing is standard input
   export REFERENCE... one archive that docker load and readers of OCI layouts take, to standard output or --output
+  copy [REFERENCE...] --from docker --to native (or back): all images, or those, without a registry; what is there is not
+                      copied again, so it can be begun anew at any time. The Docker Engine must run.
+  move [REFERENCE...] copy, then remove each from where it was, unless a container uses it or it is pinned
 
 `
 
@@ -41,6 +44,8 @@ func imagesFlags(fs *pflag.FlagSet) {
 	fs.StringP("output", "o", "-", "export: the file to write, - is standard output; a path that ends in / is the folder of an OCI layout")
 	fs.StringP("tag", "t", "", "import: the name with tag that the archive's only image gets in place of its own")
 	fs.Bool("json", false, "ls: print JSON")
+	fs.String("from", "", "copy, move: the engine that has the images, docker or native")
+	fs.String("to", "", "copy, move: the engine that gets them")
 	config.Flags(fs)
 }
 
@@ -50,6 +55,7 @@ func imageStoreDir(c *config.Config) string { return filepath.Join(c.RootDir, "n
 // imageCommands are by name; each gets the arguments behind it.
 var imageCommands = map[string]func(context.Context, *image.Store, *pflag.FlagSet, []string, io.Writer) error{
 	"ls": listImages, "pull": pullImages, "rm": removeImages, "import": importImages, "export": exportImages,
+	"copy": copyImages, "move": moveImages,
 }
 
 // manageImages is crishim images.
@@ -57,7 +63,7 @@ func manageImages(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	name, refs := fs.Arg(0), fs.Args()
 	command, ok := imageCommands[name]
 	if !ok {
-		return fmt.Errorf("images: %q is none of ls, pull, rm, import, export: %w", name, errUsage)
+		return fmt.Errorf("images: %q is none of ls, pull, rm, import, export, copy, move: %w", name, errUsage)
 	}
 	refs = refs[1:]
 	if len(refs) == 0 && (name == "pull" || name == "rm" || name == "export") {

@@ -50,7 +50,7 @@ func TestImagesAreImportedListedExportedAndRemoved(t *testing.T) {
 	}
 	images("rm", tag.String())
 	images("import", filepath.Join(dir, "out.tar"))
-	for _, args := range [][]string{{}, {"pull"}, {"nonsense"}} {
+	for _, args := range [][]string{{}, {"pull"}, {"nonsense"}, {"copy", "--root-dir", filepath.Join(dir, "root"), "--from", "docker", "--to", "docker"}} {
 		if err := run(t.Context(), append([]string{"images"}, args...), &bytes.Buffer{}); !errors.Is(err, errUsage) {
 			t.Errorf("%v: %v", args, err)
 		}

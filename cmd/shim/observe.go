@@ -29,17 +29,21 @@ import (
 )
 
 // registerMetrics adds what is counted outside the calls.
-func registerMetrics(registry *prometheus.Registry, store *state.Store, network *cni.Network, eng nodeEngine) {
+func registerMetrics(registry *prometheus.Registry, store *state.Store, network *cni.Network, engines nodeEngines) {
 	gauge := func(name, help string, value func() float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	gauge("crishim_engine_ready", "1 while the engine answers.", func() float64 {
-		if store.Health(eng.Name()).Ready {
-			return 1
-		}
-		return 0
-	})
+	for _, eng := range engines {
+		ready := prometheus.GaugeOpts{Name: "crishim_engine_ready", Help: "1 while the engine answers.", ConstLabels: prometheus.Labels{"engine": eng.Name()}}
+		registry.MustRegister(prometheus.NewGaugeFunc(ready, func() float64 {
+			if store.Health(eng.Name()).Ready {
+				return 1
+			}
+			return 0
+		}))
+		eng.register(registry)
+	}
 	gauge("crishim_pods_ready", "Pod sandboxes that are READY.", func() float64 {
 		n := 0
 		for _, p := range store.Pods() {
@@ -60,18 +64,17 @@ func registerMetrics(registry *prometheus.Registry, store *state.Store, network 
 	})
 	gauge("crishim_records_quarantined", "Records that could not be read.", func() float64 { return float64(len(store.Quarantined())) })
 	gauge("crishim_cni_owed_dels", "Pods whose CNI DEL is still owed.", func() float64 { return float64(len(network.Owed())) })
-	eng.register(registry)
 }
 
 // serveMetrics answers /metrics and /healthz, and profiles on a socket of their own, until ctx ends.
-func serveMetrics(ctx context.Context, c config.Metrics, registry *prometheus.Registry, store *state.Store, engineName string) error {
+func serveMetrics(ctx context.Context, c config.Metrics, registry *prometheus.Registry, store *state.Store, engines nodeEngines) error {
 	group, ctx := errgroup.WithContext(ctx)
 	if c.Listen != "" {
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 		mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
-			if h := store.Health(engineName); !h.Ready {
-				http.Error(w, h.Reason+": "+h.Message, http.StatusServiceUnavailable)
+			if err := engines.anyReady(store); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
 				return
 			}
 			_, _ = fmt.Fprintln(w, "ok")

@@ -22,7 +22,6 @@ import (
 
 	"crishim/cni"
 	"crishim/config"
-	"crishim/engine"
 	"crishim/server"
 	"crishim/state"
 	"crishim/stats"
@@ -79,20 +78,20 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	disk := stats.NewDisk()
-	eng, err := newEngine(choice.Engine, c, store, tracer)
+	engines, err := newEngines(ctx, choice, c, store, tracer)
 	if err != nil {
 		return err
 	}
-	defer eng.stopPlugins()
+	defer engines.stopPlugins()
 	registry := prometheus.NewRegistry()
 	srv, err := server.New(server.Options{
 		RuntimeName: choice.RuntimeName, Version: version,
-		Handlers:      map[string]server.Handler{"": {Engine: eng.Name()}, eng.Name(): {Engine: eng.Name()}},
+		Handlers:      handlers(choice, c),
 		Translation:   translator.Defaults{PauseImage: c.Images.Pause, SeccompRoot: c.SeccompDir},
 		BridgeNetwork: c.Network.Mode == config.NetworkBridge, CNIGC: c.Network.GC,
 		PullNoProgress: time.Duration(c.Images.PullNoProgress), Checkpoint: c.Checkpoint,
 		Settings: c, Metrics: registry, Tracer: tracer,
-	}, []engine.Engine{eng}, store, network, reader, disk)
+	}, engines.engines(), store, network, reader, disk)
 	if err != nil {
 		return err
 	}
@@ -108,7 +107,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	registerMetrics(registry, store, network, eng)
+	registerMetrics(registry, store, network, engines)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { disk.Run(ctx); return nil })
@@ -117,8 +116,8 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	group.Go(func() error { return streams.Serve(ctx) })
 	group.Go(func() error { return srv.Run(ctx) })
 	group.Go(func() error { return srv.Serve(listeners) })
-	group.Go(func() error { return serveMetrics(ctx, c.Metrics, registry, store, eng.Name()) })
-	group.Go(func() error { return handleSignals(ctx, fs, eng) })
+	group.Go(func() error { return serveMetrics(ctx, c.Metrics, registry, store, engines) })
+	group.Go(func() error { return handleSignals(ctx, fs, engines) })
 	group.Go(func() error { return notifySystemd(ctx, srv) })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -175,7 +174,7 @@ func notifySystemd(ctx context.Context, srv *server.Server) error {
 }
 
 // handleSignals: SIGHUP reads the settings again that can change in a running daemon, SIGUSR1 dumps the goroutines.
-func handleSignals(ctx context.Context, fs *pflag.FlagSet, eng nodeEngine) error {
+func handleSignals(ctx context.Context, fs *pflag.FlagSet, engines nodeEngines) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGHUP, unix.SIGUSR1)
 	defer signal.Stop(signals)
@@ -188,14 +187,14 @@ func handleSignals(ctx context.Context, fs *pflag.FlagSet, eng nodeEngine) error
 				dumpGoroutines()
 				continue
 			}
-			if err := reload(fs, eng); err != nil {
+			if err := reload(fs, engines); err != nil {
 				klog.ErrorS(err, "The settings were not reloaded; the old ones stay in force")
 			}
 		}
 	}
 }
 
-func reload(fs *pflag.FlagSet, eng nodeEngine) error {
+func reload(fs *pflag.FlagSet, engines nodeEngines) error {
 	c, err := config.Load(fs)
 	if err != nil {
 		return err
@@ -203,8 +202,10 @@ func reload(fs *pflag.FlagSet, eng nodeEngine) error {
 	if err := setLogLevel(c.Log.Level); err != nil {
 		return err
 	}
-	eng.ReloadHosts(c.Images.RegistryDirs)
-	eng.SetPinned(c.Images.Pinned)
+	for _, eng := range engines {
+		eng.ReloadHosts(c.Images.RegistryDirs)
+		eng.SetPinned(c.Images.Pinned)
+	}
 	klog.InfoS("Reloaded log level, registries and pinned images", "level", c.Log.Level, "pinned", c.Images.Pinned)
 	return nil
 }

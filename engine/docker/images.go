@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"io"
 	"path/filepath"
 
@@ -31,6 +32,24 @@ func newImageStore(e *Engine) *imagestore.Store {
 		NoProgress:         e.opts.PullNoProgress,
 		SampleInterval:     e.opts.ImageFSInterval,
 	})
+}
+
+// Connect is for who uses the images, or Info, without a Watch, a command or a start: one connection, as good as it is
+// now, until disconnect. Never beside Watch.
+func (e *Engine) Connect(ctx context.Context) (disconnect func(), err error) {
+	cli, facts, err := e.connect(ctx)
+	if err != nil {
+		return nil, requestError(ctx, ctx, fmt.Errorf("connect to the Docker Engine at %s: %w", e.opts.Socket, err))
+	}
+	info := facts.info()
+	e.info.Store(&info)
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	e.current.Store(&session{cli: cli, facts: facts, life: life, recorded: e.opts.Recorded})
+	return func() {
+		e.current.Store(nil)
+		end()
+		_ = cli.Close()
+	}, nil
 }
 
 // ImageStore is the store behind Images, for what is reloaded while it runs: pinned images and registry folders.
