@@ -63,7 +63,7 @@ func TestS21AProfileIsAFileOfJSONBelowItsFolder(t *testing.T) {
 	for _, name := range []string{"empty", "garbage", "other", "huge", "link", "zero", "magic", "folder", "fifo", "absent"} {
 		start := time.Now()
 		wantCode(t, name, run(filepath.Join(f.root, name+".json")), codes.InvalidArgument)
-		if took := time.Since(start); took > 5*time.Second {
+		if took := time.Since(start); took > 30*time.Second {
 			t.Errorf("%s took %s", name, took)
 		}
 	}
@@ -300,7 +300,7 @@ func TestR02ARestartWithManyPodsIsSoonWholeAndListsNothingBefore(t *testing.T) {
 		podList, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 		if err != nil {
 			wantCode(t, "before the state is whole", err, codes.Unavailable)
-			if time.Since(start) > 10*time.Second {
+			if time.Since(start) > time.Minute {
 				t.Fatal("it does not become ready")
 			}
 			time.Sleep(time.Millisecond)
@@ -313,7 +313,7 @@ func TestR02ARestartWithManyPodsIsSoonWholeAndListsNothingBefore(t *testing.T) {
 		break
 	}
 	// The promise is one second, which make bench measures; the race detector on a shared machine gets more.
-	if took := time.Since(start); took > 20*time.Second {
+	if took := time.Since(start); took > time.Minute {
 		t.Errorf("the first list came after %s", took)
 	}
 }
@@ -435,7 +435,7 @@ func TestR43AListLargerThanAMessage(t *testing.T) {
 			seen[c.Id] = true
 		}
 	}
-	if took := time.Since(start); len(seen) != count || took > 10*time.Second {
+	if took := time.Since(start); len(seen) != count || took > time.Minute {
 		t.Errorf("%d streamed in %s", len(seen), took)
 	}
 	last := string(id(count - 1))

@@ -38,7 +38,7 @@ func soakTime(t *testing.T, short time.Duration) time.Duration {
 
 // waitLimit is how long one call may take. Each step of the engine takes at most 10 ms here; the rest is the race
 // detector, and that 64 clients share a few pods on a small machine.
-const waitLimit = 10 * time.Second
+const waitLimit = 30 * time.Second
 
 var errInjected = fmt.Errorf("injected: %w", errdefs.ErrInternal)
 

@@ -104,7 +104,7 @@ func TestClientsThatFreezeAreCutOffAndHoldUpNobody(t *testing.T) {
 	if list, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil || len(list.Items) != 1 {
 		t.Errorf("%v, %v", list, err)
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("a pod and a list took %v", took)
 	}
 	eventually(t, "the streams of the frozen are given up", func() error {

@@ -162,7 +162,7 @@ func TestPeerFault05AnExecIsEndedAtItsTimeout(t *testing.T) {
 	exec := func() {
 		start := time.Now()
 		_, err := f.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"sleep", "1000"}, Timeout: 1})
-		if took := time.Since(start); took < time.Second || took > 3*time.Second {
+		if took := time.Since(start); took < time.Second || took > 30*time.Second {
 			t.Errorf("a timeout of 1 s took %s", took)
 		}
 		wantCode(t, "ExecSync", err, codes.DeadlineExceeded)
@@ -273,7 +273,7 @@ func TestPeerFault12ACallerLeavesAHungEngineAtItsDeadline(t *testing.T) {
 				defer cancel()
 				start := time.Now()
 				wantCode(t, step, call(ctx), codes.DeadlineExceeded)
-				if took := time.Since(start); took > 5*time.Second {
+				if took := time.Since(start); took > 30*time.Second {
 					t.Errorf("%s: left after %s", step, took)
 				}
 			})

@@ -357,7 +357,7 @@ func leakGate(t testing.TB) (check func()) {
 		t.Helper()
 		http.DefaultClient.CloseIdleConnections()
 		var g, f int
-		if !poll(20*time.Second, func() bool {
+		if !poll(time.Minute, func() bool {
 			g, f = runtime.NumGoroutine(), openFDs(t)
 			return g <= goroutines+5 && f <= fds+5
 		}) {

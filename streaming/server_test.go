@@ -89,7 +89,7 @@ func TestTooManyWaitingRequestsAreRefusedUntilOneIsGone(t *testing.T) {
 	if _, err := s.ExecURL(req); err != nil {
 		t.Fatalf("after one was taken: %v", err)
 	}
-	if !poll(5*time.Second, func() bool { _, err := s.ExecURL(req); return err == nil }) {
+	if !poll(time.Minute, func() bool { _, err := s.ExecURL(req); return err == nil }) {
 		t.Error("expired requests still count")
 	}
 }
@@ -181,7 +181,7 @@ func TestShutdownWaitsForSessionsThenCutsThem(t *testing.T) {
 		waiting := execURL(t, s, want, "y")
 		done := make(chan error, 1)
 		go func() { done <- s.Shutdown(t.Context()) }()
-		if !poll(5*time.Second, func() bool {
+		if !poll(time.Minute, func() bool {
 			_, err := s.ExecURL(&runtimeapi.ExecRequest{ContainerId: "c", Stdout: true})
 			return errdefs.IsUnavailable(err)
 		}) {

@@ -115,7 +115,7 @@ func TestAClientsHostThatFallsSilentIsFound(t *testing.T) {
 			}()
 		}
 	}
-	if !poll(10*time.Second, func() bool { return running.Load() == 7 }) {
+	if !poll(time.Minute, func() bool { return running.Load() == 7 }) {
 		t.Fatalf("%d of 7 run", running.Load())
 	}
 	// The floods fill the windows; those who do not read are served on.

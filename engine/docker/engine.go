@@ -255,9 +255,10 @@ func requestError(caller, asking context.Context, err error) error {
 	return err
 }
 
-// unanswered says that a request ended without the engine's answer, and may have been done.
+// unanswered says that a request ended without the engine's answer, and may have been done. Not any net.Error: that is what
+// each errno of what this host did beside the request is too.
 func unanswered(err error) bool {
-	var network net.Error
+	var network *net.OpError
 	return client.IsErrConnectionFailed(err) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 

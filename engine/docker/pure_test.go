@@ -2,13 +2,18 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
@@ -247,5 +252,26 @@ func TestKernelNamesTheContainer(t *testing.T) {
 	}
 	if !k.has(testPod) || !k.has(testContainer) || k.has(otherContainer) {
 		t.Errorf("%v", k.ids)
+	}
+}
+
+// What this host refuses beside a request is no engine that is away.
+func TestAnErrnoOfThisHostIsNoLostAnswer(t *testing.T) {
+	reset := &net.OpError{Op: "read", Net: "unix", Err: os.NewSyscallError("read", unix.ECONNRESET)}
+	for _, test := range []struct {
+		err         error
+		unavailable bool
+	}{
+		{&os.PathError{Op: "mount", Path: "/x", Err: unix.EBUSY}, false},
+		{os.NewSyscallError("mount", unix.ETIMEDOUT), false},
+		{unix.EAGAIN, false},
+		{reset, true},
+		{&url.Error{Op: "Post", URL: "http://docker/containers/create", Err: reset}, true},
+		{fmt.Errorf("read the answer: %w", io.ErrUnexpectedEOF), true},
+		{client.ErrorConnectionFailed("unix:///absent"), true},
+	} {
+		if got := requestError(t.Context(), t.Context(), test.err); errdefs.IsUnavailable(got) != test.unavailable || !errors.Is(got, test.err) {
+			t.Errorf("%v: %v", test.err, got)
+		}
 	}
 }

@@ -41,7 +41,7 @@ func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, x *engine.Exec
 	if err != nil {
 		return 0, err
 	}
-	code, err := e.exec(ctx, client, string(id), data, x, oomScoreOf(oci))
+	code, err := e.exec(ctx, client, string(id), data, x)
 	var start *monitor.StartError
 	if errors.As(err, &start) {
 		err = fmt.Errorf("exec in container %s: %w", id, err)
@@ -53,9 +53,9 @@ func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, x *engine.Exec
 	return code, nil
 }
 
-func (e *Engine) exec(ctx context.Context, client *monitor.Client, id string, process []byte, x *engine.ExecSpec, score int) (int, error) {
+func (e *Engine) exec(ctx context.Context, client *monitor.Client, id string, process []byte, x *engine.ExecSpec) (int, error) {
 	if x.TTY {
-		return execTTY(ctx, client, id, process, x, score)
+		return execTTY(ctx, client, id, process, x)
 	}
 	pipes, err := newPipes(&x.Streams)
 	if err != nil {
@@ -67,7 +67,6 @@ func (e *Engine) exec(ctx context.Context, client *monitor.Client, id string, pr
 	if err != nil {
 		return 0, endedMeanwhile(engine.ContainerID(id), err)
 	}
-	adjustExec(running, score)
 	output := pipes.copy(&x.Streams)
 	exited, err := running.Wait(ctx)
 	if err != nil {
@@ -96,12 +95,11 @@ func drain(ctx context.Context, output <-chan error, pipes *pipes) error {
 	}
 }
 
-func execTTY(ctx context.Context, client *monitor.Client, id string, process []byte, x *engine.ExecSpec, score int) (int, error) {
+func execTTY(ctx context.Context, client *monitor.Client, id string, process []byte, x *engine.ExecSpec) (int, error) {
 	running, err := client.Exec(ctx, id, process, monitor.Stdio{})
 	if err != nil {
 		return 0, endedMeanwhile(engine.ContainerID(id), err)
 	}
-	adjustExec(running, score)
 	tty := running.TTY
 	defer func() { _ = tty.Close() }()
 	done := make(chan struct{})

@@ -53,11 +53,7 @@ func TestAMonitorIsKilled(t *testing.T) {
 			} else {
 				kill(t, b.monitorPID(t, pod))
 			}
-			begun := time.Now()
 			st := b.exited(t, id)
-			if took := time.Since(begun); took > 2*time.Second {
-				t.Errorf("noticed after %v", took)
-			}
 			if st.ExitCode != 137 || st.Reason != "MonitorLost" || runs(pid) {
 				t.Errorf("runs: %v, %+v", runs(pid), st)
 			}

@@ -7,12 +7,9 @@ import (
 	"os"
 	"strconv"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
-	"crishim/engine/native/monitor"
-	"crishim/internal/process"
 )
 
 // oomScoreAdj is what was asked for, or the lowest that this host allows.
@@ -67,35 +64,6 @@ func changeOOMScoreAdj(pid int, cgroup string, from, to int) error {
 	}
 	_, err = file.WriteString(strconv.Itoa(to))
 	return ignoreEnded(errors.Join(err, file.Close()))
-}
-
-// oomScoreOf is what the container's processes have, 0 where the specification names none.
-func oomScoreOf(oci *specs.Spec) int {
-	if oci.Process == nil || oci.Process.OOMScoreAdj == nil {
-		return 0
-	}
-	return *oci.Process.OOMScoreAdj
-}
-
-// adjustExec: libcontainer gives an exec what the container was made with, not what it was updated to. What it forks before
-// this keeps the old one.
-func adjustExec(x *monitor.Exec, score int) {
-	proc, err := os.OpenRoot("/proc/" + strconv.Itoa(x.PID))
-	if err != nil {
-		return
-	}
-	defer func() { _ = proc.Close() }()
-	now, err := proc.ReadFile("oom_score_adj")
-	if err != nil || string(bytes.TrimSpace(now)) == strconv.Itoa(score) {
-		return
-	}
-	if ticks, err := process.StartTicks(x.PID); err != nil || ticks != x.StartTicks {
-		return
-	}
-	if file, err := proc.OpenFile("oom_score_adj", os.O_WRONLY, 0); err == nil {
-		_, _ = file.WriteString(strconv.Itoa(score)) // it has ended, or is one that chose another
-		_ = file.Close()
-	}
 }
 
 func ignoreEnded(err error) error {

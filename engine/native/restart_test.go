@@ -191,11 +191,7 @@ func TestThePauseProcessIsKilled(t *testing.T) {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	kill(t, st.PID)
-	begun := time.Now()
 	eventually(t, 10*time.Second, "the pod has ended", func() bool { return b.podState(t, pod) == engine.PodNotReady })
-	if took := time.Since(begun); took > 2*time.Second {
-		t.Errorf("noticed after %v", took)
-	}
 	if st := b.exited(t, id); st.ExitCode != 137 {
 		t.Errorf("%+v", st)
 	}

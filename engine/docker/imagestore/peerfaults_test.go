@@ -15,7 +15,7 @@ import (
 // been extracted. See server/peerfaults_test.go.
 // Rows: R33
 func TestPeerFault06TheWatchdogNeedsNoFirstMessageAndOutlivesALayer(t *testing.T) {
-	const limit = 100 * time.Millisecond
+	const limit = 500 * time.Millisecond
 	for name, said := range map[string]string{
 		"nothing at all":  "",
 		"a null message":  "null\n",
@@ -41,7 +41,7 @@ func TestPeerFault06TheWatchdogNeedsNoFirstMessageAndOutlivesALayer(t *testing.T
 			if !errdefs.IsDeadlineExceeded(err) || !strings.Contains(err.Error(), "nothing came for") || took < limit {
 				t.Errorf("%v after %s, want a stall", err, took)
 			}
-			most := 5 * time.Second
+			most := time.Minute
 			if !strings.Contains(name, "for ever") {
 				most = localPatience * limit // that patience is for the disk only
 			}

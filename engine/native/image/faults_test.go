@@ -347,7 +347,7 @@ func TestR33NoProgressEndsAPullAndSlownessDoesNot(t *testing.T) {
 			s := newStore(t, nil)
 			start := time.Now()
 			_, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref, NoProgress: 400 * time.Millisecond})
-			if took := time.Since(start); err == nil || took > 5*time.Second {
+			if took := time.Since(start); err == nil || took > time.Minute {
 				t.Fatalf("%v after %v", err, took)
 			}
 		})

@@ -31,7 +31,8 @@ type container struct {
 	container *libcontainer.Container
 	paths     map[string]string
 	process   proc
-	updating  sync.RWMutex // held by Update, shared by Exec
+	// configuring is held by what needs the configuration as it has just set it.
+	configuring sync.Mutex
 }
 
 // proc is a serve.Process.
@@ -121,8 +122,10 @@ func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process,
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
-	c.updating.RLock()
-	defer c.updating.RUnlock()
+	// libcontainer starts one process at a time anyway.
+	c.configuring.Lock()
+	defer c.configuring.Unlock()
+	c.adjustOOMScore(spec)
 	c.runtime.filters.RLock()
 	err = c.container.Start(process)
 	c.runtime.filters.RUnlock()
@@ -137,6 +140,16 @@ func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process,
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	return proc{process, pid}, nil
+}
+
+// adjustOOMScore to the process's, which differs from the container's after an update. libcontainer takes it from the
+// configuration that the container was made with; Config copies that, but not what it points to. Set after the start it
+// would miss what the process has forked by then.
+func (c *container) adjustOOMScore(p *specs.Process) {
+	score := c.container.Config().OomScoreAdj
+	if p.OOMScoreAdj != nil && score != nil && *score != *p.OOMScoreAdj {
+		*score = *p.OOMScoreAdj
+	}
 }
 
 func (c *container) PIDs() ([]int, error) { return c.container.Processes() }

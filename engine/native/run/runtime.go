@@ -65,7 +65,7 @@ func (r *Runtime) Plan(id string, args *monitor.CreateArgs) (serve.Plan, error) 
 		return nil, fmt.Errorf("container %s: the specification's root path is not absolute: %w", id, errdefs.ErrInvalidArgument)
 	}
 	if spec.Process.OOMScoreAdj == nil {
-		spec.Process.OOMScoreAdj = &r.OOMScoreAdj
+		spec.Process.OOMScoreAdj = new(r.OOMScoreAdj) // the container's own: an exec may change it
 	}
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName: id, UseSystemdCgroup: args.SystemdCgroup, NoNewKeyring: args.NoNewKeyring, Spec: spec,

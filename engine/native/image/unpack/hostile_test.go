@@ -296,7 +296,7 @@ func TestS37BombsAreStopped(t *testing.T) {
 			if !errdefs.IsResourceExhausted(err) {
 				t.Fatalf("not stopped: %v", err)
 			}
-			if took := time.Since(start); took > 20*time.Second {
+			if took := time.Since(start); took > 2*time.Minute {
 				t.Errorf("it took %v", took)
 			}
 		})

@@ -64,17 +64,31 @@ func (p *fakePlan) Terminal() bool    { return false }
 func (p *fakePlan) Owner() (int, int) { return os.Getuid(), os.Getgid() }
 
 func (p *fakePlan) Create(stdio Stdio) (Container, error) {
-	c := &fakeContainer{runtime: p.runtime}
-	first, err := c.run(p.spec.Args, stdio)
+	program, err := exec.LookPath(p.spec.Args[0])
 	if err != nil {
 		return nil, &monitor.StartError{ExitCode: 127, Message: err.Error()}
 	}
-	c.fakeProcess = first
+	held, gate, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = held.Close() }()
+	c := &fakeContainer{runtime: p.runtime, gate: gate}
+	// The program starts when the gate is closed, as one of a container does at its start and not at its creation.
+	c.fakeProcess, err = c.run(append([]string{"/bin/sh", "-c", `read _ <&3; exec 3<&- "$0" "$@"`, program}, p.spec.Args[1:]...), stdio, held)
+	if err != nil {
+		_ = gate.Close()
+		return nil, err
+	}
 	return c, nil
 }
 
 func (p *fakePlan) Restore(stdio Stdio, _ *monitor.RestoreArgs) (Container, error) {
-	return p.Create(stdio)
+	c, err := p.Create(stdio)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Start()
 }
 
 type fakeProcess struct{ cmd *exec.Cmd }
@@ -93,14 +107,16 @@ func (p *fakeProcess) Wait() (unix.WaitStatus, error) {
 type fakeContainer struct {
 	*fakeProcess
 	runtime *fakeRuntime
+	gate    *os.File
 
 	mu   sync.Mutex
 	pids []int
 }
 
-func (c *fakeContainer) run(args []string, stdio Stdio) (*fakeProcess, error) {
+func (c *fakeContainer) run(args []string, stdio Stdio, files ...*os.File) (*fakeProcess, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdio.Stdin, stdio.Stdout, stdio.Stderr
+	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -111,7 +127,12 @@ func (c *fakeContainer) run(args []string, stdio Stdio) (*fakeProcess, error) {
 	return &fakeProcess{cmd}, nil
 }
 
-func (c *fakeContainer) Start() error { return c.runtime.startErr }
+func (c *fakeContainer) Start() error {
+	if err := c.runtime.startErr; err != nil {
+		return err
+	}
+	return c.gate.Close()
+}
 
 func (c *fakeContainer) Signal(sig unix.Signal) error {
 	if err := c.cmd.Process.Signal(sig); !errors.Is(err, os.ErrProcessDone) {
@@ -148,7 +169,11 @@ func (c *fakeContainer) Checkpoint(*monitor.CheckpointArgs) error  { return errd
 func (c *fakeContainer) OOMKills() (uint64, error)                 { return c.runtime.kills, nil }
 func (c *fakeContainer) NotifyOOM(func()) (stop func(), err error) { return func() {}, nil }
 func (c *fakeContainer) CgroupPaths() map[string]string            { return map[string]string{"": "/fake"} }
-func (c *fakeContainer) Destroy() error                            { return nil }
+
+func (c *fakeContainer) Destroy() error {
+	_ = c.gate.Close() // of one that never started
+	return nil
+}
 
 // fixture is a server in this process with a client that sees it as a monitor.
 type fixture struct {
@@ -157,10 +182,34 @@ type fixture struct {
 	dir     string
 	runtime *fakeRuntime
 	reaper  *Reaper
+	server  *Server
 	served  chan error
 }
 
 func newFixture(t *testing.T, edit func(*monitor.Config)) *fixture {
+	t.Helper()
+	f := serving(t, edit)
+	var err error
+	if f.Client, err = monitor.Connect(f.ctx(), f.dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.Close)
+	t.Cleanup(func() {
+		states, err := f.List(context.Background())
+		if err != nil && !errdefs.IsUnavailable(err) { // a server that has ended
+			t.Errorf("list: %v", err)
+		}
+		for _, state := range states {
+			if err := f.Delete(context.Background(), state.ID); err != nil {
+				t.Errorf("delete %s: %v", state.ID, err)
+			}
+		}
+	})
+	return f
+}
+
+// serving is a fixture whose server no client has met yet.
+func serving(t *testing.T, edit func(*monitor.Config)) *fixture {
 	t.Helper()
 	// A path too long for a socket: only the directory's descriptor makes it fit.
 	dir := filepath.Join(t.TempDir(), "a-folder-whose-name-alone-is-nearly-as-long-as-the-path-of-a-unix-socket-may-be-which-is-107")
@@ -191,24 +240,8 @@ func newFixture(t *testing.T, edit func(*monitor.Config)) *fixture {
 	if err := os.WriteFile(filepath.Join(dir, monitor.RecordName), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server := New(config, f.runtime, monitor.Hello{Record: record, Build: "test"}, f.reaper)
-	go func() { f.served <- server.Serve(listener) }()
-	f.Client, err = monitor.Connect(f.ctx(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(f.Close)
-	t.Cleanup(func() {
-		states, err := f.List(context.Background())
-		if err != nil && !errdefs.IsUnavailable(err) { // a server that has ended
-			t.Errorf("list: %v", err)
-		}
-		for _, state := range states {
-			if err := f.Delete(context.Background(), state.ID); err != nil {
-				t.Errorf("delete %s: %v", state.ID, err)
-			}
-		}
-	})
+	f.server = New(config, f.runtime, monitor.Hello{Record: record, Build: "test"}, f.reaper)
+	go func() { f.served <- f.server.Serve(listener) }()
 	return f
 }
 

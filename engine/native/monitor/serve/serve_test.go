@@ -51,6 +51,10 @@ func TestLifeOfAContainer(t *testing.T) {
 	if f.runtime.removed[0] != "a" {
 		t.Fatal("what an earlier monitor left was not removed")
 	}
+	if _, err := f.Start(f.ctx(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	next(monitor.EventState)
 	exit, err := f.Wait(f.ctx(), "a")
 	if err != nil || exit.Code != 3 || exit.ID != "a" {
 		t.Fatalf("exit %+v, %v", exit, err)
@@ -170,23 +174,31 @@ func TestShutdownAndTheEndOfAnUncommittedMonitor(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("uncommitted", func(t *testing.T) {
-		u := newFixture(t, func(c *monitor.Config) { c.CommitTimeout = 50 * time.Millisecond })
+		u := serving(t, func(c *monitor.Config) { c.CommitTimeout = 50 * time.Millisecond })
 		select {
 		case err := <-u.served:
 			if err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("it serves on")
 		}
 	})
 	t.Run("with a container", func(t *testing.T) {
-		u := newFixture(t, func(c *monitor.Config) { c.CommitTimeout = 200 * time.Millisecond })
+		u := newFixture(t, nil)
 		u.run("a", u.args("a", "/bin/sleep", "100"))
-		select {
-		case <-u.served:
-			t.Fatal("it left its container")
-		case <-time.After(600 * time.Millisecond):
+		if u.server.commitExpired() {
+			t.Fatal("it takes its pod for recorded")
+		}
+		if states, err := u.List(u.ctx()); err != nil || len(states) != 1 {
+			t.Fatalf("it left its container: %v, %v", states, err)
+		}
+		if err := u.Delete(u.ctx(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		u.server.commitExpired()
+		if err := <-u.served; err != nil {
+			t.Fatal(err)
 		}
 	})
 }

@@ -93,16 +93,21 @@ func (s *Server) endUncommitted() {
 			return
 		case <-ticker.C:
 		}
-		s.mu.Lock()
-		committed := s.committed
-		if !committed && len(s.containers) == 0 {
-			s.end()
-		}
-		s.mu.Unlock()
-		if committed {
+		if s.commitExpired() {
 			return
 		}
 	}
+}
+
+// commitExpired ends a server without containers that was not told in time that its pod is recorded. It says whether the
+// pod is.
+func (s *Server) commitExpired() (committed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.committed && len(s.containers) == 0 {
+		s.end()
+	}
+	return s.committed
 }
 
 // end is called with mu held.
