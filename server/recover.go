@@ -74,7 +74,9 @@ func (s *Server) recover(ctx context.Context) error {
 			}
 		}
 	}
-	s.collectNetworks(ctx, s.store.Pods())
+	if !s.opts.Observe {
+		s.collectNetworks(ctx, s.store.Pods())
+	}
 	return nil
 }
 
@@ -91,6 +93,9 @@ func (s *Server) allAway(engines map[string]engine.Engine) bool {
 // recoverEngine mends and takes back what is the engine's.
 func (s *Server) recoverEngine(ctx context.Context, name string) {
 	s.rebuildNetworks(name)
+	if s.opts.Observe {
+		return
+	}
 	for _, c := range s.store.Containers() {
 		if c.Engine == name && c.Recorded && !c.Returned && !c.Adopted {
 			s.takeBackUnreturned(ctx, c)

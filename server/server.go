@@ -47,6 +47,9 @@ type Options struct {
 	PullNoProgress time.Duration
 	// Checkpoint lets CheckpointContainer through to the engine.
 	Checkpoint bool
+	// Observe answers questions only: every call that would change something is refused, and nothing is taken back, collected
+	// or ended. The engines and the network must be such as change nothing, too.
+	Observe bool
 	// Settings are the configuration as shown by the verbose Status, secrets left out.
 	Settings any
 	Metrics  prometheus.Registerer
@@ -119,7 +122,9 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 		return nil, err
 	}
 	store.OnHealth(s.spoken.note)
-	store.OnRestarted(s.endRestarted)
+	if !opts.Observe {
+		store.OnRestarted(s.endRestarted)
+	}
 
 	calls := newCalls(opts.Metrics, s.gate)
 	options := []grpc.ServerOption{
@@ -144,6 +149,11 @@ func (s *Server) SetStreams(streams *streaming.Server) { s.streams = streams }
 
 // gate refuses calls until the state is known. What does not depend on it is answered at once.
 func (s *Server) gate(method string) error {
+	if s.opts.Observe {
+		if err := refuseChange(method); err != nil {
+			return err
+		}
+	}
 	select {
 	case <-s.recovered:
 		return nil

@@ -29,7 +29,10 @@ import (
 	"crishim/translator"
 )
 
-func serveFlags(fs *pflag.FlagSet) { config.Flags(fs) }
+func serveFlags(fs *pflag.FlagSet) {
+	fs.Bool("observe", false, "change nothing and only answer questions, on a socket below run_dir: what the kubelet would be told after a switch from another shim")
+	config.Flags(fs)
+}
 
 func stateDir(c *config.Config) string { return filepath.Join(c.RootDir, "state") }
 
@@ -41,6 +44,9 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	}
 	if err := setLogLevel(c.Log.Level); err != nil {
 		return err
+	}
+	if observing, err := fs.GetBool("observe"); err != nil || observing {
+		return errors.Join(err, observe(ctx, fs, c))
 	}
 	// Folders and files are private unless they are opened on purpose.
 	syscall.Umask(0o027)

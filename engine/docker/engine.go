@@ -70,6 +70,9 @@ type Options struct {
 	// Recorded says whether the caller has a record of a container, or of a pod, by its id: it is ours then whatever name
 	// somebody gave it. nil knows of none.
 	Recorded func(id string) bool
+	// Observe changes nothing anywhere: no log is written, no network namespace pinned, and the engine gets no request but
+	// those that read. What makes or changes something fails.
+	Observe bool
 	// TracerProvider traces requests to the engine; nil traces nothing.
 	TracerProvider trace.TracerProvider
 }
@@ -294,6 +297,9 @@ func (e *Engine) connect(ctx context.Context) (*client.Client, *facts, error) {
 		return nil, nil, err
 	}
 	httpClient.Transport = failpoint.Transport(httpClient.Transport)
+	if e.opts.Observe {
+		httpClient.Transport = readOnly{httpClient.Transport}
+	}
 	info, err := greet(ctx, cli)
 	if err == nil {
 		if rerr := refuse(&info, cli.ClientVersion()); rerr != nil {

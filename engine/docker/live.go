@@ -30,6 +30,12 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 	if in.HostConfig.NetworkMode.IsHost() {
 		return status
 	}
+	if e.opts.Observe {
+		if status.StartTicks != 0 {
+			status.NetNSPath = procPath(status.PID, "ns/net")
+		}
+		return status
+	}
 	status.NetNSPath = e.pins.pinned(status.ID)
 	if status.NetNSPath == "" && status.StartTicks != 0 {
 		path, err := e.pins.pin(status.ID, status.PID, status.StartTicks)
@@ -51,7 +57,7 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 	if !status.StartedAt.IsZero() {
 		e.users.learnChecked(status.ImageID) // Docker has read its user files, or it would not have started
 	}
-	if status.State == engine.ContainerRunning || status.State == engine.ContainerExited {
+	if !e.opts.Observe && (status.State == engine.ContainerRunning || status.State == engine.ContainerExited) {
 		if err := e.mounts.unmount(in.Config.Labels[labelMounts]); err != nil {
 			klog.ErrorS(err, "Cannot unmount what was prepared for a container", "id", status.ID)
 		}

@@ -130,7 +130,7 @@ func (l *logs) linkOf(in *container.InspectResponse) (logPath, root string) {
 // follow keeps the log of a container that the engine shows running, and completes it once it has exited.
 func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status *engine.ContainerStatus) {
 	logPath := in.Config.Labels[labelLogPath]
-	if logPath == "" || in.HostConfig.LogConfig.Type == "" || in.HostConfig.LogConfig.Type == "none" {
+	if l.e.opts.Observe || logPath == "" || in.HostConfig.LogConfig.Type == "" || in.HostConfig.LogConfig.Type == "none" {
 		return
 	}
 	if target, err := os.Readlink(logPath); err == nil && target == in.LogPath && !l.links {

@@ -64,7 +64,9 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	defer logs.close()
 	var beside sync.WaitGroup
 	besides, stop := context.WithCancel(ctx)
-	beside.Go(func() { e.images.Run(besides) })
+	if !e.opts.Observe {
+		beside.Go(func() { e.images.Run(besides) })
+	}
 	beside.Go(func() { e.oom.watch(besides) })
 	defer beside.Wait()
 	defer stop()
@@ -136,9 +138,11 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 		return causeOr(life, err)
 	}
 	forgotten := w.suspects()
-	e.removeProbes(life, s)
-	e.sweepMounts(life, s)
-	e.logs.Load().forgetOthers(w.seen)
+	if !e.opts.Observe {
+		e.removeProbes(life, s)
+		e.sweepMounts(life, s)
+		e.logs.Load().forgetOthers(w.seen)
+	}
 	info := facts.info()
 	e.info.Store(&info)
 	e.current.Store(s)
@@ -146,7 +150,9 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	e.images.Invalidate()
 	ready()
 	sink.Resync(snapshot)
-	running.Go(func() { w.endForgotten(forgotten) })
+	if !e.opts.Observe {
+		running.Go(func() { w.endForgotten(forgotten) })
+	}
 	w.loop(&running)
 	// Nothing is answered any more before anybody is told.
 	e.current.CompareAndSwap(s, nil)
@@ -447,7 +453,7 @@ func (w *watcher) observe(o *observed, logLimit time.Duration) {
 	switch {
 	case errdefs.IsNotFound(err):
 		o.gone = true
-		if o.kind != workload {
+		if o.kind != workload || w.e.opts.Observe {
 			break
 		}
 		if err := w.e.dropMountsOf(w.s.life, engine.ContainerID(o.id)); err != nil && w.s.life.Err() == nil {

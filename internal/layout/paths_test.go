@@ -39,6 +39,7 @@ var trusted = map[string]string{
 	"check/life.go":                       "the log folder that the check itself made",
 	"cmd/shim/check.go":                   "a scratch folder of the command line",
 	"cmd/shim/observe.go":                 "the operator's metrics socket",
+	"cmd/shim/observer.go":                "a folder below run_dir of a daemon that only observes, and copies of records in it",
 	"cmd/shim/folders.go":                 "root_dir and run_dir",
 	"cni/network.go":                      "folders below root_dir",
 	"cni/netns.go":                        "opens a pinned namespace of our own and checks that it is one",

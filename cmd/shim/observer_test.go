@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/cni"
+)
+
+// The daemon that observes makes its folder, answers there even while no engine does, and takes all away that it made.
+func TestObserveWritesInItsOwnFolderOnly(t *testing.T) {
+	dir := t.TempDir()
+	root, runDir, conf := filepath.Join(dir, "root"), filepath.Join(dir, "run"), filepath.Join(dir, "net.d")
+	for path, text := range map[string]string{
+		filepath.Join(root, "state", "pods", "x.json"): "{}", filepath.Join(root, "cni", "results", "net-x-eth0"): "{}", filepath.Join(conf, "10.conflist"): "{",
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := tree(t, dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- runArgs(ctx, "serve", "--observe", "--config=/dev/null", "--root-dir="+root, "--run-dir="+runDir, "--network-conf-dir="+conf, "--docker-endpoint=unix://"+filepath.Join(dir, "none.sock"))
+	}()
+	socket := filepath.Join(runDir, observeFolder, "crishim.sock")
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the socket does not appear")
+		}
+	}
+	for path := range tree(t, dir) {
+		if _, was := before[path]; !was && path != runDir && !strings.HasPrefix(path, filepath.Join(runDir, observeFolder)) {
+			t.Errorf("%s was made", path)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(runDir, observeFolder, "root", "cni", "results", "net-x-eth0")); err != nil {
+		t.Errorf("the cache was not copied: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for path, was := range before {
+		if now := tree(t, dir)[path]; now != was {
+			t.Errorf("%s is %q, was %q", path, now, was)
+		}
+	}
+	for path := range tree(t, filepath.Join(runDir, observeFolder)) {
+		if path != filepath.Join(runDir, observeFolder) {
+			t.Errorf("%s is left", path)
+		}
+	}
+}
+
+func runArgs(ctx context.Context, args ...string) error { return run(ctx, args, os.Stderr) }
+
+// tree is every path with the content of files.
+func tree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		all[path] = d.Type().String()
+		if d.Type().IsRegular() {
+			data, err := os.ReadFile(path)
+			all[path] = string(data)
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestIdleNetworkRunsNothing(t *testing.T) {
+	dir := t.TempDir()
+	network, err := cni.New(cni.Options{ConfDir: dir, BinDirs: []string{dir}, CacheDir: filepath.Join(dir, "c"), OwedDir: filepath.Join(dir, "o")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	idle := idleNetwork{network}
+	if err := idle.Status(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("status without a configuration: %v", err)
+	}
+	_, _, addErr := idle.Add(t.Context(), nil)
+	for name, err := range map[string]error{"Add": addErr, "Del": idle.Del(t.Context(), nil), "GC": idle.GC(t.Context(), nil), "Owe": idle.Owe(nil, ""), "SetPodCIDRs": idle.SetPodCIDRs(nil)} {
+		if !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
