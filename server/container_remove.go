@@ -37,6 +37,7 @@ func (s *Server) removeContainer(ctx context.Context, c state.ContainerView) err
 			return err
 		}
 	}
+	s.starts.abort(c.ID)
 	unlock, err := s.containerLocks.Lock(ctx, c.ID)
 	if err != nil {
 		return err

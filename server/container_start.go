@@ -37,14 +37,15 @@ func (s *Server) StartContainer(ctx context.Context, req *runtimeapi.StartContai
 		return nil, err
 	}
 	// A start whose caller leaves halfway is finished: whether the process runs must not depend on when that was.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTimeout)
-	defer cancel()
+	// Only a stop ends it.
+	ctx, end := s.starts.begin(context.WithoutCancel(ctx), c.ID)
+	defer end()
 	status, err := eng.StartContainer(ctx, c.ID, &c.Spec)
 	if status.ID != "" {
 		s.store.ApplyContainer(status)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
+		return nil, fmt.Errorf("start container %s: %w", c.ID, abortedBy(ctx, err))
 	}
 	if err := failpoint.Hit("StartContainer.started"); err != nil {
 		return nil, err

@@ -23,12 +23,18 @@ func (s *Server) StopContainer(ctx context.Context, req *runtimeapi.StopContaine
 	if err != nil {
 		return nil, err
 	}
-	if c.State == engine.ContainerExited || c.State == engine.ContainerCreated {
-		return &runtimeapi.StopContainerResponse{}, nil
-	}
 	eng, err := s.engineOf(c.Engine)
 	if err != nil {
 		return nil, err
+	}
+	if c.State == engine.ContainerCreated {
+		if err := s.abortStart(ctx, eng, c.ID); err != nil {
+			return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
+		}
+		c, _ = s.store.Container(c.ID)
+	}
+	if c.ID == "" || c.State == engine.ContainerExited || c.State == engine.ContainerCreated {
+		return &runtimeapi.StopContainerResponse{}, nil
 	}
 	grace := max(0, time.Duration(req.GetTimeout())*time.Second)
 	err = s.stops.stop(ctx, c.ID, grace, func(grace time.Duration) error { return eng.StopContainer(ctx, c.ID, grace) })
@@ -43,6 +49,23 @@ func (s *Server) StopContainer(ctx context.Context, req *runtimeapi.StopContaine
 		return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
 	}
 	return &runtimeapi.StopContainerResponse{}, nil
+}
+
+// abortStart ends a start that is under way, if there is one: what started after all is killed.
+func (s *Server) abortStart(ctx context.Context, eng engine.Engine, id engine.ContainerID) error {
+	if !s.starts.abort(id) {
+		return nil
+	}
+	unlock, err := s.containerLocks.Lock(ctx, id)
+	if err != nil {
+		return fmt.Errorf("wait for the end of its start: %w", err)
+	}
+	defer unlock()
+	// Whatever the index knows: an engine may have gone on although the call was given up.
+	if err := eng.StopContainer(ctx, id, 0); err != nil {
+		return err
+	}
+	return s.awaitExit(ctx, eng, id)
 }
 
 // exitEvent is how long a stop that has succeeded waits for the engine's event of it before it asks.

@@ -2,8 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/engine"
 )
 
 // flightTimeout bounds a creation whose caller has left: longer than the kubelet's own deadline for RunPodSandbox (4 min)
@@ -21,7 +27,8 @@ type flights[K comparable, R any] struct {
 type flight[R any] struct {
 	hash    string
 	done    chan struct{}
-	waiters int // guarded by flights.mu
+	waiters int                     // guarded by flights.mu
+	abort   context.CancelCauseFunc // of the work's context
 
 	// Written before done is closed.
 	result R
@@ -39,7 +46,8 @@ func (f *flights[K, R]) do(ctx context.Context, key K, hash string, work func(ct
 			if f.flights == nil {
 				f.flights = map[K]*flight[R]{}
 			}
-			fl = &flight[R]{hash: hash, done: make(chan struct{})}
+			ctx, abort := context.WithCancelCause(context.WithoutCancel(ctx))
+			fl = &flight[R]{hash: hash, done: make(chan struct{}), abort: abort}
 			f.flights[key] = fl
 			go f.run(ctx, key, fl, work)
 		}
@@ -66,7 +74,8 @@ func (f *flights[K, R]) do(ctx context.Context, key K, hash string, work func(ct
 }
 
 func (f *flights[K, R]) run(ctx context.Context, key K, fl *flight[R], work func(context.Context, func() bool) (R, error)) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightTimeout)
+	defer fl.abort(nil)
+	ctx, cancel := context.WithTimeout(ctx, flightTimeout)
 	defer cancel()
 	// Recovered here because the interceptor's recover is on another goroutine.
 	defer func() {
@@ -83,6 +92,29 @@ func (f *flights[K, R]) run(ctx context.Context, key K, fl *flight[R], work func
 		defer f.mu.Unlock()
 		return fl.waiters > 0
 	})
+	fl.err = abortedBy(ctx, fl.err)
+}
+
+// abort ends the contexts of the works in flight whose key matches. They take back what they made, and fail with cause.
+func (f *flights[K, R]) abort(cause error, matches func(K) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for key, fl := range f.flights {
+		if matches(key) {
+			fl.abort(cause)
+		}
+	}
+}
+
+// errEnds is why a work was aborted. It is no error of the caller's whose work it is: that one may come back.
+var errEnds = fmt.Errorf("it is being stopped: %w", errdefs.ErrFailedPrecondition)
+
+// abortedBy puts the cause of an abort in the place of the class of what broke because of it.
+func abortedBy(ctx context.Context, err error) error {
+	if !errors.Is(err, context.Canceled) || !errors.Is(context.Cause(ctx), errEnds) {
+		return err
+	}
+	return fmt.Errorf("given up: %w (%v)", errEnds, err)
 }
 
 // wait returns when no work is in flight for key.
@@ -100,4 +132,40 @@ func (f *flights[K, R]) wait(ctx context.Context, key K) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// starts are the starts of containers under way, which a stop aborts.
+type starts struct {
+	mu sync.Mutex
+	m  map[engine.ContainerID]context.CancelCauseFunc
+}
+
+// begin makes the context of a start, which requires the container's lock; end is called before that is given back.
+func (s *starts) begin(ctx context.Context, id engine.ContainerID) (_ context.Context, end func()) {
+	ctx, cancel := context.WithTimeout(ctx, flightTimeout)
+	ctx, abort := context.WithCancelCause(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m == nil {
+		s.m = map[engine.ContainerID]context.CancelCauseFunc{}
+	}
+	s.m[id] = abort
+	return ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.m, id)
+		abort(nil)
+		cancel()
+	}
+}
+
+// abort says whether there was one. It is over when the container's lock can be had.
+func (s *starts) abort(id engine.ContainerID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	abort, ok := s.m[id]
+	if ok {
+		abort(errEnds)
+	}
+	return ok
 }

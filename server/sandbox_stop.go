@@ -33,6 +33,9 @@ func (s *Server) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSand
 	if err != nil {
 		return nil, err
 	}
+	if err := s.abortPod(ctx, pod.Spec.Key); err != nil {
+		return nil, err
+	}
 	unlock, err := s.podLocks.Lock(ctx, pod.ID)
 	if err != nil {
 		return nil, err
@@ -42,6 +45,12 @@ func (s *Server) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSand
 		return nil, err
 	}
 	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+// abortPod ends the making of the pod, if it is under way: what it had made is taken back when this returns, or recorded.
+func (s *Server) abortPod(ctx context.Context, key engine.PodKey) error {
+	s.podFlights.abort(errEnds, func(other engine.PodKey) bool { return other == key })
+	return s.podFlights.wait(ctx, key)
 }
 
 // stopPod requires the pod's lock.
@@ -60,6 +69,8 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	if err := failpoint.Hit("StopPodSandbox.recorded"); err != nil {
 		return err
 	}
+	// Nothing is made in the pod from now on. What is being made takes itself back.
+	s.containerFlights.abort(errEnds, func(c containerCreation) bool { return c.pod == id })
 	var containers errgroup.Group
 	for _, c := range s.store.ContainersOf(id) {
 		containers.Go(func() error { return s.killWithPod(ctx, eng, c) })
@@ -92,10 +103,13 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	})
 }
 
-// killWithPod kills a container of a pod whose phase says by now that it ends. A start that began before is waited for, and
-// none begins after: otherwise a container could run in a stopped pod.
+// killWithPod kills a container of a pod whose phase says by now that it ends. A start that began before is aborted
+// and waited for, and none begins after: otherwise a container could run in a stopped pod.
 func (s *Server) killWithPod(ctx context.Context, eng engine.Engine, c state.ContainerView) error {
 	if c.State == engine.ContainerCreated {
+		if err := s.abortStart(ctx, eng, c.ID); err != nil {
+			return err
+		}
 		unlock, err := s.containerLocks.Lock(ctx, c.ID)
 		if err != nil {
 			return err

@@ -95,6 +95,7 @@ type Server struct {
 
 	podFlights       flights[engine.PodKey, engine.PodID]
 	containerFlights flights[containerCreation, engine.ContainerID]
+	starts           starts
 	podLocks         keymutex.Mutex[engine.PodID]
 	containerLocks   keymutex.Mutex[engine.ContainerID]
 	stops            stops

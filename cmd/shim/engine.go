@@ -102,5 +102,3 @@ func (e nativeEngine) ReloadHosts(dirs []string)     { e.ImageStore().ReloadHost
 func (e nativeEngine) SetPinned(references []string) { e.ImageStore().SetPinned(references) }
 
 func (e nativeEngine) stopPlugins() { e.StopPlugins() }
-
-func (e nativeEngine) register(*prometheus.Registry) {}

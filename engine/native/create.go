@@ -203,6 +203,7 @@ func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.
 		return nil, err
 	}
 	if len(warnings) > 0 {
+		e.counts.clamped.Add(1)
 		klog.V(2).InfoS("The container gets less than was asked for, as this host allows no more", "container", s.Key.Name, "id", c.ID, "warnings", warnings)
 	}
 	if err := e.cdi.Inject(oci, s.CDIDevices); err != nil {

@@ -77,6 +77,7 @@ type Engine struct {
 	cdi     *host.Injector
 	info    engine.Info
 	events  events
+	counts  counts
 	// criu says why there are no checkpoints, nil where there are.
 	criu error
 
@@ -148,7 +149,7 @@ func New(opts Options) (*Engine, error) {
 	if e.helper, err = helper.Open(opts.RootDir); err != nil {
 		return nil, err
 	}
-	e.filters = newFilters(e.filterDir(), e.helper)
+	e.filters = newFilters(e.filterDir(), e.helper, &e.counts.filters)
 	if e.pins, err = ns.Open(filepath.Join(opts.RunDir, "ns")); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -31,6 +32,7 @@ type filters struct {
 	// digest is the helper's: another one may have another libseccomp.
 	digest string
 	busy   keymutex.Mutex[string]
+	made   *atomic.Uint64
 }
 
 const (
@@ -40,8 +42,8 @@ const (
 	compileLimit = 10 * time.Second
 )
 
-func newFilters(dir string, program *os.File) *filters {
-	return &filters{dir: dir, helper: program, digest: helper.Digest()}
+func newFilters(dir string, program *os.File, made *atomic.Uint64) *filters {
+	return &filters{dir: dir, helper: program, digest: helper.Digest(), made: made}
 }
 
 // of is the file with the compiled profile, "" where there is no profile, or none that can be compiled: whoever starts a
@@ -69,6 +71,7 @@ func (f *filters) of(ctx context.Context, profile *specs.LinuxSeccomp) string {
 		klog.V(2).InfoS("A seccomp profile cannot be compiled beforehand", "err", err)
 		return ""
 	}
+	f.made.Add(1)
 	quiet(f.prune(), "remove old compiled seccomp profiles", f.dir)
 	return path
 }

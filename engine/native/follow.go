@@ -108,6 +108,7 @@ func (e *Engine) monitorLost(p *pod, client *monitor.Client) {
 	if !mine {
 		return
 	}
+	e.counts.monitorsLost.Add(1)
 	klog.InfoS("The monitor of a pod sandbox ended; what runs in the pod is killed", "id", p.ID, "monitor", client.PID())
 	client.Close()
 	e.lose(e.life, p, e.containersOf(p.ID))

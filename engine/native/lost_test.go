@@ -54,6 +54,9 @@ func TestAMonitorIsKilled(t *testing.T) {
 				kill(t, b.monitorPID(t, pod))
 			}
 			st := b.exited(t, id)
+			if s := b.Stats(); s.MonitorsLost != 1 || s.Monitors != 1 {
+				t.Errorf("%d monitors lost, %d run", s.MonitorsLost, s.Monitors)
+			}
 			if st.ExitCode != 137 || st.Reason != "MonitorLost" || runs(pid) {
 				t.Errorf("runs: %v, %+v", runs(pid), st)
 			}

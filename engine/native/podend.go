@@ -29,14 +29,8 @@ func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 	if err != nil {
 		return nil
 	}
-	var all sync.WaitGroup
 	containers := e.containersOf(id)
-	errs := make([]error, len(containers))
-	for i, c := range containers {
-		all.Go(func() { errs[i] = e.end(ctx, c) })
-	}
-	all.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := e.endAll(ctx, id, containers); err != nil {
 		return fmt.Errorf("end the pod's containers: %w", err)
 	}
 	e.tellPodStopped(ctx, p, containers)
@@ -54,6 +48,40 @@ func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 	// Whether this is recorded matters little: after a crash a pod without a monitor is one that has stopped.
 	quiet(e.savePod(p), "record the end of a pod sandbox", id)
 	return nil
+}
+
+// endAll ends the containers of a pod that ends itself. A monitor that hangs is killed: all that it has is to end anyway.
+func (e *Engine) endAll(ctx context.Context, id engine.PodID, containers []*container) error {
+	try := func(ctx context.Context) error {
+		var all sync.WaitGroup
+		errs := make([]error, len(containers))
+		for i, c := range containers {
+			all.Go(func() { errs[i] = e.end(ctx, c) })
+		}
+		all.Wait()
+		return errors.Join(errs...)
+	}
+	client := e.monitorOf(id)
+	if client == nil {
+		return try(ctx)
+	}
+	patient, cancel := context.WithTimeout(ctx, hangLimit)
+	defer cancel()
+	err := try(patient)
+	if err == nil || patient.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	e.counts.monitorsKilled.Add(1)
+	klog.ErrorS(err, "The monitor of a pod that ends hangs and is killed", "id", id, "monitor", client.PID())
+	if err := client.KillMonitor(); err != nil {
+		return err
+	}
+	select {
+	case <-client.Done():
+	case <-ctx.Done():
+		return fmt.Errorf("monitor %d was killed and has not ended: %w", client.PID(), ctx.Err())
+	}
+	return try(ctx)
 }
 
 // endMonitor ends the pause process and the monitor, and leaves nothing of the pod's processes. What is in the monitor's
@@ -94,6 +122,7 @@ func (e *Engine) shutdown(ctx context.Context, p *pod, client *monitor.Client) e
 		if !errdefs.IsUnavailable(err) {
 			klog.ErrorS(err, "The monitor of a pod does not end by itself and is killed", "id", p.ID)
 		}
+		e.counts.monitorsKilled.Add(1)
 		_ = client.KillMonitor()
 	}
 	select {

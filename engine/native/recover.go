@@ -161,6 +161,7 @@ func (e *Engine) recoverPod(ctx context.Context, p *pod) {
 			e.leaveAlone(p.ID)
 			return
 		}
+		e.counts.monitorsLost.Add(1)
 		klog.ErrorS(err, "The monitor of a pod sandbox is lost; what runs in it is killed", "id", p.ID)
 	}
 	e.lose(ctx, p, containers)

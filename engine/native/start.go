@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -147,12 +148,43 @@ func deleteIn(ctx context.Context, client *monitor.Client, id string) error {
 	})
 }
 
+// deleteProcess is deleteIn for a container. What hangs while it is made does so in a process of the container's, mostly,
+// which is killed.
+func (e *Engine) deleteProcess(ctx context.Context, client *monitor.Client, c *container) error {
+	stop := make(chan struct{})
+	var killer sync.WaitGroup
+	killer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-ctx.Done():
+				return
+			case <-time.After(killInterval):
+				ctx, cancel := context.WithTimeout(ctx, killInterval)
+				quiet(e.cgroups.Kill(ctx, c.Cgroup.Path), "kill a container that is still being made", c.ID)
+				cancel()
+			}
+		}
+	})
+	defer killer.Wait()
+	defer close(stop)
+	return deleteIn(ctx, client, string(c.ID))
+}
+
+// killInterval is between kills of what does not end; a container that is only deleted has mostly gone by the first.
+const killInterval = 500 * time.Millisecond
+
 // startFailed tells a program that cannot run, which is the container's end, from everything else, after which it can be
 // started again.
 func (e *Engine) startFailed(ctx context.Context, c *container, client *monitor.Client, err error) (engine.ContainerStatus, error) {
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyLimit)
+	limit := tidyLimit
+	if ctx.Err() != nil {
+		limit = hangLimit // whoever gave it up is about to end more than this
+	}
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	undone := deleteIn(clean, client, string(c.ID))
+	undone := e.deleteProcess(clean, client, c)
 	var start *monitor.StartError
 	if !errors.As(err, &start) {
 		if undone == nil {

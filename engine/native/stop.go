@@ -77,6 +77,10 @@ func (e *Engine) awaitExit(ctx context.Context, c *container) error {
 	}
 }
 
+// hangLimit is how long what ends a pod waits for a monitor that cannot take a container away, as one that is being made
+// hangs. Tests lower it.
+var hangLimit = 5 * time.Second
+
 // tidyLimit bounds what is cleaned up without a caller.
 const tidyLimit = 30 * time.Second
 
@@ -96,7 +100,7 @@ func (e *Engine) end(ctx context.Context, c *container) error {
 		return nil
 	}
 	if client := e.monitorOf(c.Spec.Pod); client != nil {
-		if err := deleteIn(ctx, client, string(c.ID)); err != nil && !errdefs.IsUnavailable(err) {
+		if err := e.deleteProcess(ctx, client, c); err != nil && !errdefs.IsUnavailable(err) {
 			return fmt.Errorf("delete container %s: %w", c.ID, err)
 		}
 	}

@@ -137,19 +137,20 @@ type turn struct {
 	ctx   context.Context
 	at    *progress
 	held  bool
+	since time.Time // when it was taken
 }
 
 func (t *turn) take() error {
 	select {
 	case t.store.unpackers <- struct{}{}:
-		t.held = true
+		t.held, t.since = true, time.Now()
 		return nil
 	default:
 	}
 	return t.at.onDisk(func() error {
 		select {
 		case t.store.unpackers <- struct{}{}:
-			t.held = true
+			t.held, t.since = true, time.Now()
 			return nil
 		case <-t.ctx.Done():
 			return context.Cause(t.ctx)
@@ -160,6 +161,7 @@ func (t *turn) take() error {
 func (t *turn) give() {
 	if t.held {
 		t.held = false
+		t.store.counts.unpacking.Add(int64(time.Since(t.since)))
 		<-t.store.unpackers
 	}
 }

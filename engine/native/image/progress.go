@@ -79,11 +79,12 @@ func (p *progress) left(limit time.Duration) time.Duration {
 	return limit - time.Since(last)
 }
 
-// report tells of a pull or import once a second, until done is called with its result.
+// report counts a pull or import, and tells of it once a second, until done is called with its result.
 func (s *Store) report(ref string, p *progress) (done func(error)) {
+	s.counts.running.Add(1)
 	tell := s.options.Progress
 	if tell == nil {
-		return func(error) {}
+		return func(err error) { s.counts.end(p, err) }
 	}
 	now := func(phase string, err error) Progress {
 		fetched, unpacked, _, _ := p.sum()
@@ -115,6 +116,7 @@ func (s *Store) report(ref string, p *progress) (done func(error)) {
 		}
 	}()
 	return func(err error) {
+		s.counts.end(p, err)
 		close(ended)
 		<-stopped
 		if err != nil {

@@ -50,6 +50,9 @@ func TestPulledImageIsUnpackedAndFound(t *testing.T) {
 	if n := reg.count("GET", "/blobs/"); n != blobs {
 		t.Errorf("a second pull fetched %d blobs", n-blobs)
 	}
+	if c := s.Counts(); c.Done != 2 || c.Running+int64(c.Failed) != 0 || c.Seconds <= 0 || c.UnpackSeconds <= 0 || c.UnpackedBytes == 0 || c.FetchedBytes == 0 {
+		t.Errorf("counted %+v", c)
+	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -71,5 +74,8 @@ func TestPullOfWhatIsNotThere(t *testing.T) {
 		if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref}); !is(err) {
 			t.Errorf("%s: %v", ref, err)
 		}
+	}
+	if c := s.Counts(); c.Failed != 2 || c.Done != 0 || c.Running != 0 {
+		t.Errorf("counted %+v", c)
 	}
 }

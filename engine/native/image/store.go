@@ -94,6 +94,7 @@ type Store struct {
 	// unpackers bounds how many layers are unpacked at once, over all pulls.
 	unpackers chan struct{}
 	syncs     syncer
+	counts    counts
 	// using orders what decides whether an image goes or stays, see Hold.
 	using keymutex.Mutex[engine.ImageID]
 
