@@ -75,6 +75,8 @@ type Attachment struct {
 	// fills it in) or is not known.
 	NetNSInode uint64 `json:"netNSInode,omitempty"`
 	CacheDir   string `json:"cacheDir"`
+	// KubeHostPorts are host ports whose rules no plugin made but dockershim itself, for kubenet; DEL takes them away.
+	KubeHostPorts []PortMapping `json:"kubeHostPorts,omitempty"`
 	// Result is the plugins' answer, empty until ADD succeeded.
 	Result json.RawMessage `json:"result,omitempty"`
 }
@@ -258,6 +260,15 @@ func (a Attachment) IPs() []string {
 		return nil
 	}
 	return ips
+}
+
+// HostPorts are those that plugins with that capability are told of; none where they cannot be read.
+func (a Attachment) HostPorts() []PortMapping {
+	var ports []PortMapping
+	if err := json.Unmarshal(a.CapabilityArgs[capPortMappings], &ports); err != nil {
+		return nil
+	}
+	return ports
 }
 
 // resultIPs leaves out addresses that the result puts on an interface outside the pod.

@@ -80,6 +80,11 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 			errs = append(errs, err)
 		}
 	}
+	if len(a.KubeHostPorts) > 0 {
+		if err := failpoint.Around("cni.hostports", func() error { return removeKubeHostPorts(ctx, a) }); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}

@@ -64,6 +64,51 @@ func (kernelNamespaces) inode(path string) (uint64, error) {
 
 // loopbackUp brings lo up in the namespace, in-process: the loopback plugin does no more and costs a fork of 4 ms.
 func (kernelNamespaces) loopbackUp(netns string) error {
+	err := within(netns, func(handle *netlink.Handle) error {
+		lo, err := handle.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return handle.LinkSetUp(lo)
+	})
+	if err != nil {
+		return fmt.Errorf("loopback of network namespace %s: %w", netns, err)
+	}
+	return nil
+}
+
+// Addresses are those that an interface has in the network namespace at path, IPv4 first, without those of the link alone:
+// for a pod of which no plugin's result is left.
+func Addresses(netns, ifName string) (ips []string, err error) {
+	if _, err := (kernelNamespaces{}).inode(netns); err != nil {
+		return nil, err
+	}
+	err = within(netns, func(handle *netlink.Handle) error {
+		link, err := handle.LinkByName(ifName)
+		if err != nil {
+			return err
+		}
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			addresses, err := handle.AddrList(link, family)
+			if err != nil {
+				return err
+			}
+			for _, a := range addresses {
+				if a.IP.IsGlobalUnicast() {
+					ips = append(ips, a.IP.String())
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("addresses of %s in network namespace %s: %w", ifName, netns, err)
+	}
+	return ips, nil
+}
+
+// within runs work with a handle on the network namespace at path.
+func within(netns string, work func(*netlink.Handle) error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -71,19 +116,16 @@ func (kernelNamespaces) loopbackUp(netns string) error {
 			// The main thread cannot end: it would stay in the pod's namespace, and /proc/PID/ns/net with it. Held here, it
 			// is not the one that the next goroutine gets.
 			defer runtime.UnlockOSThread()
-			done <- kernelNamespaces{}.loopbackUp(netns)
+			done <- within(netns, work)
 			return
 		}
 		// Never unlocked: the thread is in the pod's namespace and so must end with the goroutine.
-		done <- loopbackUpHere(netns)
+		done <- withinHere(netns, work)
 	}()
-	if err := <-done; err != nil {
-		return fmt.Errorf("loopback of network namespace %s: %w", netns, err)
-	}
-	return nil
+	return <-done
 }
 
-func loopbackUpHere(netns string) error {
+func withinHere(netns string, work func(*netlink.Handle) error) error {
 	fd, err := unix.Open(netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -97,9 +139,5 @@ func loopbackUpHere(netns string) error {
 		return err
 	}
 	defer handle.Close()
-	lo, err := handle.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	return handle.LinkSetUp(lo)
+	return work(handle)
 }

@@ -17,19 +17,25 @@ import (
 // where there is none, keep the ipMasq chain and its rules and answer success. Only rules that carry the names of this
 // attachment go. A host without iptables or nft has none.
 func removeLeakedRules(ctx context.Context, a *Attachment) error {
-	var errs []error
-	for _, family := range []string{"iptables", "ip6tables"} {
-		if err := removeIptables(ctx, family, a); err != nil {
-			errs = append(errs, fmt.Errorf("remove leaked rules of %s: %w", family, err))
-		}
-	}
+	errs := []error{removeIptables(ctx, func(saved string) string { return leakedRules(saved, a.Network, a.PodID) })}
 	if err := removeNft(ctx, a); err != nil {
 		errs = append(errs, fmt.Errorf("remove leaked rules of nftables: %w", err))
 	}
 	return errors.Join(errs...)
 }
 
-func removeIptables(ctx context.Context, family string, a *Attachment) error {
+// removeIptables gives iptables-restore, of both families, what script makes of the rules in the nat table.
+func removeIptables(ctx context.Context, script func(saved string) string) error {
+	var errs []error
+	for _, family := range []string{"iptables", "ip6tables"} {
+		if err := removeOfFamily(ctx, family, script); err != nil {
+			errs = append(errs, fmt.Errorf("remove leaked rules of %s: %w", family, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func removeOfFamily(ctx context.Context, family string, script func(saved string) string) error {
 	save, err := exec.LookPath(family + "-save")
 	if err != nil {
 		return nil
@@ -42,11 +48,11 @@ func removeIptables(ctx context.Context, family string, a *Attachment) error {
 	if err != nil {
 		return err
 	}
-	script := leakedRules(string(rules), a.Network, a.PodID)
-	if script == "" {
+	input := script(string(rules))
+	if input == "" {
 		return nil
 	}
-	_, _, err = runPlugin(ctx, restore, []byte(script), nil, "--noflush", "--wait", "5")
+	_, _, err = runPlugin(ctx, restore, []byte(input), nil, "--noflush", "--wait", "5")
 	return err
 }
 

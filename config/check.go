@@ -43,6 +43,8 @@ func (c *Config) check() []problem {
 		{"network.bin_dirs", notEmpty(c.Network.BinDirs)},
 		{"network.cache_dir", optional(c.Network.CacheDir, absolute)},
 		{"network.template", optional(c.Network.Template, absolute)},
+		{"adopt.roots", each(c.Adopt.Roots, absolute)},
+		{"adopt.cni_cache_dirs", each(c.Adopt.CNICacheDirs, absolute)},
 		{"images.pause", imageReference(c.Images.Pause)},
 		{"images.pinned", each(c.Images.Pinned, imageReference)},
 		{"images.registry_dirs", each(c.Images.RegistryDirs, absolute)},

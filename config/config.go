@@ -40,6 +40,7 @@ type Config struct {
 	Checkpoint        bool      `toml:"checkpoint" help:"let CheckpointContainer through, where the engine can"`
 	Docker            Docker    `toml:"docker"`
 	Network           Network   `toml:"network"`
+	Adopt             Adopt     `toml:"adopt"`
 	Images            Images    `toml:"images"`
 	Streaming         Streaming `toml:"streaming"`
 	NRI               NRI       `toml:"nri"`
@@ -66,6 +67,12 @@ type Network struct {
 	CacheDir string   `toml:"cache_dir" help:"libcni's cache; empty: in root_dir, or with compatibility where old shims have it, /var/lib/cni/cache"`
 	GC       bool     `toml:"gc" help:"let CNI plugins free what no pod of ours holds; only where nobody else uses the network"`
 	Template string   `toml:"template" help:"CNI configuration template written to conf_dir when the node's pod CIDR is known"`
+}
+
+// Adopt is the taking over of pods that another shim made. Only the Docker engine has such.
+type Adopt struct {
+	Roots        []string `toml:"roots" help:"folders of dockershim and cri-dockerd, whose checkpoints tell the host ports of their pods; read, and emptied of a pod that is removed"`
+	CNICacheDirs []string `toml:"cni_cache_dirs" help:"libcni caches of those shims, which tell the networks of their pods"`
 }
 
 // Images is pulls and the pause image.
@@ -122,6 +129,7 @@ func Default() *Config {
 		DrainTimeout: Duration(10e9),
 		Docker:       Docker{Endpoint: "unix:///var/run/docker.sock", LogMaxSize: 50 << 20, LogMaxFiles: 3},
 		Network:      Network{Mode: NetworkCNI, ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Adopt:        Adopt{Roots: []string{"/var/lib/dockershim", "/var/lib/cri-dockerd"}, CNICacheDirs: []string{"/var/lib/cni/cache"}},
 		Images: Images{
 			Pause: "registry.k8s.io/pause:3.10.1", RegistryDirs: []string{"/etc/crishim/certs.d", "/etc/containerd/certs.d"},
 			Credentials: "/var/lib/kubelet/config.json", PullNoProgress: Duration(300e9),

@@ -35,6 +35,9 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err != nil {
 		return nil, err
 	}
+	if pod.Spec.LogDirectory == "" { // adopted: the engine does not know it
+		pod.Spec.LogDirectory = req.GetSandboxConfig().GetLogDirectory()
+	}
 	spec, err := translator.Container(&pod.Spec, pod.ID, req.GetConfig(), s.opts.Translation)
 	if err != nil {
 		return nil, err

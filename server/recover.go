@@ -92,7 +92,7 @@ func (s *Server) allAway(engines map[string]engine.Engine) bool {
 
 // recoverEngine mends and takes back what is the engine's.
 func (s *Server) recoverEngine(ctx context.Context, name string) {
-	s.rebuildNetworks(name)
+	s.adoptAll(ctx, name)
 	if s.opts.Observe {
 		return
 	}
@@ -143,47 +143,6 @@ func (s *spoken) changed() chan struct{} {
 		s.more = make(chan struct{}, 1)
 	}
 	return s.more
-}
-
-// rebuildNetworks gives pods without a record (it was damaged or lost) their network back from the results that plugins
-// left in the cache: without it the kubelet would see no address and its DEL would not run, which leaks the address and
-// the rules of its host ports.
-func (s *Server) rebuildNetworks(engineName string) {
-	if s.opts.BridgeNetwork {
-		return
-	}
-	for _, pod := range s.store.Pods() {
-		if pod.Engine != engineName || !lostNetwork(pod) {
-			continue
-		}
-		if err := s.rebuildNetwork(pod); err != nil {
-			klog.ErrorS(err, "The network of a pod without a record could not be found again; what it holds may be left on the node", "id", pod.ID)
-		}
-	}
-}
-
-// lostNetwork says that the pod has a network of its own, of which nothing is known.
-func lostNetwork(pod state.PodView) bool {
-	return !pod.Recorded && pod.Spec.Namespaces.Network == engine.NamespacePod && !pod.Network.Done
-}
-
-func (s *Server) rebuildNetwork(pod state.PodView) error {
-	attachments, err := s.network.Cached(string(pod.ID))
-	if err != nil || len(attachments) == 0 {
-		return err
-	}
-	raw, err := encodeAttachments(attachments)
-	if err != nil {
-		return err
-	}
-	var ips []string
-	for _, a := range attachments {
-		ips = append(ips, a.IPs()...)
-	}
-	return s.store.UpdatePod(pod.ID, func(p *state.Pod) error {
-		p.Network = state.Network{Attachments: raw, IPs: ips, Done: true}
-		return nil
-	})
 }
 
 // takeBackUnreturnedPod removes what a crash left half made, in the background: a retry of its creation meets reusePod,

@@ -71,6 +71,11 @@ func (s *Server) removePod(ctx context.Context, pod state.PodView) error {
 	if err := failpoint.Hit("RemovePodSandbox.removed"); err != nil {
 		return err
 	}
+	if s.opts.Adopter != nil {
+		if err := s.opts.Adopter.Removed(pod.ID); err != nil {
+			return fmt.Errorf("remove what another shim kept of the pod: %w", err)
+		}
+	}
 	return s.store.DeletePodByKey(pod.Spec.Key)
 }
 

@@ -45,6 +45,8 @@ type Options struct {
 	CNIGC bool
 	// PullNoProgress ends a pull without progress; 0 never does.
 	PullNoProgress time.Duration
+	// Adopter knows the pods of other shims; nil looks into the network's own cache only.
+	Adopter Adopter
 	// Checkpoint lets CheckpointContainer through to the engine.
 	Checkpoint bool
 	// Observe answers questions only: every call that would change something is refused, and nothing is taken back, collected

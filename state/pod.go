@@ -47,6 +47,9 @@ func (s *Store) MarkPodRemoving(id engine.PodID) {
 	s.pods.mark(s.podEntry(id), func(p *Pod) { p.Phase = PhaseRemoving })
 }
 
+// SupposePod changes the record in memory only, where it cannot be written; a later write takes it along.
+func (s *Store) SupposePod(id engine.PodID, change func(*Pod)) { s.pods.mark(s.podEntry(id), change) }
+
 // DeletePod deletes the record and the entry of a pod that no longer exists. It needs no free space. OK when absent.
 func (s *Store) DeletePod(id engine.PodID) error { return s.pods.remove(s.podEntry(id)) }
 

@@ -73,7 +73,7 @@ type Pod struct {
 	PID        int     `json:"pid,omitempty"`
 	StartTicks uint64  `json:"startTicks,omitempty"`
 	Network    Network `json:"network"`
-	// Adopted says that another shim made it.
+	// Adopted says that no record of it was there when it was found: another shim made it, or the record was lost.
 	Adopted bool `json:"adopted,omitempty"`
 	// Leftover says why it is half made: the failure whose undo failed too. "" otherwise.
 	Leftover string `json:"leftover,omitempty"`

@@ -22,6 +22,7 @@ import (
 
 	"crishim/cni"
 	"crishim/config"
+	"crishim/migrate"
 	"crishim/server"
 	"crishim/state"
 	"crishim/stats"
@@ -95,6 +96,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		Handlers:      handlers(choice, c),
 		Translation:   translator.Defaults{PauseImage: c.Images.Pause, SeccompRoot: c.SeccompDir},
 		BridgeNetwork: c.Network.Mode == config.NetworkBridge, CNIGC: c.Network.GC,
+		Adopter:        migrate.NewAdopter(adoptOptions(c), network),
 		PullNoProgress: time.Duration(c.Images.PullNoProgress), Checkpoint: c.Checkpoint,
 		Settings: c, Metrics: registry, Tracer: tracer,
 	}, engines.engines(), store, network, reader, disk)

@@ -17,6 +17,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/docker/logpump"
+	"crishim/internal/failpoint"
 )
 
 // finishLimit bounds the wait for a log that cannot be written (a full or frozen disk) before an exit is reported.
@@ -62,6 +63,10 @@ func (l *logs) start(id engine.ContainerID, jsonPath, logPath, logDirectory stri
 		if !errdefs.IsFailedPrecondition(err) {
 			return err
 		}
+	}
+	err := failpoint.Around("log.takeover", func() error { return logpump.TakeOver(logPath, root, jsonPath) })
+	if err != nil {
+		return err
 	}
 	return l.pumps.Start(logpump.Container{
 		ID: string(id), JSONPath: jsonPath, Source: l.source(id), LogPath: logPath, LogRoot: root, TTY: tty,
@@ -132,9 +137,6 @@ func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status
 	logPath := in.Config.Labels[labelLogPath]
 	if l.e.opts.Observe || logPath == "" || in.HostConfig.LogConfig.Type == "" || in.HostConfig.LogConfig.Type == "none" {
 		return
-	}
-	if target, err := os.Readlink(logPath); err == nil && target == in.LogPath && !l.links {
-		return // another shim's container: its log is a link to Docker's file, and that is as good
 	}
 	var err error
 	switch status.State {

@@ -57,6 +57,7 @@ var trusted = map[string]string{
 	"engine/docker/pods.go":               "resolv.conf in the engine's own folder of a sandbox, never in a root file system; its last name is no link",
 	"internal/mounttree/mounttree.go":     "a mount at a folder below run_dir that its caller names",
 	"migrate/checkpoint.go":               "a sandbox's checkpoint below a shim's root, named by its checked id; its last name is no link",
+	"migrate/keep.go":                     "the folder of checkpoints below a shim's root",
 	"migrate/kubeletfiles/backup.go":      "the kubelet's own files, and a backup of them below root_dir",
 	"state/flush.go":                      "records below root_dir, named by checked ids",
 	"internal/atomicfile/atomicfile.go":   "for the records of the rooms above",

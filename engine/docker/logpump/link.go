@@ -57,6 +57,38 @@ func replaceLink(dir int, name, target string) error {
 	return nil
 }
 
+// TakeOver puts an empty log in the place of another shim's symlink to Docker's json-file, in one step, so that readers find
+// one or the other; Start then carries over all that Docker has. OK where there is no such link.
+func TakeOver(logPath, logRoot, jsonPath string) error {
+	dir, name, err := crilog.OpenParent(logRoot, logPath)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	fd := int(dir.Fd())
+	linked, target, err := readLink(fd, name)
+	if err != nil || !linked || target != jsonPath {
+		return err
+	}
+	temp := ".log-" + name
+	if err := unix.Unlinkat(fd, temp, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("replace link %s: %w", logPath, err)
+	}
+	file, err := crilog.OpenFile(logRoot, filepath.Join(filepath.Dir(logPath), temp))
+	if err != nil {
+		return err
+	}
+	_ = file.Close()
+	if err := unix.Renameat(fd, temp, fd, name); err != nil {
+		_ = unix.Unlinkat(fd, temp, 0)
+		return fmt.Errorf("replace link %s: %w", logPath, err)
+	}
+	return nil
+}
+
 // Unlink removes the symlink at the log path, also dockershim's own. OK when it is absent; a log that is a file stays.
 func Unlink(logPath, logRoot string) error {
 	dir, name, err := crilog.OpenParent(logRoot, logPath)

@@ -293,6 +293,14 @@ func (ps *Pumps) newPump(c Container, path string) (*pump, error) {
 	p.unwatch = ps.notify.watch(filepath.Dir(c.JSONPath), p.wake)
 	p.watched = p.unwatch != nil
 	p.source = newJSONSource(c.JSONPath, render, pos.JSON)
+	if info, err := os.Stat(c.JSONPath); err == nil && info.Size() > 0 && *pos == (position{}) && log.size+log.held == 0 {
+		// A long past is carried over. From here on a crash finds a pair, and need not go by times, which Docker's entries
+		// have not always in order.
+		if err := p.trySave(false); err != nil {
+			p.close()
+			return nil, err
+		}
+	}
 	return p, nil
 }
 

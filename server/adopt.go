@@ -1,0 +1,98 @@
+package server
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/state"
+)
+
+// Adopter knows what is left on the node, beside the engine's own objects, of pods without a record (package migrate).
+type Adopter interface {
+	// Adopt fills in the record of a pod that another shim made, or whose record was lost: its network, with addresses, and what else its end will
+	// need. What it could not find out is in the error; the record holds the rest.
+	Adopt(ctx context.Context, pod *state.Pod) error
+	// Removed is told that the engine has a pod no more, before its record goes.
+	Removed(id engine.PodID) error
+}
+
+// adopters bounds the adoptions at once: each writes a record and may look into a network namespace.
+const adopters = 8
+
+// adoptAll gives records to the pods and containers that an engine has and that have none: another shim made them, or
+// their record was damaged. Without it the kubelet would see no address and make the pod anew, and no DEL would run at its
+// end, which leaks the address and the rules of host ports.
+func (s *Server) adoptAll(ctx context.Context, engineName string) {
+	var group errgroup.Group
+	group.SetLimit(adopters)
+	for _, pod := range s.store.Pods() {
+		if pod.Engine == engineName && !pod.Recorded {
+			group.Go(func() error { s.adoptPod(ctx, pod); return nil })
+		}
+	}
+	_ = group.Wait()
+	for _, c := range s.store.Containers() {
+		if c.Engine == engineName && !c.Recorded {
+			group.Go(func() error { s.adoptContainer(c); return nil })
+		}
+	}
+	_ = group.Wait()
+}
+
+// adoptPod writes the record. Where the disk takes none it is kept in memory: the pod must not lose its address.
+func (s *Server) adoptPod(ctx context.Context, pod state.PodView) {
+	adopted := pod.Pod
+	if err := s.describe(ctx, &adopted); err != nil {
+		klog.ErrorS(err, "Not everything is known of a pod without a record; what that is may be left on the node at its end", "pod", klog.KRef(pod.Spec.Key.Namespace, pod.Spec.Key.Name), "id", pod.ID)
+	}
+	become := func(p *state.Pod) error {
+		p.Spec, p.Phase, p.Network, p.Adopted = adopted.Spec, adopted.Phase, adopted.Network, adopted.Adopted
+		return nil
+	}
+	if err := s.store.UpdatePod(pod.ID, become); err != nil {
+		klog.ErrorS(err, "The record of an adopted pod is not written; the next start adopts it again", "id", pod.ID)
+		s.store.SupposePod(pod.ID, func(p *state.Pod) { _ = become(p) })
+		return
+	}
+	klog.V(2).InfoS("Adopted a pod", "pod", klog.KRef(pod.Spec.Key.Namespace, pod.Spec.Key.Name), "id", pod.ID, "phase", adopted.Phase, "ips", adopted.Network.IPs)
+}
+
+// describe finds the network of a pod without a record.
+func (s *Server) describe(ctx context.Context, pod *state.Pod) error {
+	if s.opts.Adopter != nil {
+		return s.opts.Adopter.Adopt(ctx, pod)
+	}
+	if s.opts.BridgeNetwork || pod.Spec.Namespaces.Network == engine.NamespaceNode {
+		pod.Network.Done = true
+		return nil
+	}
+	attachments, err := s.network.Cached(string(pod.ID))
+	if err != nil || len(attachments) == 0 {
+		return err
+	}
+	pod.Network = state.Network{Done: true}
+	for _, a := range attachments {
+		pod.Network.IPs = append(pod.Network.IPs, a.IPs()...)
+	}
+	if pod.Phase == state.PhaseStopped {
+		pod.Phase = state.PhaseStopping // its DEL has not run
+	}
+	pod.Network.Attachments, err = encodeAttachments(attachments)
+	return err
+}
+
+func (s *Server) adoptContainer(c state.ContainerView) {
+	pod, ok := s.store.Pod(c.PodID)
+	err := s.store.UpdateContainer(c.ID, func(c *state.Container) error { c.Adopted = ok && pod.Adopted; return nil })
+	if err != nil {
+		klog.ErrorS(err, "The record of an adopted container is not written; the next start adopts it again", "id", c.ID)
+	}
+}
+
+// lostNetwork says that the pod has a network of its own, of which nothing is known.
+func lostNetwork(pod state.PodView) bool {
+	return pod.Spec.Namespaces.Network == engine.NamespacePod && pod.Phase != state.PhaseIntent && !pod.Network.Done && len(pod.Network.Attachments) == 0
+}

@@ -1,0 +1,111 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/cni"
+	"crishim/engine"
+	"crishim/state"
+)
+
+// fakeAdopter knows the network of every pod.
+type fakeAdopter struct {
+	t       *testing.T
+	mu      sync.Mutex
+	adopted []engine.PodID
+	removed []engine.PodID
+	fail    []error // of Removed
+}
+
+func (a *fakeAdopter) Adopt(_ context.Context, pod *state.Pod) error {
+	raw, err := encodeAttachments([]cni.Attachment{{PodID: string(pod.ID), Network: "old"}})
+	if err != nil {
+		a.t.Error(err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.adopted = append(a.adopted, pod.ID)
+	pod.Spec.LogDirectory = "" // Docker would not know it
+	pod.Adopted, pod.Network = true, state.Network{Attachments: raw, IPs: []string{"10.9.0.7"}, Done: true}
+	return nil
+}
+
+func (a *fakeAdopter) Removed(id engine.PodID) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.fail) > 0 {
+		err := a.fail[0]
+		a.fail = a.fail[1:]
+		return err
+	}
+	a.removed = append(a.removed, id)
+	return nil
+}
+
+// A pod without a record is adopted before the first call is answered, once; later starts know it by its record.
+func TestAPodOfAnotherShimIsAdoptedOnce(t *testing.T) {
+	f := newFixture(t)
+	adopter := &fakeAdopter{t: t}
+	f.options = func(o *Options) { o.Adopter = adopter }
+	pod := f.runPod("old")
+	container := f.startContainer(pod, "old", "c", "sleep")
+	f.stop()
+	f.corruptRecord("pods", "uid-old")
+	f.corruptRecord("containers", pod)
+	f.network.cached = nil
+	for range 2 {
+		f.start()
+		status, err := f.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
+		if err != nil || status.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY || status.Status.Network.GetIp() != "10.9.0.7" {
+			t.Errorf("the pod: %v, %v", status, err)
+		}
+		c, ok := f.store.Container(engine.ContainerID(container))
+		if !ok || !c.Recorded || !c.Adopted {
+			t.Errorf("the container: %+v, %t", c, ok)
+		}
+		f.stop()
+	}
+	f.start()
+	if !slices.Equal(adopter.adopted, []engine.PodID{engine.PodID(pod)}) {
+		t.Errorf("adopted %v", adopter.adopted)
+	}
+
+	// A container that the kubelet starts in it has the log folder that the kubelet names: the engine did not know the pod's.
+	config := &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "again"}, Image: &runtimeapi.ImageSpec{Image: testImage}, Command: []string{"sleep"}, LogPath: "again/0.log",
+	}
+	sandbox := &runtimeapi.PodSandboxConfig{LogDirectory: t.TempDir()}
+	made, err := f.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: sandbox})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, _ := f.store.Container(engine.ContainerID(made.ContainerId)); c.Spec.LogPath != sandbox.LogDirectory+"/again/0.log" || c.Spec.LogDirectory != sandbox.LogDirectory {
+		t.Errorf("its log: %q in %q", c.Spec.LogPath, c.Spec.LogDirectory)
+	}
+
+	// What the other shim kept goes after the pod and before its record.
+	adopter.fail = []error{errors.New("read-only")}
+	if _, err := f.runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err == nil {
+		t.Error("a failure is not told")
+	}
+	if _, ok := f.store.Pod(engine.PodID(pod)); !ok {
+		t.Error("the record went before")
+	}
+	if _, err := f.runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Error(err)
+	}
+	if !slices.Equal(adopter.removed, []engine.PodID{engine.PodID(pod)}) {
+		t.Errorf("removed %v", adopter.removed)
+	}
+	if len(f.network.dels) != 1 || f.network.dels[0].Network != "old" {
+		t.Errorf("detached %+v", f.network.dels)
+	}
+	f.network.attached = map[string]bool{} // the fixture's own
+	f.nothingLeft()
+}
