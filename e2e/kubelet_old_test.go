@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -27,4 +29,37 @@ func TestKubelet122(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// The same kubelet on its own dockershim, where migrations begin: the harness's part of it works, and nothing stays.
+func TestKubelet122OnItsDockershim(t *testing.T) {
+	harness.AboutDocker(t)
+	wholeKubelet(t)
+	recordKubelet(t, harness.Kubelet122, 1)
+	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{})
+	n.Pull(t, harness.Busybox)
+	n.Pull(t, harness.Pause)
+	r := &kubeletRun{n: n, host: t.TempDir()}
+	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: harness.Kubelet122, Dockershim: true})
+	r.apply(t, "web", kubeletWeb)
+	pod := r.WaitReady(t, "web")
+	for _, address := range []string{pod.Status.PodIP + ":80", n.CNI.Gateway + ":18183"} {
+		if body := httpGet(t, address+"/starts"); body != "started\n" {
+			t.Errorf("%s says %q", address, body)
+		}
+	}
+	if names, err := os.ReadDir(filepath.Join(r.DockershimDir(), "sandbox")); err != nil || len(names) != 1 {
+		t.Errorf("the dockershim's checkpoints are %v, %v", names, err)
+	}
+	r.Delete(t, "web")
+	harness.Eventually(t, 3*time.Minute, "the dockershim to remove the pod", func() error {
+		ids, err := n.Docker.Containers()
+		if err == nil && len(ids) > 0 {
+			err = fmt.Errorf("containers %v are left", ids)
+		}
+		return err
+	})
+	r.LeaveDockershim()
+	r.apply(t, "web", kubeletWeb)
+	r.WaitReady(t, "web")
 }

@@ -28,7 +28,7 @@ import (
 
 // plane is a control plane for one node: etcd and three daemons of this program, with everything that they write in one folder.
 type plane struct {
-	dir              string
+	dir, logs        string
 	address, podCIDR string
 	node             string
 	etcd             string
@@ -61,6 +61,7 @@ func up(args []string) error {
 	p := &plane{tokens: map[string]string{}, ended: make(chan *child, 8)}
 	flags := flag.NewFlagSet("cluster up", flag.ContinueOnError)
 	flags.StringVar(&p.dir, "dir", "", "folder for everything; it must exist")
+	flags.StringVar(&p.logs, "logs", "", "folder for the logs of the daemons, -dir unless it is given")
 	flags.StringVar(&p.address, "address", "", "address of this machine that is not a loopback one, for the API server")
 	flags.IntVar(&p.port, "port", 6443, "port of the API server")
 	flags.StringVar(&p.podCIDR, "pod-cidr", "10.88.0.0/24", "addresses of the node's pods")
@@ -71,6 +72,9 @@ func up(args []string) error {
 	}
 	if p.dir == "" || p.address == "" || p.node == "" {
 		return errors.New("cluster up wants -dir, -address and -node")
+	}
+	if p.logs == "" {
+		p.logs = p.dir
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
@@ -83,11 +87,14 @@ func up(args []string) error {
 	case <-stop:
 		return nil
 	case c := <-p.ended:
-		return fmt.Errorf("%s ended: %v; its log is %s", c.name, c.cmd.ProcessState, p.file(c.name+".log"))
+		return fmt.Errorf("%s ended: %v; its log is %s", c.name, c.cmd.ProcessState, p.log(c.name))
 	}
 }
 
 func (p *plane) file(name string) string { return filepath.Join(p.dir, name) }
+
+// log is a daemon's.
+func (p *plane) log(name string) string { return filepath.Join(p.logs, name+".log") }
 
 // user is the name that the API server knows.
 func (p *plane) user(name string) string {
@@ -187,11 +194,11 @@ func (p *plane) waitReady(stop <-chan os.Signal) error {
 		case <-stop:
 			return errors.New("told to end before the API server was ready")
 		case c := <-p.ended:
-			return fmt.Errorf("%s ended at its start: %v; its log is %s", c.name, c.cmd.ProcessState, p.file(c.name+".log"))
+			return fmt.Errorf("%s ended at its start: %v; its log is %s", c.name, c.cmd.ProcessState, p.log(c.name))
 		case <-time.After(200 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("the API server is not ready: %w; its log is %s", err, p.file("kube-apiserver.log"))
+			return fmt.Errorf("the API server is not ready: %w; its log is %s", err, p.log("kube-apiserver"))
 		}
 	}
 }
@@ -230,7 +237,7 @@ func (p *plane) runSelf(name string, args ...string) error {
 }
 
 func (p *plane) run(name, program string, args ...string) error {
-	log, err := os.OpenFile(p.file(name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(p.log(name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

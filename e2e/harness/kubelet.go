@@ -130,7 +130,7 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 		options.Version = KubeletCurrent
 	}
 	k := &Kubelet{
-		t: t, node: node, options: options, dir: dir, RootDir: filepath.Join(dir, "root"), PodLogs: filepath.Join(dir, "logs"), manifests: filepath.Join(dir, "manifests"),
+		t: t, node: node, options: options, dir: dir, RootDir: node.Shim.kubeletDir(), PodLogs: filepath.Join(dir, "logs"), manifests: filepath.Join(dir, "manifests"),
 		configFile: filepath.Join(dir, "kubelet.json"), binary: kubelet(t, options.Version), cgroup: "/" + filepath.Base(dir), address: freeAddress(t, "127.0.0.1"),
 		client: &http.Client{Timeout: Call, Transport: &http.Transport{TLSClientConfig: selfSigned, DisableKeepAlives: true}},
 	}
@@ -555,7 +555,12 @@ func (k *Kubelet) cleanCgroups() { removeCgroup(k.cgroup) }
 // cleanFiles removes what the kubelet made outside its folders: links to the logs, at a place that cannot be chosen.
 func (k *Kubelet) cleanFiles() {
 	k.t.Helper()
-	unmountAll(k.dir)
+	for _, dir := range []string{k.dir, k.RootDir} {
+		unmountAll(dir)
+	}
+	if err := os.RemoveAll(k.RootDir); err != nil {
+		k.t.Errorf("removing the kubelet's folder: %v", err)
+	}
 	const links = "/var/log/containers"
 	entries, err := os.ReadDir(links)
 	if err != nil {

@@ -91,7 +91,7 @@ func (s *Shim) Settings() map[string]any {
 		"network":  map[string]any{"conf_dir": s.cni.ConfDir, "bin_dirs": []string{s.cni.PluginDir, s.cni.BinDir}},
 		"metrics":  map[string]any{"listen": "unix://" + s.MetricsSocket(), "pprof": "unix://" + s.pprofSocket()},
 		// Nothing of this machine's own settings counts, and the pause image comes from loopback.
-		"seccomp_dir": filepath.Join(s.dir, "seccomp"),
+		"seccomp_dir": filepath.Join(s.kubeletDir(), "seccomp"),
 		"images": map[string]any{
 			"pause": SharedRegistry(s.t).Ref(Pause), "registry_dirs": []string{filepath.Join(s.dir, "certs.d")},
 			"credentials": filepath.Join(s.dir, "docker-config.json"),
@@ -104,6 +104,9 @@ func (s *Shim) Settings() map[string]any {
 	merge(settings, s.options.Settings)
 	return settings
 }
+
+// kubeletDir is the root folder of a kubelet on this node (/var/lib/kubelet elsewhere), in which seccomp profiles are.
+func (s *Shim) kubeletDir() string { return filepath.Join(s.dir, "kubelet") }
 
 // merge lays one tree of settings over another.
 func merge(into, over map[string]any) {

@@ -115,37 +115,35 @@ func StreamSPDY(ctx context.Context, address string, s Streams) error {
 		return err
 	}
 	_ = errorStream.Close() // our direction
-	var copies sync.WaitGroup
-	if s.Stdin != nil {
-		stdin, err := open("stdin")
-		if err != nil {
+	// All streams are opened before the first byte is sent: the server reads none before it has them all, and what it does not
+	// read holds up what comes behind it.
+	streams := map[string]httpstream.Stream{}
+	for kind, wanted := range map[string]bool{"stdin": s.Stdin != nil, "stdout": s.Stdout != nil, "stderr": s.Stderr != nil, "resize": s.TTY} {
+		if !wanted {
+			continue
+		}
+		if streams[kind], err = open(kind); err != nil {
 			return err
 		}
+	}
+	if stdin := streams["stdin"]; stdin != nil {
 		go func() {
-			_, _ = io.Copy(stdin, s.Stdin) // the process may end before it read everything
+			_, _ = io.Copy(stdin, struct{ io.Reader }{s.Stdin}) // in frames of 32 KiB; the process may end before it read everything
 			_ = stdin.Close()
 		}()
 	}
+	var copies sync.WaitGroup
 	for kind, to := range map[string]io.Writer{"stdout": s.Stdout, "stderr": s.Stderr} {
-		if to == nil {
+		from := streams[kind]
+		if from == nil {
 			continue
-		}
-		from, err := open(kind)
-		if err != nil {
-			return err
 		}
 		_ = from.Close()
 		copies.Go(func() { _, _ = io.Copy(to, from) })
 	}
-	if s.TTY {
-		resize, err := open("resize")
-		if err != nil {
+	if resize := streams["resize"]; resize != nil && s.Resize != (TerminalSize{}) {
+		if err := json.NewEncoder(resize).Encode(s.Resize); err != nil {
 			return err
-		}
-		if s.Resize != (TerminalSize{}) {
-			if err := json.NewEncoder(resize).Encode(s.Resize); err != nil {
-				return err
-			}
 		}
 	}
 	status, err := io.ReadAll(errorStream)
@@ -201,7 +199,8 @@ func StreamWebSocket(ctx context.Context, address string, s Streams) error {
 		return err
 	}
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
-	dialer := websocket.Dialer{Subprotocols: []string{"v5.channel.k8s.io"}, TLSClientConfig: selfSigned}
+	// Each message in one frame, as client-go sends it: the servers of Kubernetes take every frame for a message.
+	dialer := websocket.Dialer{Subprotocols: []string{"v5.channel.k8s.io"}, TLSClientConfig: selfSigned, WriteBufferSize: 64 << 10}
 	conn, reply, err := dialer.DialContext(ctx, u.String(), nil)
 	if err != nil {
 		if reply != nil {
