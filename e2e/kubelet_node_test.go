@@ -93,7 +93,7 @@ func TestKubeletFullNode(t *testing.T) {
 	wholeKubelet(t)
 	const pods = 110
 	recordKubelet(t, harness.KubeletCurrent, 1)
-	n := node(t)
+	n := node(t, "threads") // of which the Go runtime ends none, and all pods start at once
 	r := &kubeletRun{n: n, host: t.TempDir()}
 	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"maxPods": pods, "registryPullQPS": 0, "syncFrequency": "1m"}})
 	name := func(i int) string { return fmt.Sprintf("full-%d", i) }

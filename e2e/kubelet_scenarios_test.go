@@ -111,7 +111,7 @@ func TestKubeletScenarios(t *testing.T) {
 		checks += len(family.steps)
 	}
 	recordKubelet(t, harness.KubeletCurrent, checks)
-	n := node(t)
+	n := node(t, "threads") // of which the Go runtime ends none, and all pods start at once
 	r := &kubeletRun{n: n, host: sharedMount(t)}
 	collected := n.Registry.Ref(harness.Small)
 	n.Shim.PullOnce(t, collected) // which no pod has

@@ -16,8 +16,8 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// node is the shared node, with the busybox image, checked for leaks at the end of the test.
-func node(t *testing.T) *harness.Node {
+// node is the shared node, with the busybox image, checked for leaks, but of the kinds in except, at the end of the test.
+func node(t *testing.T, except ...string) *harness.Node {
 	t.Helper()
 	n := harness.Shared(t)
 	for _, image := range []string{harness.Busybox, harness.Web} {
@@ -30,7 +30,7 @@ func node(t *testing.T) *harness.Node {
 			t.Logf("the daemon's log of this test:\n%s", n.Shim.LogFrom(from))
 		}
 	})
-	n.NoLeaks(t)
+	n.NoLeaks(t, except...)
 	return n
 }
 
