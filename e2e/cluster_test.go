@@ -240,7 +240,17 @@ func clusterDaemonSet(t *testing.T, c *clusterRun) {
 
 func clusterStatefulSet(t *testing.T, c *clusterRun) {
 	c.Must(t, "rollout", "status", "statefulset/stateful", "--timeout=2m")
-	wantFile(t, filepath.Join(c.host, "stateful-0"), "started\n")
+	starts := func(pod, want string) {
+		t.Helper()
+		harness.Eventually(t, 20*time.Second, "the data of "+pod, func() error { // it is ready before its first command
+			got, err := os.ReadFile(filepath.Join(c.host, pod))
+			if err == nil && string(got) != want {
+				err = fmt.Errorf("it has %q", got)
+			}
+			return err
+		})
+	}
+	starts("stateful-0", "started\n")
 	uid := func() string {
 		return c.Must(t, "get", "pod", "stateful-0", "-o", "jsonpath={.metadata.uid}", "--ignore-not-found")
 	}
@@ -253,8 +263,8 @@ func clusterStatefulSet(t *testing.T, c *clusterRun) {
 		return nil
 	})
 	c.waitReady(t, "stateful-0")
-	wantFile(t, filepath.Join(c.host, "stateful-0"), "started\nstarted\n")
-	wantFile(t, filepath.Join(c.host, "stateful-1"), "started\n")
+	starts("stateful-0", "started\nstarted\n")
+	starts("stateful-1", "started\n")
 }
 
 func clusterRuntimeClass(t *testing.T, c *clusterRun) {

@@ -36,7 +36,7 @@ func TestKubelet122OnItsDockershim(t *testing.T) {
 	harness.AboutDocker(t)
 	wholeKubelet(t)
 	recordKubelet(t, harness.Kubelet122, 1)
-	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{})
+	n := harness.NewNodeOn(t, harness.CNIOptions{Version: "0.4.0"}, harness.DockerOptions{}, harness.ShimOptions{}) // it knows no 1.0.0
 	n.Pull(t, harness.Busybox)
 	n.Pull(t, harness.Pause)
 	r := &kubeletRun{n: n, host: t.TempDir()}

@@ -542,6 +542,13 @@ func checkKept(t *testing.T, n *harness.Node, k *harness.Kubelet, disturb func()
 			t.Errorf("%s says %q", address, body)
 		}
 	}
+	harness.Eventually(t, time.Minute, "figures of a container's own files", func() error {
+		stats, err := k.StatsSummary("volumes")
+		if err == nil && (len(stats.Containers) != 1 || stats.Containers[0].RootFS.UsedBytes == nil) {
+			err = fmt.Errorf("they are %+v", stats)
+		}
+		return err
+	})
 	if got := k.Shell(t, "volumes", "c", "cat /scratch/file"); got != "kept\n" {
 		t.Errorf("the volume has %q", got)
 	}

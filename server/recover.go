@@ -90,13 +90,16 @@ func (s *Server) allAway(engines map[string]engine.Engine) bool {
 	return true
 }
 
-// recoverEngine mends and takes back what is the engine's.
+// recoverEngine mends, measures and takes back what is the engine's.
 func (s *Server) recoverEngine(ctx context.Context, name string) {
 	s.adoptAll(ctx, name)
 	if s.opts.Observe {
 		return
 	}
 	for _, c := range s.store.Containers() {
+		if c.Engine == name {
+			s.watchDisk(&c) // no event tells of what was there before
+		}
 		if c.Engine == name && c.Recorded && !c.Returned && !c.Adopted {
 			s.takeBackUnreturned(ctx, c)
 		}

@@ -13,6 +13,8 @@ import (
 type CNIOptions struct {
 	// Debian takes the plugins of Debian's package (1.1.1) instead of building newer ones.
 	Debian bool
+	// Version is the configuration's cniVersion, "1.0.0" where it is empty.
+	Version string
 	// DualStack gives pods an IPv6 address too.
 	DualStack bool
 }
@@ -50,7 +52,11 @@ func NewCNI(t T, options CNIOptions) *CNI {
 			t.Fatalf("making a CNI folder: %v", err)
 		}
 	}
-	c.Write(c.ConfFile, c.List(options.DualStack))
+	list := c.List(options.DualStack)
+	if options.Version != "" {
+		list["cniVersion"] = options.Version
+	}
+	c.Write(c.ConfFile, list)
 	t.Cleanup(func() { removeBridge(t, c.Bridge) })
 	return c
 }

@@ -517,9 +517,10 @@ func (k *Kubelet) removePods() {
 		}
 		return nil
 	})
+	// An old kubelet does not know the unified hierarchy, in which OCI runtimes make cgroups too, and leaves those of its pods there.
 	Eventually(k.t, 30*time.Second, "the kubelet to remove the cgroups and volumes of its pods", func() error {
 		left := slices.DeleteFunc(Cgroups(k.cgroup), func(name string) bool {
-			return slices.Contains([]string{"/kubepods", "/kubepods/besteffort", "/kubepods/burstable"}, name)
+			return k.old() || slices.Contains([]string{"/kubepods", "/kubepods/besteffort", "/kubepods/burstable"}, name)
 		})
 		volumes, err := os.ReadDir(filepath.Join(k.RootDir, "pods"))
 		if err == nil && len(left)+len(volumes)+len(mountsUnder(k.RootDir)) > 0 {
