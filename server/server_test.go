@@ -43,6 +43,7 @@ type fixture struct {
 	stop    func()
 	options func(*Options) // changes what start gives to New
 	wrap    func(engine.Engine) engine.Engine
+	more    []engine.Engine // beside engine
 }
 
 const testImage = "docker.io/library/busybox:latest"
@@ -88,7 +89,7 @@ func (f *fixture) begin() {
 	if f.wrap != nil {
 		eng = f.wrap(eng)
 	}
-	srv, err := New(opts, []engine.Engine{eng}, store, f.network, reader, stats.NewDisk())
+	srv, err := New(opts, append([]engine.Engine{eng}, f.more...), store, f.network, reader, stats.NewDisk())
 	if err != nil {
 		f.t.Fatal(err)
 	}

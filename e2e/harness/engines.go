@@ -44,7 +44,7 @@ var builtEngines = map[string]builtEngine{
 // DockerEngine are the options of an engine by its name, or by the absolute path of a dockerd; "" is EngineDebian.
 func DockerEngine(t T, name string) DockerOptions {
 	t.Helper()
-	if name == "" || name == EngineDebian || filepath.IsAbs(name) {
+	if name == "" || name == EngineDebian || name == EngineBoth || filepath.IsAbs(name) {
 		return DockerOptions{Binary: dockerdOnHost(name)}
 	}
 	built, known := builtEngines[name]
@@ -79,7 +79,7 @@ func dockerdOnHost(name string) string {
 // missingEngine is why the engine of the tests cannot be had, "" where it can or DockerEngine says what is wrong.
 func missingEngine() string {
 	name := os.Getenv(engineVariable)
-	if name != "" && name != EngineDebian { // also EngineNative
+	if name != "" && name != EngineDebian && name != EngineBoth { // also EngineNative
 		return ""
 	}
 	if _, err := exec.LookPath(dockerdOnHost(name)); err != nil {

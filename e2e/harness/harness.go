@@ -152,9 +152,8 @@ func (s *Session) prepare() (err error) {
 	testServer(s)
 	busyboxFile(s)
 	cniPlugins(s)
-	if Native() {
-		nativeHelper(s)
-	} else {
+	nativeHelper(s)
+	if !Native() {
 		DockerEngine(s, os.Getenv(engineVariable))
 		if !hasSysResource() {
 			ociWrapper(s)

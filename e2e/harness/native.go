@@ -17,6 +17,9 @@ import (
 // EngineNative is the value of $E2E_ENGINE for the daemon's own engine, which needs no dockerd.
 const EngineNative = "native"
 
+// EngineBoth is the value of $E2E_ENGINE for EngineDebian with the native engine on beside it.
+const EngineBoth = "both"
+
 // Native says that the tests run on the daemon's own engine.
 func Native() bool { return os.Getenv(engineVariable) == EngineNative }
 

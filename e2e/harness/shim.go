@@ -25,6 +25,8 @@ type ShimOptions struct {
 	Settings map[string]any
 	// Env is added to the daemon's environment.
 	Env []string
+	// Both turns the native engine on beside the Docker Engine, which is the default one.
+	Both bool
 	// NotReady starts it without waiting for RuntimeReady and NetworkReady.
 	NotReady bool
 }
@@ -63,6 +65,7 @@ func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
 	if dir, own := options.Settings["run_dir"].(string); own {
 		s.RunDir = dir
 	}
+	s.options.Both = docker != nil && (options.Both || os.Getenv(engineVariable) == EngineBoth)
 	s.binary = crishim(t, options.Race || os.Getenv("E2E_RACE") != "", options.Failpoints)
 	if err := os.Mkdir(s.PodLogs, 0o755); err != nil {
 		t.Fatalf("making the pod log folder: %v", err)
@@ -100,6 +103,9 @@ func (s *Shim) Settings() map[string]any {
 	}
 	if s.docker != nil {
 		settings["engine"], settings["docker"] = "docker", map[string]any{"endpoint": s.docker.Endpoint()}
+	}
+	if s.options.Both {
+		settings["engines"] = []string{"docker", EngineNative}
 	}
 	merge(settings, s.options.Settings)
 	return settings
@@ -316,6 +322,8 @@ func (s *Shim) cleanup() {
 	}
 	if s.docker == nil {
 		native{s}.cleanup(s.t, s.cgroupParent(), running)
+	} else if s.options.Both {
+		native{s}.cleanup(s.t, s.docker.CgroupParent+"/kubepods", running)
 	}
 	unmountAll(s.dir)
 	if left := mountsUnder(s.dir); len(left) > 0 {
