@@ -13,7 +13,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
@@ -38,11 +37,7 @@ func observerSocket(c *config.Config) string {
 // observe answers what this node would be told by crishim, beside the shim that serves it: no log is written, no plugin run,
 // nothing pinned, collected, taken back or removed, and calls that would change something are refused. It knows what a daemon
 // of these settings has on record, from a copy, and makes its records in a folder of its own, which goes with it.
-func observe(ctx context.Context, fs *pflag.FlagSet, c *config.Config) error {
-	listen := []string{observerSocket(c)}
-	if fs.Changed("listen") {
-		listen = c.Listen
-	}
+func observe(ctx context.Context, c *config.Config, listen ...string) error {
 	syscall.Umask(0o027)
 	if err := makeFolders(c.RunDir, filepath.Join(c.RunDir, observeFolder)); err != nil {
 		return err

@@ -47,7 +47,11 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	if observing, err := fs.GetBool("observe"); err != nil || observing {
-		return errors.Join(err, observe(ctx, fs, c))
+		listen := []string{observerSocket(c)}
+		if fs.Changed("listen") {
+			listen = c.Listen
+		}
+		return errors.Join(err, observe(ctx, c, listen...))
 	}
 	// Folders and files are private unless they are opened on purpose.
 	syscall.Umask(0o027)

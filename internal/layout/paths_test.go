@@ -59,6 +59,7 @@ var trusted = map[string]string{
 	"migrate/checkpoint.go":               "a sandbox's checkpoint below a shim's root, named by its checked id; its last name is no link",
 	"migrate/keep.go":                     "the folder of checkpoints below a shim's root",
 	"migrate/kubeletfiles/backup.go":      "the kubelet's own files, and a backup of them below root_dir",
+	"migrate/handover/handover.go":        "the backup of a switch below root_dir",
 	"state/flush.go":                      "records below root_dir, named by checked ids",
 	"internal/atomicfile/atomicfile.go":   "for the records of the rooms above",
 	"server/listen.go":                    "the operator's sockets",

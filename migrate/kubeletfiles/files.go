@@ -132,6 +132,11 @@ func (f *Files) parse() error {
 	return err
 }
 
+// Kubeadm says whether kubeadm set the node up.
+func (f *Files) Kubeadm() bool {
+	return slices.ContainsFunc(f.Environments, func(e File) bool { return e.Path == KubeadmFlags })
+}
+
 // Program is the path of the kubelet's binary in ExecStart, "" where there is none.
 func (f *Files) Program() string { return f.program }
 

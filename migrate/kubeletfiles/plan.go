@@ -111,7 +111,7 @@ func (p *planner) endpoint() error {
 		}
 	}
 	_, path := p.now.Value("containerRuntimeEndpoint")
-	if path == "" && !isFlag && p.target.Minor >= minorEndpointInConfig && len(p.now.Configs) > 0 && !p.hasKubeadmFlags() {
+	if path == "" && !isFlag && p.target.Minor >= minorEndpointInConfig && len(p.now.Configs) > 0 && !p.now.Kubeadm() {
 		path = p.now.Configs[0].Path
 	}
 	for i := range p.now.Configs {
@@ -128,10 +128,6 @@ func (p *planner) endpoint() error {
 		return nil
 	}
 	return p.addFlag("container-runtime-endpoint", p.target.Endpoint)
-}
-
-func (p *planner) hasKubeadmFlags() bool {
-	return slices.ContainsFunc(p.now.Environments, func(f File) bool { return f.Path == KubeadmFlags })
 }
 
 func (p *planner) setConfig(f *File) error {
@@ -172,7 +168,7 @@ func (p *planner) setFlag(name, value string) error {
 // addFlag puts a new flag where kubeadm's are, else at the end of the command line.
 func (p *planner) addFlag(name, value string) error {
 	text := "--" + name + "=" + value
-	if p.hasKubeadmFlags() {
+	if p.now.Kubeadm() {
 		words := []string{}
 		for _, arg := range p.now.args {
 			if arg.Variable == kubeadmVariable {

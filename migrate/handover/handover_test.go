@@ -1,0 +1,218 @@
+package handover
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/migrate/kubeletfiles"
+)
+
+// systemd is a fake: units by name, what was done, and one step that fails once.
+type systemd struct {
+	units map[string]*kubeletfiles.UnitState
+	did   []string
+	fail  string
+}
+
+func (s *systemd) do(what, name string, change func(u *kubeletfiles.UnitState)) error {
+	step := what + " " + name
+	s.did = append(s.did, step)
+	if step == s.fail {
+		s.fail = ""
+		return errors.New("no")
+	}
+	u := s.units[name]
+	if u == nil {
+		return fmt.Errorf("unit %s not found", name)
+	}
+	change(u)
+	return nil
+}
+
+func (s *systemd) State(_ context.Context, name string) (kubeletfiles.UnitState, bool, error) {
+	if u := s.units[name]; u != nil {
+		return *u, true, nil
+	}
+	return kubeletfiles.UnitState{}, false, nil
+}
+
+func (s *systemd) Start(_ context.Context, name string) error {
+	return s.do("start", name, func(u *kubeletfiles.UnitState) { u.Active = true })
+}
+
+func (s *systemd) Stop(_ context.Context, name string) error {
+	return s.do("stop", name, func(u *kubeletfiles.UnitState) { u.Active = false })
+}
+
+func (s *systemd) Enable(_ context.Context, name string) error {
+	return s.do("enable", name, func(u *kubeletfiles.UnitState) { u.Enabled = true })
+}
+
+func (s *systemd) Disable(_ context.Context, name string) error {
+	return s.do("disable", name, func(u *kubeletfiles.UnitState) { u.Enabled = false })
+}
+
+func (s *systemd) Reload(context.Context) error { s.did = append(s.did, "reload"); return nil }
+
+func (s *systemd) states() string {
+	var all []string
+	for _, u := range s.units {
+		all = append(all, fmt.Sprintf("%s active=%t enabled=%t", u.Name, u.Active, u.Enabled))
+	}
+	slices.Sort(all)
+	return strings.Join(all, "\n")
+}
+
+func node(t *testing.T) (*Plan, *systemd) {
+	t.Helper()
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "kubeadm-flags.env"), []byte("old\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	units := map[string]*kubeletfiles.UnitState{}
+	for _, u := range []kubeletfiles.UnitState{{Name: Kubelet, Active: true, Enabled: true}, {Name: Crishim}, {Name: "cri-docker.socket", Active: true, Enabled: true}, {Name: "cri-docker.service", Active: true}} {
+		units[u.Name] = &u
+	}
+	return &Plan{
+		Root: root, BackupPath: filepath.Join(root, "keep", "adopt.json"), Endpoint: "unix:///new.sock",
+		Edits: []kubeletfiles.Edit{
+			{Path: "/kubeadm-flags.env", Before: "old\n", After: "new\n", Mode: 0o644, Why: []string{"x"}},
+			{Path: "/added.conf", After: "added\n", Mode: 0o644, New: true, Why: []string{"y"}},
+		},
+	}, &systemd{units: units}
+}
+
+func ready(context.Context) error { return nil }
+
+func text(t *testing.T, p *Plan) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(p.Root, "kubeadm-flags.env"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestSwitchAndBack(t *testing.T) {
+	p, s := node(t)
+	before := s.states()
+	var out bytes.Buffer
+	if err := Switch(t.Context(), p, s, ready, &out); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	want := []string{
+		"stop kubelet.service", "stop cri-docker.socket", "disable cri-docker.socket", "stop cri-docker.service", "reload", "enable crishim.service", "start crishim.service", "start kubelet.service",
+	}
+	if !slices.Equal(s.did, want) {
+		t.Errorf("did %q", s.did)
+	}
+	if got := text(t, p); got != "new\n" {
+		t.Errorf("the file is %q", got)
+	}
+	if err := Switch(t.Context(), p, s, ready, &out); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("a second switch: %v", err)
+	}
+	if err := Back(t.Context(), p.Root, p.BackupPath, s, false, &out); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	if s.states() != before || text(t, p) != "old\n" {
+		t.Errorf("after going back: %s\n%q", s.states(), text(t, p))
+	}
+	if err := Back(t.Context(), p.Root, p.BackupPath, s, false, &out); !errdefs.IsNotFound(err) {
+		t.Errorf("a second way back: %v", err)
+	}
+}
+
+// Whatever step fails, the node is as before.
+func TestAFailedSwitchIsUndone(t *testing.T) {
+	_, all := node(t)
+	p, _ := node(t)
+	if err := Switch(t.Context(), p, all, ready, &bytes.Buffer{}); err != nil {
+		t.Fatal(err)
+	}
+	steps := slices.DeleteFunc(all.did, func(s string) bool { return s == "reload" })
+	for _, step := range append(steps, "not ready", "the file was edited") {
+		t.Run(step, func(t *testing.T) {
+			p, s := node(t)
+			before, content := s.states(), "old\n"
+			s.fail = step
+			answers := ready
+			switch step {
+			case "not ready":
+				answers = func(context.Context) error { return errors.New("no answer") }
+			case "the file was edited":
+				content = "somebody's\n"
+				if err := os.WriteFile(filepath.Join(p.Root, "kubeadm-flags.env"), []byte(content), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var out bytes.Buffer
+			err := Switch(t.Context(), p, s, answers, &out)
+			if err == nil {
+				t.Fatal("it succeeded")
+			}
+			if step == "the file was edited" {
+				return // TestForeignEditsStopTheWayBack
+			}
+			if s.states() != before || text(t, p) != content {
+				t.Errorf("%v\n%s\nthe node is now\n%s\n%q", err, out.String(), s.states(), text(t, p))
+			}
+			if _, err := os.Stat(filepath.Join(p.Root, "added.conf")); !os.IsNotExist(err) {
+				t.Errorf("the drop-in is left: %v", err)
+			}
+			if _, err := os.Stat(p.BackupPath); !os.IsNotExist(err) {
+				t.Errorf("the backup is left: %v", err)
+			}
+		})
+	}
+}
+
+func TestForeignEditsStopTheWayBack(t *testing.T) {
+	p, s := node(t)
+	if err := Switch(t.Context(), p, s, ready, &bytes.Buffer{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.Root, "kubeadm-flags.env"), []byte("somebody's\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := Back(t.Context(), p.Root, p.BackupPath, s, false, &bytes.Buffer{}); !errdefs.IsConflict(err) || s.units[Kubelet].Active {
+		t.Errorf("err = %v, kubelet active %t", err, s.units[Kubelet].Active)
+	}
+	if err := Back(t.Context(), p.Root, p.BackupPath, s, true, &bytes.Buffer{}); err != nil || text(t, p) != "old\n" || !s.units[Kubelet].Active {
+		t.Errorf("by force: %v, %q", err, text(t, p))
+	}
+}
+
+func TestSwitchNeedsBothUnits(t *testing.T) {
+	for _, name := range []string{Kubelet, Crishim} {
+		p, s := node(t)
+		delete(s.units, name)
+		err := Switch(t.Context(), p, s, ready, &bytes.Buffer{})
+		if err == nil || !strings.Contains(err.Error(), name) || len(s.did) > 0 {
+			t.Errorf("without %s: %v, did %q", name, err, s.did)
+		}
+	}
+}
+
+func TestPlanSaysEachStep(t *testing.T) {
+	p, _ := node(t)
+	p.Annotation = "kubectl annotate node n"
+	var out bytes.Buffer
+	if err := p.WriteText(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{p.BackupPath, "edit /kubeadm-flags.env: x", "write /added.conf: y", p.Endpoint, p.Annotation} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, out.String())
+		}
+	}
+}
