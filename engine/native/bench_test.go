@@ -195,10 +195,28 @@ func (b *bench) exited(t *testing.T, id engine.ContainerID) engine.ContainerStat
 	return b.status(t, id)
 }
 
+// output is that of both streams.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
 // sh runs a script in a running container and returns what it wrote.
 func (b *bench) sh(t *testing.T, id engine.ContainerID, script string) string {
 	t.Helper()
-	var out bytes.Buffer
+	var out output
 	code, err := b.Exec(t.Context(), id, &engine.ExecSpec{Command: []string{"sh", "-c", script}, Streams: engine.Streams{Stdout: &out, Stderr: &out}})
 	if err != nil || code != 0 {
 		t.Fatalf("exec %q: code %d, %v, %s", script, code, err, out.String())

@@ -122,18 +122,20 @@ func (b *bench) remove(t *testing.T) {
 	removeTestCgroup()
 }
 
-// push makes an image of one layer.
-func (b *bench) push(t *testing.T, tag string, layer []byte) string {
+// push makes an image of layers.
+func (b *bench) push(t *testing.T, tag string, layers ...[]byte) string {
 	t.Helper()
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer)), nil })
-	if err != nil {
-		t.Fatal(err)
+	image := empty.Image
+	for _, layer := range layers {
+		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer)), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if image, err = mutate.Append(image, mutate.Addendum{Layer: l}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	image, err := mutate.Append(empty.Image, mutate.Addendum{Layer: l})
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err = mutate.Config(image, v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}})
+	image, err := mutate.Config(image, v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}})
 	if err != nil {
 		t.Fatal(err)
 	}
