@@ -187,7 +187,7 @@ func (c *clusterRun) waitReady(t *testing.T, pod string) {
 func clusterNode(t *testing.T, c *clusterRun) {
 	got := c.Must(t, "get", "node", "e2e", "-o", "jsonpath={.status.nodeInfo.containerRuntimeVersion} {.status.nodeInfo.kubeletVersion} {.spec.podCIDR}")
 	fields := strings.Fields(got)
-	if len(fields) != 3 || !strings.HasPrefix(fields[0], runtimeName()+"://") || fields[1] != harness.KubeletCurrent || fields[2] != c.n.CNI.Subnet+".0/24" {
+	if len(fields) != 3 || strings.HasSuffix(fields[0], "Unknown") || !strings.HasPrefix(fields[0], runtimeName()+"://") || fields[1] != harness.KubeletCurrent || fields[2] != c.n.CNI.Subnet+".0/24" {
 		t.Errorf("runtime, kubelet and addresses are %q", got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"runtime"
 
 	"github.com/containerd/errdefs"
@@ -30,9 +31,21 @@ func (s *Server) version(api string) *runtimeapi.VersionResponse {
 	return &runtimeapi.VersionResponse{
 		Version:           kubeRuntimeAPIVersion,
 		RuntimeName:       s.opts.RuntimeName,
-		RuntimeVersion:    cmp.Or(s.defaultEngine.Info().Version, s.opts.Version),
+		RuntimeVersion:    parsable(cmp.Or(s.defaultEngine.Info().Version, s.opts.Version)),
 		RuntimeApiVersion: api,
 	}
+}
+
+// release is what a kubelet takes for the beginning of a version.
+var release = regexp.MustCompile(`^v?[0-9]+\.[0-9]+`)
+
+// parsable is a version that a kubelet can parse: where it cannot, the node's containerRuntimeVersion says Unknown. A build of
+// no release has the name of its commit.
+func parsable(version string) string {
+	if release.MatchString(version) {
+		return version
+	}
+	return "0.0.0+" + version
 }
 
 // Status tells whether pods can be run, from what is known: it waits for nobody.
