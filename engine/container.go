@@ -205,7 +205,8 @@ type ContainerStatus struct {
 	StartTicks uint64
 	// CgroupPath is as in PodStatus, for reading statistics; "" unless running.
 	CgroupPath string
-	// UpperDir is the writable layer on the host, "" when unknown.
+	// UpperDir is the folder on the host with all that the container writes: its writable layer, and where it has volumes of the
+	// image that one's parent. "" when unknown.
 	UpperDir string
 	ImageID  ImageID
 	// StopSignal in effect ("SIGTERM"), User as resolved (nil until known).

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -57,7 +58,7 @@ func (c *container) uses(id engine.ImageID) bool {
 func (c *container) status() engine.ContainerStatus {
 	st := engine.ContainerStatus{
 		ID: c.ID, Pod: c.Spec.Pod, PodKey: c.Spec.PodKey, Key: c.Spec.Key, State: engine.ContainerCreated,
-		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, UpperDir: c.Upper, ImageID: c.Spec.Image.ID, StopSignal: c.StopSignal,
+		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, UpperDir: cmp.Or(c.Disk, c.Upper), ImageID: c.Spec.Image.ID, StopSignal: c.StopSignal,
 		User: new(c.User), Spec: &c.Spec,
 	}
 	switch {

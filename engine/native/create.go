@@ -152,7 +152,7 @@ func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.
 	}
 	in := &spec.Container{
 		Spec: s, Image: config.Config, User: c.User, Rootfs: root.Path, Pins: e.specPins(p), Hostname: p.Spec.Hostname,
-		CgroupsPath: c.Cgroup.CgroupsPath, ImageVolumes: map[int]string{},
+		CgroupsPath: c.Cgroup.CgroupsPath, Volumes: map[string]string{}, ImageVolumes: map[int]string{},
 	}
 	if !slices.ContainsFunc(s.Mounts, func(m engine.Mount) bool { return mountsPasswd(m.ContainerPath) }) {
 		in.Home = rootfs.Home(root.Path, c.User.UID)
@@ -190,6 +190,24 @@ func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.
 		if err != nil {
 			return nil, fmt.Errorf("mount image volume %s: %w", m.ContainerPath, err)
 		}
+	}
+	volumes, err := spec.Volumes(s, &config.Config)
+	if err != nil {
+		return nil, err
+	}
+	for i, path := range volumes {
+		err := failpoint.Around("native.container.imagevolume", func() (err error) {
+			in.Volumes[path], err = e.roots.MakeVolume(ctx, c.ID, i, path, &rootfs.Layers{Idmap: e.idmap(p), Label: in.Labels.Mount})
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(volumes) > 0 {
+		e.mu.Lock()
+		c.Disk = root.Disk()
+		e.mu.Unlock()
 	}
 	in.Files = spec.Files{Hosts: p.Files.Hosts, Hostname: p.Files.Hostname, ResolvConf: p.Files.ResolvConf}
 	if in.Shm = p.Files.Shm; s.Namespaces.IPC == engine.NamespaceNode {

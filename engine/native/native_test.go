@@ -125,6 +125,11 @@ func (b *bench) remove(t *testing.T) {
 // push makes an image of layers.
 func (b *bench) push(t *testing.T, tag string, layers ...[]byte) string {
 	t.Helper()
+	return b.pushWith(t, tag, v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}, layers...)
+}
+
+func (b *bench) pushWith(t *testing.T, tag string, config v1.Config, layers ...[]byte) string {
+	t.Helper()
 	image := empty.Image
 	for _, layer := range layers {
 		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer)), nil })
@@ -135,7 +140,7 @@ func (b *bench) push(t *testing.T, tag string, layers ...[]byte) string {
 			t.Fatal(err)
 		}
 	}
-	image, err := mutate.Config(image, v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}})
+	image, err := mutate.Config(image, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +154,7 @@ func (b *bench) push(t *testing.T, tag string, layers ...[]byte) string {
 	return ref.String()
 }
 
-func busyboxLayer(t *testing.T) []byte {
+func busyboxLayer(t *testing.T, more ...tar.Header) []byte {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -181,6 +186,13 @@ func busyboxLayer(t *testing.T) []byte {
 	}
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"))
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\nuser:x:1000:\nextra:x:2000:user\n"))
+	for _, h := range more {
+		var content []byte
+		if h.Typeflag == tar.TypeReg {
+			content = []byte("content of " + h.Name)
+		}
+		add(h, content)
+	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -61,6 +61,8 @@ type containerRecord struct {
 	User       engine.User          `json:"user"`
 	StopSignal string               `json:"stopSignal"`
 	Upper      string               `json:"upper"`
+	// Disk has the writable layer and volumes of the image, "" without volumes.
+	Disk string `json:"disk,omitempty"`
 	// Started is set before the monitor is asked: from then on the monitor, or the exit file, knows what became of it.
 	Started bool `json:"started,omitempty"`
 	// PluginLimits are what plugins set, over Spec.Resources.

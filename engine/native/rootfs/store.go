@@ -1,7 +1,7 @@
 // Package rootfs owns what containers see as files: the overlay of an image's layers with a writable layer, image volumes,
 // the pod's files for /etc and its /dev/shm, and their removal.
 //
-//	STATE/containers/ID/{upper,work}            the writable layer; survives a reboot
+//	STATE/containers/ID/{upper,work,volumes}    the writable layer, volumes of the image; survive a reboot
 //	STATE/init, STATE/empty, STATE/pause        shared: see initLayer, PauseRoot
 //	RUN/containers/ID/{rootfs,volume-N}         mounts of a container
 //	RUN/pods/ID/{shm,hosts,hostname,resolv.conf}

@@ -2,10 +2,12 @@ package spec
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
 
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crishim/engine"
@@ -25,11 +27,42 @@ func (b *builder) mounts() error {
 	hidden := func(m specs.Mount) bool {
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return within(m.Destination, a.Destination) })
 	}
-	defaults := slices.DeleteFunc(slices.Concat(b.defaultMounts(), b.podFiles()), hidden)
+	defaults := slices.DeleteFunc(slices.Concat(b.defaultMounts(), b.podFiles(), b.volumes()), hidden)
 	b.s.Mounts = append(defaults, asked...)
 	// A mount must come before what is mounted into it; equal depths keep their order.
 	slices.SortStableFunc(b.s.Mounts, func(x, y specs.Mount) int { return depth(x.Destination) - depth(y.Destination) })
 	return nil
+}
+
+// Volumes are the clean paths of the image's volumes (VOLUME) that are made for a container: not those that a mount of CRI's,
+// or one that every container has, takes the place of. ErrInvalidArgument for a path that cannot be one.
+func Volumes(s *engine.ContainerSpec, image *imagespec.ImageConfig) ([]string, error) {
+	var out []string
+	for _, volume := range slices.Sorted(maps.Keys(image.Volumes)) {
+		clean := path.Clean("/" + volume)
+		switch {
+		case clean == "/", strings.ContainsRune(clean, 0):
+			return nil, invalid("the image declares the volume %.200q", volume)
+		case slices.Contains(out, clean),
+			slices.ContainsFunc(kernelPaths, func(dir string) bool { return within(clean, dir) }),
+			slices.ContainsFunc(s.Mounts, func(m engine.Mount) bool { return clean == path.Clean(m.ContainerPath) }):
+			continue
+		}
+		out = append(out, clean)
+	}
+	return out, nil
+}
+
+// kernelPaths have nothing of an image.
+var kernelPaths = []string{"/proc", "/sys", "/dev"}
+
+// volumes are mounted writable, whatever the root is.
+func (b *builder) volumes() []specs.Mount {
+	var out []specs.Mount
+	for _, destination := range slices.Sorted(maps.Keys(b.c.Volumes)) {
+		out = append(out, specs.Mount{Destination: destination, Type: "bind", Source: b.c.Volumes[destination], Options: []string{"rbind", "rprivate"}})
+	}
+	return out
 }
 
 func depth(p string) int {

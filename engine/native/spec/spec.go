@@ -46,6 +46,8 @@ type Container struct {
 	Devices []host.Device
 	// Labels are SELinux's.
 	Labels host.Labels
+	// Volumes are those of the image (VOLUME): folders by the paths that Volumes gives.
+	Volumes map[string]string
 	// ImageVolumes are the prepared paths of those Spec.Mounts that are images, by index.
 	ImageVolumes map[int]string
 	// Rlimits are the operator's defaults; they are lowered to what the host allows.
