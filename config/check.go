@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +43,7 @@ func (c *Config) check() []problem {
 		{"network.bin_dirs", each(c.Network.BinDirs, absolute)},
 		{"network.bin_dirs", notEmpty(c.Network.BinDirs)},
 		{"network.cache_dir", optional(c.Network.CacheDir, absolute)},
+		{"network.pod_cidrs", each(c.Network.PodCIDRs, cidr)},
 		{"network.template", optional(c.Network.Template, absolute)},
 		{"adopt.roots", each(c.Adopt.Roots, absolute)},
 		{"adopt.cni_cache_dirs", each(c.Adopt.CNICacheDirs, absolute)},
@@ -128,6 +130,11 @@ func localEngine(v string) error {
 		return fmt.Errorf("%w; the Docker Engine must run on this host", err)
 	}
 	return nil
+}
+
+func cidr(v string) error {
+	_, err := netip.ParsePrefix(v)
+	return err
 }
 
 func hostPort(v string) error {

@@ -66,6 +66,7 @@ type Network struct {
 	BinDirs  []string `toml:"bin_dirs" help:"CNI plugin folders"`
 	CacheDir string   `toml:"cache_dir" help:"libcni's cache; empty: in root_dir, or with compatibility where old shims have it, /var/lib/cni/cache"`
 	GC       bool     `toml:"gc" help:"let CNI plugins free what no pod of ours holds; only where nobody else uses the network"`
+	PodCIDRs []string `toml:"pod_cidrs" help:"the node's pod CIDRs where no kubelet tells them; what one tells counts over it"`
 	Template string   `toml:"template" help:"CNI configuration template written to conf_dir when the node's pod CIDR is known"`
 }
 
@@ -128,7 +129,7 @@ func Default() *Config {
 		RootDir: "/var/lib/crishim", RunDir: "/run/crishim", SeccompDir: "/var/lib/kubelet/seccomp", ContainerLog: "cri",
 		DrainTimeout: Duration(10e9),
 		Docker:       Docker{Endpoint: "unix:///var/run/docker.sock", LogMaxSize: 50 << 20, LogMaxFiles: 3},
-		Network:      Network{Mode: NetworkCNI, ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Network:      Network{Mode: NetworkCNI, ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, PodCIDRs: []string{}},
 		Adopt:        Adopt{Roots: []string{"/var/lib/dockershim", "/var/lib/cri-dockerd"}, CNICacheDirs: []string{"/var/lib/cni/cache"}},
 		Images: Images{
 			Pause: "registry.k8s.io/pause:3.10.1", RegistryDirs: []string{"/etc/crishim/certs.d", "/etc/containerd/certs.d"},
@@ -170,6 +171,17 @@ func Flags(fs *pflag.FlagSet) {
 	}
 }
 
+// Propose gives a setting another default than Default's, as the name by which the program was started asks for it. The file
+// and the flags that were set count over it.
+func Propose(fs *pflag.FlagSet, key, value string) error {
+	for _, s := range settings(Default()) {
+		if s.key == key {
+			return fs.Lookup(s.flagName()).Value.Set(value)
+		}
+	}
+	return fmt.Errorf("there is no setting %s", key)
+}
+
 // Load reads defaults, then the file, then the flags that were set, and checks the whole. All that is wrong comes in one
 // error; what is wrong in the file names its line. The default file may be absent.
 func Load(fs *pflag.FlagSet) (*Config, error) {
@@ -179,6 +191,11 @@ func Load(fs *pflag.FlagSet) (*Config, error) {
 	}
 	c := Default()
 	var errs []error
+	for _, s := range settings(c) {
+		if f := fs.Lookup(s.flagName()); f != nil && !f.Changed && f.Value.String() != f.DefValue {
+			errs = append(errs, s.setFlag(f))
+		}
+	}
 	from := map[string]string{} // key → what says where its value comes from
 	switch data, err := os.ReadFile(path); {
 	case err == nil:

@@ -8,12 +8,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
 	"github.com/spf13/pflag"
 
 	"crishim/check"
+	"crishim/config"
 )
 
 // version is set by the build.
@@ -78,7 +80,11 @@ func main() {
 		os.Exit(check.Workload(os.Args[2:]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	err := run(ctx, os.Args[1:], os.Stdout)
+	start := run
+	if filepath.Base(os.Args[0]) == config.CRIDockerd {
+		start = runAsCRIDockerd
+	}
+	err := start(ctx, os.Args[1:], os.Stdout)
 	stop()
 	var found verdict
 	switch {

@@ -84,6 +84,11 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if len(c.Network.PodCIDRs) > 0 {
+		if err := network.SetPodCIDRs(c.Network.PodCIDRs); err != nil {
+			return err
+		}
+	}
 	reader, err := stats.NewReader("/")
 	if err != nil {
 		return err
