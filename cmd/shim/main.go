@@ -35,6 +35,7 @@ Usage: crishim [COMMAND] [FLAGS]
   images    list, pull, remove, import and export the native engine's images while the daemon is down
   preflight tell whether this node's pods can be taken over from dockershim or cri-dockerd, and what to do first
   adopt     switch this node's kubelet from dockershim or cri-dockerd to crishim, its pods running on; --rollback undoes it
+  verify    find what dead pods have left on this node: pause containers, addresses, rules, links; --fix mends
   config    check the configuration and print it; --sample prints a commented file
   version   print the version
 
@@ -59,6 +60,7 @@ func commands() map[string]command {
 
 		"preflight": {flags: preflightFlags, run: runPreflight},
 		"adopt":     {flags: adoptFlags, run: runAdopt},
+		"verify":    {flags: verifyFlags, run: runVerify},
 		"version": {flags: func(*pflag.FlagSet) {}, run: func(_ context.Context, _ *pflag.FlagSet, out io.Writer) error {
 			_, err := fmt.Fprintln(out, "crishim", version)
 			return err

@@ -38,6 +38,7 @@ var followNoLink = map[string]string{
 var trusted = map[string]string{
 	"check/life.go":                       "the log folder that the check itself made",
 	"cmd/shim/check.go":                   "a scratch folder of the command line",
+	"cmd/shim/verify.go":                  "a scratch folder of the command line",
 	"cmd/shim/observe.go":                 "the operator's metrics socket",
 	"cmd/shim/observer.go":                "a folder below run_dir of a daemon that only observes, and copies of records in it",
 	"cmd/shim/folders.go":                 "root_dir and run_dir",
