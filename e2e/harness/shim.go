@@ -81,6 +81,9 @@ func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
 	return s
 }
 
+// Both says that the native engine is on beside the Docker Engine.
+func (s *Shim) Both() bool { return s.options.Both }
+
 // cgroupParent is where the pods of the harness are when there is no Docker Engine that has one.
 func (s *Shim) cgroupParent() string { return "/" + filepath.Base(s.dir) }
 
