@@ -46,13 +46,14 @@ func TestAnAppArmorProfileMustBeLoaded(t *testing.T) {
 	}
 }
 
-// Rows: S12 (part)
+// Rows: S12
 func TestOnlyMountsThatAskAreRelabelled(t *testing.T) {
+	asked, unlabelled := t.TempDir(), t.TempDir()
 	spec := &engine.ContainerSpec{Mounts: []engine.Mount{
-		{HostPath: "/asked", SELinuxRelabel: true},
-		{HostPath: "/not-asked"},
+		{HostPath: asked, SELinuxRelabel: true},
+		{HostPath: t.TempDir()},
 		{SELinuxRelabel: true, Image: &engine.ImageRef{}},
-		{HostPath: "/no-labels-there", SELinuxRelabel: true},
+		{HostPath: unlabelled, SELinuxRelabel: true},
 	}}
 	var done []string
 	relabel := func(path, label string, shared bool) error {
@@ -60,7 +61,7 @@ func TestOnlyMountsThatAskAreRelabelled(t *testing.T) {
 			t.Errorf("%s got label %q, shared %v", path, label, shared)
 		}
 		done = append(done, path)
-		if path == "/no-labels-there" {
+		if path == unlabelled {
 			return unix.ENOTSUP
 		}
 		return nil
@@ -68,7 +69,7 @@ func TestOnlyMountsThatAskAreRelabelled(t *testing.T) {
 	if err := relabelMounts(spec, "system_u:object_r:container_file_t:s0:c1,c2", relabel); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(done, []string{"/asked", "/no-labels-there"}) {
+	if !slices.Equal(done, []string{asked, unlabelled}) {
 		t.Errorf("relabelled %v", done)
 	}
 	done = nil

@@ -1,13 +1,11 @@
 package docker
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 	"crishim/internal/hostpath"
@@ -29,18 +27,14 @@ func makeMountSources(mounts []engine.Mount) error {
 
 func relabelled(m *engine.Mount) bool { return m.SELinuxRelabel && m.Image == nil }
 
-// relabelMounts gives host paths the container's SELinux label where CRI asks for it. The library refuses the folders
-// whose label the host needs (/, /etc, /usr, homes). Without SELinux the label is "" and nothing is done.
+// relabelMounts gives host paths the container's SELinux label, "" without SELinux, where CRI asks for it.
 func relabelMounts(spec *engine.ContainerSpec, mountLabel string, relabel func(path, label string, shared bool) error) error {
-	if mountLabel == "" {
-		return nil
-	}
 	for _, m := range spec.Mounts {
 		if !relabelled(&m) {
 			continue
 		}
-		if err := relabel(m.HostPath, mountLabel, false); err != nil && !errors.Is(err, unix.ENOTSUP) {
-			return fmt.Errorf("relabel %.200s: %w: %w", m.HostPath, err, errdefs.ErrInvalidArgument)
+		if err := hostpath.Relabel(m.HostPath, mountLabel, relabel); err != nil {
+			return fmt.Errorf("mount %.200s: %w", m.ContainerPath, err)
 		}
 	}
 	return nil

@@ -1,7 +1,6 @@
 package rootfs
 
 import (
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -10,7 +9,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/selinux/go-selinux/label"
-	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 	"crishim/internal/hostpath"
@@ -38,14 +36,10 @@ func prepareSource(m *engine.Mount, mountLabel string) error {
 	if err := checkPropagation(m); err != nil {
 		return err
 	}
-	if !m.SELinuxRelabel || mountLabel == "" {
+	if !m.SELinuxRelabel {
 		return nil
 	}
-	// The library refuses the folders whose label the host needs (/, /etc, /usr, homes; catalogue S12).
-	if err := label.Relabel(m.HostPath, mountLabel, false); err != nil && !errors.Is(err, unix.ENOTSUP) {
-		return fmt.Errorf("relabel: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	return nil
+	return hostpath.Relabel(m.HostPath, mountLabel, label.Relabel)
 }
 
 // checkPropagation: what is mounted below the path on the host can reach the container only from a shared or slave mount,
