@@ -247,7 +247,7 @@ func (f *faults) steps(t *testing.T) map[string][]step {
 // R01: kill -9 of the daemon before and after every step of every call that changes something. The kubelet's retry gets
 // what was begun, once; in the end nothing is left; another pod never notices. Each life of a pod has one kill in each call.
 //
-// Rows: R01 (part), R37 (part)
+// Rows: R01, R37 (part)
 func TestDaemonDiesAtEveryStep(t *testing.T) {
 	f := newFaults(t)
 	steps := f.steps(t)

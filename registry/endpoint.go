@@ -145,7 +145,7 @@ func (u *Endpoint) Failed(err error) error {
 
 func classed(err error) bool {
 	return errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) || errdefs.IsUnavailable(err) ||
-		errdefs.IsUnknown(err) || errdefs.IsDataLoss(err)
+		errdefs.IsUnknown(err) || errdefs.IsDataLoss(err) || errdefs.IsOutOfRange(err)
 }
 
 // statusError gives the class of an HTTP status of the distribution API.
@@ -158,6 +158,8 @@ func statusError(status int) error {
 		class = errdefs.ErrUnauthenticated
 	case status == http.StatusForbidden:
 		class = errdefs.ErrPermissionDenied
+	case status == http.StatusRequestedRangeNotSatisfiable:
+		class = errdefs.ErrOutOfRange
 	case status == http.StatusTooManyRequests, status >= 500:
 		class = errdefs.ErrUnavailable
 	}

@@ -82,7 +82,7 @@ func TestSeccompProfileCounts(t *testing.T) {
 	}
 }
 
-// Rows: S55 (part)
+// Rows: S55
 func TestProgramThatRunsTheRuntimeCannotOverwriteIt(t *testing.T) {
 	p := newPod(t)
 	before := must(os.ReadFile(program))

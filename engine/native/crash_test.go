@@ -52,7 +52,7 @@ func TestVictim(t *testing.T) {
 // The daemon is killed at every step of every call: the next finds what there is, goes on with it, and removes all of it;
 // another pod notices nothing.
 //
-// Rows: R01 (part), R11 (part), R21 (part)
+// Rows: R01, R11 (part), R21 (part)
 func TestTheDaemonIsKilledAtEveryStep(t *testing.T) {
 	b := serving(t)
 	a := arm(t)

@@ -26,7 +26,7 @@ func logOf(s *engine.ContainerSpec) monitor.CreateArgs {
 
 // A monitor is killed: its containers are killed within two seconds and say why, also when the daemon was not there.
 //
-// Rows: R03 (part), S60 (part)
+// Rows: R03, S60 (part)
 func TestAMonitorIsKilled(t *testing.T) {
 	for name, down := range map[string]bool{"while the daemon runs": false, "while it is down": true} {
 		t.Run(name, func(t *testing.T) {

@@ -61,7 +61,7 @@ func TestAnExecHasTheContainersRights(t *testing.T) {
 
 // A process has its three descriptors and no folder of the host, for its working directory too.
 //
-// Rows: S06 (part), S55 (part), S56 (part)
+// Rows: S06 (part), S55 (part), S56
 func TestNothingOfTheHostIsOpenInAContainer(t *testing.T) {
 	b := serving(t)
 	pod, spec := b.runPod(t)

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -193,7 +194,7 @@ func TestR31EachBlobIsFetchedOnceAndCallersMayLeave(t *testing.T) {
 }
 
 // cut breaks answers of blobs off after some bytes, as often as told.
-func cut(after int64, times *atomic.Int32, ranges bool) func(http.Handler) http.HandlerFunc {
+func cut(after int64, times *atomic.Int32, ranges string) func(http.Handler) http.HandlerFunc {
 	return func(next http.Handler) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
@@ -205,8 +206,17 @@ func cut(after int64, times *atomic.Int32, ranges bool) func(http.Handler) http.
 			body := &recorder{header: http.Header{}}
 			next.ServeHTTP(body, inner)
 			data := body.Bytes()
-			if !ranges {
+			switch asked := r.Header.Get("Range") != ""; {
+			case asked && ranges == "ignored":
 				r.Header.Del("Range")
+			case asked && ranges == "refused":
+				w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+				return
+			case asked && ranges == "another":
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes 7-%d/%d", len(data)-1, len(data)))
+				w.WriteHeader(http.StatusPartialContent)
+				_, _ = w.Write(data[7:])
+				return
 			}
 			if int64(len(data)) > 2*after && times.Add(-1) >= 0 {
 				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
@@ -227,10 +237,10 @@ type recorder struct {
 func (r *recorder) Header() http.Header { return r.header }
 func (r *recorder) WriteHeader(int)     {}
 
-// Rows: R32 (part)
+// Rows: R32
 func TestR32BrokenPullGoesOn(t *testing.T) {
-	for name, ranges := range map[string]bool{"by ranges": true, "without ranges": false} {
-		t.Run(name, func(t *testing.T) {
+	for _, ranges := range []string{"kept", "ignored", "refused", "another"} {
+		t.Run("ranges are "+ranges, func(t *testing.T) {
 			var times atomic.Int32
 			reg := newSite(t, cut(500_000, &times, ranges))
 			ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("f", noise(2_000_000)))))
@@ -249,7 +259,7 @@ func TestR32BrokenPullGoesOn(t *testing.T) {
 
 // A pull that ends in the middle, as a killed daemon's does, is gone on with by the next process.
 //
-// Rows: R32 (part)
+// Rows: R32
 func TestR32PullGoesOnAfterARestart(t *testing.T) {
 	content := noise(3_000_000)
 	var sent atomic.Int64
@@ -499,9 +509,46 @@ func TestS39MalformedImagesAreRefused(t *testing.T) {
 	}
 }
 
-// A registry that sends other bytes than it was asked for gets nothing stored.
+// Indexes may lie in indexes so deep and no deeper.
 //
 // Rows: S39 (part)
+func TestS39IndexesInIndexes(t *testing.T) {
+	docs := map[string][]byte{}
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if doc := docs[path.Base(r.URL.Path)]; doc != nil {
+				w.Header().Set("Content-Type", "application/vnd.oci.image.index.v1+json")
+				_, _ = w.Write(doc)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	img := imageWith(t, layerOf(t, file("a", "1")))
+	reg.push(t, "app:v0", img)
+	raw, err := img.RawManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kind := "application/vnd.docker.distribution.manifest.v2+json"
+	for depth := 1; depth <= 6; depth++ {
+		raw = fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":%q,"size":%d,"digest":"sha256:%x"}]}`,
+			kind, len(raw), sha256.Sum256(raw))
+		kind = "application/vnd.oci.image.index.v1+json"
+		docs[fmt.Sprintf("sha256:%x", sha256.Sum256(raw))], docs[fmt.Sprintf("depth%d", depth)] = raw, raw
+	}
+	s := newStore(t, nil)
+	for depth := 1; depth <= 6; depth++ {
+		_, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: fmt.Sprintf("%s/app:depth%d", reg.host(), depth)})
+		if depth <= DefaultLimits.IndexDepth && err != nil || depth > DefaultLimits.IndexDepth+1 && !errdefs.IsInvalidArgument(err) && !errdefs.IsResourceExhausted(err) {
+			t.Errorf("depth %d: %v", depth, err)
+		}
+	}
+}
+
+// A registry that sends other bytes than it was asked for gets nothing stored.
+//
+// Rows: S39
 func TestS39WrongBytesAreNeverUsed(t *testing.T) {
 	good := imageWith(t, layerOf(t, file("a", "1")))
 	other := gzipped(t, archive(t, file("evil", "x")))

@@ -109,38 +109,48 @@ func (r *repository) open(ctx context.Context, d digest.Digest, offset int64) (s
 	if err != nil {
 		return nil, malformed("%.200q is not a digest", d)
 	}
+	err = r.each(ctx, what, func(e *registry.Endpoint) error {
+		stream, err = r.openAt(ctx, e, what, offset)
+		if errdefs.IsOutOfRange(err) {
+			// It has no ranges, or wrong ones: all of it again rather than none for ever.
+			stream, err = r.openAt(ctx, e, what, -offset)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return stream, nil
+}
+
+// openAt streams a blob of an endpoint from offset on, which is asked for as a range; where it is negative all of the blob is,
+// and as much thrown away. ErrOutOfRange where the range was not answered.
+func (r *repository) openAt(ctx context.Context, e *registry.Endpoint, what registry.Target, offset int64) (*blobStream, error) {
 	header := http.Header{}
 	if offset > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
-	err = r.each(ctx, what, func(e *registry.Endpoint) error {
-		ctx, cancel := context.WithCancel(ctx)
-		resp, err := e.Get(ctx, http.MethodGet, what, header)
-		if err != nil {
-			cancel()
-			return err
-		}
-		body := registry.NewStallReader(resp.Body, r.stall, cancel)
-		stream = &blobStream{Reader: body, endpoint: e, close: func() {
-			cancel()
-			_ = body.Close()
-		}}
-		if resp.StatusCode == http.StatusPartialContent {
-			if start, ok := rangeStart(resp.Header.Get("Content-Range")); !ok || start != offset {
-				stream.close()
-				return e.Failed(fmt.Errorf("answered another range than was asked for: %w", errdefs.ErrDataLoss))
-			}
-			return nil
-		}
-		// It sends all of it again.
-		if _, err := io.CopyN(io.Discard, body, offset); err != nil {
-			stream.close()
-			return e.Failed(fmt.Errorf("the answer broke off: %w", err))
-		}
-		return nil
-	})
+	ctx, cancel := context.WithCancel(ctx)
+	resp, err := e.Get(ctx, http.MethodGet, what, header)
 	if err != nil {
+		cancel()
 		return nil, err
+	}
+	body := registry.NewStallReader(resp.Body, r.stall, cancel)
+	stream := &blobStream{Reader: body, endpoint: e, close: func() {
+		cancel()
+		_ = body.Close()
+	}}
+	if resp.StatusCode == http.StatusPartialContent {
+		if start, ok := rangeStart(resp.Header.Get("Content-Range")); !ok || start != offset {
+			stream.close()
+			return nil, e.Failed(fmt.Errorf("answered another range than was asked for: %w", errdefs.ErrOutOfRange))
+		}
+		return stream, nil
+	}
+	if _, err := io.CopyN(io.Discard, body, max(offset, -offset)); err != nil {
+		stream.close()
+		return nil, e.Failed(fmt.Errorf("the answer broke off: %w", err))
 	}
 	return stream, nil
 }

@@ -102,7 +102,7 @@ const stride = 13
 // Orders of every three of these, each as one archive: what a chroot makes of it is what is made of it here, and
 // nothing outside changes.
 //
-// Rows: S34 (part)
+// Rows: S34
 func TestS34HostileArchivesAreAsInAChroot(t *testing.T) {
 	needRoot(t)
 	base := t.TempDir()
@@ -176,7 +176,7 @@ func names(entries []entry) []string {
 
 // An entry never changes what was there before the layer: everything is made anew.
 //
-// Rows: S36 (part)
+// Rows: S36
 func TestS36ModesAreOfWhatWasMadeOnly(t *testing.T) {
 	needRoot(t)
 	base := t.TempDir()
@@ -250,7 +250,7 @@ func sparse(size int64) []byte {
 	return append(header, make([]byte, 1024)...)
 }
 
-// Rows: S37 (part)
+// Rows: S37
 func TestS37BombsAreStopped(t *testing.T) {
 	needRoot(t)
 	limits := Limits{Bytes: 64 << 20, Entries: 1000, Ratio: 100, RatioAfter: 1 << 20, ZstdWindow: 8 << 20}
@@ -408,7 +408,7 @@ func TestUnpackEndsWithItsContext(t *testing.T) {
 
 // FuzzUnpack finds an archive that changes what is outside, panics, or is taken without being whole.
 //
-// Rows: S34 (part), S36 (part)
+// Rows: S34, S36 (part)
 func FuzzUnpack(f *testing.F) {
 	needRoot(f)
 	outside := f.TempDir()

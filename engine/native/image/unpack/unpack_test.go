@@ -213,7 +213,7 @@ func TestEveryFormOfCompression(t *testing.T) {
 	}
 }
 
-// Rows: S35 (part)
+// Rows: S35
 func TestS35Whiteouts(t *testing.T) {
 	needRoot(t)
 	hides := func(name string) entry { return file(name, "") }
@@ -283,6 +283,7 @@ func TestS35Whiteouts(t *testing.T) {
 	}
 }
 
+// Rows: S36 (part)
 func TestOddEntriesAreRefused(t *testing.T) {
 	needRoot(t)
 	owner := file("f", "")
