@@ -15,19 +15,21 @@ import (
 	"crishim/e2e/harness"
 )
 
-// What dockershim needs in order to take a pod back: its checkpoint with its checksum, the plugins' results in its cache,
-// Docker's own log behind the link at the log path. Pods of before are left as they are.
-func TestAnOldShimFindsWhatItNeedsOfAPodMadeMeanwhile(t *testing.T) {
+// Started in the place of cri-dockerd, with its flags, the daemon goes on with its pods, and leaves what cri-dockerd needs in
+// order to take new ones back: its checkpoint with its checksum, the plugins' results in its cache, Docker's own log behind
+// the link at the log path. Pods of before are left as they are.
+func TestInThePlaceOfCRIDockerdPodsCanBeTakenBack(t *testing.T) {
 	harness.AboutDocker(t)
 	harness.Require(t)
-	root, cache := filepath.Join(t.TempDir(), "dockershim"), t.TempDir()
+	root, cache := filepath.Join(t.TempDir(), "cri-dockerd"), t.TempDir()
 	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{})
 	image := n.Pull(t, harness.Busybox)
 	tick := []string{"sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); sleep 1; done"}
 	before := n.RunPod(t, "before").Run("c", image, tick)
 	before.WaitLines(1)
 
-	n.Shim.Reconfigure(map[string]any{"compatibility": "dockershim", "compatibility_root": root, "network": map[string]any{"cache_dir": cache}})
+	n.Shim.RunAs("cri-dockerd", "--container-runtime-endpoint=unix://"+n.Shim.Socket, "--network-plugin=cni", "--hairpin-mode=hairpin-veth",
+		"--cri-dockerd-root-directory", root, "--cni-cache-dir", cache, "--config", n.Shim.ConfigFile)
 	n.Shim.Restart()
 	pod := n.RunPod(t, "json", hostPort(18986, 80))
 	c := pod.Run("c", image, []string{"sh", "-c", "echo hello; exec sleep 1000"})
@@ -37,8 +39,8 @@ func TestAnOldShimFindsWhatItNeedsOfAPodMadeMeanwhile(t *testing.T) {
 		pod  *harness.Pod
 		data string
 	}{
-		{pod, `{"port_mappings":[{"protocol":"tcp","container_port":80,"host_port":18986}]},"checksum":2942081513`},
-		{host, `{"host_network":true},"checksum":996107268`},
+		{pod, `{"port_mappings":[{"protocol":"tcp","container_port":80,"host_port":18986}]},"checksum":4087776329`},
+		{host, `{"host_network":true},"checksum":12315789`},
 	} {
 		meta := row.pod.Config.Metadata
 		want := fmt.Sprintf(`{"version":"v1","name":%q,"namespace":%q,"data":%s}`, meta.Name, meta.Namespace, row.data)

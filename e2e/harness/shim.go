@@ -43,6 +43,7 @@ type Shim struct {
 	t       T
 	dir     string
 	binary  string
+	command []string // what starts the daemon
 	options ShimOptions
 	docker  *Docker
 	cni     *CNI
@@ -67,6 +68,7 @@ func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
 	}
 	s.options.Both = docker != nil && (options.Both || os.Getenv(engineVariable) == EngineBoth)
 	s.binary = crishim(t, options.Race || os.Getenv("E2E_RACE") != "", options.Failpoints)
+	s.command = []string{s.binary, "serve", "--config", s.ConfigFile}
 	if err := os.Mkdir(s.PodLogs, 0o755); err != nil {
 		t.Fatalf("making the pod log folder: %v", err)
 	}
@@ -189,7 +191,17 @@ func (s *Shim) launch() {
 	if s.Process != nil && s.Running() {
 		s.t.Fatalf("the daemon is to be started and still runs as process %d", s.PID())
 	}
-	s.Process = start(s.t, "crishim", filepath.Join(s.dir, "crishim.log"), s.options.Env, s.binary, "serve", "--config", s.ConfigFile)
+	s.Process = start(s.t, "crishim", filepath.Join(s.dir, "crishim.log"), s.options.Env, s.command[0], s.command[1:]...)
+}
+
+// RunAs lets it be started from now on under another name, with arguments of that name's own.
+func (s *Shim) RunAs(name string, args ...string) {
+	s.t.Helper()
+	link := filepath.Join(s.dir, name)
+	if err := os.Symlink(s.binary, link); err != nil {
+		s.t.Fatalf("naming the daemon %s: %v", name, err)
+	}
+	s.command = append([]string{link}, args...)
 }
 
 // WaitReady polls Status until the runtime and the network are ready.
