@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // What a kubelet of Kubernetes 1.22 wants otherwise than a current one.
@@ -25,7 +26,7 @@ func (k *Kubelet) runtimeArgs() []string {
 		"--container-runtime-endpoint=unix://" + filepath.Join(k.dir, "dockershim.sock"),
 		"--experimental-dockershim-root-directory=" + k.DockershimDir(),
 		"--pod-infra-container-image=" + SharedRegistry(k.t).Ref(Pause),
-		"--network-plugin=cni", "--cni-conf-dir=" + k.node.CNI.ConfDir, "--cni-cache-dir=" + filepath.Join(k.dir, "cni-cache"),
+		"--network-plugin=cni", "--cni-conf-dir=" + k.node.CNI.ConfDir, "--cni-cache-dir=" + k.DockershimCNICache(),
 		"--cni-bin-dir=" + strings.Join([]string{k.node.CNI.PluginDir, k.node.CNI.BinDir}, ","),
 	}
 }
@@ -33,12 +34,30 @@ func (k *Kubelet) runtimeArgs() []string {
 // DockershimDir is where the in-tree dockershim keeps its checkpoints of sandboxes ("sandbox/ID").
 func (k *Kubelet) DockershimDir() string { return filepath.Join(k.dir, "dockershim") }
 
-// LeaveDockershim ends a kubelet that runs pods by its dockershim and starts it again on the node's shim: the migration of a
-// node. Its pods live on.
-func (k *Kubelet) LeaveDockershim() {
+// DockershimCNICache is its cache of libcni.
+func (k *Kubelet) DockershimCNICache() string { return filepath.Join(k.dir, "cni-cache") }
+
+// LeaveDockershim ends a kubelet that runs pods by its dockershim, does what between does, and starts it again on the node's
+// shim: the migration of a node. Its pods live on.
+func (k *Kubelet) LeaveDockershim(between func()) {
 	k.t.Helper()
-	k.options.Dockershim = false
-	k.Restart()
+	k.switchShim(false, between)
+}
+
+// ReturnToDockershim is the way back.
+func (k *Kubelet) ReturnToDockershim(between func()) {
+	k.t.Helper()
+	k.switchShim(true, between)
+}
+
+func (k *Kubelet) switchShim(dockershim bool, between func()) {
+	k.t.Helper()
+	if err := k.Terminate(30 * time.Second); err != nil {
+		k.t.Errorf("%v", err)
+	}
+	between()
+	k.options.Dockershim = dockershim
+	k.launch()
 }
 
 // cleanPodLogs removes what the kubelet's pods left where an old kubelet has all logs of a machine.
