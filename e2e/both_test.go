@@ -310,27 +310,32 @@ func (b *bothEngines) defaultSwitched() {
 	}
 }
 
-// wholeStore: what is left in Docker's store is carried over at once, twice, and back.
+// wholeStore: what is left in Docker's store is carried over at once, twice, and back, by a running daemon and without one.
 func (b *bothEngines) wholeStore() {
-	for _, p := range b.moved {
-		p.Remove()
-	}
-	b.n.Shim.Stop()
-	run := func(want string, args ...string) {
+	b.n.Shim.Reconfigure(map[string]any{"engine": "docker", "engines": []string{"docker", "native"}})
+	b.n.Shim.Restart()
+	images := func(want string, args ...string) {
 		b.Helper()
 		out, code := b.n.Shim.Command(append([]string{"images"}, append(args, "--config", b.n.Shim.ConfigFile)...)...)
 		if code != 0 || !strings.Contains(out, want) {
 			b.Errorf("crishim images %v: status %d, no %q in:\n%s", args, code, want, out)
 		}
 	}
-	run("images are on engine native", "copy", "--from", "docker", "--to", "native")
-	run("images are on engine native, ", "move", "--from", "docker", "--to", "native", b.image)
-	run(b.image, "ls")
-	run("1 of 1 images are on engine docker", "move", "--from", "native", "--to", "docker", b.image)
+	toNative, toDocker := []string{"--from", "docker", "--to", "native"}, []string{"--from", "native", "--to", "docker"}
+	images("images are on engine native", append([]string{"copy"}, toNative...)...)
+	images("(kept: ", append([]string{"move", b.image}, toDocker...)...) // its pods use it
+	for _, p := range b.moved {
+		httpGet(b.T, p.address)
+		p.Remove()
+	}
+	b.n.Shim.Stop()
+	images("images are on engine native", append([]string{"copy"}, toNative...)...)
+	images("1 of 1 images are on engine native, ", append([]string{"move", b.image}, toNative...)...)
+	images(b.image, "ls")
+	images("1 of 1 images are on engine docker, ", append([]string{"move", b.image}, toDocker...)...)
 	if _, code := b.n.Shim.Command("images", "ls", b.image, "--config", b.n.Shim.ConfigFile); code == 0 {
 		b.Error("the image that was moved is still in the native store")
 	}
-	b.n.Shim.Reconfigure(map[string]any{"engine": "docker", "engines": []string{"docker", "native"}})
 	b.n.Shim.Start()
 	b.run("back", "native", "native").Remove()
 }

@@ -58,6 +58,10 @@ func (s *Server) takeEngines(engines []engine.Engine) error {
 	return nil
 }
 
+// Images are the images of all engines, for who may do more with them than CRI has calls for. The default engine's store
+// is the first.
+func (s *Server) Images() *imageset.Set { return s.images }
+
 // several says that there is more than one engine.
 func (s *Server) several() bool { return len(s.engines) > 1 }
 

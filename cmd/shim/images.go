@@ -22,7 +22,8 @@ import (
 	"crishim/state"
 )
 
-const imagesUsage = `crishim images works on the native engine's images while the daemon is down: it takes the store's lock.
+const imagesUsage = `crishim images works on the native engine's images while the daemon is down: it takes the store's lock. A running daemon
+with both engines on does copy and move itself.
 
 Usage: crishim images COMMAND [FLAGS] [ARGUMENT...]
 
@@ -32,7 +33,7 @@ Usage: crishim images COMMAND [FLAGS] [ARGUMENT...]
   import [FILE...]    archives of docker save or OCI layouts (also folders); - or nothing is standard input
   export REFERENCE... one archive that docker load and readers of OCI layouts take, to standard output or --output
   copy [REFERENCE...] --from docker --to native (or back): all images, or those, without a registry; what is there is not
-                      copied again, so it can be begun anew at any time. The Docker Engine must run.
+                      copied again, so it can be begun anew at any time. The Docker Engine must run
   move [REFERENCE...] copy, then remove each from where it was, unless a container uses it or it is pinned
 
 `
@@ -79,6 +80,9 @@ func manageImages(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 		// Standard output may be an archive.
 		Progress: progressTo(os.Stderr),
 	})
+	if errdefs.IsFailedPrecondition(err) && (name == "copy" || name == "move") {
+		return carryInDaemon(ctx, c, fs, name, refs, out)
+	}
 	if errdefs.IsFailedPrecondition(err) {
 		return fmt.Errorf("%w; stop it first, or let it do this (crictl pull, crictl rmi)", err)
 	}

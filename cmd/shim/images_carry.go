@@ -18,27 +18,40 @@ import (
 	"crishim/engine/native/image"
 )
 
+// carrying is what crishim images copy and move are told to do.
+type carrying struct {
+	From string   `json:"from"`
+	To   string   `json:"to"`
+	Move bool     `json:"move"`
+	Refs []string `json:"refs"` // none: all
+}
+
+func carryingOf(fs *pflag.FlagSet, name string, refs []string) (carrying, error) {
+	from, err1 := fs.GetString("from")
+	to, err2 := fs.GetString("to")
+	if err := errors.Join(err1, err2); err != nil {
+		return carrying{}, err
+	}
+	engines := []string{config.EngineDocker, config.EngineNative}
+	if !slices.Contains(engines, from) || !slices.Contains(engines, to) || from == to {
+		return carrying{}, fmt.Errorf("images: --from and --to are docker and native, or native and docker: %w", errUsage)
+	}
+	return carrying{From: from, To: to, Move: name == "move", Refs: refs}, nil
+}
+
 func copyImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer) error {
-	return carryImages(ctx, store, fs, refs, out, false)
+	return carryOffline(ctx, store, fs, "copy", refs, out)
 }
 
 func moveImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer) error {
-	return carryImages(ctx, store, fs, refs, out, true)
+	return carryOffline(ctx, store, fs, "move", refs, out)
 }
 
-// carryImages brings images from one engine's store to the other's, one after the other. What is there already, of an
-// earlier run too, is left alone; one that fails does not keep the others, unless they would fail as well.
-func carryImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer, move bool) error {
-	from, err := fs.GetString("from")
+// carryOffline carries between the native store, which this process has while the daemon is down, and Docker's.
+func carryOffline(ctx context.Context, store *image.Store, fs *pflag.FlagSet, name string, refs []string, out io.Writer) error {
+	what, err := carryingOf(fs, name, refs)
 	if err != nil {
 		return err
-	}
-	to, err := fs.GetString("to")
-	if err != nil {
-		return err
-	}
-	if !slices.Contains([]string{config.EngineDocker, config.EngineNative}, from) || !slices.Contains([]string{config.EngineDocker, config.EngineNative}, to) || from == to {
-		return fmt.Errorf("images: --from and --to are docker and native, or native and docker: %w", errUsage)
 	}
 	dockers, disconnect, err := dockerImages(ctx, fs)
 	if err != nil {
@@ -46,11 +59,17 @@ func carryImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, ref
 	}
 	defer disconnect()
 	stores := map[string]engine.Images{config.EngineDocker: dockers, config.EngineNative: store}
-	set := imageset.New([]imageset.Store{{Engine: from, Images: stores[from]}, {Engine: to, Images: stores[to]}}, carriedTo(os.Stderr))
+	set := imageset.New([]imageset.Store{{Engine: what.From, Images: stores[what.From]}, {Engine: what.To, Images: stores[what.To]}}, carriedTo(os.Stderr))
 	defer set.Close()
 	stop := context.AfterFunc(ctx, set.Close)
 	defer stop()
-	list, err := chosen(ctx, stores[from], refs)
+	return what.do(ctx, set, stores[what.From], out)
+}
+
+// do brings images from one engine's store to the other's, one after the other. What is there already, of an earlier run
+// too, is left alone; one that fails does not keep the others, unless they would fail as well.
+func (what *carrying) do(ctx context.Context, set *imageset.Set, source engine.Images, out io.Writer) error {
+	list, err := chosen(ctx, source, what.Refs)
 	if err != nil {
 		return err
 	}
@@ -58,12 +77,12 @@ func carryImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, ref
 	var errs []error
 	for i := range list {
 		img := &list[i]
-		_, _, err := set.Ensure(ctx, to, string(img.ID), from)
+		_, _, err := set.Ensure(ctx, what.To, string(img.ID), what.From)
 		if err == nil {
 			done++
 			var left string
-			if move {
-				left, err = leave(ctx, stores[from], img)
+			if what.Move {
+				left, err = leave(ctx, source, img)
 			}
 			if left != "" {
 				kept++
@@ -77,9 +96,9 @@ func carryImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, ref
 			}
 		}
 	}
-	_, _ = fmt.Fprintf(out, "%d of %d images are on engine %s", done, len(list), to)
-	if move {
-		_, _ = fmt.Fprintf(out, ", %d of them were kept on %s as well", kept, from)
+	_, _ = fmt.Fprintf(out, "%d of %d images are on engine %s", done, len(list), what.To)
+	if what.Move {
+		_, _ = fmt.Fprintf(out, ", %d of them were kept on %s as well", kept, what.From)
 	}
 	_, _ = fmt.Fprintln(out)
 	if err := errors.Join(errs...); err != nil {
@@ -135,9 +154,13 @@ func dockerImages(ctx context.Context, fs *pflag.FlagSet) (images engine.Images,
 func carriedTo(w io.Writer) func(imageset.Progress) {
 	return func(p imageset.Progress) {
 		if p.Err == nil { // the error is printed by who gets it
-			_, _ = fmt.Fprintf(w, "%s: %d %%, %.1f MiB from %s to %s\n", p.Image, p.Percent(), float64(p.Moved)/(1<<20), p.From, p.To)
+			_, _ = fmt.Fprintln(w, progressLine(&p))
 		}
 	}
+}
+
+func progressLine(p *imageset.Progress) string {
+	return fmt.Sprintf("%s: %d %%, %.1f MiB from %s to %s", p.Image, p.Percent(), float64(p.Moved)/(1<<20), p.From, p.To)
 }
 
 func imageName(img *engine.Image) string {

@@ -125,6 +125,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	registerMetrics(registry, store, network, engines)
+	admin := listenAdmin(c)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { disk.Run(ctx); return nil })
@@ -134,6 +135,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	group.Go(func() error { return srv.Run(ctx) })
 	group.Go(func() error { return srv.Serve(listeners) })
 	group.Go(func() error { return serveMetrics(ctx, c.Metrics, registry, store, engines) })
+	group.Go(func() error { return serveAdmin(ctx, admin, srv.Images(), engines) })
 	group.Go(func() error { return handleSignals(ctx, fs, engines) })
 	group.Go(func() error { return notifySystemd(ctx, srv) })
 	group.Go(func() error {

@@ -103,6 +103,17 @@ func (s *Set) Ensure(ctx context.Context, engineName, ref, prefer string) (img *
 	return e[to], e.first().ID, nil
 }
 
+// Underway are the images that are on their way now.
+func (s *Set) Underway() []Progress {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []Progress
+	for _, c := range s.flights {
+		all = append(all, c.progress())
+	}
+	return all
+}
+
 // begin starts to carry, or joins what is on its way.
 func (s *Set) begin(e entry, to int) *carry {
 	s.mu.Lock()

@@ -139,6 +139,9 @@ func TestCallersJoinAndMayLeave(t *testing.T) {
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "%") || !strings.Contains(err.Error(), "from engine docker to native") {
 		t.Fatalf("a caller whose time is over is told %v", err)
 	}
+	if now := n.Underway(); len(now) != 1 || now[0].Image != app || now[0].To != "native" || now[0].Done {
+		t.Errorf("on their way are %+v", now)
+	}
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
@@ -151,6 +154,9 @@ func TestCallersJoinAndMayLeave(t *testing.T) {
 	all.Wait()
 	if exports := n.docker.Calls("ExportImage"); exports != 1 {
 		t.Errorf("carried %d times", exports)
+	}
+	if now := n.Underway(); len(now) > 0 {
+		t.Errorf("still on their way: %+v", now)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+
+	"crishim/config"
+	"crishim/engine"
+	"crishim/engine/imageset"
+)
+
+// adminSocket is how a command reaches the stores of a running daemon. It is root's alone.
+func adminSocket(c *config.Config) string { return filepath.Join(c.RunDir, "admin.sock") }
+
+// told is one line of what the daemon tells a command.
+type told struct {
+	Line     string `json:"line,omitempty"`     // for standard output
+	Progress string `json:"progress,omitempty"` // for standard error
+	Error    string `json:"error,omitempty"`    // why the command fails; the last line
+}
+
+// listenAdmin makes the admin socket, before anything else makes files: its rights come from the process's umask. nil where
+// it cannot be made: only commands are missing then.
+func listenAdmin(c *config.Config) net.Listener {
+	l, err := listenHTTP("unix://" + adminSocket(c))
+	if err != nil {
+		klog.ErrorS(err, "There is no admin socket: commands do not reach this daemon")
+		return nil
+	}
+	return l
+}
+
+// serveAdmin answers on the admin socket until ctx ends.
+func serveAdmin(ctx context.Context, l net.Listener, set *imageset.Set, engines nodeEngines) error {
+	if l == nil {
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /images/carry", func(w http.ResponseWriter, r *http.Request) {
+		var what carrying
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&what); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		answer := &answering{to: w}
+		if err := what.inDaemon(r.Context(), set, engines, answer); err != nil {
+			answer.tell(told{Error: err.Error()})
+		}
+	})
+	return serveOn(ctx, l, mux)
+}
+
+// inDaemon carries between the daemon's engines, and tells how far it is.
+func (what *carrying) inDaemon(ctx context.Context, set *imageset.Set, engines nodeEngines, answer *answering) error {
+	on := map[string]engine.Images{}
+	for _, e := range engines {
+		on[e.Name()] = e
+	}
+	for _, name := range []string{what.From, what.To} {
+		if on[name] == nil {
+			return fmt.Errorf("engine %s is not on in the running daemon: add it to engines and restart crishim, or stop it while this runs", name)
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer cancel()
+	telling.Go(func() {
+		ticker := time.NewTicker(time.Second)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			for _, p := range set.Underway() {
+				if p.To == what.To {
+					answer.tell(told{Progress: progressLine(&p)})
+				}
+			}
+		}
+	})
+	return what.do(ctx, set, on[what.From], answer)
+}
+
+// answering writes each line at once.
+type answering struct {
+	mu sync.Mutex
+	to http.ResponseWriter
+}
+
+func (a *answering) tell(t told) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_ = json.NewEncoder(a.to).Encode(t) // a command that is gone has cancelled the request
+	_ = http.NewResponseController(a.to).Flush()
+}
+
+// Write implements io.Writer for what is standard output.
+func (a *answering) Write(b []byte) (int, error) {
+	a.tell(told{Line: string(b)})
+	return len(b), nil
+}
+
+// carryInDaemon has the running daemon do it, which has the native engine's store.
+func carryInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, name string, refs []string, out io.Writer) error {
+	what, err := carryingOf(fs, name, refs)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", adminSocket(c))
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://crishim/images/carry", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	reply, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("the native engine's images are in use, and no running daemon answers on %s: %w", adminSocket(c), err)
+	}
+	defer func() { _ = reply.Body.Close() }()
+	if reply.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(reply.Body, 1<<16))
+		return fmt.Errorf("the running daemon refuses: %s: %w", bytes.TrimSpace(text), errdefs.ErrInvalidArgument)
+	}
+	lines := json.NewDecoder(reply.Body)
+	for {
+		var t told
+		switch err := lines.Decode(&t); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("the running daemon ended meanwhile: %w; the same command goes on where this one ended", err)
+		case t.Error != "":
+			return errors.New(t.Error)
+		}
+		if _, err := io.WriteString(out, t.Line); err != nil {
+			return err
+		}
+		if t.Progress != "" {
+			_, _ = fmt.Fprintln(os.Stderr, t.Progress)
+		}
+	}
+}
