@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,6 +16,8 @@ import (
 type Handler struct {
 	Engine  string `toml:"engine" help:"docker or native; the engine is on because it is named here"`
 	Runtime string `toml:"runtime" help:"OCI runtime of the Docker Engine, a name of daemon.json's runtimes; empty: its default"`
+	// OCIRuntime is for the native engine.
+	OCIRuntime string `toml:"oci_runtime" help:"OCI runtime of the native engine, the absolute path of a program (/usr/sbin/runc, /usr/bin/crun); empty: its own"`
 }
 
 // fields walks the settings of a handler.
@@ -41,6 +44,15 @@ func (c *Config) checkHandlers() []problem {
 		all = append(all, problem{key + ".engine", oneOf(h.Engine, EngineDocker, EngineNative)})
 		if (name == EngineDocker || name == EngineNative) && h.Engine != name {
 			all = append(all, problem{key + ".engine", fmt.Errorf("the handler %q is the engine of that name, it cannot be on %q; give this handler another name", name, h.Engine)})
+		}
+		switch {
+		case h.OCIRuntime == "":
+		case h.Engine != EngineNative:
+			all = append(all, problem{key + ".oci_runtime", errors.New("it is for the native engine; Docker's are named in daemon.json, and by runtime here")})
+		case !filepath.IsAbs(h.OCIRuntime):
+			all = append(all, problem{key + ".oci_runtime", fmt.Errorf("%q is not an absolute path", h.OCIRuntime)})
+		case name == EngineNative:
+			all = append(all, problem{key + ".oci_runtime", errors.New("the handler native is the engine's own runtime; give this handler another name")})
 		}
 		if h.Engine == EngineNative && h.Runtime != "" {
 			all = append(all, problem{key + ".runtime", errors.New("the native engine has no runtimes of Docker's")})

@@ -8,12 +8,12 @@ import (
 )
 
 func TestHandlersNameEngines(t *testing.T) {
-	file := "engine = \"docker\"\n\n[handlers.moved]\nengine = \"native\"\n\n[handlers.kata]\nengine = \"docker\"\nruntime = \"kata-qemu\"\n"
+	file := "engine = \"docker\"\n\n[handlers.moved]\nengine = \"native\"\n\n[handlers.kata]\nengine = \"docker\"\nruntime = \"kata-qemu\"\n\n[handlers.crun]\nengine = \"native\"\noci_runtime = \"/usr/bin/crun\"\n"
 	c, err := load(t, file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]Handler{"moved": {Engine: EngineNative}, "kata": {Engine: EngineDocker, Runtime: "kata-qemu"}}
+	want := map[string]Handler{"moved": {Engine: EngineNative}, "kata": {Engine: EngineDocker, Runtime: "kata-qemu"}, "crun": {Engine: EngineNative, OCIRuntime: "/usr/bin/crun"}}
 	if !reflect.DeepEqual(c.Handlers, want) {
 		t.Errorf("got %+v", c.Handlers)
 	}
@@ -50,6 +50,9 @@ func TestAHandlerThatCannotBeIsRefusedWithItsLine(t *testing.T) {
 		{"[handlers.x]\n", ":1: handlers.x: it needs an engine"},
 		{"[handlers.\"A.b\"]\nengine = \"docker\"\n", ":1: handlers.A.b: \"A.b\" is not a word"},
 		{"[handlers.x]\nengine = \"native\"\nruntime = \"runc\"\n", ":3: handlers.x.runtime: "},
+		{"[handlers.x]\nengine = \"docker\"\noci_runtime = \"/usr/sbin/runc\"\n", ":3: handlers.x.oci_runtime: it is for the native engine"},
+		{"[handlers.x]\nengine = \"native\"\noci_runtime = \"runc\"\n", ":3: handlers.x.oci_runtime: \"runc\" is not an absolute path"},
+		{"[handlers.native]\nengine = \"native\"\noci_runtime = \"/usr/sbin/runc\"\n", ":3: handlers.native.oci_runtime: the handler native is"},
 		{"[handlers.x]\nengin = \"native\"\n", ":2: unknown key handlers.x.engin"},
 		{"[handlers.x]\nengine = \"native\"\n[handlers.x]\nengine = \"docker\"\n", ":3: "},
 		{"engines = [\"docker\", \"podman\"]\n", ":1: engines: \"podman\""},

@@ -22,6 +22,7 @@ import (
 
 	"crishim/engine/native/monitor"
 	"crishim/engine/native/monitor/serve"
+	"crishim/engine/native/ociruntime"
 	"crishim/engine/native/run"
 	"crishim/internal/atomicfile"
 	"crishim/internal/process"
@@ -84,7 +85,10 @@ func serveRequests() error {
 	}
 	reaper := &serve.Reaper{}
 	go reaper.Run(childSignals())
-	runtime := &run.Runtime{Root: config.StateRoot, OOMScoreAdj: ownOOM}
+	runtime := &ociruntime.Runtime{
+		Root: config.OCIRoot(), Guard: reaper.Guard,
+		Other: &run.Runtime{Root: config.StateRoot, OOMScoreAdj: ownOOM},
+	}
 	if err := serve.New(config, runtime, hello, reaper).Serve(listener); err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store 
 		eng, err := native.New(native.Options{
 			Version: version, RootDir: c.RootDir + "/native", RunDir: c.RunDir + "/native",
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
-			Plugins: plugins, CgroupDriver: driver,
+			Plugins: plugins, CgroupDriver: driver, Runtimes: ociRuntimes(c),
 		})
 		if err != nil {
 			return nil, fmt.Errorf("start the native engine: %w", err)
@@ -59,6 +59,17 @@ func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store 
 		return nativeEngine{eng}, nil
 	}
 	return nil, fmt.Errorf("there is no engine %q", name)
+}
+
+// ociRuntimes are the native engine's by handler.
+func ociRuntimes(c *config.Config) map[string]string {
+	programs := map[string]string{}
+	for name, h := range c.Handlers {
+		if h.OCIRuntime != "" {
+			programs[name] = h.OCIRuntime
+		}
+	}
+	return programs
 }
 
 // nriPlugins is nil, the interface itself, where NRI is off.

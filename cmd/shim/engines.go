@@ -120,7 +120,11 @@ func handlers(choice node, c *config.Config) map[string]server.Handler {
 		all[name] = server.Handler{Engine: name}
 	}
 	for name, h := range c.Handlers {
-		all[name] = server.Handler{Engine: h.Engine, Runtime: h.Runtime}
+		runtime := h.Runtime
+		if h.OCIRuntime != "" {
+			runtime = name // by which the native engine has it
+		}
+		all[name] = server.Handler{Engine: h.Engine, Runtime: runtime}
 	}
 	return all
 }

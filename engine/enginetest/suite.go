@@ -23,9 +23,10 @@ type Fixture struct {
 	// Image is a reference by tag that the store holds; its programs are those of Commands.
 	Image    string
 	Commands Commands
-	// PauseImage and CgroupParent go into the pods' specs.
+	// PauseImage, CgroupParent and Handler go into the pods' specs.
 	PauseImage   string
 	CgroupParent string
+	Handler      string
 	// RealProcesses says that processes can be seen in /proc of this machine and network namespaces in its file system.
 	RealProcesses bool
 
@@ -203,6 +204,7 @@ func (s *suite) name(prefix string) string {
 func (s *suite) podSpec() *engine.PodSpec {
 	name := s.name("pod")
 	return &engine.PodSpec{
+		Handler:      s.Handler,
 		Key:          engine.PodKey{Name: name, Namespace: "enginetest", UID: fmt.Sprintf("%s-%d", name, time.Now().UnixNano())},
 		Hostname:     name,
 		PauseImage:   s.PauseImage,

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,6 +60,8 @@ type Options struct {
 	NodeAuth           []string
 	Pinned             []string
 	ImageFSInterval    time.Duration
+	// Runtimes are OCI runtimes (absolute paths) by the handler that has them; "" is the engine's own.
+	Runtimes map[string]string
 	// Plugins are told of pods and containers, and may change them; nil for none.
 	Plugins hook.Plugins
 }
@@ -133,7 +136,7 @@ func New(opts Options) (*Engine, error) {
 	}
 	for _, dir := range []string{
 		e.podRecords.dir, e.podRecords.copies, e.containerRecords.dir, e.containerRecords.copies,
-		e.exits(), e.monitors(), e.bundles(), e.stateRoot(), e.filterDir(),
+		e.exits(), e.monitors(), e.bundles(), e.stateRoot(), e.ociRoot(), e.filterDir(),
 	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
@@ -168,11 +171,11 @@ func New(opts Options) (*Engine, error) {
 		return nil, err
 	}
 	e.Images = e.images
-	for _, warning := range e.host.Warnings {
-		klog.InfoS("This host limits what pods get", "what", warning)
-	}
 	e.criu = checkCRIU(e.life)
 	e.info = e.describe()
+	for _, warning := range e.info.Warnings {
+		klog.InfoS("This host limits what pods get", "what", warning)
+	}
 	return e, nil
 }
 
@@ -208,12 +211,12 @@ func (e *Engine) inBackground(f func(context.Context)) {
 func (e *Engine) describe() engine.Info {
 	features := e.host.Features()
 	features.Checkpoint = e.criu == nil
+	own := engine.HandlerFeatures{RecursiveReadonlyMounts: features.RecursiveReadonlyMounts, UserNamespaces: features.UserNamespaces}
+	handlers, warnings := e.describeRuntimes(own)
+	handlers[""] = own
 	return engine.Info{
 		Version: e.opts.Version, APIVersion: "1", CgroupDriver: e.host.CgroupDriver, CgroupV2: e.host.CgroupV2, RootDir: e.opts.RootDir,
-		Handlers: map[string]engine.HandlerFeatures{"": {
-			RecursiveReadonlyMounts: features.RecursiveReadonlyMounts, UserNamespaces: features.UserNamespaces,
-		}},
-		Features: features, Warnings: e.host.Warnings,
+		Handlers: handlers, Features: features, Warnings: slices.Concat(e.host.Warnings, warnings),
 	}
 }
 
@@ -317,6 +320,9 @@ func (e *Engine) filterDir() string { return filepath.Join(e.opts.RunDir, "secco
 
 // stateRoot is libcontainer's own folder: `runc --root` works on it in an incident.
 func (e *Engine) stateRoot() string { return filepath.Join(e.opts.RunDir, "runc") }
+
+// ociRoot has what OCI runtimes keep of their containers.
+func (e *Engine) ociRoot() string { return monitor.OCIRoot(e.stateRoot()) }
 
 func (e *Engine) monitorDir(id engine.PodID) string {
 	return filepath.Join(e.monitors(), string(id))

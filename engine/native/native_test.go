@@ -40,7 +40,7 @@ type bench struct {
 	unwatch  func()
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t *testing.T, change ...func(*Options)) *bench {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("containers need root")
@@ -65,6 +65,9 @@ func newBench(t *testing.T) *bench {
 	b := &bench{dir: dir, opts: Options{
 		Version: "test", RootDir: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run"), CgroupDriver: testDriver,
 	}}
+	for _, c := range change {
+		c(&b.opts)
+	}
 	t.Cleanup(func() { b.remove(t) })
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
@@ -95,7 +98,7 @@ func (b *bench) remove(t *testing.T) {
 	}
 	b.die(t)
 	for _, sub := range []string{
-		"run/monitors", "run/bundles", "run/runc", "run/ns", "run/roots/containers", "run/roots/pods", "run/records/pods", "run/records/containers",
+		"run/monitors", "run/bundles", "run/runc", "run/runc-oci", "run/ns", "run/roots/containers", "run/roots/pods", "run/records/pods", "run/records/containers",
 		"root/pods", "root/records", "root/exits", "root/roots/containers",
 	} {
 		entries, _ := os.ReadDir(filepath.Join(b.dir, sub))

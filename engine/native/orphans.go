@@ -142,7 +142,7 @@ func (o orphans) files(ctx context.Context) {
 		quiet(removeTree(dir), "remove an unfinished checkpoint", dir)
 	}
 	for _, dir := range []string{
-		o.Engine.monitors(), o.bundles(), o.exits(), o.stateRoot(), o.podRecords.copies, o.containerRecords.copies,
+		o.Engine.monitors(), o.bundles(), o.exits(), o.stateRoot(), o.ociRoot(), o.podRecords.copies, o.containerRecords.copies,
 	} {
 		for _, name := range o.in(dir) {
 			quiet(removeTree(filepath.Join(dir, name)), "remove a leftover", name)

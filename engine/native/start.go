@@ -60,13 +60,17 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 	if err != nil {
 		return engine.ContainerStatus{}, err
 	}
+	program, err := e.runtimeOf(p)
+	if err != nil {
+		return engine.ContainerStatus{}, err
+	}
 	e.beginStart(c)
 	if err := e.saveContainer(c); err != nil {
 		e.endStart(c, false)
 		return engine.ContainerStatus{}, err
 	}
 	created, err := e.createProcess(ctx, p, string(id), oci, monitor.CreateArgs{
-		LogRoot: c.Spec.LogDirectory, LogPath: c.Spec.LogPath, Stdin: c.Spec.Stdin, StdinOnce: c.Spec.StdinOnce,
+		LogRoot: c.Spec.LogDirectory, LogPath: c.Spec.LogPath, OCIRuntime: program, Stdin: c.Spec.Stdin, StdinOnce: c.Spec.StdinOnce,
 	})
 	var started monitor.State
 	if err == nil {
@@ -119,7 +123,7 @@ func (e *Engine) createProcess(ctx context.Context, p *pod, id string, oci *spec
 	}
 	args.Spec, args.SystemdCgroup = data, e.host.CgroupDriver == engine.SystemdDriver
 	args.ExitFile = e.exitFile(engine.ContainerID(id))
-	if oci.Linux != nil {
+	if oci.Linux != nil && args.OCIRuntime == "" {
 		args.SeccompFilter = e.filters.of(ctx, oci.Linux.Seccomp)
 	}
 	client := e.monitorOf(p.ID)

@@ -91,6 +91,12 @@ type Config struct {
 	CommitTimeout time.Duration `json:"commitTimeout,omitempty"`
 }
 
+// OCIRoot is where the state of containers is that an OCI runtime's program makes.
+func (c *Config) OCIRoot() string { return OCIRoot(c.StateRoot) }
+
+// OCIRoot is beside libcontainer's state.
+func OCIRoot(stateRoot string) string { return stateRoot + "-oci" }
+
 // Record is RecordName's content: which process is the monitor.
 type Record struct {
 	Version    int    `json:"version"`
@@ -130,6 +136,8 @@ type CreateArgs struct {
 	// SeccompFilter is the absolute path of the specification's seccomp profile in compiled form, as the helper's `seccomp`
 	// wrote it; "" or one that does not fit only costs time.
 	SeccompFilter string `json:"seccompFilter,omitempty"`
+	// OCIRuntime is the absolute path of the program that makes the container, "" for libcontainer.
+	OCIRuntime string `json:"ociRuntime,omitempty"`
 	// LogPath is below LogRoot (crilog.Open); "" writes no log.
 	LogRoot string `json:"logRoot,omitempty"`
 	LogPath string `json:"logPath,omitempty"`

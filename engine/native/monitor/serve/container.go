@@ -106,13 +106,13 @@ func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Statu
 		return nil, fmt.Errorf("container %s: no exit file is named: %w", id, errdefs.ErrInvalidArgument)
 	}
 	var plan Plan
-	if err := s.reaper.guard(func() (err error) {
+	if err := s.reaper.Guard(func() (err error) {
 		plan, err = s.runtime.Plan(id, args)
 		return err
 	}); err != nil {
 		return nil, err
 	}
-	if err := s.reaper.guard(func() error { return s.runtime.Remove(id) }); err != nil {
+	if err := s.reaper.Guard(func() error { return s.runtime.Remove(id) }); err != nil {
 		return nil, fmt.Errorf("remove what is left of an earlier container %s: %w", id, err)
 	}
 	forgetExit(args.ExitFile, s.fallbackExitFile(id))
@@ -147,7 +147,7 @@ func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Statu
 		_ = c.runtime.KillAll()
 		_, _ = c.runtime.Wait()
 		reaped()
-		_ = s.reaper.guard(c.runtime.Destroy)
+		_ = s.reaper.Guard(c.runtime.Destroy)
 		io.closeParent()
 		output.closeLog()
 		return nil, fmt.Errorf("connect to container %s: %w", id, err)
@@ -192,7 +192,7 @@ func (c *container) start() (any, error) {
 		return nil, fmt.Errorf("container %s is %s, not created: %w", c.id, status, errdefs.ErrFailedPrecondition)
 	}
 	started := time.Now()
-	if err := c.server.reaper.guard(c.runtime.Start); err != nil {
+	if err := c.server.reaper.Guard(c.runtime.Start); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
@@ -294,7 +294,7 @@ func (c *container) checkpoint(args *monitor.CheckpointArgs) (any, error) {
 	if status := c.currentStatus(); status != monitor.StatusRunning {
 		return nil, fmt.Errorf("container %s is %s, not running: %w", c.id, status, errdefs.ErrFailedPrecondition)
 	}
-	return nil, c.server.reaper.guard(func() error { return c.runtime.Checkpoint(args) })
+	return nil, c.server.reaper.Guard(func() error { return c.runtime.Checkpoint(args) })
 }
 
 func (c *call) delete() (any, error) {
@@ -306,7 +306,7 @@ func (c *call) delete() (any, error) {
 			return nil, err
 		}
 		defer release(nil)
-		return nil, s.reaper.guard(func() error { return s.runtime.Remove(c.request.ID) })
+		return nil, s.reaper.Guard(func() error { return s.runtime.Remove(c.request.ID) })
 	}
 	found.op.Lock()
 	defer found.op.Unlock()
@@ -320,7 +320,7 @@ func (c *call) delete() (any, error) {
 	case <-timeout.C:
 		return nil, fmt.Errorf("container %s does not end although killed: %w", found.id, errdefs.ErrUnavailable)
 	}
-	if err := s.reaper.guard(found.runtime.Destroy); err != nil {
+	if err := s.reaper.Guard(found.runtime.Destroy); err != nil {
 		return nil, fmt.Errorf("remove container %s: %w", found.id, err)
 	}
 	found.output.closeLog()

@@ -40,8 +40,8 @@ func (r *Reaper) start(fork func() (Process, error)) (p Process, done func(), er
 	}, nil
 }
 
-// guard runs what has helpers of its own (hooks, CRIU, readers of user namespaces).
-func (r *Reaper) guard(do func() error) error {
+// Guard runs what has helpers of its own (hooks, CRIU, readers of user namespaces).
+func (r *Reaper) Guard(do func() error) error {
 	r.starting.RLock()
 	defer r.starting.RUnlock()
 	return do()
