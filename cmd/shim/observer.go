@@ -21,6 +21,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/docker"
 	"crishim/internal/atomicfile"
+	"crishim/migrate"
 	"crishim/server"
 	"crishim/state"
 	"crishim/stats"
@@ -80,6 +81,7 @@ func observe(ctx context.Context, c *config.Config, listen ...string) error {
 	}
 	srv, err := server.New(server.Options{
 		RuntimeName: name, Version: version, Handlers: map[string]server.Handler{"": {Engine: eng.Name()}, eng.Name(): {Engine: eng.Name()}},
+		Adopter:       onlooker{migrate.NewAdopter(migrate.AdoptOptions{Roots: c.Adopt.Roots, CNICacheDirs: c.Adopt.CNICacheDirs}, network)},
 		BridgeNetwork: c.Network.Mode == config.NetworkBridge, Observe: true, Settings: c, Metrics: prometheus.NewRegistry(),
 	}, []engine.Engine{eng}, store, idleNetwork{network}, reader, disk)
 	if err != nil {
@@ -147,6 +149,11 @@ func copyFiles(from, to string) error {
 		return os.WriteFile(filepath.Join(to, rel), data, 0o600)
 	})
 }
+
+// onlooker leaves the old shim's files as they are when a pod goes: it is that shim's.
+type onlooker struct{ *migrate.Adopter }
+
+func (onlooker) Removed(engine.PodID) error { return nil }
 
 // idleNetwork reads configurations and caches, and runs no plugin.
 type idleNetwork struct{ *cni.Network }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -25,13 +26,9 @@ import (
 	"crishim/state"
 )
 
-// oldCache is where dockershim and cri-dockerd keep the results of plugins.
-const oldCache = "/var/lib/cni/cache"
-
 func verifyFlags(fs *pflag.FlagSet) {
 	fs.Bool("fix", false, "mend what is proved to be a dead pod's")
 	fs.String("output", outputText, "text or json")
-	fs.StringSlice("cni-cache-dir", []string{oldCache}, "further libcni caches to look at, those of old shims")
 	config.Flags(fs)
 }
 
@@ -41,14 +38,10 @@ func runVerify(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	caches, err := fs.GetStringSlice("cni-cache-dir")
-	if err != nil {
-		return err
-	}
 	// What package cni logs for a daemon would stand in the report's way.
 	klog.LogToStderr(false)
 	klog.SetOutput(io.Discard)
-	places := verify.DefaultPlaces(append(caches, c.CNICacheDir())...)
+	places := verify.DefaultPlaces(append(slices.Clone(c.Adopt.CNICacheDirs), c.CNICacheDir())...)
 	if files, err := kubeletfiles.Read(places.Root); err == nil {
 		if f, ok := files.Flag("root-dir"); ok {
 			places.PodDirs = filepath.Join(f.Value, "pods")

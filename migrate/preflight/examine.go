@@ -19,6 +19,7 @@ func Examine(n *Node) *Report {
 	x.kubelet()
 	x.network()
 	x.own()
+	x.adoption()
 	x.pods()
 	x.images()
 	x.users()
@@ -176,6 +177,20 @@ func (x *examination) own() {
 	if o.RuntimeName != "docker" {
 		x.find(Do, "own-runtime-name", "runtime_name", fmt.Sprintf("container ids would become %s://…: agents that read them, and everything that remembers docker://… ids, lose the containers", o.RuntimeName),
 			`leave runtime_name empty, or set it to "docker"`)
+	}
+}
+
+// adoption: the old shim's files must be looked for where they are.
+func (x *examination) adoption() {
+	o, s := x.node.Own, x.node.Shim
+	if !slices.Contains(o.AdoptRoots, s.Root) {
+		x.find(Do, "adopt-roots", s.Root, "the old shim's checkpoints are not looked for there: host ports that nobody else tells are not known", fmt.Sprintf("adopt.roots: add %q", s.Root))
+	}
+	if o.NetworkMode == "cni" && !slices.Contains(o.AdoptCaches, s.CacheDir) {
+		x.find(Do, "adopt-caches", s.CacheDir, "the results of CNI are not looked for there: pods would be taken down by today's configuration", fmt.Sprintf("adopt.cni_cache_dirs: add %q", s.CacheDir))
+	}
+	if shim := x.report.Kubelet.Shim; shim != o.Compatibility && (shim == "dockershim" || shim == "cri-dockerd") {
+		x.find(Note, "no-way-back", "compatibility", "pods that crishim makes could not be taken back by "+shim+" after a rollback; those that it takes over could", fmt.Sprintf("compatibility = %q, until you need no way back", shim))
 	}
 }
 

@@ -105,7 +105,8 @@ func readyNode(t *testing.T) *Node {
 		Sandboxes: map[string]Traces{
 			id(1): {Networks: []string{"net"}, IPs: []string{"10.1.0.2"}, Checkpoint: &Checkpoint{Path: "/var/lib/dockershim/sandbox/" + id(1), Namespace: "default", Name: "web", By: "dockershim"}},
 		},
-		Own: Own{Engine: "auto", RuntimeName: "docker", Listen: []string{socket}, NetworkMode: "cni", ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, Pause: "registry.k8s.io/pause:3.10.1", ContainerLog: "cri"},
+		Own: Own{Engine: "auto", RuntimeName: "docker", Listen: []string{socket}, NetworkMode: "cni", ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, Pause: "registry.k8s.io/pause:3.10.1", ContainerLog: "cri",
+			AdoptRoots: []string{"/var/lib/dockershim"}, AdoptCaches: []string{"/var/lib/cni/cache"}, Compatibility: "dockershim"},
 	}
 }
 
@@ -128,7 +129,7 @@ func TestATroubledNode(t *testing.T) {
 			c.Mounts = []survey.Mount{{Source: "/var/run/docker.sock"}, {Source: "/var/run/dockershim.sock"}, {Source: "/var/log"}}
 			c.ImageID = "sha256:agent"
 		}),
-		sandbox(5, "lost"), container(6, 5, "lost", "server"),
+		sandbox(5, "lost", func(c *survey.Container) { c.NetworkMode = "bridge" }), container(6, 5, "lost", "server"),
 		sandbox(7, "ended", func(c *survey.Container) { c.State = "exited" }), container(8, 7, "ended", "job", func(c *survey.Container) { c.State = "exited" }),
 		sandbox(9, "odd"), container(10, 9, "odd", "server", func(c *survey.Container) { delete(c.Labels, labelHash) }),
 		container(11, 9, "odd", "splunk", func(c *survey.Container) { c.LogDriver = "splunk" }),
@@ -239,9 +240,12 @@ func TestOneThingIsFound(t *testing.T) {
 		{"note orphan-container", Ready, func(_ *testing.T, n *Node) { n.Docker.Containers[1].Labels[labelSandbox] = id(99) }},
 		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Docker.Containers[0].Name = "k8s_POD_web" }},
 		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Docker.Containers[0].Labels[labelUID] = "another" }},
-		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Sandboxes = nil }},
-		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Sandboxes[id(1)] = Traces{Networks: []string{"net"}} }},
-		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Sandboxes[id(1)] = Traces{CacheError: "EOF"} }},
+		{"note pod-note", Ready, func(_ *testing.T, n *Node) { n.Sandboxes = nil }},
+		{"note pod-note", Ready, func(_ *testing.T, n *Node) { n.Sandboxes[id(1)] = Traces{Networks: []string{"net"}} }},
+		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Sandboxes[id(1)], n.CNI = Traces{CacheError: "EOF"}, cni.Found{} }},
+		{"do adopt-roots", ToDo, func(_ *testing.T, n *Node) { n.Shim.Root = "/elsewhere" }},
+		{"do adopt-caches", ToDo, func(_ *testing.T, n *Node) { n.Shim.CacheDir = "/elsewhere" }},
+		{"note no-way-back", Ready, func(_ *testing.T, n *Node) { n.Own.Compatibility = "" }},
 		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Docker.Containers[0].NetworkMode = "default" }},
 		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Own.NetworkMode = "docker-bridge" }},
 		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Docker.Containers[0].NetworkMode = "overlay" }},

@@ -93,4 +93,8 @@ type Own struct {
 	BinDirs      []string `json:"binDirs"`
 	Pause        string   `json:"pause"`
 	ContainerLog string   `json:"containerLog"`
+	// AdoptRoots and AdoptCaches are where old shims' files are read, Compatibility the shim that can take pods back.
+	AdoptRoots    []string `json:"adoptRoots"`
+	AdoptCaches   []string `json:"adoptCaches"`
+	Compatibility string   `json:"compatibility,omitempty"`
 }

@@ -133,12 +133,10 @@ func (x *examination) podNetwork(p *Pod, sandbox *survey.Container, refuse, warn
 	case mode == "host":
 	case mode == "none" && bridge:
 		refuse("it has a network by CNI, and crishim is set to docker-bridge")
-	case mode == "none" && p.Ready && traces.CacheError != "":
-		refuse("the result of CNI in its cache cannot be read: " + traces.CacheError)
-	case mode == "none" && p.Ready && len(traces.Networks) == 0:
-		refuse("the CNI cache " + x.node.Shim.CacheDir + " has nothing about it: its address is not known, and no DEL could free it")
+	case mode == "none" && p.Ready && len(traces.IPs) == 0 && (x.node.CNI.File == "" || x.node.CNI.Missing != ""):
+		refuse(x.noResult(&traces) + ", and there is no CNI configuration by which it could be taken down")
 	case mode == "none" && p.Ready && len(traces.IPs) == 0:
-		refuse("the result of CNI in its cache has no address")
+		warn(x.noResult(&traces) + ": its address is read in its network namespace, and it is taken down by today's CNI configuration")
 	case mode == "none":
 	case (mode == "default" || mode == "bridge") && !bridge:
 		refuse("it is on Docker's own bridge, and crishim is set to CNI")
@@ -146,6 +144,16 @@ func (x *examination) podNetwork(p *Pod, sandbox *survey.Container, refuse, warn
 	default:
 		refuse("its network mode is " + mode + ", which no shim makes")
 	}
+}
+
+func (x *examination) noResult(t *Traces) string {
+	switch {
+	case t.CacheError != "":
+		return "the result of CNI in its cache cannot be read: " + t.CacheError
+	case len(t.Networks) == 0:
+		return "the CNI cache " + x.node.Shim.CacheDir + " has nothing about it"
+	}
+	return "the result of CNI in its cache has no address"
 }
 
 func (x *examination) container(c *survey.Container) Container {
