@@ -56,6 +56,7 @@ func observe(ctx context.Context, c *config.Config, listen ...string) error {
 				klog.ErrorS(err, "What the observer wrote is left", "path", made)
 			}
 		}
+		_ = os.Remove(dir) // its socket went with the listener
 	}()
 	network, err := cni.New(cni.Options{
 		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, CacheDir: filepath.Join(root, "cni"), OwedDir: filepath.Join(root, "cni-owed"),

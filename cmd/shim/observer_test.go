@@ -59,10 +59,8 @@ func TestObserveWritesInItsOwnFolderOnly(t *testing.T) {
 			t.Errorf("%s is %q, was %q", path, now, was)
 		}
 	}
-	for path := range tree(t, filepath.Join(runDir, observeFolder)) {
-		if path != filepath.Join(runDir, observeFolder) {
-			t.Errorf("%s is left", path)
-		}
+	if _, err := os.Stat(filepath.Join(runDir, observeFolder)); !os.IsNotExist(err) {
+		t.Errorf("the observer's folder is left: %v", err)
 	}
 }
 
