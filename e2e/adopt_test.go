@@ -147,6 +147,11 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 		}
 	}
 
+	// Somebody removed its container: its checkpoint, its address and its rules are there.
+	config = n.PodConfig("pruned")
+	pruned := old.RunPod(t, n, config, `{"data":{},"checksum":2305795928}`)
+	n.Docker.Delete("/containers/" + pruned.ID + "?force=1&v=1")
+
 	foreign := strings.TrimSpace(n.Docker.CLI(t, "run", "-d", "--network", "none", "--name", "backup", foreignImage, "sleep", "1000"))
 	t.Cleanup(func() { n.Docker.Delete("/containers/" + foreign + "?force=1&v=1") })
 	state := func(id string) string {
@@ -167,7 +172,7 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 	})
 	n.Shim.Start()
 	t.Cleanup(func() {
-		for _, p := range []*harness.Pod{pod, host, ended, bare} {
+		for _, p := range []*harness.Pod{pod, host, ended, bare, pruned} {
 			p.Remove()
 		}
 	})
@@ -189,7 +194,12 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 		for _, c := range containers.Containers {
 			listed[c.Id] = true
 		}
-		if want := slices.Sorted(maps.Keys(before)); !slices.Equal(slices.Sorted(maps.Keys(listed)), want) || len(pods.Items)+len(containers.Containers) != len(want)-1 {
+		status := pruned.Status()
+		if status.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY || status.Metadata.Name != "pruned" || status.Metadata.Namespace != "e2e" {
+			t.Errorf("%s the pod whose container was removed is %v", when, status)
+		}
+		delete(listed, pruned.ID)
+		if want := slices.Sorted(maps.Keys(before)); !slices.Equal(slices.Sorted(maps.Keys(listed)), want) || len(pods.Items)+len(containers.Containers) != len(want) {
 			t.Errorf("%s %d pods and %d containers are listed: %v, want %v", when, len(pods.Items), len(containers.Containers), slices.Sorted(maps.Keys(listed)), want)
 		}
 		for id, was := range before {
@@ -290,7 +300,7 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 
 	// Nothing is left of any.
 	ip := pod.IP()
-	for _, p := range []*harness.Pod{pod, host, ended, bare} {
+	for _, p := range []*harness.Pod{pod, host, ended, bare, pruned} {
 		p.Remove()
 	}
 	if left := old.Left(); len(left) > 0 {

@@ -20,6 +20,8 @@ import (
 
 // AdoptOptions say where other shims keep what they know.
 type AdoptOptions struct {
+	// Engine is the name of the engine whose pods the shims made.
+	Engine string
 	// Roots are the shims' own folders (Shim.Root), with their checkpoints.
 	Roots []string
 	// CNICacheDirs are their caches of libcni, usually /var/lib/cni/cache.

@@ -15,6 +15,8 @@ type Adopter interface {
 	// Adopt fills in the record of a pod that another shim made, or whose record was lost: its network, with addresses, and what else its end will
 	// need. What it could not find out is in the error; the record holds the rest.
 	Adopt(ctx context.Context, pod *state.Pod) error
+	// Orphans are records for pods of an engine whose objects are gone, and of which something is left on the node.
+	Orphans(ctx context.Context, engineName string, known func(engine.PodID) bool) []state.Pod
 	// Removed is told that the engine has a pod no more, before its record goes.
 	Removed(id engine.PodID) error
 }
@@ -40,6 +42,20 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 		}
 	}
 	_ = group.Wait()
+	if s.opts.Adopter != nil {
+		s.adoptOrphans(ctx, engineName)
+	}
+}
+
+func (s *Server) adoptOrphans(ctx context.Context, engineName string) {
+	known := func(id engine.PodID) bool { _, ok := s.store.Pod(id); return ok }
+	for _, pod := range s.opts.Adopter.Orphans(ctx, engineName, known) {
+		if err := s.store.PutPod(pod); err != nil {
+			klog.ErrorS(err, "A pod that is gone from the engine, and whose network is not, is not recorded; the next start tries again", "id", pod.ID)
+			continue
+		}
+		klog.InfoS("A pod is gone from the engine, and its network is not; it is listed until it is stopped and removed", "pod", klog.KRef(pod.Spec.Key.Namespace, pod.Spec.Key.Name), "id", pod.ID)
+	}
 }
 
 // adoptPod writes the record. Where the disk takes none it is kept in memory: the pod must not lose its address.

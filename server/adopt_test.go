@@ -36,6 +36,10 @@ func (a *fakeAdopter) Adopt(_ context.Context, pod *state.Pod) error {
 	return nil
 }
 
+func (a *fakeAdopter) Orphans(context.Context, string, func(engine.PodID) bool) []state.Pod {
+	return nil
+}
+
 func (a *fakeAdopter) Removed(id engine.PodID) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
