@@ -74,6 +74,13 @@ func manageImages(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// What only looks, or takes away, makes no store.
+	if _, err := os.Stat(imageStoreDir(c)); errors.Is(err, os.ErrNotExist) && (name == "ls" || name == "rm" || name == "export") {
+		if len(refs) > 0 {
+			return fmt.Errorf("images %s: there is no image store in %s: %w", name, imageStoreDir(c), errdefs.ErrNotFound)
+		}
+		return printImages(fs, nil, out)
+	}
 	store, err := image.Open(image.Options{
 		Root: imageStoreDir(c), RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
 		InUse: func(_ context.Context, id engine.ImageID) ([]string, error) { return recordedUsers(c, id) },
@@ -140,6 +147,10 @@ func listImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs
 			list = append(list, *img)
 		}
 	}
+	return printImages(fs, list, out)
+}
+
+func printImages(fs *pflag.FlagSet, list []engine.Image, out io.Writer) error {
 	if asJSON, err := fs.GetBool("json"); err != nil || asJSON {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")

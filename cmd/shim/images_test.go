@@ -8,10 +8,31 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
+
+func TestLookingForImagesMakesNoStore(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	images := func(args ...string) (string, error) {
+		var out bytes.Buffer
+		err := run(t.Context(), append([]string{"images", "--root-dir", root}, args...), &out)
+		return out.String(), err
+	}
+	if out, err := images("ls"); err != nil || strings.Count(out, "\n") != 1 {
+		t.Errorf("ls: %q, %v", out, err)
+	}
+	for _, args := range [][]string{{"ls", "app"}, {"rm", "app"}, {"export", "app"}} {
+		if _, err := images(args...); !errdefs.IsNotFound(err) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	if _, err := os.Lstat(root); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s was made: %v", root, err)
+	}
+}
 
 func TestImagesAreImportedListedExportedAndRemoved(t *testing.T) {
 	if os.Geteuid() != 0 {
