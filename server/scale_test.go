@@ -1,12 +1,15 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -193,9 +196,10 @@ func TestR49WithoutDescriptorsCallsFailCleanly(t *testing.T) {
 }
 
 // R05: records of an earlier version, written by a real run of commit c8251f2, are served: every pod and container is
-// listed with its end, the network is given back as it was attached, and all of it can be removed.
+// listed with its end, the network is given back as it was attached, and all of it can be removed. One of a later version
+// is kept as it is.
 //
-// Rows: R05 (part)
+// Rows: R05
 func TestR05RecordsOfAnEarlierVersionAreServed(t *testing.T) {
 	f := newFixture(t)
 	f.stop()
@@ -203,6 +207,12 @@ func TestR05RecordsOfAnEarlierVersionAreServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := errors.Join(os.RemoveAll(filepath.Join(f.root, "root")), os.Rename(filepath.Join(f.root, "root-c8251f2"), filepath.Join(f.root, "root"))); err != nil {
+		t.Fatal(err)
+	}
+	// One of a version to come is beside them: it is neither served nor touched.
+	newer := filepath.Join(f.root, "root", "pods", strings.Repeat("ab", 20)+".json")
+	future := fmt.Appendf(nil, `{"version":999,"kind":"pod","sha256":"%x","record":{"anything":true}}`, sha256.Sum256([]byte(`999 pod {"anything":true}`)))
+	if err := os.WriteFile(newer, future, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	f.start()
@@ -242,6 +252,12 @@ func TestR05RecordsOfAnEarlierVersionAreServed(t *testing.T) {
 	}
 	if dels := f.network.dels; len(dels) != 1 || dels[0].PodID != web || len(dels[0].Result) == 0 {
 		t.Errorf("DELs %+v, want that of %s as it was attached", dels, web)
+	}
+	if now, err := os.ReadFile(newer); err != nil || !bytes.Equal(now, future) {
+		t.Errorf("the record of a newer version is %q, %v", now, err)
+	}
+	if err := os.Remove(newer); err != nil {
+		t.Error(err)
 	}
 	f.nothingLeft()
 }
