@@ -34,7 +34,7 @@ var kubeletPods = map[string]string{
     ports: [{containerPort: 80, hostPort: 18180}]
     startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 60}
     readinessProbe: {httpGet: {port: 80, path: /}, periodSeconds: 1}
-    livenessProbe: {exec: {command: [test, -e, /data/index.html]}, periodSeconds: 5}
+    livenessProbe: {exec: {command: [test, -e, /data/index.html]}, periodSeconds: 5, timeoutSeconds: 20}
     env: [{name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]
     volumeMounts: [{name: data, mountPath: /data}]
   volumes: [{name: data, emptyDir: {}}]`,
