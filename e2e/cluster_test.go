@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -268,16 +269,15 @@ func clusterStatefulSet(t *testing.T, c *clusterRun) {
 }
 
 func clusterRuntimeClass(t *testing.T, c *clusterRun) {
-	handler := "runc" // one of Docker's OCI runtimes
-	if harness.Native() {
-		handler = ""
+	handlers := []string{"nobody"}
+	switch {
+	case c.n.Shim.Both():
+		handlers = append(handlers, "docker", "native")
+	case c.n.Docker != nil && canLowerScores(): // else every pod needs the harness's own OCI runtime
+		handlers = append(handlers, "runc")
 	}
-	manifest := ""
-	for _, class := range []string{handler, "nobody"} {
-		if class == "" {
-			continue
-		}
-		manifest += fmt.Sprintf(`
+	for _, handler := range handlers {
+		c.apply(t, fmt.Sprintf(`
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata: {name: class-%[1]s}
@@ -290,20 +290,32 @@ spec:
   terminationGracePeriodSeconds: 1
   runtimeClassName: class-%[1]s
   containers: [{name: c, image: IMAGE, command: [testserver, on-term, "0"]}]
----
-`, class)
+`, handler))
 	}
-	c.apply(t, manifest)
 	harness.Eventually(t, time.Minute, "the event about a handler that nobody has", func() error {
 		events := c.Must(t, "events", "--for=pod/of-nobody")
-		if !strings.Contains(events, "FailedCreatePodSandBox") || !strings.Contains(events, `"nobody"`) && !strings.Contains(events, "nobody") {
+		if !strings.Contains(events, "FailedCreatePodSandBox") || !strings.Contains(events, "unknown runtime handler") {
 			return fmt.Errorf("the events are %q", events)
 		}
 		return nil
 	})
 	c.Must(t, "delete", "pod", "of-nobody", "--timeout=1m")
-	if handler != "" && canLowerScores() { // else every pod needs the harness's own runtime
+	for _, handler := range handlers[1:] {
 		c.waitReady(t, "of-"+handler)
+		if handler == "runc" {
+			continue
+		}
+		_, id, _ := strings.Cut(c.Must(t, "get", "pod", "of-"+handler, "-o", "jsonpath={.status.containerStatuses[0].containerID}"), "://")
+		ids, err := c.n.Docker.Containers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Contains(ids, id) != (handler == "docker") {
+			t.Errorf("the container of class %s is %s; the Docker Engine has %v", handler, id, ids)
+		}
+		if got := c.Must(t, "exec", "of-"+handler, "--", "echo", "there"); got != "there\n" {
+			t.Errorf("a command in the pod of class %s says %q", handler, got)
+		}
 	}
 }
 

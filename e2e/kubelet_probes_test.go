@@ -21,12 +21,12 @@ var kubeletProbeFamily = kubeletFamily{
   - name: exec
     image: IMAGE
     command: [sh, -c, "echo > /tmp/healthy; exec testserver on-term 0"]
-    livenessProbe: {exec: {command: [test, -e, /tmp/healthy]}, periodSeconds: 1, failureThreshold: 1}
+    livenessProbe: {exec: {command: [test, -e, /tmp/healthy]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
   - name: tcp
     image: IMAGE
     command: [sh, -c, "testserver tcp :7 & echo $! > /tmp/pid; trap 'exit 0' TERM; while :; do sleep 0.1; done"]
     startupProbe: {tcpSocket: {port: 7}, periodSeconds: 1, failureThreshold: 60}
-    livenessProbe: {tcpSocket: {port: 7}, periodSeconds: 1, failureThreshold: 1}
+    livenessProbe: {tcpSocket: {port: 7}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
   - name: untouched
     image: IMAGE
     command: [testserver, on-term, "0"]`,

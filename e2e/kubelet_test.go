@@ -45,11 +45,11 @@ var kubeletPods = map[string]string{
   - name: ready
     image: IMAGE
     command: [testserver, on-term, "0"]
-    readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}
+    readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
   - name: live
     image: IMAGE
     command: [sh, -c, "echo ok > /tmp/healthy; exec httpd -f -p 81 -h /tmp"]
-    livenessProbe: {httpGet: {port: 81, path: /healthy}, periodSeconds: 1, failureThreshold: 1, initialDelaySeconds: 2}
+    livenessProbe: {httpGet: {port: 81, path: /healthy}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1, initialDelaySeconds: 2}
   - name: hangs
     image: IMAGE
     command: [testserver, on-term, "0"]

@@ -118,7 +118,7 @@ func buildTool(t T, module, pkg string, args ...string) string {
 	return target
 }
 
-// EngineName is the engine of the tests in words: "native", or "Docker" and its version.
+// EngineName is the engine of the tests in words: "native", or "Docker" and its version, or both.
 func EngineName(t T) string {
 	t.Helper()
 	if Native() {
@@ -126,5 +126,8 @@ func EngineName(t T) string {
 	}
 	out := Run(t, DockerEngine(t, os.Getenv(engineVariable)).Binary, "--version") // Docker version 20.10.24+dfsg1, build 297e128
 	version, _, _ := strings.Cut(strings.TrimPrefix(out, "Docker version "), ",")
+	if os.Getenv(engineVariable) == EngineBoth {
+		return "Docker " + version + " and native"
+	}
 	return "Docker " + version
 }
