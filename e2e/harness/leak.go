@@ -226,7 +226,7 @@ func keptByPortmap(line string) bool {
 func files(dirs ...string) []string   { return entries(false, dirs) }
 func folders(dirs ...string) []string { return entries(true, dirs) }
 
-// entries are the files, or the folders, at and below dirs: not those of images, nor of other file systems mounted there.
+// entries are the files, or the folders, at and below dirs: not those of images and compiled seccomp profiles, nor of other file systems mounted there.
 func entries(folders bool, dirs []string) []string {
 	var list []string
 	for _, dir := range dirs {
@@ -238,7 +238,7 @@ func entries(folders bool, dirs []string) []string {
 			if d.IsDir() == folders {
 				list = append(list, path)
 			}
-			if d.IsDir() && (keptImages(path) || deviceOf(path) != device) {
+			if d.IsDir() && (keptImages(path) || keptFilters(path) || deviceOf(path) != device) {
 				return fs.SkipDir
 			}
 			return nil

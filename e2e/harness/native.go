@@ -202,6 +202,9 @@ func keptImages(dir string) bool {
 	return strings.HasSuffix(images, "/native/images/") && slices.Contains([]string{"blobs", "parts", "layers", "records"}, name)
 }
 
+// keptFilters says that a folder holds compiled seccomp profiles, a cache of a bounded size.
+func keptFilters(dir string) bool { return strings.HasSuffix(dir, "/native/seccomp") }
+
 // cleanup ends what is left of pods once the daemon has ended; where none may be left, that is an error.
 func (e native) cleanup(t T, cgroup string, noneLeft bool) {
 	t.Helper()
