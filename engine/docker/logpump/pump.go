@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -46,7 +47,7 @@ type pump struct {
 	dirty    bool
 	dirtyAt  time.Time
 	finished []chan<- error // who waits for the end
-	last     bool           // set before stop is closed: nothing will go on where it ends
+	last     atomic.Bool    // nothing will go on where it ends; the pump may be ending by itself when it is set
 
 	wake  chan struct{}
 	calls chan call
@@ -125,7 +126,7 @@ func (p *pump) close() {
 		p.unwatch()
 	}
 	p.source.close()
-	if p.last {
+	if p.last.Load() {
 		p.log.cut()
 	}
 	p.log.close()

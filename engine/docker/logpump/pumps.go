@@ -183,7 +183,7 @@ func (ps *Pumps) Forget(id string) error {
 	p := ps.pumps[id]
 	delete(ps.pumps, id)
 	if p != nil {
-		p.last = true
+		p.last.Store(true)
 	}
 	ps.mu.Unlock()
 	if p != nil {

@@ -542,3 +542,23 @@ func BenchmarkPump(b *testing.B) {
 		})
 	}
 }
+
+// A pump that ends by itself is forgotten meanwhile, as of a container that is removed right after its exit.
+func TestForgettingMeetsTheEnd(t *testing.T) {
+	for range 20 {
+		d, k, ps := newDockerLog(t, 4<<10, 3), newKubelet(t), newTestPumps(t, t.TempDir())
+		must(t, ps.Start(k.container(d)))
+		d.log(crilog.Stdout, "a line\n")
+		var both sync.WaitGroup
+		both.Go(func() { _ = ps.Finish(t.Context(), "c0ffee") })
+		both.Go(func() {
+			if err := ps.Forget("c0ffee"); err != nil {
+				t.Error(err)
+			}
+		})
+		both.Wait()
+		if ids, err := ps.Known(); err != nil || len(ids) > 0 {
+			t.Errorf("positions of %v, %v", ids, err)
+		}
+	}
+}
