@@ -170,6 +170,16 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 			t.Logf("the daemon's log since the adoption:\n%s", n.Shim.LogFrom(from))
 		}
 	})
+	told := checkPreflight(t, n, old, map[string]string{pod.ID: "keep", host.ID: "keep", bare.ID: "keep", ended.ID: "collect"})
+	checkObserver(t, n, map[string]string{pod.ID: told[pod.ID], bare.ID: ""}, chatty.Log)
+	for id, was := range before {
+		if now := state(id); now != was {
+			t.Errorf("by looking at it, container %s became %q, was %q", id, now, was)
+		}
+	}
+	if left := old.Left(); !slices.Equal(left, files) {
+		t.Errorf("by looking at them, the old shim's files became %v, were %v", left, files)
+	}
 	n.Shim.Start()
 	t.Cleanup(func() {
 		for _, p := range []*harness.Pod{pod, host, ended, bare, pruned} {
@@ -300,6 +310,7 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 
 	// Nothing is left of any.
 	ip := pod.IP()
+	checkVerify(t, n, old, pod)
 	for _, p := range []*harness.Pod{pod, host, ended, bare, pruned} {
 		p.Remove()
 	}

@@ -289,6 +289,26 @@ func (s *Shim) Command(args ...string) (output string, code int) {
 	return runStatus(s.t, s.binary, args...)
 }
 
+// Observe starts a daemon with the same settings that only observes; it ends with end, which checks that it ended well.
+func (s *Shim) Observe(t T) (client *Client, end func()) {
+	t.Helper()
+	p := start(t, "crishim serve --observe", filepath.Join(s.dir, "observe.log"), s.options.Env, s.binary, "serve", "--observe", "--config", s.ConfigFile)
+	t.Cleanup(p.Kill)
+	client = Dial(t, filepath.Join(s.RunDir, "observe", "crishim.sock"))
+	Eventually(t, 20*time.Second, "the observer to answer", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_, err := client.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+		return err
+	})
+	return client, func() {
+		t.Helper()
+		if err := p.Terminate(30 * time.Second); err != nil || p.ExitCode() != 0 {
+			t.Errorf("the observer: %v, status %d:\n%s", err, p.ExitCode(), p.LogTail())
+		}
+	}
+}
+
 // Reconfigure merges further settings into the configuration file; Restart makes them count.
 func (s *Shim) Reconfigure(settings map[string]any) {
 	s.t.Helper()
