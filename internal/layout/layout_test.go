@@ -35,7 +35,7 @@ var allowed = map[string][]string{
 	"engine/native/image":  {"engine", "registry", "internal"},
 	"hack":                 {},
 	"internal":             {"internal"},
-	"migrate":              {"engine", "engine/docker/survey", "state", "cni", "crilog", "config", "internal", "engine/docker/survey"},
+	"migrate":              {"engine", "engine/docker/survey", "state", "cni", "crilog", "config", "internal"},
 	"nri":                  {"engine", "engine/native/hook"},
 	"registry":             {},
 	"server":               {"translator", "engine", "engine/imageset", "state", "cni", "streaming", "crilog", "stats", "internal"},

@@ -29,7 +29,7 @@ var followNoLink = map[string]string{
 	"engine/docker/imagecheck.go":       "checkExec: a container's user files by openat2(RESOLVE_IN_ROOT), for a look at them only",
 	"internal/rmtree/rmtree.go":         "removes a tree by descriptors; follows no link and no mount",
 	"server/seccomp.go":                 "a Localhost profile by openat2(RESOLVE_BENEATH) below the operator's folder",
-	"stats/disk.go":                     "measures a writable layer by descriptors, follows no link",
+	"internal/treesize/treesize.go":     "measures a tree by descriptors, follows no link",
 	"engine/docker/logpump/jsonfile.go": "Docker's own log file, in a folder that root alone writes; its last name is no link",
 }
 

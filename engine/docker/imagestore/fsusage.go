@@ -5,16 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/treesize"
 )
 
 // usageSample is one measurement. Immutable.
@@ -53,8 +55,8 @@ func (s *Store) sample(ctx context.Context, d docker, sampler *sampler) error {
 	if err != nil {
 		return fmt.Errorf("measure %s: %w", info.DockerRootDir, err)
 	}
-	usage := func(u usage) engine.FSUsage {
-		return engine.FSUsage{Timestamp: now, Mountpoint: info.DockerRootDir, UsedBytes: u.bytes, InodesUsed: u.inodes}
+	usage := func(u treesize.Size) engine.FSUsage {
+		return engine.FSUsage{Timestamp: now, Mountpoint: info.DockerRootDir, UsedBytes: u.Bytes, InodesUsed: u.Inodes}
 	}
 	if s.usage.Swap(&usageSample{images: usage(images), containers: usage(containers)}) == nil {
 		close(s.measured)
@@ -62,20 +64,13 @@ func (s *Store) sample(ctx context.Context, d docker, sampler *sampler) error {
 	return nil
 }
 
-type usage struct{ bytes, inodes uint64 }
-
-func (u *usage) add(o usage) {
-	u.bytes += o.bytes
-	u.inodes += o.inodes
-}
-
 // sampler measures Docker's data folder. Layers of images never change, so each is walked once; what is walked at each
 // measurement are the writable layers. It is used by one goroutine.
 type sampler struct {
-	layers map[string]usage // by the layer's folder
+	layers map[string]treesize.Size // by the layer's folder
 }
 
-func newSampler() *sampler { return &sampler{layers: map[string]usage{}} }
+func newSampler() *sampler { return &sampler{layers: map[string]treesize.Size{}} }
 
 // containerdRoots are where an image store of containerd's lies: inside Docker's folder where Docker runs its own
 // containerd, else at the system's.
@@ -84,59 +79,59 @@ func containerdRoots(root string) []string {
 }
 
 // measure sums up what images and what containers take under Docker's folder.
-func (m *sampler) measure(ctx context.Context, root, driver string) (images, containers usage, err error) {
+func (m *sampler) measure(ctx context.Context, root, driver string) (images, containers treesize.Size, err error) {
 	writable, err := writableLayers(root, driver)
 	if err != nil {
-		return usage{}, usage{}, err
+		return treesize.Size{}, treesize.Size{}, err
 	}
 	logs, err := walk(ctx, filepath.Join(root, "containers"), nil)
 	if err != nil {
-		return usage{}, usage{}, err
+		return treesize.Size{}, treesize.Size{}, err
 	}
-	containers.add(logs)
+	containers.Add(logs)
 	metadata, err := walk(ctx, filepath.Join(root, "image"), nil)
 	if err != nil {
-		return usage{}, usage{}, err
+		return treesize.Size{}, treesize.Size{}, err
 	}
-	images.add(metadata)
+	images.Add(metadata)
 
 	layerImages, layerContainers, err := m.layerFolders(ctx, filepath.Join(root, driver), writable, committedLayers(root, driver))
 	if err != nil {
-		return usage{}, usage{}, err
+		return treesize.Size{}, treesize.Size{}, err
 	}
-	images.add(layerImages)
-	containers.add(layerContainers)
+	images.Add(layerImages)
+	containers.Add(layerContainers)
 	if exists(filepath.Join(root, driver)) {
 		return images, containers, nil
 	}
 	storeImages, storeContainers, err := containerdStore(ctx, root, driver)
-	images.add(storeImages)
-	containers.add(storeContainers)
+	images.Add(storeImages)
+	containers.Add(storeContainers)
 	return images, containers, err
 }
 
 // layerFolders walks a graph driver's folder, one folder per layer. Those that are committed are walked once.
-func (m *sampler) layerFolders(ctx context.Context, dir string, writable, committed map[string]bool) (images, containers usage, err error) {
+func (m *sampler) layerFolders(ctx context.Context, dir string, writable, committed map[string]bool) (images, containers treesize.Size, err error) {
 	entries, err := readDir(dir)
 	if err != nil {
-		return usage{}, usage{}, err
+		return treesize.Size{}, treesize.Size{}, err
 	}
-	kept := make(map[string]usage, len(m.layers))
+	kept := make(map[string]treesize.Size, len(m.layers))
 	for _, entry := range entries {
 		path := filepath.Join(dir, entry.Name())
 		size, known := m.layers[path]
 		if !known || !committed[entry.Name()] {
 			if size, err = walk(ctx, path, nil); err != nil {
-				return usage{}, usage{}, err
+				return treesize.Size{}, treesize.Size{}, err
 			}
 		}
 		if committed[entry.Name()] {
 			kept[path] = size
 		}
 		if writable[entry.Name()] {
-			containers.add(size)
+			containers.Add(size)
 		} else {
-			images.add(size)
+			images.Add(size)
 		}
 	}
 	m.layers = kept
@@ -179,7 +174,7 @@ func committedLayers(root, driver string) map[string]bool {
 
 // containerdStore walks the content and the snapshots of containerd. A snapshot that is some mount's upper layer is a
 // container's; those of stopped containers cannot be told from layers and count as images.
-func containerdStore(ctx context.Context, root, driver string) (images, containers usage, err error) {
+func containerdStore(ctx context.Context, root, driver string) (images, containers treesize.Size, err error) {
 	for _, store := range containerdRoots(root) {
 		snapshots := filepath.Join(store, "io.containerd.snapshotter.v1."+driver)
 		if !exists(snapshots) {
@@ -187,25 +182,25 @@ func containerdStore(ctx context.Context, root, driver string) (images, containe
 		}
 		upper, err := upperDirs(snapshots)
 		if err != nil {
-			return usage{}, usage{}, err
+			return treesize.Size{}, treesize.Size{}, err
 		}
 		for dir := range upper {
 			size, err := walk(ctx, dir, nil)
 			if err != nil {
-				return usage{}, usage{}, err
+				return treesize.Size{}, treesize.Size{}, err
 			}
-			containers.add(size)
+			containers.Add(size)
 		}
 		for _, dir := range []string{snapshots, filepath.Join(store, "io.containerd.content.v1.content")} {
 			size, err := walk(ctx, dir, upper)
 			if err != nil {
-				return usage{}, usage{}, err
+				return treesize.Size{}, treesize.Size{}, err
 			}
-			images.add(size)
+			images.Add(size)
 		}
 		return images, containers, nil
 	}
-	return usage{}, usage{}, nil
+	return treesize.Size{}, treesize.Size{}, nil
 }
 
 // upperDirs are the upper layers of overlay mounts under dir.
@@ -225,50 +220,13 @@ func upperDirs(dir string) (map[string]bool, error) {
 	return upper, nil
 }
 
-// walk sums the blocks and inodes of a tree on one file system, without the folders in skip. What vanishes on the way and
-// an absent tree take nothing. Hard links count once.
-func walk(ctx context.Context, dir string, skip map[string]bool) (usage, error) {
-	var sum usage
-	var device uint64
-	linked := map[uint64]bool{}
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		}
-		if entry.IsDir() && skip[path] {
-			return fs.SkipDir
-		}
-		var stat unix.Stat_t
-		if err := unix.Lstat(path, &stat); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return fmt.Errorf("stat %s: %w", path, err)
-		}
-		if path == dir {
-			device = uint64(stat.Dev)
-		} else if uint64(stat.Dev) != device {
-			if entry.IsDir() {
-				return fs.SkipDir // a running container's mounted root
-			}
-			return nil
-		}
-		if !entry.IsDir() && stat.Nlink > 1 {
-			if linked[stat.Ino] {
-				return nil
-			}
-			linked[stat.Ino] = true
-		}
-		sum.add(usage{bytes: uint64(stat.Blocks) * 512, inodes: 1})
-		return nil
-	})
-	return sum, err
+// walk sums what a tree takes, without the folders in skip. An absent one takes nothing.
+func walk(ctx context.Context, dir string, skip map[string]bool) (treesize.Size, error) {
+	size, err := treesize.Of(ctx, dir, treesize.Options{Gently: true, Skip: slices.Collect(maps.Keys(skip))})
+	if errors.Is(err, fs.ErrNotExist) {
+		return treesize.Size{}, nil
+	}
+	return size, err
 }
 
 func readDir(dir string) ([]os.DirEntry, error) {

@@ -25,6 +25,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/docker/imagestore/pullthrough"
 	"crishim/engine/docker/pause"
+	"crishim/internal/rmtree"
 	"crishim/registry"
 )
 
@@ -795,15 +796,35 @@ func TestDiskUsageIsDividedAndNeverMeasuredInTheCall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if images.bytes < 1<<20 || images.bytes > 1<<20+100<<10 || containers.bytes < 3<<20 || containers.bytes > 3<<20+100<<10 || images.inodes == 0 || containers.inodes == 0 {
+	if images.Bytes < 1<<20 || images.Bytes > 1<<20+100<<10 || containers.Bytes < 3<<20 || containers.Bytes > 3<<20+100<<10 || images.Inodes == 0 || containers.Inodes == 0 {
 		t.Fatalf("images %+v, containers %+v", images, containers)
 	}
 	// A committed layer is not walked again, a writable one is.
 	write(1<<20, "overlay2", "layer", "diff", "late")
 	write(1<<20, "overlay2", "rw", "diff", "late")
 	images2, containers2, err := sampler.measure(t.Context(), root, "overlay2")
-	if err != nil || images2 != images || containers2.bytes < containers.bytes+1<<20 {
+	if err != nil || images2 != images || containers2.Bytes < containers.Bytes+1<<20 {
 		t.Fatalf("then images %+v, containers %+v, %v", images2, containers2, err)
+	}
+	// No tree that a pod makes is too deep to be measured: neither its own figure nor that of all others would be told.
+	const depth = 3000 // of a path longer than the kernel takes
+	deep := filepath.Join(root, "overlay2", "rw", "diff")
+	t.Cleanup(func() { _ = rmtree.Remove(context.Background(), filepath.Join(deep, "d")) })
+	at, err := os.OpenRoot(deep)
+	for range depth {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := at.Mkdir("d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		next, opened := at.OpenRoot("d")
+		at.Close()
+		at, err = next, opened
+	}
+	at.Close()
+	if _, containers3, err := sampler.measure(t.Context(), root, "overlay2"); err != nil || containers3.Inodes < containers2.Inodes+depth {
+		t.Fatalf("with a deep tree %+v, %v", containers3, err)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"crishim/engine"
+	"crishim/internal/treesize"
 )
 
 // noise is content that does not compress.
@@ -394,16 +395,16 @@ func TestR34UsageIsWhatIsOnDisk(t *testing.T) {
 	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, dir("d/"), file("d/f", noise(1_000_000))), layerOf(t, file("g", noise(10)))))
 	s := newStore(t, nil)
 	img := pull(t, s, ref)
-	used, err := measure(t.Context(), s.root)
+	used, err := treesize.Of(t.Context(), s.root, treesize.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := s.Usage()
-	if diff := float64(int64(got.UsedBytes)-used.bytes) / float64(used.bytes); diff > 0.02 || diff < -0.02 {
-		t.Errorf("%d bytes, on disk %d", got.UsedBytes, used.bytes)
+	if diff := float64(int64(got.UsedBytes)-int64(used.Bytes)) / float64(used.Bytes); diff > 0.02 || diff < -0.02 {
+		t.Errorf("%d bytes, on disk %d", got.UsedBytes, used.Bytes)
 	}
-	if d := int64(got.InodesUsed) - used.inodes; d > 3 || d < -3 {
-		t.Errorf("%d inodes, on disk %d", got.InodesUsed, used.inodes)
+	if d := int64(got.InodesUsed) - int64(used.Inodes); d > 3 || d < -3 {
+		t.Errorf("%d inodes, on disk %d", got.InodesUsed, used.Inodes)
 	}
 	if err := s.RemoveImage(t.Context(), img.ID); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,10 +13,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/image/unpack"
 	"crishim/internal/atomicfile"
+	"crishim/internal/treesize"
 )
 
 // ensureLayer brings a layer and its blob into the store, joined with whoever wants the same. Where the other one's source
@@ -178,11 +177,11 @@ func (s *Store) publishLayer(ctx context.Context, temp string, l *layer) error {
 	if err := s.syncs.sync(tree); err != nil {
 		return err
 	}
-	used, err := measure(ctx, temp) // blocks are given out by the flush
+	used, err := treesize.Of(ctx, temp, treesize.Options{}) // blocks are given out by the flush
 	if err != nil {
 		return fmt.Errorf("measure a layer: %w", err)
 	}
-	l.Bytes, l.Inodes = used.bytes, used.inodes
+	l.Bytes, l.Inodes = int64(used.Bytes), int64(used.Inodes)
 	data, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("record layer %s: %w", l.DiffID, err)
@@ -211,31 +210,4 @@ func (s *Store) publishLayer(ctx context.Context, temp string, l *layer) error {
 	}
 	s.content.verified[l.Blob] = l.DiffID
 	return nil
-}
-
-// measure sums the blocks and inodes of a tree. Hard links count once.
-func measure(ctx context.Context, dir string) (usage, error) {
-	var sum usage
-	linked := map[uint64]bool{}
-	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		var stat unix.Stat_t
-		if err := unix.Lstat(path, &stat); err != nil {
-			return err
-		}
-		if stat.Mode&unix.S_IFMT != unix.S_IFDIR && stat.Nlink > 1 {
-			if linked[stat.Ino] {
-				return nil
-			}
-			linked[stat.Ino] = true
-		}
-		sum.add(usage{bytes: stat.Blocks * 512, inodes: 1})
-		return nil
-	})
-	return sum, err
 }

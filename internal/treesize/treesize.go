@@ -1,0 +1,207 @@
+// Package treesize sums up what a tree of files takes on its file system, however deep, wide and hostile the tree is.
+package treesize
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+const (
+	// batch is how many entries are read at a time; with Options.Gently the walk rests after each as long as it took.
+	batch = 1024
+	// Hard links are counted once; of more than this many, the later ones are counted each.
+	maxHardLinks = 100_000
+)
+
+// Size is what a tree takes.
+type Size struct {
+	Bytes  uint64 // of the blocks, not of the contents
+	Inodes uint64
+}
+
+// Add adds another tree's.
+func (s *Size) Add(o Size) {
+	s.Bytes += o.Bytes
+	s.Inodes += o.Inodes
+}
+
+// Options of Of.
+type Options struct {
+	// Gently takes half of the disk's time at most.
+	Gently bool
+	// Skip are folders, on the tree's file system, that are left out with what is in them.
+	Skip []string
+}
+
+// Of adds up what a directory takes on its file system. The tree may belong to a container that changes it at any moment:
+// no symbolic link is followed, no other file system entered, and what cannot be opened any more is left out. Hard links
+// count once. The error is os.ErrNotExist where the directory itself is absent, or ctx's.
+func Of(ctx context.Context, dir string, options Options) (Size, error) {
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Size{}, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer func() { _ = unix.Close(root) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		return Size{}, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	w := walker{Options: options, root: root, device: st.Dev, skip: map[uint64]bool{}, links: map[uint64]struct{}{}, batchBegan: time.Now()}
+	defer w.close()
+	for _, path := range options.Skip {
+		var at unix.Stat_t
+		if unix.Lstat(path, &at) == nil && at.Dev == st.Dev {
+			w.skip[at.Ino] = true
+		}
+	}
+	w.count(&st)
+	w.pending = []*folder{{name: "."}}
+	for len(w.pending) > 0 {
+		next := w.pending[len(w.pending)-1]
+		w.pending = w.pending[:len(w.pending)-1]
+		if err := w.directory(ctx, next); err != nil {
+			return Size{}, err
+		}
+	}
+	return w.sum, nil
+}
+
+// folder is a directory below the root, still to be read. Its path would not do: the kernel takes 4 KiB of one, below which
+// a pod could hide what it writes, and a million of them would take gigabytes of ours.
+type folder struct {
+	parent *folder // nil for the root
+	name   string
+}
+
+type walker struct {
+	Options
+	root       int
+	device     uint64
+	skip       map[uint64]bool // by inode
+	sum        Size
+	pending    []*folder
+	last       *folder // still open: what is read next most often lies in it
+	lastFile   *os.File
+	links      map[uint64]struct{}
+	entries    int
+	batchBegan time.Time
+}
+
+func (w *walker) close() {
+	if w.lastFile != nil {
+		_ = w.lastFile.Close()
+		w.last, w.lastFile = nil, nil
+	}
+}
+
+// open opens a folder that is where it was seen, by no link and on the root's file system.
+func (w *walker) open(f *folder) (int, error) {
+	if f.parent != nil && f.parent == w.last {
+		return openBelow(int(w.lastFile.Fd()), f.name)
+	}
+	var names []string
+	for at := f; at != nil; at = at.parent {
+		names = append(names, at.name)
+	}
+	at, owned := w.root, false
+	for i := len(names) - 1; ; {
+		part := names[i]
+		for i--; i >= 0 && len(part)+1+len(names[i]) < unix.PathMax; i-- {
+			part += "/" + names[i]
+		}
+		next, err := openBelow(at, part)
+		if owned {
+			_ = unix.Close(at)
+		}
+		if err != nil || i < 0 {
+			return next, err
+		}
+		at, owned = next, true
+	}
+}
+
+func openBelow(dir int, name string) (int, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOATIME,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	fd, err := unix.Openat2(dir, name, &how)
+	if errors.Is(err, unix.EPERM) { // O_NOATIME is for the owner and root
+		how.Flags &^= unix.O_NOATIME
+		fd, err = unix.Openat2(dir, name, &how)
+	}
+	return fd, err
+}
+
+func (w *walker) directory(ctx context.Context, in *folder) error {
+	fd, err := w.open(in)
+	if err != nil {
+		return nil
+	}
+	w.close()
+	f := os.NewFile(uintptr(fd), in.name)
+	w.last, w.lastFile = in, f
+	for {
+		names, err := f.Readdirnames(batch)
+		for _, entry := range names {
+			var st unix.Stat_t
+			if unix.Fstatat(fd, entry, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+				continue
+			}
+			isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+			if st.Dev != w.device || isDir && w.skip[st.Ino] {
+				continue
+			}
+			w.count(&st)
+			if isDir {
+				w.pending = append(w.pending, &folder{parent: in, name: entry})
+			}
+		}
+		if w.entries += len(names); w.entries >= batch {
+			if err := w.rest(ctx); err != nil {
+				return err
+			}
+		}
+		if err != nil { // io.EOF, or a directory that went meanwhile
+			if !errors.Is(err, io.EOF) {
+				klog.V(4).InfoS("Directory left out of a measurement", "err", err)
+			}
+			return nil
+		}
+	}
+}
+
+func (w *walker) count(st *unix.Stat_t) {
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if _, seen := w.links[st.Ino]; seen {
+			return
+		}
+		if len(w.links) < maxHardLinks {
+			w.links[st.Ino] = struct{}{}
+		}
+	}
+	w.sum.Bytes += uint64(st.Blocks) * 512
+	w.sum.Inodes++
+}
+
+func (w *walker) rest(ctx context.Context) error {
+	if !w.Gently {
+		w.entries = 0
+		return ctx.Err()
+	}
+	timer := time.NewTimer(time.Since(w.batchBegan))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+	}
+	w.entries, w.batchBegan = 0, time.Now()
+	return nil
+}
