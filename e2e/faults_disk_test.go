@@ -333,7 +333,8 @@ func TestFullDiskOfTheEngine(t *testing.T) {
 	wantCode(t, "a pull on a full disk", err, codes.ResourceExhausted)
 	// dockerd with a graph driver writes its list of names anew for each image that it removes: at the last byte it cannot.
 	_, err = n.Shim.Images.RemoveImage(ctx(t), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: n.Registry.Ref(harness.Small)}})
-	if code := harness.Code(err); code != codes.OK && code != codes.ResourceExhausted {
+	// One with containerd's store says only that its clean-up failed.
+	if code := harness.Code(err); code != codes.OK && code != codes.ResourceExhausted && !strings.Contains(err.Error(), "gc failed") {
 		t.Errorf("removing an image on a full disk: %v", err)
 	}
 	d.Fill()

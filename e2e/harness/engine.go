@@ -1,7 +1,10 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
+	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -123,7 +126,25 @@ func (d *Docker) layer(id string) (upper, merged string, err error) {
 		GraphDriver struct{ Data map[string]string }
 	}
 	err = d.call("GET", "/containers/"+id+"/json", nil, &inspect)
-	return inspect.GraphDriver.Data["UpperDir"], inspect.GraphDriver.Data["MergedDir"], err
+	if upper = inspect.GraphDriver.Data["UpperDir"]; upper == "" && err == nil {
+		upper, err = d.lastSnapshot()
+	}
+	return upper, inspect.GraphDriver.Data["MergedDir"], err
+}
+
+// lastSnapshot is the folder of what was made last in an image store of containerd's, which names none itself.
+func (d *Docker) lastSnapshot() (string, error) {
+	snapshots, err := filepath.Glob(filepath.Join(d.DataRoot, "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots/*"))
+	last, folder := -1, ""
+	for _, path := range snapshots {
+		if n, err := strconv.Atoi(filepath.Base(path)); err == nil && n > last {
+			last, folder = n, filepath.Join(path, "fs")
+		}
+	}
+	if folder == "" {
+		return "", errors.Join(err, errors.New("no snapshot was found"))
+	}
+	return folder, err
 }
 
 func (d *Docker) lists() map[string][]string {

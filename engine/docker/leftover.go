@@ -217,6 +217,16 @@ func removeForgottenCgroups(cgroup, id string, f *facts) {
 	}
 }
 
+// removeForgottenRoot unmounts the root file system of a container that is gone: with an image store of containerd's, Docker
+// leaves mounted what it thinks does not run.
+func removeForgottenRoot(id string, f *facts) {
+	root := containerdRoot(id, f)
+	if err := unix.Unmount(root, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err == nil {
+		klog.InfoS("Unmounted the root of a removed container, which dockerd had forgotten", "id", id)
+		_ = unix.Rmdir(root)
+	}
+}
+
 // removeCgroupTree removes a cgroup and those below it, the deepest first. Only empty ones go; nothing else can be in them.
 func removeCgroupTree(top string) {
 	var dirs []string

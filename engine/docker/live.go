@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,10 +20,8 @@ import (
 // is not yet: a pod of dockershim or cri-dockerd, or one that was started when we crashed.
 func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodStatus {
 	status := podStatus(in)
-	if root := in.GraphDriver.Data["MergedDir"]; status.PID > 0 && root != "" {
-		e.roots.Store(status.ID, root)
-	}
 	if status.PID > 0 {
+		e.roots.Store(status.ID, mergedDir(in, f))
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
 	}
@@ -62,10 +61,8 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 			klog.ErrorS(err, "Cannot unmount what was prepared for a container", "id", status.ID)
 		}
 	}
-	if root := in.GraphDriver.Data["MergedDir"]; status.PID > 0 && root != "" {
-		e.roots.Store(status.ID, root)
-	}
 	if status.PID > 0 {
+		e.roots.Store(status.ID, mergedDir(in, f))
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
 		status.User = userOfProcess(status.PID)
@@ -122,6 +119,19 @@ func parseUser(status string) *engine.User {
 	slices.Sort(user.Groups)
 	user.Groups = slices.Compact(user.Groups)
 	return user
+}
+
+// mergedDir is where a running container's root file system is mounted.
+func mergedDir(in *container.InspectResponse, f *facts) string {
+	if dir := in.GraphDriver.Data["MergedDir"]; dir != "" {
+		return dir
+	}
+	return containerdRoot(in.ID, f)
+}
+
+// containerdRoot is the same where images are in a store of containerd's: Docker does not tell it.
+func containerdRoot(id string, f *facts) string {
+	return filepath.Join(f.rootDir, "rootfs", f.storageDriver, id)
 }
 
 // overlayUpperDir finds the writable layer in the mount table of a process in the container.

@@ -116,6 +116,7 @@ func (e *Engine) removeWhole(ctx context.Context, s *session, id string) error {
 		return err
 	}
 	removeForgottenCgroups(cgroup, id, s.facts)
+	removeForgottenRoot(id, s.facts)
 	return nil
 }
 
