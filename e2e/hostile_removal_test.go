@@ -95,6 +95,9 @@ func TestHostileTreesAreRemoved(t *testing.T) {
 		"a full home": "mkdir /h && cd /h && for i in $(seq 300); do mkdir -p $i/$i/$i; ln -s / $i/root; done",
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "deep" && n.Docker != nil && n.Docker.HasContainerdStore() {
+				t.Skip("containerd, which alone knows the layer's folder, holds a descriptor for each folder on its way down and never removes such a tree")
+			}
 			c := pod.Run("c"+harness.ID(), n.Registry.Ref(harness.Busybox), []string{"sh", "-c", script}, func(c *runtimeapi.ContainerConfig) {
 				s := c.Linux.SecurityContext
 				s.Privileged, s.MaskedPaths, s.ReadonlyPaths, s.Seccomp = true, nil, nil, nil

@@ -3,6 +3,7 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -132,9 +133,19 @@ func (d *Docker) layer(id string) (upper, merged string, err error) {
 	return upper, inspect.GraphDriver.Data["MergedDir"], err
 }
 
+// HasContainerdStore says whether images and layers are in a store of containerd's instead of a graph driver's.
+func (d *Docker) HasContainerdStore() bool {
+	_, err := os.Stat(d.snapshots())
+	return err == nil
+}
+
+func (d *Docker) snapshots() string {
+	return filepath.Join(d.DataRoot, "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots")
+}
+
 // lastSnapshot is the folder of what was made last in an image store of containerd's, which names none itself.
 func (d *Docker) lastSnapshot() (string, error) {
-	snapshots, err := filepath.Glob(filepath.Join(d.DataRoot, "containerd/daemon/io.containerd.snapshotter.v1.overlayfs/snapshots/*"))
+	snapshots, err := filepath.Glob(filepath.Join(d.snapshots(), "*"))
 	last, folder := -1, ""
 	for _, path := range snapshots {
 		if n, err := strconv.Atoi(filepath.Base(path)); err == nil && n > last {
