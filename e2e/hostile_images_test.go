@@ -139,7 +139,7 @@ func TestUserFilesOfAnImageAreNotPlain(t *testing.T) {
 						}
 						continue
 					}
-					noCanary(t, canary, way, c.Output("testserver identity; cat /etc/passwd /etc/group 2>/dev/null | head -c 4096; true"), c.Status())
+					noCanary(t, canary, way, c.Output("testserver identity; for f in /etc/passwd /etc/group; do [ ! -f $f ] || head -c 2048 $f; done 2>/dev/null; true"), c.Status())
 					c.Remove()
 				}
 			})

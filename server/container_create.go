@@ -80,6 +80,8 @@ func (s *Server) reuseContainer(ctx context.Context, creation containerCreation,
 	switch {
 	case fresh && c.ConfigHash == hash:
 		return c.ID, nil
+	case !c.Recorded && c.State == engine.ContainerCreated:
+		// The engine made it although its answer was lost, or could not take it back, and never started it.
 	case c.Returned && c.Phase != state.PhaseIntent:
 		return "", fmt.Errorf("container %s, attempt %d, of pod sandbox %s exists already as %s, %s; remove it first: %w",
 			creation.key.Name, creation.key.Attempt, creation.pod, c.ID, c.State, errdefs.ErrAlreadyExists)

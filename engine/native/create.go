@@ -54,8 +54,12 @@ func (e *Engine) CreateContainer(ctx context.Context, s *engine.ContainerSpec) (
 	e.containers[id] = c
 	e.mu.Unlock()
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, e.forget(context.WithoutCancel(ctx), c))
+		if err == nil {
+			return
+		}
+		if undone := e.forget(context.WithoutCancel(ctx), c); undone != nil {
+			err = errors.Join(err, undone)
+			e.containerChanged(c) // what is left is listed, so that its removal is asked for
 		}
 	}()
 	if err := e.saveContainer(c); err != nil {
