@@ -113,3 +113,38 @@ func TestAStopEndsTheMakingOfAPod(t *testing.T) {
 		f.nothingLeft()
 	}
 }
+
+// A stop that finds its pod removed and another one of the same name in the making lets that one be.
+//
+// Rows: R12 (part)
+func TestALateStopDoesNotEndThePodsSuccessor(t *testing.T) {
+	f := newFixture(t)
+	old, err := f.store.FindPod(f.runPod("web"))
+	if err := errors.Join(err, f.removePod(string(old.ID))); err != nil {
+		t.Fatal(err)
+	}
+	made := make(chan error, 1)
+	before := f.engine.Calls("CreatePod")
+	release := f.engine.Block("CreatePod")
+	defer release()
+	go func() {
+		_, err := f.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: f.podConfig("web")})
+		made <- err
+	}()
+	eventually(t, "the successor reaches the engine", func() error {
+		if f.engine.Calls("CreatePod") == before {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	// What StopPodSandbox does once it has found the pod, which is removed just then.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := f.server.abortPod(ctx, old); err != nil {
+		t.Errorf("the stop: %v", err)
+	}
+	release()
+	if err := <-made; err != nil {
+		t.Errorf("the successor: %v", err)
+	}
+}

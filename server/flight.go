@@ -96,6 +96,7 @@ func (f *flights[K, R]) run(ctx context.Context, key K, fl *flight[R], work func
 }
 
 // abort ends the contexts of the works in flight whose key matches. They take back what they made, and fail with cause.
+// While matches is asked no work begins or ends.
 func (f *flights[K, R]) abort(cause error, matches func(K) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -21,7 +21,7 @@ func (s *Server) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePod
 	if err != nil {
 		return nil, err
 	}
-	if err := s.abortPod(ctx, pod.Spec.Key); err != nil {
+	if err := s.abortPod(ctx, pod); err != nil {
 		return nil, err
 	}
 	if err := s.removePod(ctx, pod); err != nil {

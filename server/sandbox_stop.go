@@ -33,7 +33,7 @@ func (s *Server) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSand
 	if err != nil {
 		return nil, err
 	}
-	if err := s.abortPod(ctx, pod.Spec.Key); err != nil {
+	if err := s.abortPod(ctx, pod); err != nil {
 		return nil, err
 	}
 	unlock, err := s.podLocks.Lock(ctx, pod.ID)
@@ -48,9 +48,17 @@ func (s *Server) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSand
 }
 
 // abortPod ends the making of the pod, if it is under way: what it had made is taken back when this returns, or recorded.
-func (s *Server) abortPod(ctx context.Context, key engine.PodKey) error {
-	s.podFlights.abort(errEnds, func(other engine.PodKey) bool { return other == key })
-	return s.podFlights.wait(ctx, key)
+// The work that is in flight for the pod's key may be that of its successor, which nobody stops.
+func (s *Server) abortPod(ctx context.Context, pod state.PodView) error {
+	s.podFlights.abort(errEnds, func(key engine.PodKey) bool {
+		now, ok := s.store.Pod(pod.ID)
+		return ok && key == pod.Spec.Key && (!now.Recorded || now.Phase == state.PhaseIntent || now.Phase == state.PhaseCreated)
+	})
+	now, ok := s.store.Pod(pod.ID)
+	if !ok || now.Recorded && (now.Phase == state.PhaseStopping || now.Phase == state.PhaseStopped) {
+		return nil
+	}
+	return s.podFlights.wait(ctx, pod.Spec.Key)
 }
 
 // stopPod requires the pod's lock.
