@@ -170,12 +170,14 @@ func (p *Pod) check() error {
 func (c *Container) identity() (id, key string) {
 	return string(c.ID), containerKeyName(c.PodID, c.Spec.Key)
 }
-func (c *Container) setIdentity(id string)  { c.ID = engine.ContainerID(id) }
-func (c *Container) seq() *uint64           { return &c.Seq }
-func (c *Container) engineName() string     { return c.Engine }
-func (c *Container) phase() Phase           { return c.Phase }
-func (c *Container) durability() durability { return durabilityOf(c.Phase, c.Phase == PhaseIntent || c.Phase == PhaseCreated) }
-func (c *Container) forgetProcess()         { c.PID, c.StartTicks = 0, 0 }
+func (c *Container) setIdentity(id string) { c.ID = engine.ContainerID(id) }
+func (c *Container) seq() *uint64          { return &c.Seq }
+func (c *Container) engineName() string    { return c.Engine }
+func (c *Container) phase() Phase          { return c.Phase }
+func (c *Container) durability() durability {
+	return durabilityOf(c.Phase, c.Phase == PhaseIntent || c.Phase == PhaseCreated)
+}
+func (c *Container) forgetProcess() { c.PID, c.StartTicks = 0, 0 }
 
 func (c *Container) check() error {
 	var errs []error
