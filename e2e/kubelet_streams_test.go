@@ -157,7 +157,7 @@ func kubeletLogsSince(t *testing.T, r *kubeletRun) {
 	}
 	// The kubelet takes whole seconds.
 	next := at.Truncate(time.Second).Add(time.Second)
-	harness.Eventually(t, 5*time.Second, "the next second", func() error {
+	harness.Eventually(t, 30*time.Second, "the next second", func() error {
 		if time.Now().Before(next) {
 			return fmt.Errorf("it is %v", time.Now())
 		}
