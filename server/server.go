@@ -157,10 +157,8 @@ func (s *Server) gate(method string) error {
 			return err
 		}
 	}
-	select {
-	case <-s.recovered:
+	if s.open() {
 		return nil
-	default:
 	}
 	switch method {
 	case "Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig":
@@ -171,7 +169,19 @@ func (s *Server) gate(method string) error {
 			return fmt.Errorf("crishim was just started and needs the engine to know what runs: %w", err)
 		}
 	}
-	return fmt.Errorf("crishim is still reading its records and the engine's state, try again: %w", errdefs.ErrUnavailable)
+	return errRecovering
+}
+
+var errRecovering = fmt.Errorf("crishim is still reading its records and the engine's state, try again: %w", errdefs.ErrUnavailable)
+
+// open says that every call is answered.
+func (s *Server) open() bool {
+	select {
+	case <-s.recovered:
+		return true
+	default:
+		return false
+	}
 }
 
 // Recovered is closed when the state is known and every call is answered.
