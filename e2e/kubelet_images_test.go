@@ -22,9 +22,13 @@ var kubeletImageFamily = kubeletFamily{
 	},
 	steps: []kubeletStep{
 		{"an image that must not, and one that cannot be pulled are named", kubeletPulls},
-		{"images that no container has are collected, pinned ones and those in use are kept", kubeletCollectsImages},
 	},
 }
+
+// A kubelet collects images by their age since 1.29; before that it does when its disk is full.
+var kubeletCollectionFamily = kubeletFamily{steps: []kubeletStep{
+	{"images that no container has are collected, pinned ones and those in use are kept", kubeletCollectsImages},
+}}
 
 func kubeletPulls(t *testing.T, r *kubeletRun) {
 	r.WaitPod(t, "pulls", time.Minute, "its images to be looked for", func(p harness.KubeletPod) error {
