@@ -22,8 +22,9 @@ func TestKubelet122(t *testing.T) {
 
 // A kubelet that speaks both versions does as well with a runtime that has only one of them.
 func TestKubelet123(t *testing.T) {
-	if os.Getenv("E2E_KUBELET") != "matrix" {
-		t.Skip("left to `make matrix`, and to `make test-kubelet RUN=TestKubelet123`, which set E2E_KUBELET=matrix")
+	wholeKubelet(t)
+	if os.Getenv("E2E_KUBELET") != kubeletMatrix {
+		t.Skip("left to `make matrix` and `make test-kubelet RUN=TestKubelet123`")
 	}
 	for _, version := range []string{"v1", "v1alpha2"} {
 		t.Run(version, func(t *testing.T) {
