@@ -161,7 +161,7 @@ func forwards(t *testing.T, r *kubeletRun, protocol string, forward func(string,
 	context.AfterFunc(ctx(t), connection.End)
 	sent := make(chan error, 1)
 	go func() {
-		_, err := connection.Write(input)
+		_, err := io.Copy(struct{ io.Writer }{connection}, struct{ io.Reader }{bytes.NewReader(input)}) // in frames of 32 KiB, as kubectl
 		sent <- err
 	}()
 	output := make([]byte, len(input))

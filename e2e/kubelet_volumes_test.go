@@ -26,11 +26,11 @@ var kubeletVolumeFamily = kubeletFamily{
     - {name: info, mountPath: /etc/one, subPath: pod/name}
   volumes:
   - name: info
-    projected:
+    downwardAPI:
       defaultMode: 0440
-      sources:
-      - downwardAPI: {items: [{path: pod/name, fieldRef: {fieldPath: metadata.name}}]}
-      - downwardAPI: {items: [{path: limit, resourceFieldRef: {containerName: c, resource: limits.memory}}]}`,
+      items:
+      - {path: pod/name, fieldRef: {fieldPath: metadata.name}}
+      - {path: limit, resourceFieldRef: {containerName: c, resource: limits.memory}}`,
 
 		"propagation": `
   terminationGracePeriodSeconds: 1
@@ -51,7 +51,7 @@ var kubeletVolumeFamily = kubeletFamily{
   volumes: [{name: host, hostPath: {path: DIR}}]`,
 	},
 	steps: []kubeletStep{
-		{"a projected volume is read-only, and has the pod's own data", kubeletProjected},
+		{"a volume of the pod's own data is written like a projected one, read-only", kubeletProjected},
 		{"mounts propagate to and from containers as they ask", kubeletPropagation},
 	},
 }
