@@ -21,6 +21,8 @@ import (
 type ShimOptions struct {
 	// Race builds it with the race detector (E2E_RACE=1 does for all), Failpoints with the failpoint tag.
 	Race, Failpoints bool
+	// Binary is the daemon to start with, in place of one that is built; see Use.
+	Binary string
 	// Settings are merged over the harness's own, section by section.
 	Settings map[string]any
 	// Env is added to the daemon's environment.
@@ -67,7 +69,10 @@ func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
 		s.RunDir = dir
 	}
 	s.options.Both = docker != nil && (options.Both || os.Getenv(engineVariable) == EngineBoth)
-	s.binary = crishim(t, options.Race || os.Getenv("E2E_RACE") != "", options.Failpoints)
+	s.binary = options.Binary
+	if s.binary == "" {
+		s.binary = s.Current()
+	}
 	s.command = []string{s.binary, "serve", "--config", s.ConfigFile}
 	if err := os.Mkdir(s.PodLogs, 0o755); err != nil {
 		t.Fatalf("making the pod log folder: %v", err)
@@ -81,6 +86,17 @@ func StartShim(t T, docker *Docker, network *CNI, options ShimOptions) *Shim {
 	s.connect(t, s.Socket)
 	s.WaitReady()
 	return s
+}
+
+// Current is the daemon of this checkout, as the options want it built.
+func (s *Shim) Current() string {
+	s.t.Helper()
+	return crishim(s.t, s.options.Race || os.Getenv("E2E_RACE") != "", s.options.Failpoints)
+}
+
+// Use lets it be started from now on from another binary.
+func (s *Shim) Use(binary string) {
+	s.binary, s.command[0] = binary, binary
 }
 
 // Both says that the native engine is on beside the Docker Engine.

@@ -455,6 +455,63 @@ func TestDamagedStoreListsOnlyWholeImagesAndHeals(t *testing.T) {
 	}
 }
 
+// A record of a newer version keeps what it names until that version comes back, whatever this one removes; a pull records the
+// image anew, in a form that the newer version knows.
+//
+// Rows: R05 (part)
+func TestR05ImagesOfANewerVersionAreKept(t *testing.T) {
+	reg := newSite(t, nil)
+	shared := layerOf(t, file("s", "shared"))
+	newer, mine := reg.push(t, "newer:v1", imageWith(t, shared, layerOf(t, file("a", "1")))), reg.push(t, "mine:v1", imageWith(t, shared))
+	s := newStore(t, nil)
+	kept, removed := pull(t, s, newer), pull(t, s, mine)
+	_ = s.Close()
+	path := s.path(recordsDir, recordName(kept.ID))
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A later version may give a field another form.
+	future := bytes.Replace(good, []byte(`"version":1,`), []byte(`"version":2,`), 1)
+	future = bytes.Replace(future, []byte(`"tags":`), []byte(`"tags":7,"names":`), 1)
+	future = bytes.Replace(future, []byte(`"diffIDs"`), []byte(`"layers"`), 1)
+	if err := os.WriteFile(path, future, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = reopen(t, s.root, nil)
+	if _, err := s.Image(t.Context(), newer); !errdefs.IsNotFound(err) {
+		t.Errorf("an image of a newer version: %v", err)
+	}
+	if err := s.RemoveImage(t.Context(), removed.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Collect(0); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close()
+	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, future) {
+		t.Errorf("the record of a newer version is %q, %v", now, err)
+	}
+	if err := os.WriteFile(path, good, 0o600); err != nil { // it comes back
+		t.Fatal(err)
+	}
+	s = reopen(t, s.root, nil)
+	if read(t, s, kept.ID, 0, "s") != "shared" || read(t, s, kept.ID, 1, "a") != "1" {
+		t.Error("another content")
+	}
+	_ = s.Close()
+	if err := os.WriteFile(path, future, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = reopen(t, s.root, nil)
+	if img := pull(t, s, newer); img.ID != kept.ID || read(t, s, img.ID, 1, "a") != "1" {
+		t.Errorf("pulled again it is %v", img)
+	}
+	if now, err := os.ReadFile(path); err != nil || !bytes.Contains(now, []byte(`"version":1,`)) {
+		t.Errorf("its record is %q, %v", now, err)
+	}
+}
+
 func TestASecondProcessIsRefused(t *testing.T) {
 	s := newStore(t, nil)
 	if _, err := Open(Options{Root: s.root}); !errdefs.IsFailedPrecondition(err) {

@@ -20,8 +20,12 @@ import (
 	"crishim/registry"
 )
 
-// recordVersion is that of the files in records/. A file of another version is set aside.
+// recordVersion is that of the files in records/. A file of a newer version stays as it is: its image is absent until it is
+// pulled again, which records it anew, but all content that it names stays too, in use or not.
 const recordVersion = 1
+
+// errNewer is the reason of a record that a later version of this program wrote.
+var errNewer = errors.New("written by a newer version of crishim")
 
 const (
 	recordSuffix = ".json"
@@ -109,6 +113,10 @@ func (s *Store) load() error {
 			_ = os.Remove(path) // what a crash left; if it fails, it is tried again at the next start
 		case strings.HasSuffix(entry.Name(), recordSuffix):
 			img, err := s.readImage(path)
+			if errors.Is(err, errNewer) {
+				klog.ErrorS(err, "Leaving alone an image of a newer version; it can be pulled again", "path", path)
+				continue
+			}
 			if err != nil {
 				klog.ErrorS(err, "Setting aside an image that is not whole; it can be pulled again", "path", path)
 				_ = os.Rename(path, path+badSuffix)
@@ -131,6 +139,18 @@ func (s *Store) readImage(path string) (*stored, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
+	}
+	var header struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(data, &header); err != nil {
+		return nil, err
+	}
+	if header.Version > recordVersion {
+		for _, named := range digest.DigestRegexp.FindAllString(string(data), -1) {
+			s.foreign[digest.Digest(named)] = true
+		}
+		return nil, fmt.Errorf("%w: version %d, this one knows up to %d", errNewer, header.Version, recordVersion)
 	}
 	var rec record
 	if err := json.Unmarshal(data, &rec); err != nil {

@@ -151,6 +151,9 @@ func (s *Store) unlink(mayGo func(d digest.Digest, since time.Time) bool, gone *
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	used := map[string]bool{}
+	for d := range s.foreign {
+		used[layerLease(d)], used[blobLease(d)] = true, true
+	}
 	for _, img := range s.images {
 		for _, d := range img.record.DiffIDs {
 			used[layerLease(d)] = true

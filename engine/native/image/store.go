@@ -109,11 +109,13 @@ type Store struct {
 	mu       sync.Mutex
 	pinned   []string
 	hostDirs []string
-	images   map[engine.ImageID]*stored // immutable values
-	byName   map[string]engine.ImageID  // full names with tag or digest
-	tagSeq   uint64
-	holds    map[engine.ImageID]map[string]int
-	content  content
+	// foreign is what records of a newer version name; Open fills it.
+	foreign map[digest.Digest]bool
+	images  map[engine.ImageID]*stored // immutable values
+	byName  map[string]engine.ImageID  // full names with tag or digest
+	tagSeq  uint64
+	holds   map[engine.ImageID]map[string]int
+	content content
 }
 
 var _ engine.Images = (*Store)(nil)
@@ -128,6 +130,7 @@ func Open(options Options) (*Store, error) {
 		unpackers: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		pinned:    slices.Clone(options.Pinned),
 		hostDirs:  slices.Clone(options.RegistryConfigDirs),
+		foreign:   map[digest.Digest]bool{},
 		images:    map[engine.ImageID]*stored{},
 		byName:    map[string]engine.ImageID{},
 		holds:     map[engine.ImageID]map[string]int{},
