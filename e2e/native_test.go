@@ -110,3 +110,40 @@ func TestNativeMountOptions(t *testing.T) {
 		t.Error("a program of a noexec mount runs")
 	}
 }
+
+// A running daemon verifies its images beside pods that use them, and mends what is damaged: not under a container.
+//
+// Rows: R21 (part)
+func TestNativeImagesAreVerifiedAndMended(t *testing.T) {
+	harness.AboutNative(t)
+	n := node(t)
+	small := n.Pull(t, harness.Small)
+	files, err := filepath.Glob(filepath.Join(n.Shim.RootDir, "native", "images", "layers", "*", "fs", "small"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the file of %s: %v, %v", small, files, err)
+	}
+	verify := func(wantCode int, says string, args ...string) {
+		t.Helper()
+		out, code := n.Shim.Command(append([]string{"images", "verify", "--config", n.Shim.ConfigFile}, args...)...)
+		if code != wantCode || !strings.Contains(out, says) {
+			t.Errorf("crishim images verify %v: status %d, want %d and %q in:\n%s", args, code, wantCode, says, out)
+		}
+	}
+	pod := n.RunPod(t, "verified")
+	c := pod.Create(pod.ContainerConfig("c", small))
+	verify(0, small+": whole\n")
+	if err := os.WriteFile(files[0], []byte("SMALL:latest"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	verify(1, "1 damaged\n")
+	verify(1, "in use by container "+c.ID, "--fix", small)
+	c.Remove()
+	verify(0, small+": mended\n", "--fix", small)
+	verify(0, ": 0 damaged\n")
+	if data, err := os.ReadFile(files[0]); err != nil || string(data) != harness.Small {
+		t.Errorf("the mended file has %q, %v", data, err)
+	}
+	if image := imageStatus(t, n, small); image == nil {
+		t.Errorf("%s is not there after it was mended", small)
+	}
+}

@@ -25,13 +25,14 @@ func TestDaemonIsUpgradedAndDowngradedUnderRunningPods(t *testing.T) {
 	harness.Require(t)
 	earlier := harness.Earlier(t, earlierCommit)
 	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{Binary: earlier})
-	before := n.Pull(t, harness.Busybox)
+	current := n.Shim.Current() // built before any pod waits for it
+	busybox := n.Pull(t, harness.Busybox)
 	n.Pull(t, harness.Web)
 	olds := makeWorkload(t, n, "olds", 18130)
 	images := imageIDs(t, n)
 	n.Shim.Kill()
 	olds.endOne(n)
-	n.Shim.Use(n.Shim.Current())
+	n.Shim.Use(current)
 	n.Shim.Start()
 	if now := imageIDs(t, n); now != images {
 		t.Errorf("images %s, before the upgrade %s", now, images)
@@ -50,7 +51,7 @@ func TestDaemonIsUpgradedAndDowngradedUnderRunningPods(t *testing.T) {
 	olds.later.Remove()
 
 	n.Shim.Stop()
-	n.Shim.Use(n.Shim.Current())
+	n.Shim.Use(current)
 	n.Shim.Start()
 	for _, w := range []*workload{olds, news} {
 		w.chatty.CheckSurvived()
@@ -59,7 +60,7 @@ func TestDaemonIsUpgradedAndDowngradedUnderRunningPods(t *testing.T) {
 	if left := n.CNI.Addresses(); len(left) != 0 {
 		t.Errorf("addresses %v are left", left)
 	}
-	n.RunPod(t, "last").Run("c", before, forever).WaitLog("ready")
+	n.RunPod(t, "last").Run("c", busybox, forever).WaitLog("ready")
 	agreed(t, n, 10*time.Second)
 }
 

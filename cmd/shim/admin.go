@@ -31,7 +31,14 @@ type told struct {
 	Line     string `json:"line,omitempty"`     // for standard output
 	Progress string `json:"progress,omitempty"` // for standard error
 	Error    string `json:"error,omitempty"`    // why the command fails; the last line
+	Verdict  int    `json:"verdict,omitempty"`  // the command's exit status, of what it printed; the last line
 }
+
+// The commands that a daemon takes.
+const (
+	carryPath  = "/images/carry"
+	verifyPath = "/images/verify"
+)
 
 // listenAdmin makes the admin socket, before anything else makes files: its rights come from the process's umask. nil where
 // it cannot be made: only commands are missing then.
@@ -50,18 +57,33 @@ func serveAdmin(ctx context.Context, l net.Listener, set *imageset.Set, engines 
 		return nil
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /images/carry", func(w http.ResponseWriter, r *http.Request) {
-		var what carrying
+	handle(mux, carryPath, func(ctx context.Context, what carrying, answer *answering) error {
+		return what.inDaemon(ctx, set, engines, answer)
+	})
+	handle(mux, verifyPath, func(ctx context.Context, what verifying, answer *answering) error {
+		return what.inDaemon(ctx, engines, answer)
+	})
+	return serveOn(ctx, l, mux)
+}
+
+// handle answers a command with what it prints, as it does, and how it ends.
+func handle[W any](mux *http.ServeMux, path string, do func(ctx context.Context, what W, answer *answering) error) {
+	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+		var what W
 		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&what); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
 		answer := &answering{to: w}
-		if err := what.inDaemon(r.Context(), set, engines, answer); err != nil {
+		err := do(r.Context(), what, answer)
+		var found verdict
+		switch {
+		case errors.As(err, &found):
+			answer.tell(told{Verdict: int(found)})
+		case err != nil:
 			answer.tell(told{Error: err.Error()})
 		}
 	})
-	return serveOn(ctx, l, mux)
 }
 
 // inDaemon carries between the daemon's engines, and tells how far it is.
@@ -123,6 +145,11 @@ func carryInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, nam
 	if err != nil {
 		return err
 	}
+	return askDaemon(ctx, c, carryPath, what, out)
+}
+
+// askDaemon has the running daemon do a command, and prints what that says.
+func askDaemon(ctx context.Context, c *config.Config, path string, what any, out io.Writer) error {
 	body, err := json.Marshal(what)
 	if err != nil {
 		return err
@@ -130,7 +157,7 @@ func carryInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, nam
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", adminSocket(c))
 	}}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://crishim/images/carry", bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://crishim"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -139,6 +166,9 @@ func carryInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, nam
 		return fmt.Errorf("the native engine's images are in use, and no running daemon answers on %s: %w", adminSocket(c), err)
 	}
 	defer func() { _ = reply.Body.Close() }()
+	if reply.StatusCode == http.StatusNotFound {
+		return fmt.Errorf("the running daemon is of an earlier version and does not know this; restart it, or stop it while this runs: %w", errdefs.ErrNotImplemented)
+	}
 	if reply.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(reply.Body, 1<<16))
 		return fmt.Errorf("the running daemon refuses: %s: %w", bytes.TrimSpace(text), errdefs.ErrInvalidArgument)
@@ -151,6 +181,8 @@ func carryInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, nam
 			return nil
 		case err != nil:
 			return fmt.Errorf("the running daemon ended meanwhile: %w; the same command goes on where this one ended", err)
+		case t.Verdict != 0:
+			return verdict(t.Verdict)
 		case t.Error != "":
 			return errors.New(t.Error)
 		}

@@ -24,7 +24,10 @@ func TestLookingForImagesMakesNoStore(t *testing.T) {
 	if out, err := images("ls"); err != nil || strings.Count(out, "\n") != 1 {
 		t.Errorf("ls: %q, %v", out, err)
 	}
-	for _, args := range [][]string{{"ls", "app"}, {"rm", "app"}, {"export", "app"}} {
+	if out, err := images("verify"); err != nil || out != "there are no images\n" {
+		t.Errorf("verify: %q, %v", out, err)
+	}
+	for _, args := range [][]string{{"ls", "app"}, {"rm", "app"}, {"export", "app"}, {"verify", "app"}} {
 		if _, err := images(args...); !errdefs.IsNotFound(err) {
 			t.Errorf("%v: %v", args, err)
 		}
@@ -64,6 +67,24 @@ func TestImagesAreImportedListedExportedAndRemoved(t *testing.T) {
 	}
 	if out := images("ls"); !strings.Contains(out, tag.String()) {
 		t.Fatal(out)
+	}
+	if out := images("verify"); !strings.Contains(out, tag.String()+": whole\n1 images with 4 blobs ") || !strings.HasSuffix(out, " and 2 layers: 0 damaged\n") {
+		t.Errorf("verify: %q", out)
+	}
+	layers, err := filepath.Glob(filepath.Join(dir, "root/native/images/layers/*/fs"))
+	if err != nil || len(layers) != 2 {
+		t.Fatal(layers, err)
+	}
+	if err := os.WriteFile(filepath.Join(layers[0], "more"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var found bytes.Buffer
+	err = run(t.Context(), []string{"images", "verify", tag.String(), "--root-dir", filepath.Join(dir, "root"), "--run-dir", filepath.Join(dir, "run")}, &found)
+	if !errors.Is(err, verdict(1)) || !strings.Contains(found.String(), `"more" is none of the image's`) || !strings.HasSuffix(found.String(), ": 1 damaged\n") {
+		t.Errorf("verify: %q, %v", found.String(), err)
+	}
+	if out := images("verify", "--fix"); !strings.HasSuffix(out, ": 1 damaged, 1 of them mended\n") {
+		t.Errorf("verify --fix: %q", out)
 	}
 	images("export", "-o", filepath.Join(dir, "out.tar"), tag.String())
 	if first, second := images("export", tag.String()), images("export", tag.String()); first != second || len(first) < 2000 {

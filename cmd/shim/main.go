@@ -32,7 +32,7 @@ Usage: crishim [COMMAND] [FLAGS]
   serve     answer CRI on a unix socket (the default command)
   check     run the whole life of a pod against an endpoint and print a table
   state     show the records of pods and containers, also while the daemon is down
-  images    list, pull, remove, import and export the native engine's images; copy or move images to the other engine
+  images    list, pull, remove, import, export and verify the native engine's images; copy or move images to the other engine
   preflight tell whether this node's pods can be taken over from dockershim or cri-dockerd, and what to do first
   adopt     switch this node's kubelet from dockershim or cri-dockerd to crishim, its pods running on; --rollback undoes it
   verify    find what dead pods have left on this node: pause containers, addresses, rules, links; --fix mends
