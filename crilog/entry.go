@@ -94,6 +94,10 @@ func ParseEntry(line []byte) (Entry, error) {
 	if err != nil {
 		return Entry{}, malformed("bad time")
 	}
+	// Its offset may lead a time out of the years that entries, which are in UTC, can tell.
+	if year := t.UTC().Year(); year < 0 || year > 9999 {
+		return Entry{}, malformed("bad time")
+	}
 	e.Time = t
 	switch e.Stream = Stream(stream); e.Stream {
 	case Stdout, Stderr:

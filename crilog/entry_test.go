@@ -100,6 +100,8 @@ func TestRandomBytesSurviveExactly(t *testing.T) {
 func FuzzParseEntry(f *testing.F) {
 	f.Add([]byte("2024-02-29T12:00:00.123456789Z stdout F hello\n"))
 	f.Add([]byte("2024-02-29T12:00:00+05:00 stderr P \x00"))
+	f.Add([]byte("0000-01-01T0:00:00+00:01 stderr P "))
+	f.Add([]byte("9999-12-31T23:59:59-00:01 stdout F "))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		e, err := ParseEntry(line)
 		if err != nil {

@@ -181,7 +181,7 @@ func (f *faults) restart(t *testing.T) {
 			f.arm(t)
 			f.n.Shim.StartWithoutWaiting()
 		}
-		call, cancel := context.WithTimeout(context.Background(), time.Minute)
+		call, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		reply, err := f.n.Shim.Runtime.Status(call, &runtimeapi.StatusRequest{})
 		for _, condition := range reply.GetStatus().GetConditions() {
@@ -283,7 +283,10 @@ func (v *victim) pods(c context.Context) ([]*runtimeapi.PodSandbox, error) {
 
 func (v *victim) containerConfig(name string) *runtimeapi.ContainerConfig {
 	config := (&harness.Pod{ID: v.id, Config: v.config}).ContainerConfig(name, v.f.n.Registry.Ref(harness.Busybox), forever...)
-	config.Mounts = []*runtimeapi.Mount{{HostPath: v.config.LogDirectory, ContainerPath: "/logs", Readonly: true, RecursiveReadOnly: true}}
+	config.Mounts = []*runtimeapi.Mount{
+		{HostPath: v.config.LogDirectory, ContainerPath: "/logs", Readonly: true, RecursiveReadOnly: true},
+		{Image: &runtimeapi.ImageSpec{Image: v.f.n.Registry.Ref(harness.Web)}, ContainerPath: "/image", Readonly: true},
+	}
 	return config
 }
 

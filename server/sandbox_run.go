@@ -240,6 +240,11 @@ func (s *Server) takeBackPod(ctx context.Context, eng engine.Engine, key engine.
 		}
 		return errors.Join(cause, err)
 	}
+	if id == "" {
+		// It has no id by which anybody could stop and remove it.
+		s.takeBackPodLater(ctx, key, retryTakeBack)
+		return fmt.Errorf("%w; and taking it back failed, which is tried again: %w", cause, undoErr)
+	}
 	err := fmt.Errorf("%w; and taking it back failed, StopPodSandbox and RemovePodSandbox will finish it: %w", cause, undoErr)
 	return errors.Join(err, s.store.UpdatePodByKey(key, func(p *state.Pod) error {
 		p.ID, p.Phase, p.Leftover = id, state.PhaseStopping, err.Error()

@@ -157,7 +157,7 @@ func (s *Server) gate(method string) error {
 			return err
 		}
 	}
-	if s.open() {
+	if s.isRecovered() {
 		return nil
 	}
 	switch method {
@@ -169,13 +169,12 @@ func (s *Server) gate(method string) error {
 			return fmt.Errorf("crishim was just started and needs the engine to know what runs: %w", err)
 		}
 	}
-	return errRecovering
+	return errNotRecovered
 }
 
-var errRecovering = fmt.Errorf("crishim is still reading its records and the engine's state, try again: %w", errdefs.ErrUnavailable)
+var errNotRecovered = fmt.Errorf("crishim is still reading its records and the engine's state, try again: %w", errdefs.ErrUnavailable)
 
-// open says that every call is answered.
-func (s *Server) open() bool {
+func (s *Server) isRecovered() bool {
 	select {
 	case <-s.recovered:
 		return true

@@ -36,4 +36,6 @@ func (e nativeEngine) register(registry *prometheus.Registry) {
 	counter("crishim_image_unpacked_bytes_total", "Content of unpacked layers.", nil, func(s native.Stats) float64 { return float64(s.Images.UnpackedBytes) })
 	counter("crishim_image_unpack_seconds_total", "Time in which layers were unpacked, without waits for the network; for two at once it counts twice.", nil,
 		func(s native.Stats) float64 { return s.Images.UnpackSeconds })
+	counter("crishim_image_flush_seconds_total", "What it took to make unpacked layers durable; for two at once it counts twice.", nil,
+		func(s native.Stats) float64 { return s.Images.FlushSeconds })
 }

@@ -126,7 +126,6 @@ type Engine struct {
 	pins   pins
 	mounts hostMounts
 	users  userCache
-	probes sync.Map // names of those in use
 	execs  execWaiters
 	own    ownActions
 	oom    oomKills

@@ -17,6 +17,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/failpoint"
+	"crishim/internal/keymutex"
 )
 
 // hostMounts are mounts that the Engine API has no words for. Each is made on the host before the container is created,
@@ -36,6 +37,8 @@ type hostMounts struct {
 
 	// owed says that something prepared could not be taken back, which nothing but a sweep finds.
 	owed atomic.Bool
+	// dropping is held by key while what has it is taken away.
+	dropping keymutex.Mutex[string]
 
 	mu sync.Mutex
 	// making are the keys of containers that are not known to exist yet.

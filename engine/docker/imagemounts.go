@@ -39,7 +39,7 @@ func (e *Engine) prepareMounts(ctx context.Context, spec *engine.ContainerSpec, 
 				held[m.Image.ID] = true
 			}
 			if err == nil {
-				err = e.mountImage(ctx, key, i, m)
+				err = failpoint.Around("mounts.image", func() error { return e.mountImage(ctx, key, i, m) })
 			}
 		}
 		if err != nil {
@@ -86,6 +86,13 @@ func (e *Engine) dropMounts(ctx context.Context, key string) error {
 	if !validKey(key) {
 		return nil
 	}
+	// Who removes a container and who is told of its end come at once: the second finds nothing, instead of asking the
+	// engine again and again for a removal that it is busy with.
+	unlock, err := e.mounts.dropping.Lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	return errors.Join(e.mounts.unmount(key), e.do(ctx, "release the images of prepared mounts", slowLimit, func(ctx context.Context, s *session) error {
 		return e.removeHolders(ctx, s, func(k string) bool { return k == key })
 	}))
@@ -193,6 +200,9 @@ func (h *hostMounts) overlay(key string, layers []string, subPath string) (tree 
 		return -1, fmt.Errorf("mount an overlay of %d layers: %w", len(layers)-1, err)
 	}
 	// What stays attached when this fails goes with the place of key.
+	if err := failpoint.Hit("mounts.image.overlay"); err != nil {
+		return -1, err
+	}
 	if tree, err = copyFolder(target, subPath); err != nil {
 		return -1, err
 	}

@@ -16,6 +16,7 @@ var starters = []string{
 // on a PATH has run an attacker's program (moby CVE-2026-41567).
 var programs = map[string]string{
 	"cni/exec.go":                 "CNI plugins, by their full path in the operator's folders",
+	"internal/powercut/disk.go":   "mkfs.ext4, for tests",
 	"internal/userns/userns.go":   "the built-in pause program, from sealed memory, to hold namespaces while they are opened",
 	"migrate/preflight/gather.go": "the kubelet's --version: the program of root's own process, or of its unit",
 	"registry/nodeauth.go":        "credential helpers that the operator's Docker configuration names",

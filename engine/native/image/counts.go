@@ -19,12 +19,15 @@ type Counts struct {
 	// UnpackSeconds is the time in which layers were unpacked, without that in which one waited for the network; for two at
 	// once it counts twice.
 	UnpackSeconds float64
+	// FlushSeconds are what it took to make unpacked layers durable, a part of Seconds; for two at once it counts twice.
+	FlushSeconds float64
 }
 
 type counts struct {
 	running                 atomic.Int64
 	done, failed, abandoned atomic.Uint64
-	took, unpacking         atomic.Int64 // nanoseconds
+	took                    atomic.Int64 // nanoseconds, as the next ones
+	unpacking, flushing     atomic.Int64
 	fetched, unpacked       atomic.Uint64
 }
 
@@ -34,6 +37,7 @@ func (s *Store) Counts() Counts {
 	return Counts{
 		Running: c.running.Load(), Done: c.done.Load(), Failed: c.failed.Load(), Abandoned: c.abandoned.Load(),
 		Seconds: time.Duration(c.took.Load()).Seconds(), UnpackSeconds: time.Duration(c.unpacking.Load()).Seconds(),
+		FlushSeconds: time.Duration(c.flushing.Load()).Seconds(),
 		FetchedBytes: c.fetched.Load(), UnpackedBytes: c.unpacked.Load(),
 	}
 }

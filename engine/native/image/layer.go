@@ -174,9 +174,11 @@ func (t *turn) pause() (goOn func() error) {
 // publishLayer puts an unpacked layer into its place. Everything of it is on disk before its name is.
 func (s *Store) publishLayer(ctx context.Context, temp string, l *layer) error {
 	tree := filepath.Join(temp, layerTree)
+	began := time.Now()
 	if err := s.syncs.sync(tree); err != nil {
 		return err
 	}
+	s.counts.flushing.Add(int64(time.Since(began)))
 	used, err := treesize.Of(ctx, temp, treesize.Options{}) // blocks are given out by the flush
 	if err != nil {
 		return fmt.Errorf("measure a layer: %w", err)

@@ -50,7 +50,7 @@ func TestPulledImageIsUnpackedAndFound(t *testing.T) {
 	if n := reg.count("GET", "/blobs/"); n != blobs {
 		t.Errorf("a second pull fetched %d blobs", n-blobs)
 	}
-	if c := s.Counts(); c.Done != 2 || c.Running+int64(c.Failed) != 0 || c.Seconds <= 0 || c.UnpackSeconds <= 0 || c.UnpackedBytes == 0 || c.FetchedBytes == 0 {
+	if c := s.Counts(); c.Done != 2 || c.Running+int64(c.Failed) != 0 || c.Seconds <= 0 || c.UnpackSeconds <= 0 || c.FlushSeconds <= 0 || c.UnpackedBytes == 0 || c.FetchedBytes == 0 {
 		t.Errorf("counted %+v", c)
 	}
 	if err := s.Close(); err != nil {
