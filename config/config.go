@@ -37,7 +37,7 @@ type Config struct {
 	Compatibility     string    `toml:"compatibility" help:"dockershim or cri-dockerd: pods made from now on are left so that this shim can take them back, with its checkpoints, its links to Docker's logs and its CNI cache; empty is off"`
 	CompatibilityRoot string    `toml:"compatibility_root" help:"that shim's own folder; empty: /var/lib/dockershim or /var/lib/cri-dockerd"`
 	DrainTimeout      Duration  `toml:"drain_timeout" help:"time for calls in flight when the daemon is told to end"`
-	Checkpoint        bool      `toml:"checkpoint" help:"let CheckpointContainer through, where the engine can"`
+	Checkpoint        bool      `toml:"checkpoint" help:"let containers and pods be checkpointed, and restored from archives and from images that say they are checkpoints, where the engine can; a restored process has whatever rights its checkpoint says, so whoever may choose a pod's image is root of the node then"`
 	Docker            Docker    `toml:"docker"`
 	Network           Network   `toml:"network"`
 	Adopt             Adopt     `toml:"adopt"`

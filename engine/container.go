@@ -34,6 +34,8 @@ type ContainerSpec struct {
 	CgroupParent string `json:"cgroupParent,omitempty"`
 	// Sysctls are the pod's; an engine whose containers do not share them with the pod applies them again.
 	Sysctls map[string]string `json:"sysctls,omitempty"`
+	// Checkpoint is what StartContainer lets go on, in the place of a new process; only for a Checkpointer.
+	Checkpoint *CheckpointRef `json:"checkpoint,omitempty"`
 }
 
 // ImageRef is an image as a container names it.

@@ -1,5 +1,6 @@
 #!/bin/sh
-# deb.sh VERSION ARCH: packs bin/crishim, the units and the sample files into dist/crishim_VERSION_ARCH.deb.
+# deb.sh VERSION ARCH: packs bin/crishim, the units and the sample files into dist/crishim_VERSION_ARCH.deb, compressed by
+# DEB_COMPRESSION (xz).
 set -eu
 cd "$(dirname "$0")/.."
 command -v dpkg-deb >/dev/null || { echo "make deb needs dpkg-deb: run it on Debian" >&2; exit 1; }
@@ -20,4 +21,4 @@ echo /etc/crishim/config.toml >"$tree/DEBIAN/conffiles"
 for script in postinst prerm postrm; do install -m 755 "packaging/deb/$script" "$tree/DEBIAN/$script"; done
 size=$(du -sk "$tree" | cut -f 1)
 sed "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@SIZE@/$size/" packaging/deb/control >"$tree/DEBIAN/control"
-dpkg-deb --root-owner-group --build "$tree" "dist/crishim_${version}_$arch.deb"
+dpkg-deb --root-owner-group -Z"${DEB_COMPRESSION:-xz}" --build "$tree" "dist/crishim_${version}_$arch.deb"

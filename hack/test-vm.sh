@@ -12,26 +12,36 @@ done
 hack/vm.sh image
 dir=${VM_DIR:-.cache/vm}
 share=$dir/share
+steps=${1:-.}
 rm -rf "$share"
 mkdir -p "$share/tests"
 
-# test_of PACKAGE [FLAG...]: its tests as a static program, beside its test data.
+# test_of STEPS PACKAGE [FLAG...]: its tests as a static program, beside its test data, where one of these steps is wanted.
 test_of() {
-	package=$1
-	shift
+	of=$1 package=$2
+	shift 2
+	echo "$of" | grep -Eq "$steps" || return 0
 	name=$(echo "$package" | tr / -)
 	mkdir -p "$share/tests/$name"
 	go test -c -trimpath -ldflags '-s -w -extldflags -static' "$@" -o "$share/tests/$name/test" "./$package"
 	[ ! -d "$package/testdata" ] || cp -r "$package/testdata" "$share/tests/$name/"
 }
 export CGO_ENABLED=0
-for package in engine/native engine/native/cgroup engine/native/ns engine/native/rootfs engine/native/host stats e2e/vm; do test_of $package; done
-CGO_ENABLED=1 test_of cmd/monitor -tags 'netgo osusergo seccomp'
+test_of 'service
+adopt' e2e/vm
+test_of 'contract-cgroupfs
+contract-systemd
+contract-oci' engine/native
+if [ -z "${CORE:-}" ]; then
+	for package in cgroup ns rootfs host; do test_of $package engine/native/$package; done
+	test_of stats stats
+	CGO_ENABLED=1 test_of monitor cmd/monitor -tags 'netgo osusergo seccomp'
+fi
 cp "engine/native/helper/embedded/amd64/crishim-monitor" "$share/crishim-monitor"
 cp "$(ls -t dist/crishim_*_amd64.deb | head -n 1)" "$share/crishim.deb" # the newest: `make deb` has just made it
 cp packaging/10-crishim.conflist "$share/"
 cp e2e/vm/run.sh "$share/run"
 cat >"$share/settings" <<SETTINGS
-core='${CORE:-}' steps='${1:-.}' tests='${TESTS:-.}'
+core='${CORE:-}' steps='$steps' tests='${TESTS:-.}'
 SETTINGS
 hack/vm.sh run "$share"

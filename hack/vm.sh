@@ -13,18 +13,17 @@ dir=${VM_DIR:-.cache/vm}
 mkdir -p "$dir"
 dir=$(realpath "$dir")
 
-packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,iptables,mount,procps,apparmor,busybox-static,containernetworking-plugins,docker.io
-packages=$packages,initramfs-tools,linux-image-cloud-amd64
-
 die() {
 	echo "vm.sh: $*" >&2
 	exit 125
 }
 
-# The disk is of this script and of the release that made it.
-key() { { cat hack/vm.sh; cat /etc/os-release; } | sha256sum | cut -c 1-16; }
+# The disk is of this script's part for it and of the release that made it.
+key() { { sed -n '/^image() {/,/^}/p' hack/vm.sh; cat /etc/os-release; } | sha256sum | cut -c 1-16; }
 
 image() {
+	packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,iptables,mount,procps,apparmor,busybox-static,containernetworking-plugins,docker.io,runc,crun,criu
+	packages=$packages,initramfs-tools,linux-image-cloud-amd64
 	[ "$(cat "$dir/key" 2>/dev/null)" != "$(key)" ] || return 0
 	[ "$(id -u)" = 0 ] || die "making the image needs root"
 	echo "making the image of the virtual machine in $dir (minutes, once)" >&2
@@ -95,10 +94,11 @@ run() {
 	: >"$work/status"
 	accel='-accel tcg,thread=multi,tb-size=512 -cpu max'
 	[ "${VM_ACCEL:-}" != kvm ] || accel='-accel kvm -cpu host'
+	# no_timer_check: a busy host delivers the first ticks too late for the kernel, which would stop there.
 	# shellcheck disable=SC2086 # flags are words
 	{ timeout -k 5 "${VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 $accel -m "${VM_MEM:-2048}" -smp "${VM_CPUS:-2}" \
 		-nodefaults -no-user-config -display none -no-reboot -kernel "$dir/vmlinuz" -initrd "$dir/initrd" \
-		-append "console=ttyS0 root=/dev/vda rw panic=-1 mitigations=off quiet systemd.show_status=0 audit=0 net.ifnames=0 ${VM_APPEND:-}" \
+		-append "console=ttyS0 root=/dev/vda rw panic=-1 mitigations=off no_timer_check tsc=reliable quiet systemd.show_status=0 audit=0 net.ifnames=0 ${VM_APPEND:-}" \
 		-drive file="$dir/disk",if=none,id=disk,format=raw,cache=unsafe,snapshot=on -device virtio-blk-pci,drive=disk \
 		-drive file="$work/share",if=none,id=share,format=raw,cache=unsafe -device virtio-blk-pci,drive=share \
 		-device virtio-rng-pci -chardev file,id=out,path=/dev/stdout \

@@ -37,9 +37,16 @@ func (s *Server) CheckpointContainer(ctx context.Context, req *runtimeapi.Checkp
 	return &runtimeapi.CheckpointContainerResponse{}, nil
 }
 
-func (s *Server) checkpointAllowed(eng engine.Engine) error {
+func (s *Server) checkpointsOn() error {
 	if !s.opts.Checkpoint {
 		return fmt.Errorf("checkpoints are off; set checkpoint = true to allow them: %w", errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+func (s *Server) checkpointAllowed(eng engine.Engine) error {
+	if err := s.checkpointsOn(); err != nil {
+		return err
 	}
 	if !eng.Info().Features.Checkpoint {
 		return fmt.Errorf("engine %s has no checkpoint support: %w", eng.Name(), errdefs.ErrNotImplemented)
@@ -47,12 +54,45 @@ func (s *Server) checkpointAllowed(eng engine.Engine) error {
 	return nil
 }
 
-// CheckpointPod is refused with the reason: no engine can pause a whole pod and dump it yet.
-func (s *Server) CheckpointPod(context.Context, *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
-	return nil, fmt.Errorf("engine %s cannot checkpoint a whole pod: %w", s.defaultEngine.Name(), errdefs.ErrNotImplemented)
-}
-
-// RestorePod is refused with the reason, as CheckpointPod.
-func (s *Server) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
-	return nil, fmt.Errorf("engine %s cannot restore a pod from a checkpoint: %w", s.defaultEngine.Name(), errdefs.ErrNotImplemented)
+// findCheckpoint looks whether the container's image is a checkpoint, an archive by its absolute path or an image with the
+// content of one, and takes the image that this is of in its place.
+func (s *Server) findCheckpoint(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec) error {
+	checkpointer, ok := eng.(engine.Checkpointer)
+	if !ok || !s.opts.Checkpoint || !eng.Info().Features.Checkpoint {
+		return nil
+	}
+	asked := spec.Image
+	ref := spec.Checkpoint
+	switch {
+	case ref != nil:
+		if _, err := s.resolveImage(ctx, eng, &asked); err != nil {
+			return err
+		}
+	case filepath.IsAbs(asked.Ref):
+		ref = &engine.CheckpointRef{Path: asked.Ref}
+	default:
+		if _, err := s.resolveImage(ctx, eng, &asked); err != nil {
+			return nil // what comes tells
+		}
+		ref = &engine.CheckpointRef{Image: asked.ID}
+	}
+	found, err := checkpointer.ReadCheckpoint(ctx, ref)
+	if ref.Image != "" && errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("restore from %s: %w", asked.Ref, err)
+	}
+	if ref.Exact && asked.ID != found.Image {
+		return fmt.Errorf("the checkpoint of container %s is of image %s, not of %s: %w", found.Name, found.Image, asked.ID, errdefs.ErrFailedPrecondition)
+	}
+	spec.Checkpoint = ref
+	for _, name := range append([]string{string(found.Image)}, found.ImageNames...) {
+		image := engine.ImageRef{Ref: name, RuntimeHandler: asked.RuntimeHandler}
+		if _, err := s.resolveImage(ctx, eng, &image); err == nil {
+			spec.Image.Ref = name
+			return nil
+		}
+	}
+	return fmt.Errorf("the checkpoint is of image %s (%q), which is not on this node; pull it first: %w", found.Image, found.ImageNames, errdefs.ErrNotFound)
 }

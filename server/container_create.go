@@ -27,6 +27,11 @@ type containerCreation struct {
 // CreateContainer makes a container in a running pod. A repeated call with the same metadata joins the work in flight or
 // gets the same id, as with RunPodSandbox.
 func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	return s.makeContainer(ctx, req, nil)
+}
+
+// makeContainer makes a container, whose processes are those of the checkpoint unless that is nil.
+func (s *Server) makeContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest, checkpoint *engine.CheckpointRef) (*runtimeapi.CreateContainerResponse, error) {
 	pod, err := s.store.FindPod(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -44,6 +49,10 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	}
 	spec.LogDirectory = pod.Spec.LogDirectory
 	if err := translator.CheckContainer(spec, eng.Info().Features); err != nil {
+		return nil, err
+	}
+	spec.Checkpoint = checkpoint
+	if err := s.findCheckpoint(ctx, eng, spec); err != nil {
 		return nil, err
 	}
 	if err := s.fetchImages(ctx, eng, spec); err != nil {

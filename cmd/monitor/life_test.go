@@ -195,6 +195,34 @@ func TestOOMKilledIsTold(t *testing.T) {
 	}
 }
 
+// Of a container that goes on, whoever made it.
+func TestOOMOfAChildIsAnEvent(t *testing.T) {
+	for name, program := range map[string]string{"libcontainer": "", "runc": "/usr/sbin/runc"} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := os.Stat(program); program != "" && err != nil {
+				t.Skip("no runc (apt-get install runc)")
+			}
+			p := newPod(t)
+			limit := int64(16 << 20)
+			events := make(chan monitor.Event, 64)
+			go func() { _ = p.Subscribe(within(t), func(e monitor.Event) { events <- e }) }()
+			args := p.args(p.spec(func(s *specs.Spec) {
+				s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
+			}, "/bin/sh", "-c", "(tail /dev/zero); sleep 1000"), "a")
+			args.OCIRuntime = program
+			p.run("a", args)
+			for event := range events {
+				if event.Type == monitor.EventExit {
+					t.Fatalf("it has ended: %+v", event.State)
+				}
+				if event.Type == monitor.EventOOM && event.State.ID == "a" {
+					return
+				}
+			}
+		})
+	}
+}
+
 func must[T any](value T, err error) T {
 	if err != nil {
 		panic(err)

@@ -21,14 +21,16 @@ step() { # NAME PACKAGE [FLAG...]
 }
 echo "booted in $(cut -d . -f 1 /proc/uptime) s: $(uname -r), $(stat -f -c %T /sys/fs/cgroup), $(systemctl is-system-running)"
 [ "$tests" = . ] || only="-test.run=$tests"
-step service e2e-vm $only
+step service e2e-vm ${only:--test.skip=TestAdopt}
 step contract-cgroupfs engine-native ${only:--test.run=^TestNativeContract$}
 export CRISHIM_TEST_CGROUP_DRIVER=systemd
 step contract-systemd engine-native ${only:--test.run=^TestNativeContract$}
+[ -n "$core" ] || step contract-oci engine-native ${only:--test.run=^TestNativeContractWithAnOCIRuntime$}
 unset CRISHIM_TEST_CGROUP_DRIVER
 if [ -z "$core" ]; then
 	for package in cgroup ns rootfs host; do step $package engine-native-$package $only; done
 	step stats stats ${only:--test.run=Live}
 	step monitor cmd-monitor $only
+	step adopt e2e-vm ${only:--test.run=TestAdopt} # the last: it makes another node of the machine
 fi
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -19,10 +19,12 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -30,6 +32,19 @@ import (
 
 // share is what the host gave: hack/test-vm.sh.
 const share = "/mnt"
+
+const config = `
+engine = "native"
+checkpoint = true
+
+[handlers.runc]
+engine = "native"
+oci_runtime = "/usr/sbin/runc"
+
+[handlers.crun]
+engine = "native"
+oci_runtime = "/usr/bin/crun"
+`
 
 // host is the virtual machine with the service installed and running on the native engine.
 type host struct {
@@ -51,7 +66,7 @@ func onNode(t *testing.T) *host {
 	}
 	run(t, "dpkg", "-i", share+"/crishim.deb")
 	for file, content := range map[string]string{
-		"/etc/crishim/config.toml":                            "engine = \"native\"\n",
+		"/etc/crishim/config.toml":                            config,
 		"/etc/cni/net.d/10-crishim.conflist":                  read(t, share+"/10-crishim.conflist"),
 		"/run/systemd/system/crishim.service.d/watchdog.conf": "[Service]\nWatchdogSec=8\n",
 	} {
@@ -76,8 +91,11 @@ func onNode(t *testing.T) *host {
 
 func (h *host) pullBusybox(t *testing.T) string {
 	t.Helper()
-	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-	t.Cleanup(server.Close)
+	return h.pull(t, "busybox:1", busyboxLayer(t), nil)
+}
+
+func busyboxLayer(t *testing.T) []byte {
+	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		t.Fatal(err)
@@ -89,13 +107,21 @@ func (h *host) pullBusybox(t *testing.T) string {
 	}
 	err = errors.Join(err, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755, Size: int64(len(busybox))}))
 	_, werr := w.Write(busybox)
-	for _, applet := range []string{"sh", "cat", "sleep", "tail", "echo", "touch", "ls", "dd"} {
+	for _, applet := range []string{"sh", "cat", "sleep", "tail", "echo", "touch", "ls", "dd", "rm", "tty", "stty", "test"} {
 		err = errors.Join(err, w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox", Mode: 0o777}))
 	}
 	if err = errors.Join(err, werr, w.Close()); err != nil {
 		t.Fatal(err)
 	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content.Bytes())), nil })
+	return content.Bytes()
+}
+
+// pull makes an image of one layer, which the service pulls.
+func (h *host) pull(t *testing.T, called string, content []byte, annotations map[string]string) string {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +129,10 @@ func (h *host) pullBusybox(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ref, err := name.ParseReference(strings.TrimPrefix(server.URL, "http://") + "/busybox:1")
+	if annotations != nil {
+		image = mutate.Annotations(mutate.MediaType(image, types.OCIManifestSchema1), annotations).(v1.Image)
+	}
+	ref, err := name.ParseReference(strings.TrimPrefix(server.URL, "http://") + "/" + called)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,16 +154,36 @@ type pod struct {
 
 func (h *host) pod(t *testing.T, parent string) *pod {
 	t.Helper()
-	uid := strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))
-	p := &pod{host: h, config: &runtimeapi.PodSandboxConfig{
-		Metadata: &runtimeapi.PodSandboxMetadata{Name: uid, Namespace: "default", Uid: uid}, Hostname: "vm", LogDirectory: t.TempDir(),
-		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: parent},
-	}}
-	made, err := h.RunPodSandbox(within(t), &runtimeapi.RunPodSandboxRequest{Config: p.config})
+	return h.podOf(t, parent, "")
+}
+
+// podOf is pod with a runtime handler.
+func (h *host) podOf(t *testing.T, parent, handler string) *pod {
+	t.Helper()
+	p := &pod{host: h, config: podConfig(t, parent)}
+	made, err := h.RunPodSandbox(within(t), &runtimeapi.RunPodSandboxRequest{Config: p.config, RuntimeHandler: handler})
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.id = made.PodSandboxId
+	p.removeAtEnd(t)
+	return p
+}
+
+var podCount int
+
+func podConfig(t *testing.T, parent string) *runtimeapi.PodSandboxConfig {
+	t.Helper()
+	podCount++
+	uid := strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")) + "-" + strconv.Itoa(podCount)
+	return &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: uid, Namespace: "default", Uid: uid}, Hostname: "vm", LogDirectory: t.TempDir(),
+		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: parent},
+	}
+}
+
+func (p *pod) removeAtEnd(t *testing.T) {
+	h := p.host
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
@@ -145,15 +194,23 @@ func (h *host) pod(t *testing.T, parent string) *pod {
 			t.Errorf("remove the pod: %v\n%s", err, journal)
 		}
 	})
-	return p
 }
 
 // start runs a container; the error is of its creation or start.
 func (p *pod) start(t *testing.T, name string, linux *runtimeapi.LinuxContainerConfig, command ...string) (string, error) {
 	t.Helper()
-	made, err := p.CreateContainer(within(t), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, SandboxConfig: p.config, Config: &runtimeapi.ContainerConfig{
+	return p.startAs(t, p.container(name, linux, command...))
+}
+
+func (p *pod) container(name string, linux *runtimeapi.LinuxContainerConfig, command ...string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: p.image}, Command: command, LogPath: name + ".log", Linux: linux,
-	}})
+	}
+}
+
+func (p *pod) startAs(t *testing.T, config *runtimeapi.ContainerConfig) (string, error) {
+	t.Helper()
+	made, err := p.CreateContainer(within(t), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, SandboxConfig: p.config, Config: config})
 	if err != nil {
 		return "", err
 	}

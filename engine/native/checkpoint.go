@@ -2,12 +2,12 @@ package native
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crishim/engine"
+	"crishim/engine/native/checkpoint"
 	"crishim/engine/native/monitor"
 )
 
@@ -36,103 +37,246 @@ func checkCRIU(ctx context.Context) error {
 	return nil
 }
 
-// CheckpointContainer implements engine.Containers. The archive is as CRI-O and containerd write it: CRIU's images below
-// checkpoint/, spec.dump, config.dump, and what the container changed of its root in rootfs-diff.tar. The container runs on.
+// CheckpointContainer implements engine.Containers. The container runs on.
 func (e *Engine) CheckpointContainer(ctx context.Context, id engine.ContainerID, location string) error {
+	return e.CheckpointContainers(ctx, map[engine.ContainerID]string{id: location})
+}
+
+// checkpointPrefix begins the folders in which a checkpoint is made, beside its location.
+const checkpointPrefix = ".crishim-checkpoint-"
+
+// dump is a container's checkpoint in the making.
+type dump struct {
+	c              *container
+	client         *monitor.Client
+	location, work string
+}
+
+// CheckpointContainers implements engine.Checkpointer.
+func (e *Engine) CheckpointContainers(ctx context.Context, locations map[engine.ContainerID]string) (err error) {
 	if err := e.check(ctx); err != nil {
 		return err
 	}
 	if e.criu != nil {
 		return e.criu
 	}
-	c, client, err := e.running(id)
-	if err != nil {
-		return err
-	}
-	oci, err := e.readBundle(id)
-	if err != nil {
-		return err
-	}
-	work, err := os.MkdirTemp(e.opts.RootDir, checkpointPrefix)
-	if err != nil {
-		return diskError(err)
-	}
-	defer func() { quiet(removeTree(work), "remove the working folder of a checkpoint", id) }()
-	images := filepath.Join(work, checkpointImages)
-	if err := os.Mkdir(images, 0o700); err != nil {
-		return diskError(err)
-	}
-	err = client.Checkpoint(ctx, string(id), &monitor.CheckpointArgs{ImagePath: images, WorkPath: work, LeaveRunning: true, TCPEstablished: true, FileLocks: true})
-	if err != nil {
-		return endedMeanwhile(id, err)
-	}
-	e.mu.Lock()
-	record := c.containerRecord
-	e.mu.Unlock()
-	return diskError(writeCheckpoint(ctx, work, &record, oci, location))
-}
-
-// The names in the archive and, while it is made, in the root folder.
-const (
-	checkpointPrefix = "checkpoint-"
-	checkpointImages = "checkpoint"
-	specDump         = "spec.dump"
-	configDump       = "config.dump"
-	rootDiff         = "rootfs-diff.tar"
-)
-
-// checkpointConfig is config.dump, in the words of checkpointctl.
-type checkpointConfig struct {
-	ID              string    `json:"id"`
-	Name            string    `json:"name"`
-	RootfsImage     string    `json:"rootfsImage,omitempty"`
-	RootfsImageRef  string    `json:"rootfsImageRef,omitempty"`
-	RootfsImageName string    `json:"rootfsImageName,omitempty"`
-	OCIRuntime      string    `json:"runtime,omitempty"`
-	CreatedTime     time.Time `json:"createdTime"`
-	CheckpointedAt  time.Time `json:"checkpointedTime"`
-}
-
-// writeCheckpoint packs what CRIU wrote to work, and the rest, to a file at location that is there whole or not at all.
-func writeCheckpoint(ctx context.Context, work string, c *containerRecord, oci *specs.Spec, location string) error {
-	for name, content := range map[string]any{
-		specDump: oci,
-		configDump: checkpointConfig{
-			ID: string(c.ID), Name: c.Spec.Key.Name, RootfsImage: c.Spec.Image.Name, RootfsImageRef: string(c.Spec.Image.ID),
-			RootfsImageName: c.Spec.Image.UserSpecified, OCIRuntime: "libcontainer", CreatedTime: c.CreatedAt, CheckpointedAt: time.Now(),
-		},
-	} {
-		data, err := json.Marshal(content)
+	var dumps []*dump
+	for _, id := range slices.Sorted(maps.Keys(locations)) {
+		c, client, err := e.running(id)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(work, name), data, 0o600); err != nil {
+		if err := e.checkpointable(c); err != nil {
 			return err
 		}
+		dumps = append(dumps, &dump{c: c, client: client, location: locations[id]})
 	}
-	err := writeNew(filepath.Join(work, rootDiff), func(f *os.File) error { return writeDiff(ctx, c.Upper, f) })
-	if err != nil {
-		return fmt.Errorf("pack what the container changed: %w", err)
+	var packed []string
+	defer func() {
+		for _, d := range dumps {
+			if d.work != "" {
+				quiet(removeTree(d.work), "remove the working folder of a checkpoint", d.c.ID)
+			}
+		}
+		if err != nil {
+			for _, location := range packed {
+				quiet(removeFile(location), "remove a checkpoint of which others failed", location)
+			}
+		}
+	}()
+	if err := e.dumpPaused(ctx, dumps); err != nil {
+		return diskError(err)
 	}
-	temp := location + ".tmp-" + newID()[:12]
-	err = writeNew(temp, func(f *os.File) error {
-		return writeTree(ctx, work, f, checkpointImages, specDump, configDump, rootDiff)
-	})
-	if err == nil {
-		err = os.Rename(temp, location)
-	}
-	if err != nil {
-		_ = os.Remove(temp)
-		return fmt.Errorf("write the checkpoint: %w", err)
+	for _, d := range dumps {
+		if err := e.pack(ctx, d); err != nil {
+			return diskError(err)
+		}
+		packed = append(packed, d.location)
 	}
 	return nil
 }
 
-// writeNew makes a file that only root reads; it must not be there.
-func writeNew(path string, write func(*os.File) error) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// checkpointable refuses what CRIU cannot do, or not so that it can be restored.
+func (e *Engine) checkpointable(c *container) error {
+	p, err := e.pod(c.Spec.Pod)
 	if err != nil {
 		return err
 	}
-	return errors.Join(write(f), f.Sync(), f.Close())
+	switch {
+	case p.Spec.Handler != "":
+		return fmt.Errorf("container %s: checkpoints are for the engine's own runtime, not for the handler %q: %w", c.ID, p.Spec.Handler, errdefs.ErrNotImplemented)
+	case p.Spec.Namespaces.User != nil:
+		return fmt.Errorf("container %s: there are no checkpoints in a pod with a user namespace: %w", c.ID, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// dumpPaused pauses all, dumps each, and lets all run on, also when ctx ends.
+func (e *Engine) dumpPaused(ctx context.Context, dumps []*dump) (err error) {
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyLimit)
+		defer cancel()
+		for _, d := range dumps {
+			if rerr := d.client.Resume(ctx, string(d.c.ID)); rerr != nil && err == nil {
+				err = endedMeanwhile(d.c.ID, rerr)
+			}
+		}
+	}()
+	for _, d := range dumps {
+		if err := d.client.Pause(ctx, string(d.c.ID)); err != nil {
+			return endedMeanwhile(d.c.ID, err)
+		}
+	}
+	for _, d := range dumps {
+		if d.work, err = os.MkdirTemp(filepath.Dir(d.location), checkpointPrefix); err != nil {
+			return err
+		}
+		images := filepath.Join(d.work, checkpoint.ImagesDir)
+		if err := os.Mkdir(images, 0o700); err != nil {
+			return err
+		}
+		err := d.client.Checkpoint(ctx, string(d.c.ID), &monitor.CheckpointArgs{
+			ImagePath: images, WorkPath: d.work, LeaveRunning: true, TCPEstablished: true, FileLocks: true,
+		})
+		if err != nil {
+			return endedMeanwhile(d.c.ID, err)
+		}
+		if err := checkpoint.SaveFiles(ctx, d.work, d.c.Upper); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pack writes the archive.
+func (e *Engine) pack(ctx context.Context, d *dump) error {
+	oci, err := e.readBundle(d.c.ID)
+	if err != nil {
+		return err
+	}
+	s := &d.c.Spec
+	return checkpoint.Pack(ctx, d.work, &checkpoint.Config{
+		ID: string(d.c.ID), Name: s.Key.Name, RootfsImage: s.Image.Name, RootfsImageRef: string(s.Image.ID), RootfsImageName: s.Image.UserSpecified,
+		OCIRuntime: "libcontainer", CreatedTime: d.c.CreatedAt, CheckpointedAt: time.Now(),
+	}, oci, d.location)
+}
+
+// The annotations by which an image says that its content is a container's checkpoint, of CRI-O and of CRIU.
+var checkpointAnnotations = []string{"io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name"}
+
+// ReadCheckpoint implements engine.Checkpointer.
+func (e *Engine) ReadCheckpoint(ctx context.Context, ref *engine.CheckpointRef) (*engine.Checkpoint, error) {
+	if err := e.check(ctx); err != nil {
+		return nil, err
+	}
+	source, err := e.checkpointSource(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	config, err := checkpoint.ReadConfig(ctx, source)
+	if err != nil {
+		return nil, err
+	}
+	found := &engine.Checkpoint{Name: config.Name, Image: engine.ImageID(config.RootfsImageRef)}
+	for _, name := range []string{config.RootfsImage, config.RootfsImageName} {
+		if name != "" && !slices.Contains(found.ImageNames, name) {
+			found.ImageNames = append(found.ImageNames, name)
+		}
+	}
+	return found, nil
+}
+
+func (e *Engine) checkpointSource(ctx context.Context, ref *engine.CheckpointRef) (checkpoint.Source, error) {
+	if ref.Image == "" {
+		return checkpoint.File(ref.Path), nil
+	}
+	annotations, err := e.images.Annotations(ctx, ref.Image)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(checkpointAnnotations, func(name string) bool { return annotations[name] != "" }) {
+		return nil, fmt.Errorf("image %s is no checkpoint: %w", ref.Image, errdefs.ErrNotFound)
+	}
+	layers, err := e.images.LayerDirs(ctx, ref.Image)
+	if err != nil {
+		return nil, err
+	}
+	if len(layers) != 1 {
+		return nil, fmt.Errorf("image %s of a checkpoint has %d layers, not one: %w", ref.Image, len(layers), errdefs.ErrInvalidArgument)
+	}
+	return checkpoint.Tree(layers[0]), nil
+}
+
+// unpackCheckpoint puts what the container is restored from into a folder of its own.
+func (e *Engine) unpackCheckpoint(ctx context.Context, c *container) error {
+	ref := c.Spec.Checkpoint
+	switch {
+	case ref == nil:
+		return nil
+	case e.criu != nil:
+		return e.criu
+	}
+	if err := e.checkpointable(c); err != nil {
+		return err
+	}
+	source, err := e.checkpointSource(ctx, ref)
+	if err != nil {
+		return err
+	}
+	dir := e.checkpointDir(c.ID)
+	if err := checkpoint.Extract(ctx, source, dir); err != nil {
+		return err
+	}
+	return os.Mkdir(filepath.Join(dir, criuWork), 0o700)
+}
+
+// namingItsCommand is the container's spec, with the command of its checkpoint where it names none and the image may not either.
+func (e *Engine) namingItsCommand(c *container) (*engine.ContainerSpec, error) {
+	s := &c.Spec
+	if s.Checkpoint == nil || s.Checkpoint.Exact || len(s.Command)+len(s.Args) > 0 {
+		return s, nil
+	}
+	process, err := checkpoint.Process(e.checkpointDir(c.ID))
+	if err != nil {
+		return nil, err
+	}
+	named := *s
+	named.Command = process.Args
+	return &named, nil
+}
+
+// criuWork is beside CRIU's images, for its log.
+const criuWork = "work"
+
+// restoreProcess has the pod's monitor make the container's processes of its checkpoint. They run when it returns.
+func (e *Engine) restoreProcess(ctx context.Context, client *monitor.Client, c *container, oci *specs.Spec, args monitor.CreateArgs) (monitor.State, error) {
+	if err := e.complete(ctx, &args, string(c.ID), oci); err != nil {
+		return monitor.State{}, err
+	}
+	dir := e.checkpointDir(c.ID)
+	state, err := client.Restore(ctx, string(c.ID), &monitor.RestoreArgs{
+		CreateArgs: args, ImagePath: filepath.Join(dir, checkpoint.ImagesDir), WorkPath: filepath.Join(dir, criuWork), TCPEstablished: true, FileLocks: true,
+	})
+	if err != nil {
+		return state, err
+	}
+	e.setBorn(c, state.CreatedAt)
+	quiet(removeTree(dir), "remove the checkpoint of a container that was restored", c.ID)
+	return state, nil
+}
+
+func (e *Engine) checkpoints() string { return filepath.Join(e.opts.RootDir, "checkpoints") }
+
+func (e *Engine) checkpointDir(id engine.ContainerID) string {
+	return filepath.Join(e.checkpoints(), string(id))
+}
+
+// fillRoot makes what a restored container had changed of its root.
+func (e *Engine) fillRoot(ctx context.Context, c *container) func(upper *os.File) error {
+	if c.Spec.Checkpoint == nil {
+		return nil
+	}
+	return func(upper *os.File) error {
+		return checkpoint.RestoreFiles(ctx, e.checkpointDir(c.ID), upper)
+	}
 }

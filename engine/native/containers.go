@@ -20,8 +20,9 @@ type container struct {
 	// limits orders what reads and changes the limits, which plugins change at any time; cleared says that the bundle is gone.
 	limits  sync.Mutex
 	cleared bool
-	// saving orders the writes of the record.
-	saving sync.Mutex
+	// saving orders the writes of the record, until it is removed (forgotten).
+	saving    sync.Mutex
+	forgotten bool
 	// Of the process that runs; 0 before and after. Under the engine's mu, as the rest.
 	pid   int
 	ticks uint64
@@ -43,7 +44,7 @@ func newContainer(record containerRecord) *container {
 }
 
 func (c *container) uses(id engine.ImageID) bool {
-	if c.Spec.Image.ID == id {
+	if c.Spec.Image.ID == id || c.Spec.Checkpoint != nil && c.Spec.Checkpoint.Image == id {
 		return true
 	}
 	for _, m := range c.Spec.Mounts {
@@ -129,9 +130,13 @@ func endedMeanwhile(id engine.ContainerID, err error) error {
 	return err
 }
 
+// saveContainer replaces the container's record. One that was removed meanwhile stays removed.
 func (e *Engine) saveContainer(c *container) error {
 	c.saving.Lock()
 	defer c.saving.Unlock()
+	if c.forgotten {
+		return nil
+	}
 	e.mu.Lock()
 	c.Revision++
 	record := c.containerRecord
@@ -139,9 +144,21 @@ func (e *Engine) saveContainer(c *container) error {
 	return e.containerRecords.save(string(c.ID), &record)
 }
 
+// forgetContainer removes the container's record for good.
+func (e *Engine) forgetContainer(c *container) error {
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	err := e.containerRecords.remove(string(c.ID))
+	c.forgotten = err == nil
+	return err
+}
+
 func (e *Engine) containerChanged(c *container) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.containers[c.ID] != c {
+		return // its removal has been told
+	}
 	st := c.status()
 	e.events.push(func(s engine.Sink) { s.ContainerChanged(st) })
 }

@@ -16,6 +16,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/imageuser"
+	"crishim/engine/native/checkpoint"
 	"crishim/engine/native/host"
 	"crishim/engine/native/ns"
 	"crishim/engine/native/rootfs"
@@ -65,6 +66,9 @@ func (e *Engine) CreateContainer(ctx context.Context, s *engine.ContainerSpec) (
 	if err := e.saveContainer(c); err != nil {
 		return engine.ContainerStatus{}, err
 	}
+	if err := e.unpackCheckpoint(ctx, c); err != nil {
+		return engine.ContainerStatus{}, diskError(err)
+	}
 	var root rootfs.Rootfs
 	if err := failpoint.Around("native.container.mount", func() (err error) { root, err = e.mountRoot(ctx, p, c); return err }); err != nil {
 		return engine.ContainerStatus{}, diskError(err)
@@ -72,6 +76,11 @@ func (e *Engine) CreateContainer(ctx context.Context, s *engine.ContainerSpec) (
 	oci, err := e.ociSpec(ctx, p, c, root)
 	if err != nil {
 		return engine.ContainerStatus{}, diskError(err)
+	}
+	if s.Checkpoint != nil && s.Checkpoint.Exact {
+		if err := checkpoint.CheckProcess(e.checkpointDir(id), oci); err != nil {
+			return engine.ContainerStatus{}, err
+		}
 	}
 	if err := e.adjust(ctx, p, c, oci); err != nil {
 		return engine.ContainerStatus{}, err
@@ -104,7 +113,7 @@ func (e *Engine) mountRoot(ctx context.Context, p *pod, c *container) (rootfs.Ro
 	if err != nil {
 		return rootfs.Rootfs{}, err
 	}
-	root, err := e.roots.Mount(ctx, c.ID, &rootfs.Layers{Dirs: layers, Idmap: e.idmap(p), Label: labels.Mount})
+	root, err := e.roots.Mount(ctx, c.ID, &rootfs.Layers{Dirs: layers, Idmap: e.idmap(p), Label: labels.Mount, Fill: e.fillRoot(ctx, c)})
 	if err != nil {
 		return rootfs.Rootfs{}, err
 	}
@@ -146,7 +155,10 @@ func (e *Engine) idmap(p *pod) *rootfs.Idmap {
 
 // ociSpec looks up everything that the OCI spec depends on, and builds it.
 func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.Rootfs) (*specs.Spec, error) {
-	s := &c.Spec
+	s, err := e.namingItsCommand(c)
+	if err != nil {
+		return nil, err
+	}
 	config, err := e.images.Config(ctx, s.Image.ID)
 	if err != nil {
 		return nil, err

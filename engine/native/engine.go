@@ -136,7 +136,7 @@ func New(opts Options) (*Engine, error) {
 	}
 	for _, dir := range []string{
 		e.podRecords.dir, e.podRecords.copies, e.containerRecords.dir, e.containerRecords.copies,
-		e.exits(), e.monitors(), e.bundles(), e.stateRoot(), e.ociRoot(), e.filterDir(),
+		e.exits(), e.checkpoints(), e.monitors(), e.bundles(), e.stateRoot(), e.ociRoot(), e.filterDir(),
 	} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err

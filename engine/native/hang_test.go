@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,15 +15,10 @@ import (
 	"crishim/engine"
 )
 
-// A start that hangs, here in a hook of the OCI spec, holds up neither its pod's end nor other pods.
-//
-// Rows: R07 (part)
-func TestAHangingStartEndsWithItsPod(t *testing.T) {
-	defer func(was time.Duration) { hangLimit = was }(hangLimit)
-	hangLimit = 300 * time.Millisecond
-	b := serving(t)
-	pod, s := b.runPod(t)
-	other, otherSpec := b.runPod(t)
+// hangingStart is a container of the pod whose start hangs in a hook of its OCI spec; the hook's process is hook. The start's
+// error comes when it has been given up.
+func (b *bench) hangingStart(t *testing.T, pod engine.PodID, s *engine.PodSpec) (id engine.ContainerID, hook int, giveUp func() error) {
+	t.Helper()
 	spec := b.containerSpec(t, pod, s, "hangs", "sleep 1000")
 	st, err := b.CreateContainer(t.Context(), spec)
 	if err != nil {
@@ -31,9 +28,8 @@ func TestAHangingStartEndsWithItsPod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gate := filepath.Join(t.TempDir(), "gate")
 	reached := filepath.Join(t.TempDir(), "reached")
-	script := `echo > ` + reached + `; for i in $(seq 600); do test -e ` + gate + ` && exit; sleep 0.1; done`
+	script := `echo $$ > ` + reached + `.tmp; mv ` + reached + `.tmp ` + reached + `; sleep 1000; exit`
 	oci.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", script}}}}
 	if err := b.writeBundle(st.ID, oci); err != nil {
 		t.Fatal(err)
@@ -41,19 +37,74 @@ func TestAHangingStartEndsWithItsPod(t *testing.T) {
 	ctx, abort := context.WithCancel(t.Context())
 	started := make(chan error, 1)
 	go func() { _, err := b.StartContainer(ctx, st.ID, spec); started <- err }()
-	defer func() { _ = replaceFile(filepath.Dir(gate), "gate", nil) }()
-	eventually(t, 20*time.Second, "the hook runs", func() bool { _, err := os.Stat(reached); return err == nil })
-	abort()
-	if err := <-started; !errors.Is(err, context.Canceled) {
+	eventually(t, 20*time.Second, "the hook runs", func() bool {
+		data, err := os.ReadFile(reached)
+		hook, _ = strconv.Atoi(strings.TrimSpace(string(data)))
+		return err == nil
+	})
+	return st.ID, hook, func() error { abort(); return <-started }
+}
+
+// A start that hangs, here in a hook of the OCI spec, holds up neither its pod's end nor other pods, and the hook ends with
+// the pod.
+//
+// Rows: R07 (part)
+func TestAHangingStartEndsWithItsPod(t *testing.T) {
+	defer func(was time.Duration) { hangLimit = was }(hangLimit)
+	hangLimit = 300 * time.Millisecond
+	b := serving(t)
+	pod, s := b.runPod(t)
+	other, otherSpec := b.runPod(t)
+	hanging, hook, giveUp := b.hangingStart(t, pod, s)
+	if err := giveUp(); !errors.Is(err, context.Canceled) {
 		t.Errorf("the start: %v", err)
 	}
-	if state := b.status(t, st.ID).State; state == engine.ContainerRunning {
+	if state := b.status(t, hanging).State; state == engine.ContainerRunning {
 		t.Errorf("it is %s", state)
 	}
 	b.removePod(t, pod)
+	if runs(hook) {
+		t.Errorf("the hook, process %d, outlives its pod", hook)
+	}
 	id := b.run(t, other, otherSpec, "goes-on", "sleep 1000")
 	if state := b.status(t, id).State; state != engine.ContainerRunning {
 		t.Errorf("another pod's is %s", state)
 	}
 	b.removePod(t, other)
+}
+
+// Rows: R03 (part)
+func TestAHookEndsWithItsMonitor(t *testing.T) {
+	defer func(was time.Duration) { hangLimit = was }(hangLimit)
+	hangLimit = 300 * time.Millisecond
+	for name, down := range map[string]bool{"while the daemon runs": false, "while it is down": true} {
+		t.Run(name, func(t *testing.T) {
+			b := serving(t)
+			other, otherSpec := b.runPod(t)
+			_, bystander, giveUpOther := b.hangingStart(t, other, otherSpec)
+			pod, s := b.runPod(t)
+			_, hook, giveUp := b.hangingStart(t, pod, s)
+			monitor := b.monitorPID(t, pod)
+			if down {
+				_, _ = giveUp(), giveUpOther()
+				b.die(t)
+				kill(t, monitor)
+				b.back(t)
+			} else {
+				kill(t, monitor)
+				if err := giveUp(); err == nil {
+					t.Error("the start succeeded")
+				}
+			}
+			eventually(t, 20*time.Second, "the hook ends with its monitor", func() bool { return !runs(hook) })
+			if !runs(bystander) {
+				t.Error("the hook of another pod's monitor was killed")
+			}
+			if !down {
+				_ = giveUpOther()
+			}
+			b.removePod(t, pod)
+			b.removePod(t, other)
+		})
+	}
 }

@@ -84,7 +84,10 @@ func (o orphans) killMonitorIn(ctx context.Context, dir string) error {
 	if err != nil {
 		return nil
 	}
-	return killProcess(ctx, record.PID, record.StartTicks)
+	if err := killProcess(ctx, record.PID, record.StartTicks); err != nil {
+		return err
+	}
+	return o.killSession(ctx, record)
 }
 
 // cgroups ends what runs in the cgroups of pods and containers that are known from our folders alone: another engine's on
@@ -137,12 +140,8 @@ func (o orphans) files(ctx context.Context) {
 			quiet(o.roots.RemovePod(ctx, id), "remove the files of a pod that no record names", id)
 		}
 	}
-	unfinished, _ := filepath.Glob(filepath.Join(o.opts.RootDir, checkpointPrefix+"*"))
-	for _, dir := range unfinished {
-		quiet(removeTree(dir), "remove an unfinished checkpoint", dir)
-	}
 	for _, dir := range []string{
-		o.Engine.monitors(), o.bundles(), o.exits(), o.stateRoot(), o.ociRoot(), o.podRecords.copies, o.containerRecords.copies,
+		o.Engine.monitors(), o.bundles(), o.exits(), o.checkpoints(), o.stateRoot(), o.ociRoot(), o.podRecords.copies, o.containerRecords.copies,
 	} {
 		for _, name := range o.in(dir) {
 			quiet(removeTree(filepath.Join(dir, name)), "remove a leftover", name)

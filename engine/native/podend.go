@@ -133,9 +133,12 @@ func (e *Engine) shutdown(ctx context.Context, p *pod, client *monitor.Client) e
 	}
 }
 
-// killRemains ends a monitor that nobody is connected to, and the pause process with its state.
+// killRemains ends a monitor that nobody is connected to, what it left, and the pause process with its state.
 func (e *Engine) killRemains(ctx context.Context, p *pod) error {
 	if err := e.killMonitor(ctx, p); err != nil {
+		return err
+	}
+	if err := e.killSession(ctx, e.monitorRecord(p)); err != nil {
 		return err
 	}
 	if p.Spec.Namespaces.PID != engine.NamespacePod {
@@ -151,16 +154,21 @@ func (e *Engine) killRemains(ctx context.Context, p *pod) error {
 	return e.pins.Unpin(p.ID, string(ns.PID))
 }
 
-// killMonitor kills the pod's monitor, if it lives, by what it recorded of itself or we of it. After a reboot there is none.
+// killMonitor kills the pod's monitor, if it lives.
 func (e *Engine) killMonitor(ctx context.Context, p *pod) error {
-	if p.Boot != boot() {
-		return nil
-	}
-	own, err := monitor.ReadRecord(e.monitorDir(p.ID))
-	if err != nil {
-		own = p.Monitor
-	}
+	own := e.monitorRecord(p)
 	return killProcess(ctx, own.PID, own.StartTicks)
+}
+
+// monitorRecord is what the pod's monitor recorded of itself, or we of it. After a reboot there is none.
+func (e *Engine) monitorRecord(p *pod) monitor.Record {
+	if p.Boot != boot() {
+		return monitor.Record{}
+	}
+	if own, err := monitor.ReadRecord(e.monitorDir(p.ID)); err == nil {
+		return own
+	}
+	return p.Monitor
 }
 
 // killProcess kills the process pid that started at ticks and waits for its end. OK when it is gone.
@@ -245,7 +253,7 @@ func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
 		}
 	}
 	defer e.tellPodRemoved(ctx, p)()
-	if err := e.podRecords.remove(string(id)); err != nil {
+	if err := e.forgetPod(p); err != nil {
 		return err
 	}
 	host.ReleaseLabels(p.Labels)

@@ -24,8 +24,10 @@ import (
 type pod struct {
 	podRecord
 	told told
-	// saving orders the writes of the record.
-	saving sync.Mutex
+	// saving orders the writes of the record, until it is removed (forgotten).
+	saving    sync.Mutex
+	forgotten bool
+
 	// client is nil unless the monitor lives.
 	client *monitor.Client
 	// follow ends the goroutine that reads the monitor's events.
@@ -113,9 +115,13 @@ func (e *Engine) removeLeftover(ctx context.Context, key engine.PodKey) error {
 	return nil
 }
 
+// savePod replaces the pod's record. One that was removed meanwhile stays removed.
 func (e *Engine) savePod(p *pod) error {
 	p.saving.Lock()
 	defer p.saving.Unlock()
+	if p.forgotten {
+		return nil
+	}
 	e.mu.Lock()
 	p.Revision++
 	record := p.podRecord
@@ -123,9 +129,21 @@ func (e *Engine) savePod(p *pod) error {
 	return e.podRecords.save(string(p.ID), &record)
 }
 
+// forgetPod removes the pod's record for good.
+func (e *Engine) forgetPod(p *pod) error {
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	err := e.podRecords.remove(string(p.ID))
+	p.forgotten = err == nil
+	return err
+}
+
 func (e *Engine) podChanged(p *pod) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.pods[p.ID] != p {
+		return // its removal has been told
+	}
 	st := p.status()
 	e.events.push(func(s engine.Sink) { s.PodChanged(st) })
 }

@@ -252,6 +252,10 @@ func (e *Engine) noteState(ctx context.Context, c *container, client *monitor.Cl
 		quiet(deleteIn(ctx, client, st.ID), "take back a container that was not started", st.ID)
 		quiet(removeFile(e.exitFile(c.ID)), "forget a process that was not started", st.ID)
 	default:
+		if st.Status == monitor.StatusPaused {
+			// For a checkpoint, which ended with the daemon that asked for it.
+			quiet(client.Resume(ctx, st.ID), "let a container run on that was paused for a checkpoint", st.ID)
+		}
 		e.noteRunning(c, st)
 	}
 }
@@ -297,6 +301,9 @@ func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) {
 	}
 	quiet(e.killMonitor(ctx, p), "kill the monitor of a pod sandbox", p.ID)
 	var all sync.WaitGroup
+	all.Go(func() {
+		quiet(e.killSession(ctx, e.monitorRecord(p)), "kill what the monitor of a pod sandbox left", p.ID)
+	})
 	for _, c := range containers {
 		all.Go(func() { e.loseContainer(ctx, c, end) })
 	}

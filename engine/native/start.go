@@ -69,16 +69,10 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 		e.endStart(c, false)
 		return engine.ContainerStatus{}, err
 	}
-	created, err := e.createProcess(ctx, p, string(id), oci, monitor.CreateArgs{
+	args := monitor.CreateArgs{
 		LogRoot: c.Spec.LogDirectory, LogPath: c.Spec.LogPath, OCIRuntime: program, Stdin: c.Spec.Stdin, StdinOnce: c.Spec.StdinOnce,
-	})
-	var started monitor.State
-	if err == nil {
-		e.mu.Lock()
-		c.born = created.CreatedAt
-		e.mu.Unlock()
-		err = failpoint.Around("native.container.start", func() (err error) { started, err = client.Start(ctx, string(id)); return err })
 	}
+	started, err := e.run(ctx, p, c, client, oci, args)
 	if err != nil {
 		return e.startFailed(ctx, c, client, err)
 	}
@@ -91,6 +85,28 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 	quiet(e.saveContainer(c), "record the start of a container", id)
 	// It runs: a caller that gave up in the last moment must not be told that it does not.
 	return e.ContainerStatus(context.WithoutCancel(ctx), id)
+}
+
+// run makes the container's process and lets it run, or restores it.
+func (e *Engine) run(ctx context.Context, p *pod, c *container, client *monitor.Client, oci *specs.Spec, args monitor.CreateArgs) (monitor.State, error) {
+	if c.Spec.Checkpoint != nil {
+		return e.restoreProcess(ctx, client, c, oci, args)
+	}
+	created, err := e.createProcess(ctx, p, string(c.ID), oci, args)
+	if err != nil {
+		return created, err
+	}
+	e.setBorn(c, created.CreatedAt)
+	var started monitor.State
+	err = failpoint.Around("native.container.start", func() (err error) { started, err = client.Start(ctx, string(c.ID)); return err })
+	return started, err
+}
+
+// setBorn says which process is the container's.
+func (e *Engine) setBorn(c *container, at time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c.born = at
 }
 
 // beginStart: from now on only the monitor knows whether the container runs.
@@ -117,22 +133,30 @@ func (e *Engine) endStart(c *container, started bool) *monitor.State {
 
 // createProcess hands the OCI spec to the pod's monitor; the process waits for Start.
 func (e *Engine) createProcess(ctx context.Context, p *pod, id string, oci *specs.Spec, args monitor.CreateArgs) (monitor.State, error) {
-	data, err := json.Marshal(oci)
-	if err != nil {
+	if err := e.complete(ctx, &args, id, oci); err != nil {
 		return monitor.State{}, err
-	}
-	args.Spec, args.SystemdCgroup = data, e.host.CgroupDriver == engine.SystemdDriver
-	args.ExitFile = e.exitFile(engine.ContainerID(id))
-	if oci.Linux != nil && args.OCIRuntime == "" {
-		args.SeccompFilter = e.filters.of(ctx, oci.Linux.Seccomp)
 	}
 	client := e.monitorOf(p.ID)
 	if client == nil {
 		return monitor.State{}, fmt.Errorf("the pod's monitor has ended: %w", errdefs.ErrUnavailable)
 	}
 	var state monitor.State
-	err = failpoint.Around("native.process.create", func() error { state, err = client.Create(ctx, id, &args); return err })
+	err := failpoint.Around("native.process.create", func() (err error) { state, err = client.Create(ctx, id, &args); return err })
 	return state, err
+}
+
+// complete fills in what is the same for all processes.
+func (e *Engine) complete(ctx context.Context, args *monitor.CreateArgs, id string, oci *specs.Spec) error {
+	data, err := json.Marshal(oci)
+	if err != nil {
+		return err
+	}
+	args.Spec, args.SystemdCgroup = data, e.host.CgroupDriver == engine.SystemdDriver
+	args.ExitFile = e.exitFile(engine.ContainerID(id))
+	if oci.Linux != nil && args.OCIRuntime == "" {
+		args.SeccompFilter = e.filters.of(ctx, oci.Linux.Seccomp)
+	}
+	return nil
 }
 
 // deleteIn has the monitor remove a process with its cgroup and state; where it is still being made, once it is.

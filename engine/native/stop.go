@@ -159,7 +159,9 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 		name, what string
 		do         func() error
 	}{
-		{"remove", "remove the writable layer", func() error { return e.roots.Remove(ctx, id) }},
+		{"remove", "remove the writable layer", func() error {
+			return errors.Join(e.roots.Remove(ctx, id), removeTree(e.checkpointDir(id)))
+		}},
 		{"clear", "remove the bundle and the exit", func() error {
 			c.limits.Lock()
 			defer c.limits.Unlock()
@@ -172,7 +174,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 		}
 	}
 	defer e.tellRemoved(ctx, c, p, described)()
-	if err := e.containerRecords.remove(string(id)); err != nil {
+	if err := e.forgetContainer(c); err != nil {
 		return err
 	}
 	e.mu.Lock()

@@ -25,7 +25,7 @@ var allowed = map[string][]string{
 	"engine/docker":        {"engine", "engine/docker", "crilog", "registry", "internal"},
 	"engine/enginetest":    {"engine", "crilog", "internal"},
 	"engine/imageset":      {"engine", "internal"},
-	"engine/native":        {"engine", "engine/native/cgroup", "engine/native/hook", "engine/native/host", "engine/native/image", "engine/native/ns", "engine/native/rootfs", "engine/native/spec", "crilog", "internal"},
+	"engine/native":        {"engine", "engine/native/cgroup", "engine/native/checkpoint", "engine/native/hook", "engine/native/host", "engine/native/image", "engine/native/ns", "engine/native/rootfs", "engine/native/spec", "crilog", "internal"},
 	"engine/native/cgroup": {"engine", "engine/native/host", "internal"},
 	"engine/native/hook":   {"engine"},
 	"engine/native/host":   {"engine", "internal"},
@@ -43,6 +43,8 @@ var allowed = map[string][]string{
 	"stats":                {"engine", "internal"},
 	"streaming":            {"internal"},
 	"translator":           {"engine", "crilog", "internal"},
+
+	"engine/native/checkpoint": {"engine/native/image"},
 }
 
 // onlyIn keeps a module out of all rooms but these.

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -129,6 +130,29 @@ func (s *Store) readConfig(id engine.ImageID) (*ocispec.Image, error) {
 		return nil, fmt.Errorf("read the config of image %s: %w", id, err)
 	}
 	return parseConfig(data)
+}
+
+// Annotations are those of the image's manifests, which may be several of one content.
+func (s *Store) Annotations(_ context.Context, id engine.ImageID) (map[string]string, error) {
+	s.mu.Lock()
+	img := s.images[id]
+	s.mu.Unlock()
+	if img == nil {
+		return nil, notFound(string(id))
+	}
+	all := map[string]string{}
+	for i := range img.record.Manifests {
+		data, err := s.readBlob(img.record.Manifests[i].Manifest.Digest, s.options.Limits.Manifest)
+		if err != nil {
+			return nil, fmt.Errorf("read the manifest of image %s: %w", id, err)
+		}
+		var m ocispec.Manifest
+		if err := json.Unmarshal(data, &m); err != nil {
+			return nil, fmt.Errorf("read the manifest of image %s: %w", id, err)
+		}
+		maps.Copy(all, m.Annotations)
+	}
+	return all, nil
 }
 
 // LayerDirs are the folders of an image's layers, lowest first, in the form of overlay. They stay as long as the image is

@@ -159,7 +159,7 @@ type RestoreArgs struct {
 	FileLocks      bool   `json:"fileLocks,omitempty"`
 }
 
-// CheckpointArgs writes a checkpoint of a running container with CRIU.
+// CheckpointArgs writes a checkpoint of a running or paused container with CRIU. A paused one stays so.
 type CheckpointArgs struct {
 	ImagePath      string `json:"imagePath"`
 	WorkPath       string `json:"workPath"`

@@ -17,6 +17,7 @@ import (
 
 	"crishim/engine/native/monitor"
 	"crishim/engine/native/monitor/serve"
+	"crishim/engine/native/oom"
 )
 
 // container is a serve.Container.
@@ -176,32 +177,12 @@ func (c *container) CgroupPaths() map[string]string { return c.paths }
 
 func (c *container) Destroy() error { return c.remove() }
 
-// OOMKills reads the counter of the container's cgroup.
-func (c *container) OOMKills() (uint64, error) {
-	for controller, file := range map[string]string{"": "memory.events", "memory": "memory.oom_control"} {
-		dir := c.paths[controller]
-		if dir == "" {
-			continue
-		}
-		data, err := os.ReadFile(filepath.Join(dir, file))
-		if errors.Is(err, os.ErrNotExist) {
-			continue // a hybrid's cgroup v2 has no memory
-		}
-		if err != nil {
-			return 0, err
-		}
-		for line := range strings.Lines(string(data)) {
-			if value, ok := strings.CutPrefix(line, "oom_kill "); ok {
-				return strconv.ParseUint(strings.TrimSpace(value), 10, 64)
-			}
-		}
-	}
-	return 0, nil
-}
+// OOMKills is serve.Container's.
+func (c *container) OOMKills() (uint64, error) { return oom.Kills(c.paths) }
 
-// NotifyOOM is not had from a program; the count at the exit is.
-func (c *container) NotifyOOM(func()) (stop func(), err error) {
-	return nil, fmt.Errorf("OOM events of an OCI runtime's container: %w", errdefs.ErrNotImplemented)
+// NotifyOOM is serve.Container's.
+func (c *container) NotifyOOM(notify func()) (stop func(), err error) {
+	return oom.Notify(c.paths, notify)
 }
 
 // cgroupPaths are the cgroup's directories by controller, "" for version 2's.

@@ -109,6 +109,8 @@ type Layers struct {
 	Idmap *Idmap
 	// Label is the SELinux label of all files, "" without.
 	Label string
+	// Fill, where it is set, fills the new writable layer of a container as an image's layer is unpacked.
+	Fill func(upper *os.File) error
 }
 
 // Idmap is a user namespace: its mapping and a path of it (a pin of package ns).
@@ -175,6 +177,11 @@ func (s *Store) mount(ctx context.Context, id engine.ContainerID, l *Layers) (Ro
 			return root, err
 		}
 	}
+	if l.Fill != nil {
+		if err := fill(root.Upper, l.Fill); err != nil {
+			return root, err
+		}
+	}
 	if err := makeEtc(root.Upper, l); err != nil {
 		return root, err
 	}
@@ -185,6 +192,16 @@ func (s *Store) mount(ctx context.Context, id engine.ContainerID, l *Layers) (Ro
 	defer lowers.close()
 	o := overlay{lowers: lowers, upper: root.Upper, work: work, label: l.Label, scratch: filepath.Join(s.container(id), "lower")}
 	return root, o.mount(root.Path)
+}
+
+// fill has the writable layer filled.
+func fill(upper string, do func(*os.File) error) error {
+	dir, err := os.Open(upper)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	return do(dir)
 }
 
 func (s *Store) rootfs(id engine.ContainerID) Rootfs {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"sync"
 	"syscall"
 	"time"
@@ -20,6 +19,7 @@ import (
 
 	"crishim/engine/native/monitor"
 	"crishim/engine/native/monitor/serve"
+	"crishim/engine/native/oom"
 )
 
 // container is a serve.Container.
@@ -162,28 +162,26 @@ func (c *container) Pause() error {
 }
 
 func (c *container) Resume() error {
-	if err := c.container.Resume(); err != nil {
+	// CRIU may have thawed it.
+	if err := c.container.Resume(); err != nil && !errors.Is(err, libcontainer.ErrNotPaused) {
 		return fmt.Errorf("resume container %s: %w", c.id, err)
 	}
 	return nil
 }
 
 func (c *container) Checkpoint(args *monitor.CheckpointArgs) error {
-	return criuError(c.container.Checkpoint(&libcontainer.CriuOpts{
+	return criuError("dump", c.container.Checkpoint(&libcontainer.CriuOpts{
 		ImagesDirectory: args.ImagePath, WorkDirectory: args.WorkPath, LeaveRunning: args.LeaveRunning,
 		TcpEstablished: args.TCPEstablished, FileLocks: args.FileLocks, ManageCgroupsMode: "ignore",
 	}), args.WorkPath)
 }
 
-// criuError says where CRIU's reason is, and whether it is there at all.
-func criuError(err error, work string) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, exec.ErrNotFound):
-		return fmt.Errorf("checkpoints need the program criu: %w: %w", err, errdefs.ErrNotImplemented)
-	}
-	return fmt.Errorf("%w (see CRIU's log in %s)", err, work)
+// OOMKills counts the container's own processes: whichever cgroup's limit it was, or the machine's.
+func (c *container) OOMKills() (uint64, error) { return oom.Kills(c.paths) }
+
+// NotifyOOM is serve.Container's.
+func (c *container) NotifyOOM(notify func()) (stop func(), err error) {
+	return oom.Notify(c.paths, notify)
 }
 
 func (c *container) CgroupPaths() map[string]string { return c.paths }

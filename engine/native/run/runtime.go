@@ -91,13 +91,26 @@ func (p *plan) Create(stdio serve.Stdio) (serve.Container, error) {
 
 func (p *plan) Restore(stdio serve.Stdio, args *monitor.RestoreArgs) (serve.Container, error) {
 	return p.make(stdio, func(c *libcontainer.Container, first *libcontainer.Process) error {
-		return criuError(c.Restore(first, &libcontainer.CriuOpts{
+		return criuError("restore", c.Restore(first, &libcontainer.CriuOpts{
 			ImagesDirectory: args.ImagePath, WorkDirectory: args.WorkPath,
 			TcpEstablished: args.TCPEstablished, FileLocks: args.FileLocks,
+			// The images name a profile too, of whoever made them.
+			LsmProfile: lsmProfile(p.spec), LsmMountContext: p.spec.Linux.MountLabel,
 			// The cgroup is made anew, by whose limits the pod runs now.
 			ManageCgroupsMode: "ignore",
 		}), args.WorkPath)
 	})
+}
+
+// lsmProfile is the specification's security profile, as CRIU names it.
+func lsmProfile(s *specs.Spec) string {
+	switch {
+	case s.Process.SelinuxLabel != "":
+		return "selinux:" + s.Process.SelinuxLabel
+	case s.Process.ApparmorProfile != "":
+		return "apparmor:" + s.Process.ApparmorProfile
+	}
+	return ""
 }
 
 func (p *plan) make(stdio serve.Stdio, start func(*libcontainer.Container, *libcontainer.Process) error) (_ serve.Container, err error) {

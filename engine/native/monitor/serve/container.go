@@ -291,8 +291,8 @@ func (c *container) move(from, to monitor.Status, do func() error) (any, error) 
 func (c *container) checkpoint(args *monitor.CheckpointArgs) (any, error) {
 	c.op.Lock()
 	defer c.op.Unlock()
-	if status := c.currentStatus(); status != monitor.StatusRunning {
-		return nil, fmt.Errorf("container %s is %s, not running: %w", c.id, status, errdefs.ErrFailedPrecondition)
+	if status := c.currentStatus(); status != monitor.StatusRunning && status != monitor.StatusPaused {
+		return nil, fmt.Errorf("container %s is %s, neither running nor paused: %w", c.id, status, errdefs.ErrFailedPrecondition)
 	}
 	return nil, c.server.reaper.Guard(func() error { return c.runtime.Checkpoint(args) })
 }

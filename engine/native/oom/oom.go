@@ -1,10 +1,8 @@
-//go:build cgo
-
-package run
+// Package oom owns what the kernel tells of a cgroup that wants memory: how many of its processes were killed for it, and when
+// that happens. A cgroup is given by its directories: by controller, "" for version 2's.
+package oom
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -13,13 +11,24 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
 
-// OOMKills reads the counter of the container's own processes: whichever cgroup's limit it was, or the machine's.
-func (c *container) OOMKills() (uint64, error) {
-	path := c.oomFile()
+// file has a line "oom_kill N" on both versions; "" without a memory controller. A hybrid's version 2 has none.
+func file(paths map[string]string) (path string, v2 bool) {
+	if dir := paths["memory"]; dir != "" {
+		return filepath.Join(dir, "memory.oom_control"), false
+	}
+	if dir := paths[""]; dir != "" {
+		return filepath.Join(dir, "memory.events"), true
+	}
+	return "", false
+}
+
+// Kills reads the counter of the cgroup's own processes: whichever cgroup's limit it was, or the machine's. 0 on kernels that
+// do not count (before 4.13).
+func Kills(paths map[string]string) (uint64, error) {
+	path, _ := file(paths)
 	if path == "" {
 		return 0, nil
 	}
@@ -27,37 +36,25 @@ func (c *container) OOMKills() (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), "oom_kill "); ok {
-			return strconv.ParseUint(value, 10, 64)
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			return strconv.ParseUint(strings.TrimSpace(value), 10, 64)
 		}
 	}
-	return 0, nil // a kernel before 4.13
+	return 0, nil
 }
 
-// oomFile has a line "oom_kill N" on both versions; "" without a memory controller.
-func (c *container) oomFile() string {
-	if cgroups.IsCgroup2UnifiedMode() {
-		if c.paths[""] == "" {
-			return ""
-		}
-		return filepath.Join(c.paths[""], "memory.events")
-	}
-	if c.paths["memory"] == "" {
-		return ""
-	}
-	return filepath.Join(c.paths["memory"], "memory.oom_control")
-}
+// patience is the last pause before a wake is taken for another's; they double.
+const patience = time.Second
 
-// NotifyOOM is serve.Container's. What is waited for is in the runtime's poller: it holds no thread.
-func (c *container) NotifyOOM(notify func()) (stop func(), err error) {
-	path := c.oomFile()
+// Notify calls notify after each kill until stop. What is waited for is in the runtime's poller: it holds no thread.
+func Notify(paths map[string]string, notify func()) (stop func(), err error) {
+	path, v2 := file(paths)
 	if path == "" {
 		return nil, errors.New("no memory controller")
 	}
 	var source *os.File
-	if cgroups.IsCgroup2UnifiedMode() {
+	if v2 {
 		source, err = watchEvents(path)
 	} else {
 		source, err = watchControl(path)
@@ -65,7 +62,7 @@ func (c *container) NotifyOOM(notify func()) (stop func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: %w", path, err)
 	}
-	before, _ := c.OOMKills()
+	before, _ := Kills(paths)
 	go func() {
 		buf := make([]byte, 4096)
 		for {
@@ -73,13 +70,17 @@ func (c *container) NotifyOOM(notify func()) (stop func(), err error) {
 				return
 			}
 			// The end of the cgroup, and other counters of the file, wake it too; version 1 wakes before it kills.
-			for range 5 {
-				if now, err := c.OOMKills(); err == nil && now > before {
+			for wait := time.Millisecond; wait <= patience; wait *= 2 {
+				now, err := Kills(paths)
+				if err != nil {
+					break
+				}
+				if now > before {
 					before = now
 					notify()
 					break
 				}
-				time.Sleep(20 * time.Millisecond)
+				time.Sleep(wait)
 			}
 		}
 	}()

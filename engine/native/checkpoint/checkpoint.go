@@ -1,0 +1,84 @@
+// Package checkpoint owns the archive of a container's checkpoint, in the form that CRI-O, containerd and checkpointctl know:
+// CRIU's images below checkpoint/, spec.dump (the OCI specification), config.dump, and what the container changed of its
+// image's files in rootfs-diff.tar.
+//
+// An archive that is read is hostile in its form: names lead nowhere and sizes are bounded. What CRIU makes of its images is
+// not checked by anybody: they decide what runs, and with which rights. Mounts, devices and tags in it are not used.
+package checkpoint
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// The names in an archive.
+const (
+	ImagesDir  = "checkpoint" // CRIU's
+	specDump   = "spec.dump"
+	configDump = "config.dump"
+	rootDiff   = "rootfs-diff.tar"
+)
+
+// Config is config.dump, in the words of checkpointctl.
+type Config struct {
+	ID              string    `json:"id"`
+	Name            string    `json:"name"`
+	RootfsImage     string    `json:"rootfsImage,omitempty"`
+	RootfsImageRef  string    `json:"rootfsImageRef,omitempty"`
+	RootfsImageName string    `json:"rootfsImageName,omitempty"`
+	OCIRuntime      string    `json:"runtime,omitempty"`
+	CreatedTime     time.Time `json:"createdTime"`
+	CheckpointedAt  time.Time `json:"checkpointedTime"`
+}
+
+// SaveFiles adds to work, which has ImagesDir, what the container changed of its root: the writable layer at upper.
+func SaveFiles(ctx context.Context, work, upper string) error {
+	err := writeNew(filepath.Join(work, rootDiff), func(f *os.File) error { return writeDiff(ctx, upper, f) })
+	if err != nil {
+		return fmt.Errorf("pack what the container changed: %w", err)
+	}
+	return nil
+}
+
+// Pack makes an archive at location, of work with what SaveFiles added and the rest. It is there whole or not at all.
+func Pack(ctx context.Context, work string, config *Config, oci *specs.Spec, location string) error {
+	for name, content := range map[string]any{specDump: oci, configDump: config} {
+		data, err := json.Marshal(content)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(work, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	temp, err := os.CreateTemp(filepath.Dir(location), filepath.Base(location)+".tmp-*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("write the checkpoint: %w", err)
+	}
+	err = writeTree(ctx, work, temp, ImagesDir, specDump, configDump, rootDiff)
+	err = errors.Join(err, temp.Sync(), temp.Close())
+	if err == nil {
+		err = os.Rename(temp.Name(), location)
+	}
+	if err != nil {
+		_ = os.Remove(temp.Name())
+		return fmt.Errorf("write the checkpoint: %w", err)
+	}
+	return nil
+}
+
+// writeNew makes a file that only root reads; it must not be there.
+func writeNew(path string, write func(*os.File) error) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(f), f.Sync(), f.Close())
+}

@@ -1,0 +1,226 @@
+package checkpoint
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// entries are what a tar has, by name; a folder's name ends with a slash, a link has its target for content.
+func entries(t *testing.T, data []byte) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	for r := tar.NewReader(bytes.NewReader(data)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return found
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[h.Name] = string(content) + h.Linkname
+	}
+}
+
+// Rows: S68 (part)
+func TestACheckpointsArchive(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("whiteouts need root")
+	}
+	dir := t.TempDir()
+	work, upper, location := filepath.Join(dir, "work"), filepath.Join(dir, "upper"), filepath.Join(dir, "c.tar")
+	for _, d := range []string{filepath.Join(work, ImagesDir), filepath.Join(upper, "etc"), filepath.Join(upper, "all")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secret := filepath.Join(dir, "secret")
+	for path, content := range map[string]string{
+		filepath.Join(work, ImagesDir, "core-1.img"): "image", filepath.Join(work, "dump.log"): "log", secret: "secret", filepath.Join(upper, "etc/new"): "new",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(secret, filepath.Join(upper, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mknod(filepath.Join(upper, "etc/gone"), unix.S_IFCHR, 0); err != nil {
+		t.Skipf("no whiteouts here: %v", err)
+	}
+	if err := unix.Mkfifo(filepath.Join(upper, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opaque := unix.Setxattr(filepath.Join(upper, "all"), "trusted.overlay.opaque", []byte("y"), 0) == nil
+	config := &Config{ID: "4567", Name: "c", RootfsImageRef: "sha256:ab", CreatedTime: time.Now()}
+	oci := &specs.Spec{Version: specs.Version, Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/", Env: []string{"A=1", "HOSTNAME=x"}}}
+	if err := SaveFiles(t.Context(), work, upper); err != nil {
+		t.Fatal(err)
+	}
+	if err := Pack(t.Context(), work, config, oci, location); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(location); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	data, err := os.ReadFile(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := entries(t, data)
+	want := []string{"checkpoint/", "checkpoint/core-1.img", "config.dump", "rootfs-diff.tar", "spec.dump"}
+	if got := slices.Sorted(maps.Keys(all)); !slices.Equal(got, want) {
+		t.Errorf("the archive has %v, want %v", got, want)
+	}
+	if got, err := ReadConfig(t.Context(), File(location)); err != nil || got.ID != "4567" || got.RootfsImageRef != "sha256:ab" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	diff := entries(t, []byte(all["rootfs-diff.tar"]))
+	want = []string{"all/", "etc/", "etc/.wh.gone", "etc/new", "fifo", "link"}
+	if opaque {
+		want = append(want, "all/.wh..wh..opq")
+	}
+	slices.Sort(want)
+	if got := slices.Sorted(maps.Keys(diff)); !slices.Equal(got, want) || diff["etc/new"] != "new" || diff["link"] != secret {
+		t.Errorf("the difference has %v, want %v", diff, want)
+	}
+	if strings.Contains(all["rootfs-diff.tar"], "secret\x00\x00secret") || diff["link"] == "secret" {
+		t.Error("a link was followed")
+	}
+	restoresFrom(t, File(location), opaque)
+	layer := filepath.Join(dir, "layer")
+	if err := os.Mkdir(layer, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "tar", "-x", "-C", layer, "-f", location)
+	restoresFrom(t, Tree(layer), opaque)
+	if left, _ := filepath.Glob(location + ".*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	// A link at the location is replaced, not followed.
+	if err := os.Remove(location); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(secret, location); err != nil {
+		t.Fatal(err)
+	}
+	if err := Pack(t.Context(), work, config, oci, location); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(secret); err != nil || string(data) != "secret" {
+		t.Errorf("the link at the location was followed: %q, %v", data, err)
+	}
+}
+
+func run(t *testing.T, program string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %v: %v\n%s", program, args, err, out)
+	}
+}
+
+// restoresFrom unpacks what TestACheckpointsArchive has packed.
+func restoresFrom(t *testing.T, source Source, opaque bool) {
+	t.Helper()
+	dir, upper := filepath.Join(t.TempDir(), "restored"), t.TempDir()
+	if err := Extract(t.Context(), source, dir); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(dir, ImagesDir, "core-1.img")); err != nil || string(data) != "image" {
+		t.Errorf("CRIU's image is %q, %v", data, err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "dump.log")); err == nil {
+		t.Error("more than the checkpoint was unpacked")
+	}
+	into, err := os.Open(upper)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = into.Close() }()
+	if err := RestoreFiles(t.Context(), dir, into); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(upper, "etc/new")); err != nil || string(data) != "new" {
+		t.Errorf("etc/new is %q, %v", data, err)
+	}
+	if info, err := os.Lstat(filepath.Join(upper, "etc/gone")); err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		t.Errorf("what was removed is %v, %v", info, err)
+	}
+	value := make([]byte, 8)
+	if n, err := unix.Getxattr(filepath.Join(upper, "all"), "trusted.overlay.opaque", value); opaque && (err != nil || string(value[:n]) != "y") {
+		t.Errorf("the folder is opaque: %q, %v", value[:max(n, 0)], err)
+	}
+	same := &specs.Spec{Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/", Env: []string{"HOSTNAME=y", "A=1"}}}
+	if err := CheckProcess(dir, same); err != nil {
+		t.Errorf("the same process: %v", err)
+	}
+	other := &specs.Spec{Process: &specs.Process{Args: []string{"sleep"}, Cwd: "/", Env: []string{"A=2"}}}
+	if err := CheckProcess(dir, other); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "environment") {
+		t.Errorf("another environment: %v", err)
+	}
+}
+
+// What is no checkpoint, or means harm, is refused with its class and leaves nothing outside.
+//
+// Rows: S68 (part)
+func TestHostileArchivesAreRefused(t *testing.T) {
+	image := tar.Header{Typeflag: tar.TypeReg, Name: "checkpoint/a.img", Mode: 0o600}
+	for name, tt := range map[string]struct {
+		entries []tar.Header
+		is      func(error) bool
+	}{
+		"nothing":              {nil, errdefs.IsInvalidArgument},
+		"only links":           {[]tar.Header{{Typeflag: tar.TypeSymlink, Name: "checkpoint", Linkname: "/etc"}}, errdefs.IsInvalidArgument},
+		"names that lead away": {[]tar.Header{{Typeflag: tar.TypeReg, Name: "../checkpoint/x"}, {Typeflag: tar.TypeReg, Name: "/checkpoint/x"}, {Typeflag: tar.TypeReg, Name: "checkpoint/../../x"}, {Typeflag: tar.TypeReg, Name: "checkpoint/sub/x"}}, errdefs.IsInvalidArgument},
+		"a name twice":         {[]tar.Header{image, image}, os.IsExist},
+		"of CRI-O":             {[]tar.Header{image, {Typeflag: tar.TypeReg, Name: "deleted.files"}}, errdefs.IsNotImplemented},
+		"fine":                 {[]tar.Header{image}, func(err error) bool { return err == nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var data bytes.Buffer
+			w := tar.NewWriter(&data)
+			for _, header := range tt.entries {
+				if err := w.WriteHeader(&header); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			parent := t.TempDir()
+			location := filepath.Join(parent, "c.tar")
+			if err := os.WriteFile(location, data.Bytes(), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			err := Extract(t.Context(), File(location), filepath.Join(parent, "to"))
+			if cause := errors.Unwrap(err); !tt.is(err) && !tt.is(cause) {
+				t.Errorf("%v", err)
+			}
+			if left, err := os.ReadDir(parent); err != nil || len(left) != 2 {
+				t.Errorf("outside are %v, %v", left, err)
+			}
+		})
+	}
+	for _, path := range []string{"/dev/zero", t.TempDir(), "/nonexistent"} {
+		if _, err := ReadConfig(t.Context(), File(path)); err == nil {
+			t.Errorf("%s was read", path)
+		}
+	}
+}
