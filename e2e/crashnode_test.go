@@ -181,7 +181,7 @@ func (f *faults) restart(t *testing.T) {
 			f.arm(t)
 			f.n.Shim.StartWithoutWaiting()
 		}
-		call, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		call, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		reply, err := f.n.Shim.Runtime.Status(call, &runtimeapi.StatusRequest{})
 		for _, condition := range reply.GetStatus().GetConditions() {

@@ -33,10 +33,10 @@ func TestExecSyncTimeoutEndsTheWholeProcessTree(t *testing.T) {
 	began := time.Now()
 	_, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 1, Cmd: []string{"sh", "-c", "sleep 4321 & sleep 1234; true"}})
 	wantCode(t, "an exec that runs too long", err, codes.DeadlineExceeded)
-	if took := time.Since(began); took < time.Second || took > 5*time.Second {
+	if took := time.Since(began); took < time.Second || took > 20*time.Second {
 		t.Errorf("it took %v, want 1 s and a little", took)
 	}
-	harness.Eventually(t, 5*time.Second, "the end of the exec's processes", func() error {
+	harness.Eventually(t, 30*time.Second, "the end of the exec's processes", func() error {
 		if ps := c.Output("ps"); strings.Contains(ps, "sleep 1234") || strings.Contains(ps, "sleep 4321") {
 			return fmt.Errorf("still there:\n%s", ps)
 		}
@@ -52,7 +52,7 @@ func TestExecSyncOutlivesNoCaller(t *testing.T) {
 	defer cancel()
 	_, err := n.Shim.Runtime.ExecSync(short, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sleep", "2345"}})
 	wantCode(t, "an exec whose caller left", err, codes.DeadlineExceeded)
-	harness.Eventually(t, 10*time.Second, "the end of the exec's process", func() error {
+	harness.Eventually(t, 30*time.Second, "the end of the exec's process", func() error {
 		if ps := c.Output("ps"); strings.Contains(ps, "sleep 2345") {
 			return fmt.Errorf("still there:\n%s", ps)
 		}
@@ -66,7 +66,7 @@ func TestExecSyncDoesNotWaitForChildrenThatHoldTheOutput(t *testing.T) {
 	c := n.RunPod(t, "drain").Run("c", n.Registry.Ref(harness.Busybox), forever)
 	began := time.Now()
 	reply := c.Exec("sh", "-c", "sleep 60 & echo started")
-	if took := time.Since(began); took > 6*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("it took %v", took)
 	}
 	if string(reply.Stdout) != "started\n" || reply.ExitCode != 0 {
@@ -190,7 +190,7 @@ func TestPortForwardReachesThePod(t *testing.T) {
 	pod := n.RunPod(t, "forward")
 	pod.Run("echo", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "tcp", "127.0.0.1:7"})
 	var forward *harness.Forward
-	harness.Eventually(t, 10*time.Second, "an echo through the port-forward", func() (err error) {
+	harness.Eventually(t, 30*time.Second, "an echo through the port-forward", func() (err error) {
 		if forward, err = harness.ForwardSPDY(pod.PortForwardURL(7), 7); err != nil {
 			return err
 		}

@@ -13,15 +13,40 @@ import (
 	"crishim/e2e/harness"
 )
 
-// A kubelet that speaks only runtime.v1alpha2 runs the core of pods, exec, logs and restarts. It has no figures of a network: it
-// takes those from its own cAdvisor, which knows only containerd's and CRI-O's pods.
+// A kubelet that speaks only runtime.v1alpha2 runs the core of pods, exec, logs and restarts.
 func TestKubelet122(t *testing.T) {
 	wholeKubelet(t)
 	recordKubelet(t, harness.Kubelet122, len(kubeletCore))
-	n := node(t)
-	host := t.TempDir()
-	k := harness.StartKubelet(t, n, harness.KubeletOptions{Version: harness.Kubelet122})
-	runKubeletCore(t, n, k, host, "statistics and metrics name processor, memory, files and network")
+	runOldKubelet(t, node(t), harness.KubeletOptions{Version: harness.Kubelet122})
+}
+
+// A kubelet that speaks both versions does as well with a runtime that has only one of them.
+func TestKubelet123(t *testing.T) {
+	wholeKubelet(t)
+	if os.Getenv("E2E_KUBELET") != kubeletMatrix {
+		t.Skip("left to `make matrix` and `make test-kubelet RUN=TestKubelet123`")
+	}
+	for _, version := range []string{"v1", "v1alpha2"} {
+		t.Run(version, func(t *testing.T) {
+			recordKubelet(t, harness.Kubelet123, len(kubeletCore))
+			n := node(t)
+			runOldKubelet(t, n, harness.KubeletOptions{Version: harness.Kubelet123, Endpoint: harness.StartCRIEndpoint(t, n.Shim, version)})
+		})
+	}
+}
+
+// The families of what every kubelet can do, by the one that speaks only runtime.v1alpha2.
+func TestKubelet122Scenarios(t *testing.T) {
+	runKubeletScenarios(t, kubeletFamilies, harness.KubeletOptions{Version: harness.Kubelet122})
+}
+
+// runOldKubelet runs the core of pods by a kubelet that takes the figures of a network from its own cAdvisor, which knows only
+// containerd's and CRI-O's pods.
+func runOldKubelet(t *testing.T, n *harness.Node, options harness.KubeletOptions) {
+	t.Helper()
+	const withoutNetwork = "statistics and metrics name processor, memory, files and network"
+	k := harness.StartKubelet(t, n, options)
+	runKubeletCore(t, n, k, t.TempDir(), withoutNetwork)
 	harness.Eventually(t, time.Minute, "figures of a container", func() error {
 		stats, err := k.StatsSummary("volumes")
 		if err != nil {

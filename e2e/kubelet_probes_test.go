@@ -12,7 +12,7 @@ import (
 	"crishim/e2e/harness"
 )
 
-// What a kubelet asks of a runtime in the course of a container's life: probes that fail, sidecars, hooks, restarts.
+// What a kubelet asks of a runtime in the course of a container's life: probes that fail, hooks, restarts.
 var kubeletProbeFamily = kubeletFamily{
 	pods: map[string]string{
 		"failing": `
@@ -52,6 +52,28 @@ var kubeletProbeFamily = kubeletFamily{
     command: [sh, -c, "echo first; echo the last words >&2; exit 4"]
     terminationMessagePolicy: FallbackToLogsOnError`,
 
+		"pre-stop": `
+  terminationGracePeriodSeconds: 10
+  containers:
+  - name: web
+    image: IMAGE
+    command: [sh, -c, "trap 'exit 0' TERM; httpd -f -vv -p 84 -h /tmp 2>> /host/pre-stop & while :; do sleep 0.1; done"]
+    startupProbe: {tcpSocket: {port: 84}, periodSeconds: 1, failureThreshold: 60}
+    lifecycle: {preStop: {httpGet: {port: 84, path: /the-end}}}
+    volumeMounts: [{name: host, mountPath: /host}]
+  volumes: [{name: host, hostPath: {path: DIR}}]`,
+	},
+	steps: []kubeletStep{
+		{"containers whose exec and tcp liveness fail are restarted, and no other", kubeletLivenessFails},
+		{"startup probes, slow answers and postStart hooks that fail restart, with back-off", kubeletNeverStarts},
+		{"a termination message is taken from the log", kubeletMessageFromLog},
+		{"a preStop hook by http comes before SIGTERM", kubeletPreStopHTTP},
+	},
+}
+
+// Sidecars are Kubernetes' own since 1.29.
+var kubeletSidecarFamily = kubeletFamily{
+	pods: map[string]string{
 		"sidecars": `
   terminationGracePeriodSeconds: 10
   initContainers:
@@ -71,24 +93,9 @@ var kubeletProbeFamily = kubeletFamily{
     command: [sh, -c, "echo main >> /host/sidecars; trap 'echo main ends >> /host/sidecars; exit 0' TERM; while :; do sleep 0.1; done"]
     volumeMounts: [{name: host, mountPath: /host}]
   volumes: [{name: host, hostPath: {path: DIR}}]`,
-
-		"pre-stop": `
-  terminationGracePeriodSeconds: 10
-  containers:
-  - name: web
-    image: IMAGE
-    command: [sh, -c, "trap 'exit 0' TERM; httpd -f -vv -p 84 -h /tmp 2>> /host/pre-stop & while :; do sleep 0.1; done"]
-    startupProbe: {tcpSocket: {port: 84}, periodSeconds: 1, failureThreshold: 60}
-    lifecycle: {preStop: {httpGet: {port: 84, path: /the-end}}}
-    volumeMounts: [{name: host, mountPath: /host}]
-  volumes: [{name: host, hostPath: {path: DIR}}]`,
 	},
 	steps: []kubeletStep{
-		{"containers whose exec and tcp liveness fail are restarted, and no other", kubeletLivenessFails},
-		{"startup probes, slow answers and postStart hooks that fail restart, with back-off", kubeletNeverStarts},
-		{"a termination message is taken from the log", kubeletMessageFromLog},
 		{"sidecars start before and end after the containers, and are restarted alone", kubeletSidecars},
-		{"a preStop hook by http comes before SIGTERM", kubeletPreStopHTTP},
 	},
 }
 

@@ -84,7 +84,19 @@ var kubeletSecurityFamily = kubeletFamily{
   containers:
   - {name: one, image: IMAGE, command: [testserver, on-term, "11"]}
   - {name: two, image: IMAGE, command: [testserver, on-term, "22"]}`,
+	},
+	steps: []kubeletStep{
+		{"users, groups and sysctls are the pod's", kubeletUsers},
+		{"a container that must not be root's and is does not start", kubeletIsRoot},
+		{"capabilities, seccomp profiles and a read-only root are the container's", kubeletRights},
+		{"a pod may be in the host's namespaces", kubeletHostNamespaces},
+		{"containers share processes", kubeletSharedPIDs},
+	},
+}
 
+// Pods have users of their own since Kubernetes 1.33.
+var kubeletOwnUsersFamily = kubeletFamily{
+	pods: map[string]string{
 		"own-users": `
   terminationGracePeriodSeconds: 1
   hostUsers: false
@@ -96,11 +108,6 @@ var kubeletSecurityFamily = kubeletFamily{
   volumes: [{name: scratch, emptyDir: {}}]`,
 	},
 	steps: []kubeletStep{
-		{"users, groups and sysctls are the pod's", kubeletUsers},
-		{"a container that must not be root's and is does not start", kubeletIsRoot},
-		{"capabilities, seccomp profiles and a read-only root are the container's", kubeletRights},
-		{"a pod may be in the host's namespaces", kubeletHostNamespaces},
-		{"containers share processes", kubeletSharedPIDs},
 		{"a pod has users of its own where the engine can", kubeletOwnUsers},
 	},
 }

@@ -509,13 +509,23 @@ func kubeletShimKilled(t *testing.T, n *harness.Node, k *harness.Kubelet, _ stri
 	checkKept(t, n, k, n.Shim.KillAndRestart)
 }
 
-// checkKept checks that what disturb does restarts no container, and that the kubelet then still works with all of them.
+// process is the number and the start time, on the host, of a container's first process.
+func process(t *testing.T, n *harness.Node, k *harness.Kubelet, pod, container string) string {
+	t.Helper()
+	_, id, _ := strings.Cut(k.WaitReady(t, pod).Container(container).ContainerID, "://")
+	pid := n.HostPID(t, id)
+	return fmt.Sprintf("%d of %s", pid, harness.StartTime(pid))
+}
+
+// checkKept checks that what disturb does restarts no container and loses no line of a log (gate SURV), and that the kubelet then
+// still works with all of them.
 func checkKept(t *testing.T, n *harness.Node, k *harness.Kubelet, disturb func()) {
 	t.Helper()
 	before := map[string]map[string]string{}
 	for _, name := range longLived {
 		before[name] = k.WaitReady(t, name).ContainerIDs()
 	}
+	slow, lines := process(t, n, k, "chatty", "slow"), strings.Count(k.Logs(t, "chatty", "slow"), "\n")
 	disturb()
 	disturbed := time.Now()
 	for _, name := range longLived {
@@ -534,6 +544,19 @@ func checkKept(t *testing.T, n *harness.Node, k *harness.Kubelet, disturb func()
 			if was := before[name][container]; was != id {
 				t.Errorf("container %s of pod %s was %s and is %s", container, name, was, id)
 			}
+		}
+	}
+	if now := process(t, n, k, "chatty", "slow"); now != slow {
+		t.Errorf("process %s became %s", slow, now)
+	}
+	log := strings.SplitAfter(strings.TrimSuffix(k.Logs(t, "chatty", "slow"), "\n"), "\n")
+	if len(log) <= lines {
+		t.Errorf("a log of %d lines has %d", lines, len(log))
+	}
+	for i, line := range log {
+		if want := fmt.Sprintf("line %d ", i); strings.TrimSuffix(line, "\n") != want {
+			t.Errorf("line %d of a log is %q", i, line)
+			break
 		}
 	}
 	web := k.WaitReady(t, "web")

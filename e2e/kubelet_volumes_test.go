@@ -49,7 +49,16 @@ var kubeletVolumeFamily = kubeletFamily{
     command: [testserver, on-term, "0"]
     volumeMounts: [{name: host, mountPath: /host}]
   volumes: [{name: host, hostPath: {path: DIR}}]`,
+	},
+	steps: []kubeletStep{
+		{"a volume of the pod's own data is written like a projected one, read-only", kubeletProjected},
+		{"mounts propagate to and from containers as they ask", kubeletPropagation},
+	},
+}
 
+// Images are volumes since Kubernetes 1.33.
+var kubeletImageVolumeFamily = kubeletFamily{
+	pods: map[string]string{
 		"image-volume": `
   terminationGracePeriodSeconds: 1
   containers:
@@ -62,8 +71,6 @@ var kubeletVolumeFamily = kubeletFamily{
   volumes: [{name: files, image: {reference: FILES, pullPolicy: IfNotPresent}}]`,
 	},
 	steps: []kubeletStep{
-		{"a volume of the pod's own data is written like a projected one, read-only", kubeletProjected},
-		{"mounts propagate to and from containers as they ask", kubeletPropagation},
 		{"an image is a volume", kubeletImageVolume},
 	},
 }

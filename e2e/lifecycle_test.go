@@ -283,9 +283,9 @@ func TestStopGivesGraceThenKills(t *testing.T) {
 		code     int32
 		min, max time.Duration
 	}{
-		{"a process that ends at SIGTERM", []string{"/bin/testserver", "on-term", "5"}, 30, 5, 0, 10 * time.Second},
-		{"a process that ignores SIGTERM", []string{"/bin/testserver", "ignore-term"}, 2, 137, 2 * time.Second, 8 * time.Second},
-		{"grace 0 kills at once", []string{"/bin/testserver", "ignore-term"}, 0, 137, 0, 5 * time.Second},
+		{"a process that ends at SIGTERM", []string{"/bin/testserver", "on-term", "5"}, 30, 5, 0, 25 * time.Second},
+		{"a process that ignores SIGTERM", []string{"/bin/testserver", "ignore-term"}, 2, 137, 2 * time.Second, 25 * time.Second},
+		{"grace 0 kills at once", []string{"/bin/testserver", "ignore-term"}, 0, 137, 0, 25 * time.Second},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := pod.Run("c"+harness.ID(), n.Registry.Ref(harness.Busybox), row.command)

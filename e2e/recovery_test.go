@@ -208,7 +208,7 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 	} {
 		began := time.Now()
 		count, err := call(ctx(t))
-		if took := time.Since(began); took > 5*time.Second {
+		if took := time.Since(began); took > 20*time.Second {
 			t.Errorf("%s took %v with dockerd away", name, took)
 		}
 		if err != nil {
@@ -220,7 +220,7 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 	began := time.Now()
 	_, err := n.Shim.Images.PullImage(ctx(t), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: n.Registry.Ref(harness.Small)}})
 	wantCode(t, "PullImage with dockerd away", err, codes.Unavailable)
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("PullImage took %v with dockerd away", took)
 	}
 }
@@ -296,7 +296,7 @@ func TestDockerdHangs(t *testing.T) {
 	} {
 		began := time.Now()
 		err := call(ctx(t))
-		if took := time.Since(began); took > 5*time.Second {
+		if took := time.Since(began); took > 20*time.Second {
 			t.Errorf("%s took %v with dockerd stopped", name, took)
 		}
 		if err != nil && harness.Code(err) != codes.Unavailable {
@@ -315,7 +315,7 @@ func TestContainerRemovedBehindOurBackIsGone(t *testing.T) {
 	pod := n.RunPod(t, "behind")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
 	n.Docker.Delete("/containers/" + c.ID + "?force=1")
-	harness.Eventually(t, 5*time.Second, "the container to be gone or exited", func() error {
+	harness.Eventually(t, 30*time.Second, "the container to be gone or exited", func() error {
 		reply, err := n.Shim.Runtime.ContainerStatus(ctx(t), &runtimeapi.ContainerStatusRequest{ContainerId: c.ID})
 		if harness.Code(err) == codes.NotFound || err == nil && reply.Status.State == runtimeapi.ContainerState_CONTAINER_EXITED {
 			return nil
@@ -323,7 +323,7 @@ func TestContainerRemovedBehindOurBackIsGone(t *testing.T) {
 		return fmt.Errorf("%v, %v", reply, err)
 	})
 	n.Docker.Delete("/containers/" + pod.ID + "?force=1")
-	harness.Eventually(t, 5*time.Second, "the pod to be gone or not ready", func() error {
+	harness.Eventually(t, 30*time.Second, "the pod to be gone or not ready", func() error {
 		reply, err := n.Shim.Runtime.PodSandboxStatus(ctx(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.ID})
 		if harness.Code(err) == codes.NotFound || err == nil && reply.Status.State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 			return nil

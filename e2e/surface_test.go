@@ -143,7 +143,7 @@ func TestContainerEventsTellALife(t *testing.T) {
 		{pod.ID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT},
 		{pod.ID, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT},
 	}
-	limit := time.After(10 * time.Second)
+	limit := time.After(time.Minute)
 	for i := 0; i < len(want); {
 		select {
 		case event := <-events:

@@ -157,7 +157,7 @@ func (s *Server) gate(method string) error {
 			return err
 		}
 	}
-	if s.isRecovered() {
+	if s.open() {
 		return nil
 	}
 	switch method {
@@ -169,12 +169,13 @@ func (s *Server) gate(method string) error {
 			return fmt.Errorf("crishim was just started and needs the engine to know what runs: %w", err)
 		}
 	}
-	return errNotRecovered
+	return errRecovering
 }
 
-var errNotRecovered = fmt.Errorf("crishim is still reading its records and the engine's state, try again: %w", errdefs.ErrUnavailable)
+var errRecovering = fmt.Errorf("crishim is still reading its records and the engine's state, try again: %w", errdefs.ErrUnavailable)
 
-func (s *Server) isRecovered() bool {
+// open says that every call is answered.
+func (s *Server) open() bool {
 	select {
 	case <-s.recovered:
 		return true

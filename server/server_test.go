@@ -127,7 +127,7 @@ func (f *fixture) waitRecovered() {
 	f.t.Helper()
 	select {
 	case <-f.server.Recovered():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		f.t.Fatal("the server does not become ready")
 	}
 }

@@ -66,7 +66,8 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 }
 
 // runtimeReady is false while no engine can run a pod: a node that is not ready loses its pods, those of an engine that
-// is well too. While one of several is away it is true, with the reason.
+// is well too. While one of several is away it is true, with the reason. It is false, too, while the gate is closed: who is
+// told that the runtime is ready must not be refused by his next call.
 func (s *Server) runtimeReady() *runtimeapi.RuntimeCondition {
 	condition := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
 	if err := s.store.WriteError(); err != nil {
@@ -86,10 +87,11 @@ func (s *Server) runtimeReady() *runtimeapi.RuntimeCondition {
 			condition.Reason, condition.Message = h.Reason, h.Message
 		}
 	}
-	condition.Status = condition.Status && ready
-	if condition.Status && !s.isRecovered() {
-		condition.Status, condition.Reason, condition.Message = false, "StateNotRead", errNotRecovered.Error()
+	if condition.Status && ready && !s.open() {
+		condition.Reason, condition.Message = "Recovering", errRecovering.Error()
+		ready = false
 	}
+	condition.Status = condition.Status && ready
 	return condition
 }
 

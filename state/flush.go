@@ -2,8 +2,10 @@ package state
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"crishim/internal/atomicfile"
@@ -21,6 +23,10 @@ const (
 	retryMax    = 30 * time.Second
 	probePeriod = 3 * time.Second
 )
+
+// settleAfter is how long placed records wait for others: that a container was created mostly follows its intent by then,
+// and all wait for one disk.
+const settleAfter = 50 * time.Millisecond
 
 // wakeWriter has the dirty records written soon.
 func (s *Store) wakeWriter() {
@@ -69,9 +75,21 @@ func (s *Store) settleBehind(path string) {
 	if s.closed {
 		return
 	}
+	s.unsettled[path] = struct{}{}
+	if len(s.unsettled) > 1 {
+		return // goes with the others
+	}
 	s.writers.Go(func() {
-		if err := atomicfile.Settle(path); err != nil {
-			klog.ErrorS(err, "A record may not outlive a power cut", "path", path)
+		select {
+		case <-time.After(settleAfter):
+		case <-s.stop:
+		}
+		s.mu.Lock()
+		paths := slices.Collect(maps.Keys(s.unsettled))
+		clear(s.unsettled)
+		s.mu.Unlock()
+		if err := atomicfile.Settle(paths...); err != nil {
+			klog.ErrorS(err, "Records may not outlive a power cut")
 			s.noteWrite(diskError(err))
 		}
 	})

@@ -43,10 +43,11 @@ func (p Phase) Ending() bool {
 type durability int
 
 const (
-	// placed waits for nothing. Should an intent be lost, what was made for it is known from the engine, by its labels.
+	// placed waits for nothing. Should an intent be lost, or that a container was created, what was made is known from the
+	// engine, by its labels, and taken back.
 	placed durability = iota
 	// swapped waits for the file: the record's older self may come back. Of an object on its way out the next Stop and
-	// Remove do again what was done; a container that never started is taken back.
+	// Remove do again what was done.
 	swapped
 	// synced waits for the folder too.
 	synced
@@ -155,7 +156,7 @@ func (p *Pod) setIdentity(id string)      { p.ID = engine.PodID(id) }
 func (p *Pod) seq() *uint64               { return &p.Seq }
 func (p *Pod) engineName() string         { return p.Engine }
 func (p *Pod) phase() Phase               { return p.Phase }
-func (p *Pod) durability() durability     { return durabilityOf(p.Phase, false) }
+func (p *Pod) durability() durability     { return durabilityOf(p.Phase, p.Phase == PhaseIntent) }
 func (p *Pod) forgetProcess()             { p.PID, p.StartTicks = 0, 0 }
 
 func (p *Pod) check() error {
@@ -169,12 +170,14 @@ func (p *Pod) check() error {
 func (c *Container) identity() (id, key string) {
 	return string(c.ID), containerKeyName(c.PodID, c.Spec.Key)
 }
-func (c *Container) setIdentity(id string)  { c.ID = engine.ContainerID(id) }
-func (c *Container) seq() *uint64           { return &c.Seq }
-func (c *Container) engineName() string     { return c.Engine }
-func (c *Container) phase() Phase           { return c.Phase }
-func (c *Container) durability() durability { return durabilityOf(c.Phase, c.Phase == PhaseCreated) }
-func (c *Container) forgetProcess()         { c.PID, c.StartTicks = 0, 0 }
+func (c *Container) setIdentity(id string) { c.ID = engine.ContainerID(id) }
+func (c *Container) seq() *uint64          { return &c.Seq }
+func (c *Container) engineName() string    { return c.Engine }
+func (c *Container) phase() Phase          { return c.Phase }
+func (c *Container) durability() durability {
+	return durabilityOf(c.Phase, c.Phase == PhaseIntent || c.Phase == PhaseCreated)
+}
+func (c *Container) forgetProcess() { c.PID, c.StartTicks = 0, 0 }
 
 func (c *Container) check() error {
 	var errs []error
@@ -187,12 +190,12 @@ func (c *Container) check() error {
 	return errors.Join(append(errs, checkCommon(c.Engine, c.Seq, c.Phase, string(c.ID)))...)
 }
 
-// durabilityOf says that a phase other than an intent is worth a wait for the folder, unless its older self will do.
-func durabilityOf(phase Phase, olderDoes bool) durability {
+// durabilityOf says that a phase is worth a wait for the folder, unless the object ends or is made again if it is lost.
+func durabilityOf(phase Phase, madeAgain bool) durability {
 	switch {
-	case phase == PhaseIntent:
+	case madeAgain:
 		return placed
-	case olderDoes, phase.Ending():
+	case phase.Ending():
 		return swapped
 	}
 	return synced

@@ -51,6 +51,7 @@ type Store struct {
 
 	mu            sync.RWMutex
 	closed        bool
+	unsettled     map[string]struct{} // paths of records that settleBehind has not made durable yet
 	pods          *table[engine.PodStatus, Pod, *Pod, PodView]
 	containers    *table[engine.ContainerStatus, Container, *Container, ContainerView]
 	podContainers map[engine.PodID]map[*containerEntry]struct{}
@@ -114,6 +115,7 @@ func newStore(root string) *Store {
 		root:          root,
 		wake:          make(chan struct{}, 1),
 		stop:          make(chan struct{}),
+		unsettled:     map[string]struct{}{},
 		podContainers: map[engine.PodID]map[*containerEntry]struct{}{},
 		engines:       map[string]*engineState{},
 		subscriptions: map[*Subscription]struct{}{},

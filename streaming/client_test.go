@@ -57,7 +57,7 @@ func start(t testing.TB, opts Options, r Runtime) *Server {
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(context.WithoutCancel(t.Context())) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("sessions were left at the end: %v", err)

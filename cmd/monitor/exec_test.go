@@ -274,9 +274,9 @@ func (c *collected) String() string {
 
 func (c *collected) waitFor(t *testing.T, text string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(c.String(), text); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(c.String(), text); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("no %q within 10 s in %q", text, c.String())
+			t.Fatalf("no %q within a minute in %q", text, c.String())
 		}
 	}
 }

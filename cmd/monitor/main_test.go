@@ -268,7 +268,7 @@ func (p *pod) exec(ctx context.Context, id string, process *specs.Process) (stri
 		return "", monitor.ExecExited{}, err
 	}
 	exited, err := run.Wait(ctx)
-	_ = r.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = r.SetReadDeadline(time.Now().Add(time.Minute))
 	out, _ := readAll(r)
 	return out, exited, err
 }

@@ -22,15 +22,24 @@ type dockerSide struct {
 	b      *testing.B
 	node   *harness.Node
 	bodies map[string]createBody
+	ctx    context.Context
+	socket string
 	client *http.Client
 }
 
 type dockerPod struct{ pod, container string }
 
 func newDockerSide(b *testing.B, node *harness.Node, bodies map[string]createBody) *dockerSide {
-	return &dockerSide{b: b, node: node, bodies: bodies, client: &http.Client{Transport: &http.Transport{
+	d := dockerAt(b.Context(), node.Docker.Socket)
+	d.b, d.node, d.bodies = b, node, bodies
+	return d
+}
+
+// dockerAt asks the Docker Engine at a socket.
+func dockerAt(ctx context.Context, socket string) *dockerSide {
+	return &dockerSide{ctx: ctx, socket: socket, client: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", node.Docker.Socket)
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 		MaxIdleConnsPerHost: 64,
 	}}}
@@ -57,7 +66,7 @@ func (b createBody) hostConfig(key string) string {
 }
 
 func (d *dockerSide) ask(method, path string, body []byte, reply any) error {
-	request, err := http.NewRequestWithContext(d.b.Context(), method, "http://docker"+path, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(d.ctx, method, "http://docker"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -161,7 +170,7 @@ func (d *dockerSide) hijackExec(container string, command ...string) (id string,
 	if err := d.ask(http.MethodPost, "/containers/"+container+"/exec", body, &made); err != nil {
 		return "", nil, err
 	}
-	conn, err := net.Dial("unix", d.node.Docker.Socket)
+	conn, err := net.Dial("unix", d.socket)
 	if err != nil {
 		return "", nil, err
 	}

@@ -20,7 +20,13 @@ import (
 	"crishim/e2e/harness"
 )
 
-func TestMain(m *testing.M) { harness.Main(m) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(bareVariable); what != "" {
+		fmt.Fprintln(os.Stderr, serveBare(what))
+		os.Exit(1)
+	}
+	harness.Main(m)
+}
 
 // bench is one run.
 type bench struct {

@@ -7,13 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"time"
 
 	"github.com/docker/docker/pkg/stdcopy"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"crishim/e2e/harness"
 )
@@ -33,7 +31,7 @@ func (n *bench) streams(mib, rounds int) {
 	below := func() {} // there is no raw source where crishim is the engine
 	if !harness.Native() {
 		raw := newDockerSide(n.b, n.node, n.bodies)
-		url := n.bareStreaming(raw, pod.container, mib)
+		url := n.bareStreaming(pod.container, mib)
 		below = func() {
 			n.rate(&bare.ours, mib, "cri-streaming alone", func(to io.Writer) error {
 				return harness.StreamSPDY(n.b.Context(), url, harness.Streams{Stdout: to})
@@ -88,25 +86,6 @@ func (n *bench) peerStreams(exec, forward *row, mib int) (turn, end func()) {
 				n.b.Fatalf("ending the peer's pod of the streams: %v", err)
 			}
 		}
-}
-
-// bareStreaming serves one exec over and over by cri-streaming alone.
-func (n *bench) bareStreaming(raw *dockerSide, container string, mib int) (url string) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		remotecommand.ServeExec(w, r, rawExecutor{raw, mib}, "", "", container, nil, &remotecommand.Options{Stdout: true},
-			time.Hour, time.Minute, remotecommand.SupportedStreamingProtocols)
-	}))
-	n.b.Cleanup(server.Close)
-	return server.URL
-}
-
-type rawExecutor struct {
-	docker *dockerSide
-	mib    int
-}
-
-func (e rawExecutor) ExecInContainer(_ context.Context, _, _, container string, _ []string, _ io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize, _ time.Duration) error {
-	return e.docker.execOut(container, e.mib, out)
 }
 
 // execOut copies the output of an exec without its framing.

@@ -167,10 +167,13 @@ func (d *Docker) lists() map[string][]string {
 	if err != nil {
 		return lists
 	}
-	lists["container"] = containers
 	for _, id := range containers {
-		var inspect struct{ ExecIDs []string }
+		var inspect struct {
+			Name    string
+			ExecIDs []string
+		}
 		if err := d.call("GET", "/containers/"+id+"/json", nil, &inspect); err == nil { // else it is gone, and its execs with it
+			lists["container"] = append(lists["container"], id+" "+strings.TrimPrefix(inspect.Name, "/"))
 			lists["exec"] = append(lists["exec"], inspect.ExecIDs...)
 		}
 	}

@@ -28,10 +28,12 @@ const (
 	KubeletCurrent = "v1.37.2"
 	// Kubelet122 is the newest that speaks nothing but runtime.v1alpha2; it has the in-tree dockershim.
 	Kubelet122 = "v1.22.17"
+	// Kubelet123 asks for runtime.v1 and takes runtime.v1alpha2 where there is no other.
+	Kubelet123 = "v1.23.17"
 )
 
 // kubeletModules are their folders under e2e.
-var kubeletModules = map[string]string{KubeletCurrent: "kubelet", Kubelet122: "kubelet122"}
+var kubeletModules = map[string]string{KubeletCurrent: "kubelet", Kubelet122: "kubelet122", Kubelet123: "kubelet123"}
 
 // kubeletNode is the name of the kubelet's node; static pods carry it at the end of their names.
 const kubeletNode = "e2e"
@@ -42,6 +44,8 @@ type KubeletOptions struct {
 	Version string
 	// Dockershim runs the pods by the in-tree dockershim of an old kubelet instead of the node's shim; see LeaveDockershim.
 	Dockershim bool
+	// Endpoint is the socket of a runtime between it and the node's shim, see StartCRIEndpoint; the shim's own where it is empty.
+	Endpoint string
 	// Cluster is the control plane whose node it is; nil where it has none and runs static pods.
 	Cluster *Cluster
 	// Config is merged over the harness's KubeletConfiguration (kubelet.config.k8s.io/v1beta1).
@@ -129,6 +133,9 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 	if options.Version == "" {
 		options.Version = KubeletCurrent
 	}
+	if options.Endpoint == "" {
+		options.Endpoint = node.Shim.Socket
+	}
 	k := &Kubelet{
 		t: t, node: node, options: options, dir: dir, RootDir: node.Shim.kubeletDir(), PodLogs: filepath.Join(dir, "logs"), manifests: filepath.Join(dir, "manifests"),
 		configFile: filepath.Join(dir, "kubelet.json"), binary: kubelet(t, options.Version), cgroup: "/" + filepath.Base(dir), address: freeAddress(t, "127.0.0.1"),
@@ -181,7 +188,7 @@ func (k *Kubelet) writeConfig() {
 	}
 	config := map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-		"containerRuntimeEndpoint": "unix://" + k.node.Shim.Socket,
+		"containerRuntimeEndpoint": "unix://" + k.options.Endpoint,
 		"address":                  host, "port": number, "healthzPort": 0,
 		"authentication":  map[string]any{"anonymous": map[string]any{"enabled": true}, "webhook": map[string]any{"enabled": false}},
 		"authorization":   map[string]any{"mode": "AlwaysAllow"},
@@ -201,7 +208,7 @@ func (k *Kubelet) writeConfig() {
 		"containerLogMaxSize": "128Ki", "containerLogMaxFiles": 10, "containerLogMonitorInterval": "3s",
 	}
 	if k.old() {
-		for _, unknown := range sinceKubelet122 {
+		for _, unknown := range sinceKubelet123 {
 			delete(config, unknown)
 		}
 	}
@@ -424,7 +431,12 @@ func (k *Kubelet) Shell(t T, pod, container, script string) string {
 
 // PortForward is one connection to a port of a pod as `kubectl port-forward` makes it.
 func (k *Kubelet) PortForward(pod string, port int) (*Forward, error) {
-	return ForwardSPDY("https://"+k.address+"/portForward/default/"+pod+"-"+kubeletNode, port)
+	return ForwardSPDY(k.PortForwardURL(pod), port)
+}
+
+// PortForwardURL is where the ports of a pod are, for ForwardSPDY, ForwardTunnel or ForwardWebSocket.
+func (k *Kubelet) PortForwardURL(pod string) string {
+	return "https://" + k.address + "/portForward/default/" + pod + "-" + kubeletNode
 }
 
 // KubeletStats is what a test asks of /stats/summary about one pod.

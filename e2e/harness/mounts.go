@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -117,26 +118,40 @@ func makeCgroup(t T, path string) {
 	}
 }
 
-// removeCgroup kills what still runs below a cgroup of ours and removes it everywhere, the deepest first.
+// removeCgroup kills what still runs below a cgroup of ours and removes it everywhere, the deepest first. As the kubelet does,
+// it tries again where something is still ending there, such as a half-made pod that the daemon takes back in the background.
 func removeCgroup(path string) {
-	for _, root := range cgroupRoots() {
-		top := filepath.Join(root, path)
-		var dirs []string
-		_ = filepath.WalkDir(top, func(dir string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, dir)
-			}
-			return nil
-		})
-		slices.Reverse(dirs)
-		for _, dir := range dirs {
-			_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
-			for _, pid := range cgroupPIDs(dir) {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
-			_ = unix.Rmdir(dir) // the check for leaks looks again
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		left := 0
+		for _, root := range cgroupRoots() {
+			left += removeCgroupAt(filepath.Join(root, path))
+		}
+		if left == 0 || time.Now().After(deadline) {
+			return // the check for leaks looks again
 		}
 	}
+}
+
+// removeCgroupAt is one try at one hierarchy; it returns how many folders are left.
+func removeCgroupAt(top string) (left int) {
+	var dirs []string
+	_ = filepath.WalkDir(top, func(dir string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, dir)
+		}
+		return nil
+	})
+	slices.Reverse(dirs)
+	for _, dir := range dirs {
+		_ = os.WriteFile(filepath.Join(dir, "freezer.state"), []byte("THAWED"), 0)
+		for _, pid := range cgroupPIDs(dir) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			left++
+		}
+	}
+	return left
 }
 
 func cgroupPIDs(dir string) []int {

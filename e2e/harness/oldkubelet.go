@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// What a kubelet of Kubernetes 1.22 wants otherwise than a current one.
+// What a kubelet of Kubernetes 1.22 or 1.23 wants otherwise than a current one.
 
-// sinceKubelet122 are the fields of its configuration that it does not know yet.
-var sinceKubelet122 = []string{"containerRuntimeEndpoint", "failCgroupV1", "podLogsDir", "containerLogMonitorInterval"}
+// sinceKubelet123 are the fields of its configuration that it does not know yet.
+var sinceKubelet123 = []string{"containerRuntimeEndpoint", "failCgroupV1", "podLogsDir", "containerLogMonitorInterval"}
 
 // old says that the kubelet is of the time when the runtime was chosen by flags.
-func (k *Kubelet) old() bool { return k.options.Version == Kubelet122 }
+func (k *Kubelet) old() bool { return k.options.Version != KubeletCurrent }
 
 // runtimeArgs are those flags: for the node's shim, or for the kubelet's own dockershim on the node's Docker Engine, which finds
 // pause image and pod network where the shim does.
 func (k *Kubelet) runtimeArgs() []string {
 	if !k.options.Dockershim {
-		return []string{"--container-runtime=remote", "--container-runtime-endpoint=unix://" + k.node.Shim.Socket}
+		return []string{"--container-runtime=remote", "--container-runtime-endpoint=unix://" + k.options.Endpoint}
 	}
 	return []string{
 		"--container-runtime=docker", "--docker-endpoint=" + k.node.Docker.Endpoint(), "--docker=" + k.node.Docker.Endpoint(),

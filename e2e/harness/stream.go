@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -194,24 +193,11 @@ const (
 
 // StreamWebSocket runs an exec or attach over WebSocket, protocol v5, until it ends.
 func StreamWebSocket(ctx context.Context, address string, s Streams) error {
-	u, err := url.Parse(address)
+	conn, err := dialWebSocket(ctx, address, "v5.channel.k8s.io")
 	if err != nil {
 		return err
 	}
-	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
-	// Each message in one frame, as client-go sends it: the servers of Kubernetes take every frame for a message.
-	dialer := websocket.Dialer{Subprotocols: []string{"v5.channel.k8s.io"}, TLSClientConfig: selfSigned, WriteBufferSize: 64 << 10}
-	conn, reply, err := dialer.DialContext(ctx, u.String(), nil)
-	if err != nil {
-		if reply != nil {
-			return fmt.Errorf("dialling %s: %w (%s)", u, err, reply.Status)
-		}
-		return fmt.Errorf("dialling %s: %w", u, err)
-	}
 	defer conn.Close()
-	if conn.Subprotocol() != "v5.channel.k8s.io" {
-		return fmt.Errorf("protocol %q was agreed on", conn.Subprotocol())
-	}
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if s.Resize != (TerminalSize{}) {
 		size, err := json.Marshal(s.Resize)
@@ -274,62 +260,6 @@ func receive(ctx context.Context, conn *websocket.Conn, s Streams) error {
 		}
 	}
 }
-
-// Forward is one connection through a port-forward.
-type Forward struct {
-	httpstream.Stream // the data
-	errors            httpstream.Stream
-	connection        httpstream.Connection
-}
-
-// ForwardSPDY opens a port-forward and one connection to a port of the pod.
-func ForwardSPDY(address string, port int) (*Forward, error) {
-	connection, _, err := dialSPDY(address, "portforward.k8s.io")
-	if err != nil {
-		return nil, err
-	}
-	f, err := openForward(connection, port, 1)
-	if err != nil {
-		_ = connection.Close()
-	}
-	return f, err
-}
-
-func openForward(connection httpstream.Connection, port, request int) (*Forward, error) {
-	headers := http.Header{"Port": {strconv.Itoa(port)}, "Requestid": {strconv.Itoa(request)}, "Streamtype": {"error"}}
-	errorStream, err := connection.CreateStream(headers)
-	if err != nil {
-		return nil, err
-	}
-	_ = errorStream.Close() // our direction
-	headers = headers.Clone()
-	headers.Set("streamType", "data")
-	data, err := connection.CreateStream(headers)
-	if err != nil {
-		return nil, err
-	}
-	return &Forward{Stream: data, errors: errorStream, connection: connection}, nil
-}
-
-// Another opens a further connection over the same upgraded one; request numbers must differ.
-func (f *Forward) Another(port, request int) (*Forward, error) {
-	return openForward(f.connection, port, request)
-}
-
-// Err waits until the server is done with the connection and returns what it reported.
-func (f *Forward) Err() error {
-	data, err := io.ReadAll(f.errors)
-	if err != nil {
-		return err
-	}
-	if len(data) > 0 {
-		return errors.New(string(data))
-	}
-	return nil
-}
-
-// End closes everything.
-func (f *Forward) End() { _ = f.connection.Close() }
 
 // Buffer is a bytes.Buffer that one goroutine may read while another writes.
 type Buffer struct {

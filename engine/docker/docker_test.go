@@ -223,7 +223,7 @@ func lifeOfPod(t *testing.T, b *bench) {
 	if !strings.HasPrefix(status.CgroupPath, testCgroup+"/") {
 		t.Errorf("cgroup %q", status.CgroupPath)
 	}
-	eventually(t, 5*time.Second, "the sink has the pod ready", func() bool {
+	eventually(t, 30*time.Second, "the sink has the pod ready", func() bool {
 		p, ok := b.sink.pod(status.ID)
 		return ok && p.State == engine.PodReady && p.Spec.Labels["app"] == "x" && p.Spec.Annotations["note"] == "y"
 	})
@@ -242,7 +242,7 @@ func lifeOfPod(t *testing.T, b *bench) {
 	if _, err := b.e.PodStatus(t.Context(), status.ID); !errdefs.IsNotFound(err) {
 		t.Errorf("status of a removed pod: %v", err)
 	}
-	eventually(t, 5*time.Second, "the sink has lost the pod", func() bool { _, ok := b.sink.pod(status.ID); return !ok })
+	eventually(t, 30*time.Second, "the sink has lost the pod", func() bool { _, ok := b.sink.pod(status.ID); return !ok })
 }
 
 func lifeOfContainer(t *testing.T, b *bench) {
@@ -279,7 +279,7 @@ func lifeOfContainer(t *testing.T, b *bench) {
 	if err := b.e.ReopenLog(t.Context(), running.ID); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "the new log has lines", func() bool {
+	eventually(t, 30*time.Second, "the new log has lines", func() bool {
 		st, err := os.Stat(spec.LogPath)
 		return err == nil && st.Size() > 0
 	})
@@ -419,14 +419,14 @@ func attachStream(t *testing.T, b *bench) {
 	if err := b.e.Attach(t.Context(), c.ID, &engine.Streams{Stdin: strings.NewReader("hello"), Stdout: &out}); err != nil || out.String() != "hello" {
 		t.Errorf("%v, %q", err, out.String())
 	}
-	eventually(t, 5*time.Second, "stdin once ends the container", func() bool { return b.sink.container(c.ID).State == engine.ContainerExited })
+	eventually(t, 30*time.Second, "stdin once ends the container", func() bool { return b.sink.container(c.ID).State == engine.ContainerExited })
 }
 
 func stopping(t *testing.T, b *bench) {
 	pod, _ := b.pod(t, nil)
 	stubborn := b.containerSpec(pod, "/bin/sh", "-c", "trap 'echo got it' TERM; echo up; while :; do sleep 0.1; done")
 	c := b.container(t, stubborn)
-	eventually(t, 5*time.Second, "the trap is set", func() bool { log, _ := os.ReadFile(stubborn.LogPath); return strings.Contains(string(log), "up") })
+	eventually(t, 30*time.Second, "the trap is set", func() bool { log, _ := os.ReadFile(stubborn.LogPath); return strings.Contains(string(log), "up") })
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := b.e.StopContainer(ctx, c.ID, time.Hour); !errors.Is(err, context.DeadlineExceeded) {
@@ -681,9 +681,9 @@ func behindOurBack(t *testing.T, b *bench) {
 	pod, _ := b.pod(t, nil)
 	c := b.container(t, b.containerSpec(pod, "/bin/sleep", "1000"))
 	b.docker("kill", string(c.ID))
-	eventually(t, 5*time.Second, "the kill is seen", func() bool { return b.sink.container(c.ID).State == engine.ContainerExited })
+	eventually(t, 30*time.Second, "the kill is seen", func() bool { return b.sink.container(c.ID).State == engine.ContainerExited })
 	b.docker("rm", "-f", string(c.ID), string(pod.ID))
-	eventually(t, 5*time.Second, "the removal is seen", func() bool {
+	eventually(t, 30*time.Second, "the removal is seen", func() bool {
 		_, ok := b.sink.pod(pod.ID)
 		return !ok && b.sink.container(c.ID).ID == ""
 	})
@@ -728,7 +728,7 @@ func stoppedEngine(t *testing.T, b *bench) {
 			b.signal(syscall.SIGCONT)
 		}
 	}()
-	eventually(t, 5*time.Second, "every thread of dockerd stops", func() bool {
+	eventually(t, 30*time.Second, "every thread of dockerd stops", func() bool {
 		threads, _ := filepath.Glob(procPath(b.cmd.Process.Pid, "task/*/stat"))
 		return len(threads) > 0 && !slices.ContainsFunc(threads, func(stat string) bool {
 			data, err := os.ReadFile(stat)
@@ -740,7 +740,7 @@ func stoppedEngine(t *testing.T, b *bench) {
 	if took := time.Since(start); !errdefs.IsUnavailable(err) || took > 30*time.Second {
 		t.Errorf("a call in flight: %v after %s", err, took)
 	}
-	eventually(t, 3*time.Second, "the hang is told", func() bool { return b.sink.last().Reason == reasonNotResponding })
+	eventually(t, 30*time.Second, "the hang is told", func() bool { return b.sink.last().Reason == reasonNotResponding })
 	start = time.Now()
 	if _, err := b.e.ContainerStatus(t.Context(), c.ID); !errdefs.IsUnavailable(err) || time.Since(start) > 10*time.Second {
 		t.Errorf("the next call: %v after %s", err, time.Since(start))

@@ -126,6 +126,7 @@ type Engine struct {
 	pins   pins
 	mounts hostMounts
 	users  userCache
+	probes sync.Map // names of those in use
 	execs  execWaiters
 	own    ownActions
 	oom    oomKills

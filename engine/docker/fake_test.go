@@ -278,7 +278,7 @@ func TestEveryGapEndsInAResync(t *testing.T) {
 			sink.waitReady(t)
 			f.put(testContainer, exited) // its event is lost
 			gap(f)
-			eventually(t, 2*time.Second, "a resync with the exit", func() bool {
+			eventually(t, 30*time.Second, "a resync with the exit", func() bool {
 				return sink.resynced() > 1 && sink.container(testContainer).State == engine.ContainerExited && sink.last().Ready
 			})
 			sink.mu.Lock()
@@ -362,7 +362,7 @@ func TestUnusableEngineIsRefused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			sink := &record{}
 			if err := e.Watch(ctx, sink); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
@@ -384,7 +384,7 @@ func TestChangedEngineIsNotReady(t *testing.T) {
 	f.info.CgroupDriver = "systemd"
 	f.mu.Unlock()
 	f.end()
-	eventually(t, 5*time.Second, "the change is told", func() bool { return sink.last().Reason == reasonChanged })
+	eventually(t, 30*time.Second, "the change is told", func() bool { return sink.last().Reason == reasonChanged })
 	f.mu.Lock()
 	f.info.CgroupDriver = "cgroupfs"
 	f.mu.Unlock()
@@ -393,7 +393,7 @@ func TestChangedEngineIsNotReady(t *testing.T) {
 
 func TestAbsentEngineIsWaitedFor(t *testing.T) {
 	e, sink := watched(t, filepath.Join(t.TempDir(), "absent.sock"), nil)
-	eventually(t, 2*time.Second, "it is told", func() bool { return sink.last().Reason == reasonUnavailable })
+	eventually(t, 30*time.Second, "it is told", func() bool { return sink.last().Reason == reasonUnavailable })
 	if _, err := e.PodStatus(t.Context(), testPod); !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}

@@ -2,13 +2,11 @@ package docker
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"io"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
 
 	"crishim/engine"
@@ -78,29 +76,6 @@ func (e *Engine) files(ctx context.Context, id engine.ImageID) (passwd, group []
 		return err
 	})
 	return passwd, group, err
-}
-
-// probePrefix begins the name of a container that is never started. Images can set labels, but not names.
-const probePrefix = "crishim-probe-"
-
-// probe runs f on a container of the image that is never started.
-func (e *Engine) probe(ctx context.Context, id engine.ImageID, f func(ctx context.Context, s *session, probe string) error) error {
-	return e.do(ctx, "look into image "+string(id), slowLimit, func(ctx context.Context, s *session) error {
-		config := &container.Config{
-			Image: string(id), Cmd: []string{"/"}, NetworkDisabled: true,
-			Labels: map[string]string{labelProbe: e.opts.RootDir, labelType: ""},
-		}
-		made, err := s.cli.ContainerCreate(ctx, config, &container.HostConfig{NetworkMode: "none"}, nil, nil, probePrefix+rand.Text())
-		if err != nil {
-			return err
-		}
-		defer func() {
-			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickLimit)
-			defer cancel()
-			_ = s.cli.ContainerRemove(undo, made.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
-		}()
-		return f(ctx, s, made.ID)
-	})
 }
 
 // userOf is the user of a container to make, from the cache where it has been asked before.

@@ -178,7 +178,7 @@ func volumeIsFree(t *testing.T, b *bench) {
 		if (err != nil) != (command == "/absent") {
 			t.Fatal(err)
 		}
-		eventually(t, 5*time.Second, "the process ends", func() bool { return command == "/absent" || b.sink.container(made.ID).State == engine.ContainerExited })
+		eventually(t, 30*time.Second, "the process ends", func() bool { return command == "/absent" || b.sink.container(made.ID).State == engine.ContainerExited })
 		if below := mountsBelow(t, b.e.mounts.dir); len(below) > 0 {
 			t.Errorf("a container that %s keeps %v", what, below)
 		}
@@ -327,7 +327,7 @@ func sweptMounts(t *testing.T, b *bench) {
 	b.kill()
 	b.start()
 	eventually(t, 20*time.Second, "the engine is back", func() bool { _, err := b.e.ContainerStatus(t.Context(), kept.ID); return err == nil })
-	eventually(t, 5*time.Second, "the rest of the crash is swept", func() bool {
+	eventually(t, 30*time.Second, "the rest of the crash is swept", func() bool {
 		entries, _ := os.ReadDir(b.e.mounts.dir)
 		return len(entries) == 2
 	})
@@ -344,7 +344,7 @@ func sweptMounts(t *testing.T, b *bench) {
 	b.sh(t, status.ID, "! echo x > /rro/inside/x && cat /i/file")
 
 	b.docker("rm", "-f", string(forgotten.ID))
-	eventually(t, 5*time.Second, "what a removal behind our back leaves goes", func() bool {
+	eventually(t, 30*time.Second, "what a removal behind our back leaves goes", func() bool {
 		entries, _ := os.ReadDir(b.e.mounts.dir)
 		return len(entries) == 0 && len(strings.Fields(b.docker("ps", "-aq", "--filter", "label="+labelHolder))) == 2
 	})

@@ -55,7 +55,7 @@ func TestAnObserverOnlyReads(t *testing.T) {
 	delete(f.containers, testContainer)
 	f.mu.Unlock()
 	f.send(end)
-	eventually(t, 2*time.Second, "the removal is told", func() bool { return sink.container(testContainer).ID == "" })
+	eventually(t, 30*time.Second, "the removal is told", func() bool { return sink.container(testContainer).ID == "" })
 
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -21,7 +21,7 @@ func startAnswer(t *testing.T, f *fakeEngine, sink *record, after container.Stat
 		f.send(f.event(testContainer, events.ActionStart))
 		f.put(otherContainer, exited)
 		f.send(f.event(otherContainer, events.ActionDie))
-		eventually(t, 5*time.Second, "the later event is told", func() bool { return sink.container(otherContainer).State == engine.ContainerExited })
+		eventually(t, 30*time.Second, "the later event is told", func() bool { return sink.container(otherContainer).State == engine.ContainerExited })
 		w.WriteHeader(status)
 	}
 }
@@ -62,7 +62,7 @@ func TestAStartThatFailedIsLeftToTheWatcher(t *testing.T) {
 		t.Fatal("the start succeeded")
 	}
 	// It runs although dockerd said otherwise: that must not stay unknown until the next comparison.
-	eventually(t, 5*time.Second, "what became of it is told", func() bool { return sink.container(testContainer).State == engine.ContainerRunning })
+	eventually(t, 30*time.Second, "what became of it is told", func() bool { return sink.container(testContainer).State == engine.ContainerRunning })
 }
 
 // Rows: R11 (part)

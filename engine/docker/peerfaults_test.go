@@ -124,7 +124,7 @@ func TestPeerFault13GarbledRepliesHoldNoConnection(t *testing.T) {
 			t.Fatal("garbage was taken for a status")
 		}
 	}
-	eventually(t, 5*time.Second, "goroutines end", func() bool { return runtime.NumGoroutine() <= before+10 })
+	eventually(t, 30*time.Second, "goroutines end", func() bool { return runtime.NumGoroutine() <= before+10 })
 	if n := f.requests("/stats"); n > 0 {
 		t.Errorf("statistics were asked of Docker %d times", n)
 	}
@@ -164,7 +164,7 @@ func TestPeerFault15TheEnvironmentIsNotLogged(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	f.end() // something to log
-	eventually(t, 5*time.Second, "the loss is logged", func() bool { klog.Flush(); return strings.Contains(log.String(), "Docker Engine is away") })
+	eventually(t, 30*time.Second, "the loss is logged", func() bool { klog.Flush(); return strings.Contains(log.String(), "Docker Engine is away") })
 	if strings.Contains(log.String(), secret) {
 		t.Error("the log holds the secret")
 	}
@@ -177,14 +177,14 @@ func TestPeerFault16AnUpgradedEngineIsNegotiatedAgain(t *testing.T) {
 	f.api, f.info.ServerVersion = "1.41", "20.10.24"
 	f.put(testContainer, running)
 	e, sink := watched(t, f.socket, nil)
-	eventually(t, 5*time.Second, "its absence is told", func() bool { return sink.last().Reason == reasonUnavailable })
+	eventually(t, 30*time.Second, "its absence is told", func() bool { return sink.last().Reason == reasonUnavailable })
 	shutDown := f.listen(t)
 	sink.waitReady(t)
 	if got := e.Info(); got.APIVersion != "1.41" || got.Version != "20.10.24" {
 		t.Errorf("first %+v", got)
 	}
 	shutDown()
-	eventually(t, 5*time.Second, "the loss is told", func() bool { return !sink.last().Ready })
+	eventually(t, 30*time.Second, "the loss is told", func() bool { return !sink.last().Ready })
 	f.mu.Lock()
 	f.api, f.info.ServerVersion = "1.51", "28.5.2"
 	f.mu.Unlock()

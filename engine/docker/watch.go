@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -139,7 +138,6 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	}
 	forgotten := w.suspects()
 	if !e.opts.Observe {
-		e.removeProbes(life, s)
 		e.sweepMounts(life, s)
 		e.logs.Load().forgetOthers(w.seen)
 	}
@@ -523,10 +521,11 @@ func (w *watcher) tell(o *observed) {
 // snapshot lists and inspects everything of ours. A container whose inspect hangs or fails is taken from the list and
 // looked at again, so that it keeps nobody else from being served.
 func (w *watcher) snapshot() (engine.Snapshot, error) {
-	summaries, err := w.list()
+	summaries, probes, err := w.list()
 	if err != nil {
 		return engine.Snapshot{}, err
 	}
+	w.e.removeProbes(w.s, probes)
 	keys := map[engine.ContainerID]string{}
 	for i := range summaries {
 		if key := summaries[i].Labels[labelMounts]; key != "" {
@@ -572,21 +571,23 @@ func (w *watcher) snapshot() (engine.Snapshot, error) {
 	return snapshot, nil
 }
 
-// list is every container of ours.
-func (w *watcher) list() ([]container.Summary, error) {
+// list is every container of ours, and the probes that nobody removes.
+func (w *watcher) list() (ours []container.Summary, probes []string, err error) {
 	ctx, cancel := context.WithTimeout(w.s.life, quickLimit)
 	defer cancel()
 	all, err := w.s.cli.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labelType))})
 	if err != nil {
-		return nil, fmt.Errorf("list containers: %w", err)
+		return nil, nil, fmt.Errorf("list containers: %w", err)
 	}
-	ours := all[:0]
 	for _, summary := range all {
-		if validID(summary.ID) && w.s.kindOf(summary.ID, summary.Labels, summaryName(&summary)) != foreign {
+		switch {
+		case w.e.leftProbe(&summary):
+			probes = append(probes, summary.ID)
+		case validID(summary.ID) && w.s.kindOf(summary.ID, summary.Labels, summaryName(&summary)) != foreign:
 			ours = append(ours, summary)
 		}
 	}
-	return ours, nil
+	return ours, probes, nil
 }
 
 func summaryName(s *container.Summary) string {
@@ -613,7 +614,7 @@ func inspectOf(s *container.Summary) container.InspectResponse {
 
 // reconcile hands the loop a list to compare with what the sink was told.
 func (w *watcher) reconcile() {
-	summaries, err := w.list()
+	summaries, probes, err := w.list()
 	if err != nil {
 		return // the watchdog decides what that means
 	}
@@ -621,6 +622,7 @@ func (w *watcher) reconcile() {
 	case w.lists <- summaries:
 	case <-w.s.life.Done():
 	}
+	w.e.removeProbes(w.s, probes)
 }
 
 // compare marks what differs from what the sink was told: its event was lost.
@@ -636,22 +638,6 @@ func (w *watcher) compare(summaries []container.Summary) {
 	for id, seen := range w.seen {
 		if !listed[id] {
 			w.mark(id, seen.kind)
-		}
-	}
-}
-
-// removeProbes removes what a crash left of the containers that images are read through.
-func (e *Engine) removeProbes(ctx context.Context, s *session) {
-	ctx, cancel := context.WithTimeout(ctx, quickLimit)
-	defer cancel()
-	left, err := s.cli.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labelProbe+"="+e.opts.RootDir))})
-	if err != nil {
-		return
-	}
-	for i := range left {
-		probe := &left[i]
-		if probe.State == container.StateCreated && strings.HasPrefix(strings.TrimPrefix(summaryName(probe), "/"), probePrefix) {
-			_ = s.cli.ContainerRemove(ctx, probe.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
 		}
 	}
 }

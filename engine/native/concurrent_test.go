@@ -123,7 +123,7 @@ func (b *bench) busyPod(ctx context.Context, t *testing.T, s *engine.PodSpec, n 
 			if err := b.RemoveContainer(ctx, c); err != nil {
 				errs <- fmt.Errorf("remove: %w", err)
 			}
-			for deadline := time.Now().Add(10 * time.Second); len(b.sink.exits(c)) != 1; time.Sleep(5 * time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); len(b.sink.exits(c)) != 1; time.Sleep(5 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					errs <- fmt.Errorf("the end of %s was told %d times", c, len(b.sink.exits(c)))
 					break

@@ -186,7 +186,7 @@ func (b *bench) onlyLeft(t *testing.T, pod engine.PodID, c engine.ContainerID, s
 			}
 		}
 	}
-	eventually(t, 5*time.Second, "the victim's monitors have ended", func() bool {
+	eventually(t, 30*time.Second, "the victim's monitors have ended", func() bool {
 		return !slices.ContainsFunc(processes(t, "crishim-monitor"), func(pid int) bool {
 			data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 			return bytes.Contains(data, []byte(spec.Key.Namespace+"/"+spec.Key.Name+"\x00"))

@@ -60,7 +60,7 @@ func TestAMonitorIsKilled(t *testing.T) {
 			if st.ExitCode != 137 || st.Reason != "MonitorLost" || runs(pid) {
 				t.Errorf("runs: %v, %+v", runs(pid), st)
 			}
-			eventually(t, 2*time.Second, "the pod has ended, its pause process too", func() bool {
+			eventually(t, 30*time.Second, "the pod has ended, its pause process too", func() bool {
 				return b.podState(t, pod) == engine.PodNotReady && !runs(pause)
 			})
 			if st := b.status(t, ended); st.ExitCode != 5 {

@@ -34,23 +34,28 @@ func Place(path string, data []byte, mode os.FileMode) error {
 	return replace(path, data, mode, func(*os.File) error { return nil })
 }
 
-// Settle makes durable what was placed at path; OK when it is not there any more.
-func Settle(path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// Settle makes durable what was placed at the paths; OK for one that is not there any more.
+func Settle(paths ...string) error {
+	var errs []error
+	dirs := map[string]struct{}{}
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("write %s: %w", path, err))
+			continue
+		}
+		dirs[filepath.Dir(path)] = struct{}{}
 	}
-	if err != nil {
-		return err
+	for dir := range dirs {
+		errs = append(errs, SyncDir(dir))
 	}
-	err = f.Sync()
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return SyncDir(filepath.Dir(path))
+	return errors.Join(errs...)
 }
 
 func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) error) (err error) {

@@ -56,7 +56,7 @@ func TestSignalsEndItWithZeroAtOnceAsInitToo(t *testing.T) {
 // waitWaiting waits until the program, and not the one that becomes it, sleeps in its wait for signals.
 func waitWaiting(t *testing.T, pid int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			t.Fatal(err)
@@ -83,7 +83,7 @@ func TestReapsOrphansAsInitAndKeepsRunning(t *testing.T) {
 	}
 	pid := cmd.Process.Pid
 	waitWaiting(t, pid)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 		if err != nil {
 			t.Fatalf("the program is gone: %v", err)

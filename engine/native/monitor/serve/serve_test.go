@@ -35,7 +35,7 @@ func TestLifeOfAContainer(t *testing.T) {
 				t.Fatalf("event %+v, want %s", event, want)
 			}
 			return event
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("no event %s", want)
 			return monitor.Event{}
 		}

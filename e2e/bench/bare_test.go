@@ -1,0 +1,76 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+)
+
+// bareVariable makes the program of the benchmarks a streaming server: SOCKET CONTAINER MIB, by blanks.
+const bareVariable = "CRISHIM_BENCH_BARE"
+
+// bareStreaming serves one exec over and over by cri-streaming alone, in a process of its own as crishim is.
+func (n *bench) bareStreaming(container string, mib int) (url string) {
+	n.b.Helper()
+	cmd := exec.CommandContext(n.b.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", bareVariable, n.node.Docker.Socket, container, mib))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		n.b.Fatalf("starting cri-streaming alone: %v", err)
+	}
+	n.b.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		n.b.Fatalf("starting cri-streaming alone: it does not tell its address: %v", err)
+	}
+	return strings.TrimSpace(line)
+}
+
+// serveBare is the other process.
+func serveBare(what string) error {
+	words := strings.Fields(what)
+	if len(words) != 3 {
+		return fmt.Errorf("%s=%q is not SOCKET CONTAINER MIB", bareVariable, what)
+	}
+	mib, err := strconv.Atoi(words[2])
+	if err != nil {
+		return err
+	}
+	raw := rawExecutor{dockerAt(context.Background(), words[0]), mib}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("http://%s\n", l.Addr())
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		remotecommand.ServeExec(w, r, raw, "", "", words[1], nil, &remotecommand.Options{Stdout: true},
+			time.Hour, time.Minute, remotecommand.SupportedStreamingProtocols)
+	})}
+	return server.Serve(l)
+}
+
+type rawExecutor struct {
+	docker *dockerSide
+	mib    int
+}
+
+func (e rawExecutor) ExecInContainer(_ context.Context, _, _, container string, _ []string, _ io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	return e.docker.execOut(container, e.mib, out)
+}

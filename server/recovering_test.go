@@ -1,0 +1,73 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/engine"
+)
+
+// slowToList is an engine that is well and has not yet told what it holds.
+type slowToList struct {
+	engine.Engine
+	list chan struct{}
+}
+
+func (e slowToList) Watch(ctx context.Context, sink engine.Sink) error {
+	return e.Engine.Watch(ctx, heldSink{sink, ctx, e.list})
+}
+
+type heldSink struct {
+	engine.Sink
+	ctx  context.Context
+	list chan struct{}
+}
+
+func (s heldSink) Resync(snapshot engine.Snapshot) {
+	select {
+	case <-s.list:
+		s.Sink.Resync(snapshot)
+	case <-s.ctx.Done():
+	}
+}
+
+// Who is told that the runtime is ready is not refused by his next call.
+func TestRuntimeIsNotReadyBeforeCallsAreAnswered(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	list := make(chan struct{})
+	f.wrap = func(e engine.Engine) engine.Engine { return slowToList{e, list} }
+	f.begin()
+	ready := func() *runtimeapi.RuntimeCondition {
+		st, err := f.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Status.Conditions[0]
+	}
+	eventually(t, "the engine to be well", func() error {
+		if h := f.store.Health(f.engine.Name()); !h.Ready {
+			return fmt.Errorf("%v", h)
+		}
+		return nil
+	})
+	if c := ready(); c.Status || c.Reason != "Recovering" {
+		t.Errorf("while what runs is not known, RuntimeReady is %v", c)
+	}
+	_, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+	wantCode(t, "ListPodSandbox", err, codes.Unavailable)
+	close(list)
+	eventually(t, "RuntimeReady", func() error {
+		if c := ready(); !c.Status {
+			return fmt.Errorf("%v", c)
+		}
+		return nil
+	})
+	if _, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
+		t.Error(err)
+	}
+}
