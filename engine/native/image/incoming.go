@@ -92,7 +92,7 @@ func (in *incoming) take(ctx context.Context, name string, content io.Reader) er
 	temp := in.store.tempPath()
 	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		return diskError("store it", err)
 	}
 	defer func() { _ = os.Remove(temp) }() // unless it has moved on
 	sum := sha256.New()
@@ -128,7 +128,10 @@ func (in *incoming) keep(ctx context.Context, temp string, d digest.Digest, size
 		return nil
 	}
 	in.kept = append(in.kept, d)
-	return os.Rename(temp, s.partPath(d))
+	if err := os.Rename(temp, s.partPath(d)); err != nil {
+		return diskError("store it", err)
+	}
+	return nil
 }
 
 // clear removes what no image took.
