@@ -33,6 +33,7 @@ func TestBothEngines(t *testing.T) {
 	b.withoutDocker()
 	b.defaultSwitched()
 	b.wholeStore()
+	b.archives()
 }
 
 type bothEngines struct {
