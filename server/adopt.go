@@ -102,10 +102,27 @@ func (s *Server) describe(ctx context.Context, pod *state.Pod) error {
 
 func (s *Server) adoptContainer(c state.ContainerView) {
 	pod, ok := s.store.Pod(c.PodID)
-	err := s.store.UpdateContainer(c.ID, func(c *state.Container) error { c.Adopted = ok && pod.Adopted; return nil })
+	phase := c.Phase
+	if phase == state.PhaseCreated { // when it was found
+		phase = startedPhase(c.State)
+	}
+	err := s.store.UpdateContainer(c.ID, func(c *state.Container) error {
+		c.Adopted, c.Phase = ok && pod.Adopted, phase
+		return nil
+	})
 	if err != nil {
 		klog.ErrorS(err, "The record of an adopted container is not written; the next start adopts it again", "id", c.ID)
 	}
+}
+
+func startedPhase(now engine.ContainerState) state.Phase {
+	switch now {
+	case engine.ContainerRunning:
+		return state.PhaseRunning
+	case engine.ContainerExited:
+		return state.PhaseStopped
+	}
+	return state.PhaseCreated
 }
 
 // lostNetwork says that the pod has a network of its own, of which nothing is known.

@@ -107,6 +107,13 @@ func (f *flights[K, R]) abort(cause error, matches func(K) bool) {
 	}
 }
 
+// underWay says whether the key has a work.
+func (f *flights[K, R]) underWay(key K) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.flights[key] != nil
+}
+
 // errEnds is why a work was aborted. It is no error of the caller's whose work it is: that one may come back.
 var errEnds = fmt.Errorf("it is being stopped: %w", errdefs.ErrFailedPrecondition)
 

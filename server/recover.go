@@ -34,6 +34,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return s.followStats(ctx) })
 	group.Go(func() error { return s.recover(ctx) })
+	group.Go(func() error { return s.adoptFound(ctx) })
 	return group.Wait()
 }
 
@@ -93,6 +94,7 @@ func (s *Server) allAway(engines map[string]engine.Engine) bool {
 // recoverEngine mends, measures and takes back what is the engine's.
 func (s *Server) recoverEngine(ctx context.Context, name string) {
 	s.adoptAll(ctx, name)
+	defer s.found.begin(name)
 	if s.opts.Observe {
 		return
 	}

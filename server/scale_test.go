@@ -28,6 +28,10 @@ const (
 
 // fill has the engine tell of R42's pods and containers.
 func (f *fixture) fill() {
+	// Nobody is to adopt what the engine does not have.
+	f.server.found.mu.Lock()
+	delete(f.server.found.open, f.engine.Name())
+	f.server.found.mu.Unlock()
 	sink := f.store.Sink(f.engine.Name())
 	now := time.Now()
 	for p := range manyPods {

@@ -88,6 +88,7 @@ type Server struct {
 	images        *imageset.Set
 	unusable      atomic.Int32 // engines that ended for good
 	spoken        spoken       // engines that have said how they are
+	found         *found
 	store         *state.Store
 	network       Network
 	streams       *streaming.Server // set by ServeStreams
@@ -119,12 +120,13 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 	s := &Server{
 		opts: opts, engines: map[string]engine.Engine{}, takesPods: map[string]bool{}, store: store, network: network,
 		reader: reader, disk: disk, collector: stats.NewCollector(reader, disk),
-		cniSeconds: newCNISeconds(opts.Metrics), recovered: make(chan struct{}), ended: make(chan struct{}),
+		cniSeconds: newCNISeconds(opts.Metrics), recovered: make(chan struct{}), ended: make(chan struct{}), found: newFound(),
 	}
 	if err := s.takeEngines(engines); err != nil {
 		return nil, err
 	}
 	store.OnHealth(s.spoken.note)
+	store.OnUnrecorded(s.found.note)
 	if !opts.Observe {
 		store.OnRestarted(s.endRestarted)
 	}

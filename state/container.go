@@ -238,6 +238,9 @@ func (s *Store) applyContainer(engineName string, st engine.ContainerStatus) {
 	from := containerStage(e)
 	e.status, e.applied = advance(e.status, st), time.Now()
 	s.containers.changed(e, from)
+	if !e.recorded {
+		s.noteUnrecorded(e.rec.Engine)
+	}
 }
 
 // restarted says that a status is of a container that had exited and was started again by somebody else: CRI starts a
@@ -380,6 +383,7 @@ func (s *Store) discoverContainer(engineName string, st engine.ContainerStatus) 
 	}
 	e := &containerEntry{rec: c, status: advance(engine.ContainerStatus{}, st), applied: time.Now()}
 	s.containers.publish(e, stageNone)
+	s.noteUnrecorded(engineName)
 }
 
 // loseContainer is told that the engine has the container no more. It requires mu.

@@ -171,6 +171,9 @@ func (s *Store) applyPod(engineName string, st engine.PodStatus) {
 	from := podStage(e)
 	mergePod(e, st)
 	s.pods.changed(e, from)
+	if !e.recorded {
+		s.noteUnrecorded(e.rec.Engine)
+	}
 }
 
 // mergePod keeps a pod from becoming READY twice:
@@ -184,6 +187,10 @@ func mergePod(e *podEntry, st engine.PodStatus) {
 	old := e.status
 	if st.CreatedAt.IsZero() {
 		st.CreatedAt = old.CreatedAt
+	}
+	if !e.recorded && e.rec.Phase == PhaseCreated && st.State == engine.PodReady {
+		// Whoever made it has started it.
+		e.rec.Phase, e.rec.NetNSPath, e.rec.PID, e.rec.StartTicks, e.rec.Network.IPs = PhaseRunning, st.NetNSPath, st.PID, st.StartTicks, st.IPs
 	}
 	late := st.StartedAt.IsZero() && !old.StartedAt.IsZero()
 	if late {
@@ -216,12 +223,17 @@ func (s *Store) discoverPod(engineName string, st engine.PodStatus) {
 		Returned: true, NetNSPath: st.NetNSPath, PID: st.PID, StartTicks: st.StartTicks, Network: Network{IPs: st.IPs},
 	}
 	p.Spec.Key = st.Key
-	if st.State != engine.PodReady {
+	switch {
+	case st.State == engine.PodReady:
+	case st.StartedAt.IsZero():
+		p.Phase = PhaseCreated // by somebody who is about to start it, or has died
+	default:
 		p.Phase = PhaseStopped
 	}
 	st.Spec = nil
 	e := &podEntry{rec: p, status: st, applied: time.Now()}
 	s.pods.publish(e, stageNone)
+	s.noteUnrecorded(engineName)
 }
 
 // losePod is told that the engine has the pod no more. It requires mu.

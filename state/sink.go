@@ -12,6 +12,8 @@ import (
 type engineState struct {
 	health engine.Health
 	synced chan struct{} // closed by the first Resync
+	// unrecorded: the engine told of an object without a record, and nobody was told of that yet.
+	unrecorded bool
 }
 
 var notConnected = engine.Health{Reason: "EngineNotConnected", Message: "the engine has not answered since this daemon was started"}
@@ -46,6 +48,22 @@ func (k *sink) Health(h engine.Health) {
 
 func (k *sink) Resync(snap engine.Snapshot) {
 	k.tellRestarted(k.resync(snap))
+	k.tellUnrecorded()
+}
+
+// tellUnrecorded tells that there are objects without a record.
+func (k *sink) tellUnrecorded() {
+	k.store.mu.Lock()
+	told := k.state.unrecorded
+	k.state.unrecorded = false
+	listeners := slices.Clone(k.store.onUnrecorded)
+	k.store.mu.Unlock()
+	if !told {
+		return
+	}
+	for _, f := range listeners {
+		f(k.engine)
+	}
 }
 
 // tellRestarted tells of containers that had exited and run.
@@ -104,8 +122,9 @@ func (k *sink) resync(snap engine.Snapshot) (restarted []engine.ContainerID) {
 
 func (k *sink) PodChanged(st engine.PodStatus) {
 	k.store.mu.Lock()
-	defer k.store.mu.Unlock()
 	k.store.applyPod(k.engine, st)
+	k.store.mu.Unlock()
+	k.tellUnrecorded()
 }
 
 func (k *sink) ContainerChanged(st engine.ContainerStatus) {
@@ -116,6 +135,7 @@ func (k *sink) ContainerChanged(st engine.ContainerStatus) {
 	if restarted {
 		k.tellRestarted([]engine.ContainerID{st.ID})
 	}
+	k.tellUnrecorded()
 }
 
 func (k *sink) PodRemoved(id engine.PodID) {
@@ -140,6 +160,13 @@ func (k *sink) ImagesChanged() {
 	k.store.mu.RUnlock()
 	for _, f := range listeners {
 		f(k.engine)
+	}
+}
+
+// noteUnrecorded requires mu.
+func (s *Store) noteUnrecorded(engineName string) {
+	if e := s.engines[engineName]; e != nil {
+		e.unrecorded = true
 	}
 }
 

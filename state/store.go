@@ -61,6 +61,7 @@ type Store struct {
 	onHealth      []func(string, engine.Health)
 	onImages      []func(string)
 	onRestarted   []func(string, engine.ContainerID)
+	onUnrecorded  []func(string)
 	subscriptions map[*Subscription]struct{}
 	// removed holds ids whose entries were deleted a short while ago: a late status does not bring them back.
 	removed  map[string]time.Time
@@ -210,6 +211,14 @@ func (s *Store) OnRestarted(f func(engineName string, id engine.ContainerID)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.onRestarted = append(s.onRestarted, f)
+}
+
+// OnUnrecorded has f called when an engine has told of pods or containers that have no record: somebody else makes them. f
+// is called from the engine's goroutine.
+func (s *Store) OnUnrecorded(f func(engineName string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onUnrecorded = append(s.onUnrecorded, f)
 }
 
 // Recorded says whether a pod or container of this id has a record.

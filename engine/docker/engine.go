@@ -136,6 +136,8 @@ type Engine struct {
 	byFile sync.Map // engine.ContainerID → engine.Resources
 	// roots are the root file systems of running containers as Docker sees them, where it tells.
 	roots sync.Map // engine.ContainerID → string
+	// pauses are the images of pods that are not removed.
+	pauses pauseImages
 	// current is nil while the engine is away.
 	current atomic.Pointer[session]
 	info    atomic.Pointer[engine.Info]

@@ -21,10 +21,10 @@ import (
 func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodStatus {
 	status := podStatus(in)
 	if status.PID > 0 {
-		e.roots.Store(status.ID, mergedDir(in, f))
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
 	}
+	e.pauses.seen(status.ID, engine.ImageID(in.Image))
 	e.cgroups.seen(in, status.CgroupPath, f)
 	if in.HostConfig.NetworkMode.IsHost() {
 		return status

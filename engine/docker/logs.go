@@ -32,6 +32,8 @@ type logs struct {
 	links bool
 	// finished are the exited containers whose logs are complete, so that each Resync does not open all of them again.
 	finished sync.Map // engine.ContainerID → struct{}
+	// unlinked are containers whose log another shim is about to link.
+	unlinked sync.Map // engine.ContainerID → struct{}
 }
 
 func newLogs(ctx context.Context, e *Engine) (*logs, error) {
@@ -64,7 +66,7 @@ func (l *logs) start(id engine.ContainerID, jsonPath, logPath, logDirectory stri
 			return err
 		}
 	}
-	err := failpoint.Around("log.takeover", func() error { return logpump.TakeOver(logPath, root, jsonPath) })
+	err := failpoint.Around("log.takeover", func() error { return logpump.TakeOver(logPath, root, jsonPath, l.pumps.Knows(string(id))) })
 	if err != nil {
 		return err
 	}
@@ -106,6 +108,7 @@ func (l *logs) complete(id engine.ContainerID) bool {
 // forget drops what is remembered of a removed container.
 func (l *logs) forget(id engine.ContainerID) error {
 	l.finished.Delete(id)
+	l.unlinked.Delete(id)
 	return l.pumps.Forget(string(id))
 }
 
@@ -132,11 +135,33 @@ func (l *logs) linkOf(in *container.InspectResponse) (logPath, root string) {
 	return logPath, trustedRoot(logPath, in.Config.Labels[labelLogDirectory])
 }
 
-// follow keeps the log of a container that the engine shows running, and completes it once it has exited.
-func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status *engine.ContainerStatus) {
+// linkedBy is how long after a container's start another shim may take to link its log.
+const linkedBy = 10 * time.Second
+
+// awaitsLink says that another shim, which has just started the container, has not linked its log yet: it would put its
+// link in the place of whatever is there.
+func (l *logs) awaitsLink(in *container.InspectResponse, status *engine.ContainerStatus) bool {
+	_, waits := l.unlinked.Load(status.ID) // it may have been adopted meanwhile
+	if r := l.e.opts.Recorded; !waits && (r == nil || r(in.ID)) || status.StartedAt.IsZero() {
+		return false
+	}
+	if _, err := os.Lstat(in.Config.Labels[labelLogPath]); os.IsNotExist(err) && time.Since(status.StartedAt) <= linkedBy {
+		l.unlinked.Store(status.ID, struct{}{})
+		return true
+	}
+	l.unlinked.Delete(status.ID)
+	return false
+}
+
+// follow keeps the log of a container that the engine shows running, and completes it once it has exited. later says that
+// it is too early to begin.
+func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status *engine.ContainerStatus) (later bool) {
 	logPath := in.Config.Labels[labelLogPath]
 	if l.e.opts.Observe || logPath == "" || in.HostConfig.LogConfig.Type == "" || in.HostConfig.LogConfig.Type == "none" {
-		return
+		return false
+	}
+	if l.awaitsLink(in, status) {
+		return true
 	}
 	var err error
 	switch status.State {
@@ -145,7 +170,7 @@ func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status
 		err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty)
 	case engine.ContainerExited:
 		if l.complete(status.ID) {
-			return
+			return false
 		}
 		if err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty); err == nil {
 			err = l.finish(ctx, status.ID)
@@ -154,6 +179,7 @@ func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status
 	if err != nil && ctx.Err() == nil {
 		klog.ErrorS(err, "Cannot write a container's log", "id", status.ID, "path", logPath)
 	}
+	return false
 }
 
 // jsonPath is where dockerd writes a container's json-file: known before it runs.

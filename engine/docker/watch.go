@@ -137,6 +137,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 		return causeOr(life, err)
 	}
 	forgotten := w.suspects()
+	e.pauses.forgetOthers(w.seen)
 	if !e.opts.Observe {
 		e.sweepMounts(life, s)
 		e.logs.Load().forgetOthers(w.seen)
@@ -218,7 +219,7 @@ type watcher struct {
 
 	busy    map[string]bool // being looked at
 	seen    map[string]seenObject
-	failed  map[string]object // to look at again
+	failed  map[string]object // to look at again, within a second
 	results chan observed
 	lists   chan []container.Summary
 }
@@ -237,6 +238,7 @@ type observed struct {
 	pod       *engine.PodStatus
 	container *engine.ContainerStatus
 	gone      bool
+	again     bool // to be looked at once more, a little later
 	err       error
 }
 
@@ -477,7 +479,7 @@ func (e *Engine) fill(ctx context.Context, f *facts, o *observed, in *container.
 		return
 	}
 	status := e.containerStatus(in, f)
-	e.logs.Load().follow(ctx, in, &status)
+	o.again = e.logs.Load().follow(ctx, in, &status)
 	o.container = &status
 }
 
@@ -498,6 +500,7 @@ func (w *watcher) tell(o *observed) {
 			w.e.cgroups.forget(o.id)
 		}
 		if o.kind == sandbox {
+			w.e.pauses.forget(engine.PodID(o.id))
 			w.sink.PodRemoved(engine.PodID(o.id))
 		} else {
 			if err := w.e.forget(engine.ContainerID(o.id)); err != nil {
@@ -508,6 +511,9 @@ func (w *watcher) tell(o *observed) {
 		return
 	}
 	w.seen[o.id] = seenObject{o.kind, o.state}
+	if o.again {
+		w.failed[o.id] = o.kind
+	}
 	if o.pod != nil {
 		w.sink.PodChanged(*o.pod)
 		return
@@ -562,6 +568,9 @@ func (w *watcher) snapshot() (engine.Snapshot, error) {
 			continue
 		}
 		w.seen[o.id] = seenObject{o.kind, o.state}
+		if o.again {
+			w.failed[o.id] = o.kind
+		}
 		if o.pod != nil {
 			snapshot.Pods = append(snapshot.Pods, *o.pod)
 		} else {

@@ -72,6 +72,9 @@ func (s *Store) finished(img *engine.Image) *engine.Image {
 }
 
 func (s *Store) isPinned(img *engine.Image) bool {
+	if in := s.options.InPods; in != nil && in(img.ID) {
+		return true
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pauseIDs[img.ID] {

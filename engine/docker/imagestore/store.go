@@ -56,6 +56,8 @@ type Options struct {
 	// PauseImage is always pinned. Pinned are further references or ids.
 	PauseImage string
 	Pinned     []string
+	// InPods says that a pod was made from an image, which is pinned then; nil where nobody knows.
+	InPods func(engine.ImageID) bool
 	// NoProgress bounds the pull of the pause image as PullSpec.NoProgress does others. 0 never does.
 	NoProgress time.Duration
 	// SampleInterval is how often disk usage is measured. 0 is DefaultSampleInterval.

@@ -58,8 +58,9 @@ func replaceLink(dir int, name, target string) error {
 }
 
 // TakeOver puts an empty log in the place of another shim's symlink to Docker's json-file, in one step, so that readers find
-// one or the other; Start then carries over all that Docker has. OK where there is no such link.
-func TakeOver(logPath, logRoot, jsonPath string) error {
+// one or the other; Start then carries over all that Docker has. Where known says that the container has a position and
+// GiveBack has kept its log, that is put there, and Start goes on. OK where there is no such link.
+func TakeOver(logPath, logRoot, jsonPath string, known bool) error {
 	dir, name, err := crilog.OpenParent(logRoot, logPath)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -70,8 +71,17 @@ func TakeOver(logPath, logRoot, jsonPath string) error {
 	defer func() { _ = dir.Close() }()
 	fd := int(dir.Fd())
 	linked, target, err := readLink(fd, name)
-	if err != nil || !linked || target != jsonPath {
+	if err != nil {
 		return err
+	}
+	ours := linked && target == jsonPath
+	if known && (ours || absent(fd, name)) {
+		if kept, err := goOn(fd, name); err != nil || kept {
+			return err
+		}
+	}
+	if !ours {
+		return nil
 	}
 	temp := ".log-" + name
 	if err := unix.Unlinkat(fd, temp, 0); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -108,6 +118,11 @@ func Unlink(logPath, logRoot string) error {
 		return fmt.Errorf("unlink log %s: %w", logPath, err)
 	}
 	return nil
+}
+
+func absent(dir int, name string) bool {
+	var st unix.Stat_t
+	return errors.Is(unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW), unix.ENOENT)
 }
 
 // readLink says whether the name is a symlink, and its target; an absent name is none.

@@ -85,7 +85,7 @@ func TestALinkIsTakenOverWithItsPast(t *testing.T) {
 		if crashes == 100 {
 			t.Fatal("it never ends")
 		}
-		must(t, TakeOver(k.path, k.root, d.path))
+		must(t, TakeOver(k.path, k.root, d.path, true))
 		ps, err := newPumps(t.Context(), Options{Dir: dir}, crash.hooks())
 		must(t, err)
 		crash.arm(700)
@@ -116,7 +116,7 @@ func TestTakeOverLeavesAloneWhatIsNotTheLinkToDockersFile(t *testing.T) {
 	must(t, os.WriteFile(file, []byte("log"), 0o600))
 	must(t, os.Symlink("/etc/passwd", link))
 	for _, path := range []string{file, link, filepath.Join(root, "absent"), filepath.Join(root, "no", "folder")} {
-		must(t, TakeOver(path, root, target))
+		must(t, TakeOver(path, root, target, true))
 	}
 	if content, err := os.ReadFile(file); err != nil || string(content) != "log" {
 		t.Errorf("a file became %q, %v", content, err)

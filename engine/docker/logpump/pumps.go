@@ -207,6 +207,16 @@ func (ps *Pumps) Known() ([]string, error) {
 	return ids, nil
 }
 
+// Knows says whether the id has a position.
+func (ps *Pumps) Knows(id string) bool {
+	path, err := positionPath(ps.dir, id)
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(path)
+	return err == nil
+}
+
 // Stats returns the counters.
 func (ps *Pumps) Stats() Stats {
 	return Stats{

@@ -1,0 +1,136 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/engine"
+	"crishim/state"
+)
+
+// lateNetwork knows the network of a pod only once the shim that makes it has attached it.
+type lateNetwork struct {
+	*fakeAdopter
+	attached chan struct{}
+	asked    chan struct{}
+}
+
+func (a *lateNetwork) Adopt(ctx context.Context, pod *state.Pod) error {
+	select {
+	case <-a.attached:
+		return a.fakeAdopter.Adopt(ctx, pod)
+	default:
+	}
+	select {
+	case a.asked <- struct{}{}:
+	default:
+	}
+	pod.Adopted, pod.Network.Done = true, true
+	return errors.New("eth0 has no address")
+}
+
+// byAnother makes a pod with a container behind the server's back.
+func (f *fixture) byAnother(name string) (engine.PodID, engine.ContainerID) {
+	f.t.Helper()
+	ctx := f.t.Context()
+	pod := &engine.PodSpec{Key: engine.PodKey{Name: name, Namespace: "default", UID: "uid-" + name}, Namespaces: engine.Namespaces{Network: engine.NamespacePod}}
+	id, err := f.engine.CreatePod(ctx, pod)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := f.engine.StartPod(ctx, id, pod); err != nil {
+		f.t.Fatal(err)
+	}
+	image, err := f.engine.Image(ctx, testImage)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	spec := &engine.ContainerSpec{Pod: id, PodKey: pod.Key, Key: engine.ContainerKey{Name: "c"}, Image: engine.ImageRef{Ref: testImage, ID: image.ID}, Command: []string{"run"}}
+	container, err := f.engine.CreateContainer(ctx, spec)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := f.engine.StartContainer(ctx, container.ID, spec); err != nil {
+		f.t.Fatal(err)
+	}
+	return id, container.ID
+}
+
+func (f *fixture) waitAdopted(pod engine.PodID, container engine.ContainerID) {
+	f.t.Helper()
+	eventually(f.t, "the adoption", func() error {
+		p, _ := f.store.Pod(pod)
+		c, _ := f.store.Container(container)
+		if !p.Recorded || !p.Adopted || !c.Recorded || !c.Adopted {
+			return errors.New("one is not adopted")
+		}
+		return nil
+	})
+	status, err := f.runtime.PodSandboxStatus(f.t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: string(pod)})
+	if err != nil || status.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY || status.Status.Network.GetIp() != "10.9.0.7" {
+		f.t.Errorf("the pod: %v, %v", status, err)
+	}
+	if c, _ := f.store.Container(container); c.Phase != state.PhaseRunning || c.State != engine.ContainerRunning {
+		f.t.Errorf("the container is %s, %s", c.Phase, c.State)
+	}
+}
+
+// What another shim makes while the daemon runs is adopted as at the start, once it has its address; so is what it makes while
+// the engine's events are lost.
+func TestWhatAnotherShimMakesMeanwhileIsAdopted(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	adopter := &lateNetwork{fakeAdopter: &fakeAdopter{t: t}, attached: make(chan struct{}), asked: make(chan struct{}, 1)}
+	f.options = func(o *Options) { o.Adopter = adopter }
+	f.start()
+
+	pod, container := f.byAnother("meanwhile")
+	<-adopter.asked
+	if p, ok := f.store.Pod(pod); !ok || p.Recorded {
+		t.Errorf("before it has an address: recorded %t, there %t", p.Recorded, ok)
+	}
+	close(adopter.attached)
+	f.waitAdopted(pod, container)
+
+	var others [2]engine.PodID
+	var theirs [2]engine.ContainerID
+	f.engine.Gap(func() { others[0], theirs[0] = f.byAnother("gap") })
+	f.engine.SetHealth(false)
+	f.engine.SetHealth(true)
+	others[1], theirs[1] = f.byAnother("again")
+	for i := range others {
+		f.waitAdopted(others[i], theirs[i])
+	}
+
+	// Nobody was given what was never started: a creation by its key takes its place, and it is not recorded meanwhile.
+	half := &engine.PodSpec{Key: engine.PodKey{Name: "half", Namespace: "default", UID: "uid-half"}}
+	created, err := f.engine.CreatePod(t.Context(), half)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, last := f.byAnother("last")
+	f.waitAdopted(again, last) // by then it was looked at
+	if p, ok := f.store.Pod(created); !ok || p.Recorded {
+		t.Errorf("what was never started: recorded %t, there %t", p.Recorded, ok)
+	}
+	f.runPod("half")
+
+	f.restart()
+	for i := range others {
+		f.waitAdopted(others[i], theirs[i])
+	}
+	f.waitAdopted(pod, container)
+	for _, p := range f.engine.PodIDs() {
+		if _, err := f.runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: string(p)}); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(f.network.dels) < 4 {
+		t.Errorf("detached %+v", f.network.dels)
+	}
+	f.network.attached = map[string]bool{} // the fixture's own
+	f.nothingLeft()
+}
