@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ const keptWatch = 30 * time.Second
 func adoptFlags(fs *pflag.FlagSet) {
 	fs.Bool("yes", false, "do it; without, only show what would be done")
 	fs.Bool("rollback", false, "undo the last switch (with --yes)")
+	fs.Bool("logs-only", false, "with --rollback: only put the old shim's links in the place of crishim's logs, where the kubelet is taken back by hand")
+	fs.Bool("compare-only", false, "only compare what the old shim and crishim tell")
 	fs.Bool("force", false, "with --rollback: also put back files that somebody has edited since")
 	fs.Bool("accept-findings", false, "go on although preflight has found something to do")
 	fs.Bool("accept-differences", false, "go on although the old shim and crishim tell different things, or cannot be compared")
@@ -55,10 +58,40 @@ func runAdopt(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	if a.yes, err = fs.GetBool("yes"); err != nil {
 		return err
 	}
-	if back, err := fs.GetBool("rollback"); err != nil || back {
-		return errors.Join(err, a.rollback(ctx))
+	back, err1 := fs.GetBool("rollback")
+	logs, err2 := fs.GetBool("logs-only")
+	only, err3 := fs.GetBool("compare-only")
+	switch {
+	case errors.Join(err1, err2, err3) != nil:
+		return errors.Join(err1, err2, err3)
+	case logs && !back:
+		return fmt.Errorf("--logs-only goes with --rollback: %w", errUsage)
+	case logs:
+		return a.logsBack(ctx)
+	case back:
+		return a.rollback(ctx)
+	case only:
+		return a.compareOnly(ctx)
 	}
 	return a.adopt(ctx)
+}
+
+// compareOnly is for who takes the kubelet over by hand.
+func (a *adoption) compareOnly(ctx context.Context) error {
+	old, err := a.fs.GetString("old-endpoint")
+	if err != nil {
+		return err
+	}
+	return a.compare(ctx, cmp.Or(old, dockershimSocket))
+}
+
+// logsBack is what of the way back is more than files and units.
+func (a *adoption) logsBack(ctx context.Context) error {
+	if !a.yes {
+		_, err := fmt.Fprintln(a.out, "the old shim's links to Docker's logs would take the place of crishim's logs; nothing was changed, --yes does it")
+		return err
+	}
+	return giveLogsBack(ctx, a.c, a.out)
 }
 
 func (a *adoption) backupPath() string { return filepath.Join(a.c.RootDir, "adopt.json") }
@@ -123,7 +156,7 @@ func (a *adoption) plan(node *preflight.Node, report *preflight.Report) (*handov
 	if old == "" {
 		old = dockershimSocket
 	}
-	p := &handover.Plan{Root: a.places.Root, BackupPath: a.backupPath(), Endpoint: a.c.Listen[0], OldEndpoint: old}
+	p := &handover.Plan{Root: a.places.Root, BackupPath: a.backupPath(), Endpoint: a.c.Listen[0], OldEndpoint: old, GiveLogsBack: a.giveLogsBack}
 	if node.Kubelet.Files == nil {
 		return nil, errors.New("the kubelet's files cannot be read: " + node.Kubelet.FilesError)
 	}
@@ -220,6 +253,7 @@ func (a *adoption) rollback(ctx context.Context) error {
 		for _, e := range backup.Edits {
 			_, _ = fmt.Fprintf(a.out, "put back %s\n", e.Path)
 		}
+		_, _ = fmt.Fprintln(a.out, "put the old shim's links to Docker's logs in the place of crishim's logs, which wait beside them")
 		_, err := fmt.Fprintf(a.out, "and start again what ran on %s: %s; nothing was changed, --yes does it\n", backup.Taken.Format(time.RFC3339), backup.OldEndpoint)
 		return err
 	}
@@ -232,5 +266,7 @@ func (a *adoption) rollback(ctx context.Context) error {
 		return err
 	}
 	defer units.Close()
-	return handover.Back(ctx, a.places.Root, a.backupPath(), units, force, a.out)
+	return handover.Back(ctx, &handover.Undo{Root: a.places.Root, BackupPath: a.backupPath(), Units: units, GiveLogsBack: a.giveLogsBack, Force: force}, a.out)
 }
+
+func (a *adoption) giveLogsBack(ctx context.Context) error { return giveLogsBack(ctx, a.c, a.out) }

@@ -54,6 +54,19 @@ type Plan struct {
 	Edits       []kubeletfiles.Edit
 	// Annotation is the kubectl line for kubeadm's annotation on the Node, "" where there is none.
 	Annotation string
+	// GiveLogsBack is Undo's.
+	GiveLogsBack func(context.Context) error
+}
+
+// Undo is the way back.
+type Undo struct {
+	Root       string // "/" on a node
+	BackupPath string
+	Units      Units
+	// GiveLogsBack puts the old shim's links in the place of crishim's logs, once that is stopped; nil leaves them.
+	GiveLogsBack func(context.Context) error
+	// Force overwrites files that somebody edited since.
+	Force bool
 }
 
 // WriteText prints what Switch would do.
@@ -107,7 +120,7 @@ func Switch(ctx context.Context, p *Plan, units Units, ready func(context.Contex
 	say(out, "going back")
 	undoing, cancel := context.WithTimeout(context.WithoutCancel(ctx), backLimit)
 	defer cancel()
-	if undoErr := Back(undoing, p.Root, p.BackupPath, units, false, out); undoErr != nil {
+	if undoErr := Back(undoing, &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: units, GiveLogsBack: p.GiveLogsBack}, out); undoErr != nil {
 		return errors.Join(err, fmt.Errorf("going back failed too, try crishim adopt --rollback: %w", undoErr))
 	}
 	return fmt.Errorf("%w; all was put back", err)
@@ -151,12 +164,13 @@ func carryOut(ctx context.Context, p *Plan, backup *kubeletfiles.Backup, units U
 }
 
 // Back undoes the switch that a backup tells of, and removes the backup when all is as it was. It goes on past errors, so
-// that as much as can be is put back; it may be called again. force overwrites files that somebody edited since.
-func Back(ctx context.Context, root, backupPath string, units Units, force bool, out io.Writer) error {
-	backup, err := kubeletfiles.LoadBackup(backupPath)
+// that as much as can be is put back; it may be called again.
+func Back(ctx context.Context, u *Undo, out io.Writer) error {
+	backup, err := kubeletfiles.LoadBackup(u.BackupPath)
 	if err != nil {
 		return err
 	}
+	units := u.Units
 	was := map[string]kubeletfiles.UnitState{}
 	for _, u := range backup.Units {
 		was[u.Name] = u
@@ -165,13 +179,16 @@ func Back(ctx context.Context, root, backupPath string, units Units, force bool,
 	try := func(what string, err error) { errs = append(errs, step(out, what, err)) }
 	try("stop "+Kubelet, units.Stop(ctx, Kubelet))
 	if !was[Crishim].Active {
-		try("stop "+Crishim, units.Stop(ctx, Crishim))
+		stopped := units.Stop(ctx, Crishim)
+		if try("stop "+Crishim, stopped); stopped == nil && u.GiveLogsBack != nil {
+			try("link the containers' logs to Docker's", u.GiveLogsBack(ctx))
+		}
 	}
 	if !was[Crishim].Enabled {
 		try("disable "+Crishim, units.Disable(ctx, Crishim))
 	}
 	// A kubelet that is started on files that are not all back would talk to nobody, or to the wrong one.
-	restored := kubeletfiles.Restore(root, backup.Edits, force)
+	restored := kubeletfiles.Restore(u.Root, backup.Edits, u.Force)
 	try("put the kubelet's files back", restored)
 	try("reload systemd", units.Reload(ctx))
 	for _, u := range slices.Backward(backup.Units) {
@@ -196,7 +213,7 @@ func Back(ctx context.Context, root, backupPath string, units Units, force bool,
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return os.Remove(backupPath)
+	return os.Remove(u.BackupPath)
 }
 
 // step tells what was done.

@@ -121,13 +121,27 @@ func TestSwitchAndBack(t *testing.T) {
 	if err := Switch(t.Context(), p, s, ready, &out); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("a second switch: %v", err)
 	}
-	if err := Back(t.Context(), p.Root, p.BackupPath, s, false, &out); err != nil {
-		t.Fatalf("%v\n%s", err, out.String())
+	// The logs are given back once nobody writes them; what fails there does not keep the kubelet from coming back.
+	given := 0
+	undo := &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s, GiveLogsBack: func(context.Context) error {
+		if given++; s.units[Crishim].Active || s.units[Kubelet].Active {
+			t.Error("the logs are given back while they are written, or read")
+		}
+		if given == 1 {
+			return errors.New("read-only")
+		}
+		return nil
+	}}
+	if err := Back(t.Context(), undo, &out); err == nil || !s.units[Kubelet].Active {
+		t.Fatalf("%v, the kubelet active %t", err, s.units[Kubelet].Active)
+	}
+	if err := Back(t.Context(), undo, &out); err != nil || given != 2 {
+		t.Fatalf("%v, given back %d times\n%s", err, given, out.String())
 	}
 	if s.states() != before || text(t, p) != "old\n" {
 		t.Errorf("after going back: %s\n%q", s.states(), text(t, p))
 	}
-	if err := Back(t.Context(), p.Root, p.BackupPath, s, false, &out); !errdefs.IsNotFound(err) {
+	if err := Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s}, &out); !errdefs.IsNotFound(err) {
 		t.Errorf("a second way back: %v", err)
 	}
 }
@@ -184,10 +198,10 @@ func TestForeignEditsStopTheWayBack(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(p.Root, "kubeadm-flags.env"), []byte("somebody's\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := Back(t.Context(), p.Root, p.BackupPath, s, false, &bytes.Buffer{}); !errdefs.IsConflict(err) || s.units[Kubelet].Active {
+	if err := Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s}, &bytes.Buffer{}); !errdefs.IsConflict(err) || s.units[Kubelet].Active {
 		t.Errorf("err = %v, kubelet active %t", err, s.units[Kubelet].Active)
 	}
-	if err := Back(t.Context(), p.Root, p.BackupPath, s, true, &bytes.Buffer{}); err != nil || text(t, p) != "old\n" || !s.units[Kubelet].Active {
+	if err := Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s, Force: true}, &bytes.Buffer{}); err != nil || text(t, p) != "old\n" || !s.units[Kubelet].Active {
 		t.Errorf("by force: %v, %q", err, text(t, p))
 	}
 }

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/config"
+	"crishim/engine/docker"
+	"crishim/engine/docker/survey"
+)
+
+// giveLogsBack puts the old shims' links to Docker's files in the place of the logs that crishim has written, so that the old
+// shim shows what its containers write. crishim goes on in its own ones when it comes back. It goes on past errors.
+func giveLogsBack(ctx context.Context, c *config.Config, out io.Writer) error {
+	for _, endpoint := range c.Listen {
+		conn, err := net.DialTimeout("unix", strings.TrimPrefix(endpoint, "unix://"), time.Second)
+		if err == nil {
+			_ = conn.Close()
+			return fmt.Errorf("crishim still answers on %s and writes the logs: stop it first: %w", endpoint, errdefs.ErrFailedPrecondition)
+		}
+	}
+	node, err := survey.Read(ctx, c.Docker.Endpoint)
+	if err != nil {
+		return fmt.Errorf("find the containers whose logs are to be linked: %w", err)
+	}
+	linked := 0
+	var errs []error
+	for i := range node.Containers {
+		container := &node.Containers[i]
+		done, err := docker.GiveBackLog(container.Name, container.Labels, container.LogPath)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if done {
+			linked++
+		}
+	}
+	_, _ = fmt.Fprintf(out, "linked the logs of %d containers to Docker's\n", linked)
+	return errors.Join(errs...)
+}
