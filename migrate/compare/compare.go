@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -169,10 +170,19 @@ func fields(kind string, a, b object) []Difference {
 		if before[name] == after[name] || below(name, silent[kind]) {
 			continue
 		}
-		all = append(all, Difference{Object: a.name, Field: name, Old: before[name], New: after[name], Decides: below(name, deciding[kind])})
+		decides := below(name, deciding[kind]) && !(name == "started_at" && mended(before, after))
+		all = append(all, Difference{Object: a.name, Field: name, Old: before[name], New: after[name], Decides: decides})
 	}
 	slices.SortFunc(all, func(x, y Difference) int { return cmp.Compare(x.Field, y.Field) })
 	return all
+}
+
+// mended says that the old shim tells of a container that it ended before it started: dockerd notes the start of a process that
+// ends at once after its end. No kubelet decides by that.
+func mended(before, after map[string]string) bool {
+	started, err1 := strconv.ParseInt(before["started_at"], 10, 64)
+	finished, err2 := strconv.ParseInt(before["finished_at"], 10, 64)
+	return err1 == nil && err2 == nil && started > finished && after["started_at"] == before["finished_at"] && after["finished_at"] == before["finished_at"]
 }
 
 func below(name string, of []string) bool {

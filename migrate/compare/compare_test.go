@@ -110,6 +110,10 @@ func TestHarmlessDifferencesAreTold(t *testing.T) {
 	is.containers[0].Mounts[0], is.containers[0].Mounts[1] = is.containers[0].Mounts[1], is.containers[0].Mounts[0]
 	is.images[0].RepoTags = []string{"web:2", "web:1"}
 	is.pods[0].RuntimeHandler = "runc"
+	for s, started := range map[*shim]int64{was: 20, is: 10} { // it ended at once
+		s.containers = append(s.containers, &runtimeapi.ContainerStatus{Id: "c2", Metadata: &runtimeapi.ContainerMetadata{Name: "brief"},
+			State: runtimeapi.ContainerState_CONTAINER_EXITED, CreatedAt: 5, StartedAt: started, FinishedAt: 10})
+	}
 	r, err := Endpoints(t.Context(), was.serve(t, true), is.serve(t, false))
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +122,7 @@ func TestHarmlessDifferencesAreTold(t *testing.T) {
 	for _, d := range r.Differences {
 		told = append(told, d.Field)
 	}
-	if !r.Same() || r.Pods != 1 || r.Containers != 1 || r.Images != 1 || strings.Join(told, " ") != "image_id image_ref runtime_handler" {
+	if !r.Same() || r.Pods != 1 || r.Containers != 2 || r.Images != 1 || strings.Join(told, " ") != "image_id image_ref started_at runtime_handler" {
 		t.Errorf("result %+v", r)
 	}
 }
@@ -129,6 +133,7 @@ func TestWhatTheKubeletDecidesByMustBeEqual(t *testing.T) {
 		"labels[app]":      func(s *shim) { s.pods[0].Labels["app"] = "other" },
 		"state":            func(s *shim) { s.containers[0].State = runtimeapi.ContainerState_CONTAINER_EXITED },
 		"metadata.attempt": func(s *shim) { s.containers[0].Metadata.Attempt = 1 },
+		"started_at":       func(s *shim) { s.containers[0].StartedAt++ },
 		"exit_code":        func(s *shim) { s.containers[0].ExitCode = 1 },
 		"annotations[a]":   func(s *shim) { s.containers[0].Annotations = map[string]string{"a": "b"} },
 		"runtime_name":     func(s *shim) { s.name = "crishim" },
