@@ -139,6 +139,12 @@ func (a *answering) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+func adminClient(c *config.Config) *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", adminSocket(c))
+	}}}
+}
+
 // carryInDaemon has the running daemon do it, which has the native engine's store.
 func carryInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, name string, refs []string, out io.Writer) error {
 	what, err := carryingOf(fs, name, refs)
@@ -154,14 +160,11 @@ func askDaemon(ctx context.Context, c *config.Config, path string, what any, out
 	if err != nil {
 		return err
 	}
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", adminSocket(c))
-	}}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://crishim"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
-	reply, err := client.Do(request)
+	reply, err := adminClient(c).Do(request)
 	if err != nil {
 		return fmt.Errorf("the native engine's images are in use, and no running daemon answers on %s: %w", adminSocket(c), err)
 	}
