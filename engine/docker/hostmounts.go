@@ -67,7 +67,7 @@ func (h *hostMounts) reserve() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.making == nil {
-		h.making, h.keys = map[string]bool{}, map[engine.ContainerID]string{}
+		h.making = map[string]bool{}
 	}
 	h.making[key] = true
 	return key
@@ -83,6 +83,9 @@ func (h *hostMounts) unreserve(key string) {
 func (h *hostMounts) belong(id engine.ContainerID, key string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.keys == nil {
+		h.keys = map[engine.ContainerID]string{}
+	}
 	h.keys[id] = key
 }
 

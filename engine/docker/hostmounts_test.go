@@ -315,3 +315,21 @@ func TestEngineInAnotherMountNamespace(t *testing.T) {
 		t.Errorf("in another one: %v", err)
 	}
 }
+
+func TestKeysOfContainersThatWereThereAreKeptWhenOthersAreMade(t *testing.T) {
+	var h hostMounts
+	h.known(map[engine.ContainerID]string{"old": "OLD"}) // as a daemon that starts again finds it
+	key := h.reserve()
+	if h.keyOf("old") != "OLD" || h.unused("OLD") || h.unused(key) {
+		t.Errorf("the key of the old container is %q, unused: %v", h.keyOf("old"), h.unused("OLD"))
+	}
+	h.belong("new", key)
+	h.unreserve(key)
+	if h.keyOf("old") != "OLD" || h.keyOf("new") != key || h.unused(key) {
+		t.Errorf("keys are %v", h.keys)
+	}
+	h.forget("old")
+	if !h.unused("OLD") || h.unused(key) {
+		t.Errorf("keys are %v", h.keys)
+	}
+}
