@@ -2,6 +2,9 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"math"
@@ -77,6 +80,15 @@ type PullSpec struct {
 	Auth        *Auth
 	// NoProgress ends a pull that gets no byte and extracts nothing for so long; 0 never does.
 	NoProgress time.Duration
+}
+
+// JoinKey is the same for pulls of the same name, in full, with the same credentials, of which a hash is in it.
+func (s *PullSpec) JoinKey(name string) (string, error) {
+	data, err := json.Marshal(s.Auth)
+	if err != nil {
+		return "", fmt.Errorf("pull %s: %w", name, err)
+	}
+	return fmt.Sprintf("%s %x", name, sha256.Sum256(data)), nil
 }
 
 // Auth is CRI AuthConfig with the "auth" form already split into username and password.

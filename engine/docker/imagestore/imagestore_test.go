@@ -311,7 +311,7 @@ func TestR31PullsAreJoinedAndEachCallerMayLeave(t *testing.T) {
 			}
 		})
 	}
-	waitFor(t, func() bool { return s.waiters() == 25 })
+	waitFor(t, func() bool { return s.pulls.Waiting() == 25 })
 	leave()
 	left.Wait()
 	close(release)
@@ -332,7 +332,7 @@ func TestR31PullsAreJoinedAndEachCallerMayLeave(t *testing.T) {
 		for range 3 {
 			wg.Go(func() { _, _ = s.PullImage(ctx, &engine.PullSpec{Ref: "app"}) })
 		}
-		waitFor(t, func() bool { return s.waiters() == 3 && f.count("pull") == 2 })
+		waitFor(t, func() bool { return s.pulls.Waiting() == 3 && f.count("pull") == 2 })
 		cancel()
 		wg.Wait()
 		select {
@@ -340,7 +340,7 @@ func TestR31PullsAreJoinedAndEachCallerMayLeave(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatal("Docker still pulls")
 		}
-		if n := s.waiters(); n != 0 {
+		if n := s.pulls.Waiting(); n != 0 {
 			t.Fatalf("%d still wait", n)
 		}
 	})
@@ -356,17 +356,6 @@ func TestR31PullsAreJoinedAndEachCallerMayLeave(t *testing.T) {
 			t.Fatalf("%d pulls, want 3", n)
 		}
 	})
-}
-
-// waiters counts those who wait for pulls.
-func (s *Store) waiters() int {
-	s.pulls.mu.Lock()
-	defer s.pulls.mu.Unlock()
-	n := 0
-	for _, f := range s.pulls.flight {
-		n += f.waiters
-	}
-	return n
 }
 
 func waitFor(t *testing.T, condition func() bool) {

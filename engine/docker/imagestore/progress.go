@@ -86,8 +86,8 @@ func (p *progress) note(msg *message) {
 	}
 }
 
-// left is how long the pull may still go on without progress under the limit; 0 or less when it was too long already.
-func (p *progress) left(limit time.Duration) time.Duration {
+// Left is how long the pull may still go on without progress under the limit; 0 or less when it was too long already.
+func (p *progress) Left(limit time.Duration) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, layer := range p.layers {

@@ -2,8 +2,6 @@ package imagestore
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -34,26 +32,17 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 	if q, err := registry.ParseQuery(spec.Ref); err != nil || q.ID != "" || isHelperOrHeld(named.Name()) {
 		return nil, fmt.Errorf("image reference %.300q is no name that can be pulled: %w", spec.Ref, errdefs.ErrInvalidArgument)
 	}
-	key, err := joinKey(named, spec.Auth)
+	key, err := spec.JoinKey(named.String())
 	if err != nil {
 		return nil, err
 	}
-	img, err := s.pulls.do(ctx, key, spec.NoProgress, func(ctx context.Context, p *progress) (*engine.Image, error) {
+	img, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, p *progress) (*engine.Image, error) {
 		return s.pull(ctx, named, spec.Auth, p)
 	})
 	if err != nil {
 		return nil, pullError(named, err)
 	}
 	return s.finished(img), nil
-}
-
-// joinKey tells pulls apart; credentials are in it as a hash only.
-func joinKey(named reference.Named, auth *engine.Auth) (string, error) {
-	data, err := json.Marshal(auth)
-	if err != nil {
-		return "", fmt.Errorf("pull %s: %w", named, err)
-	}
-	return fmt.Sprintf("%s %x", named, sha256.Sum256(data)), nil
 }
 
 func pullError(named reference.Named, err error) error {

@@ -26,6 +26,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/docker/imagestore/pullthrough"
+	"crishim/internal/flight"
 	"crishim/internal/keymutex"
 )
 
@@ -78,7 +79,7 @@ type Store struct {
 	cache      atomic.Pointer[snapshot]
 	loading    chan struct{} // holds a value while one goroutine fills the cache
 
-	pulls pulls
+	pulls *flight.Group[*progress, *engine.Image]
 	pause keymutex.Mutex[string]
 	// removals queue those of one image.
 	removals keymutex.Mutex[engine.ImageID]
@@ -103,6 +104,7 @@ func New(options Options) *Store {
 	}
 	return &Store{
 		options:  options,
+		pulls:    flight.New[*engine.Image](newProgress),
 		records:  loadRecords(options.StateDir),
 		loading:  make(chan struct{}, 1),
 		measured: make(chan struct{}),

@@ -24,7 +24,7 @@ import (
 func (s *Store) ensureLayer(ctx context.Context, source blobSource, desc ocispec.Descriptor, diffID digest.Digest, at *progress) error {
 	key := string(desc.Digest) + " " + string(diffID)
 	for {
-		_, started, err := s.layers.do(ctx, key, 0, at, func(ctx context.Context, at *progress) (struct{}, error) {
+		_, started, err := s.layers.DoPart(ctx, key, at.attach, func(ctx context.Context, at *progress) (struct{}, error) {
 			return struct{}{}, s.makeLayer(ctx, source, desc, diffID, at)
 		})
 		if err == nil || started || ctx.Err() != nil {

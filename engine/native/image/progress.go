@@ -70,8 +70,8 @@ func (p *progress) sum() (fetched, unpacked int64, last time.Time, local bool) {
 	return fetched, unpacked, last, local
 }
 
-// left is how long the work may still go on without progress under the limit; 0 or less when it was too long already.
-func (p *progress) left(limit time.Duration) time.Duration {
+// Left is how long the work may still go on without progress under the limit; 0 or less when it was too long already.
+func (p *progress) Left(limit time.Duration) time.Duration {
 	_, _, last, local := p.sum()
 	if local {
 		limit *= localPatience

@@ -2,8 +2,6 @@ package image
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -30,11 +28,11 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 	if q, err := registry.ParseQuery(spec.Ref); err != nil || q.ID != "" {
 		return nil, fmt.Errorf("image reference %.300q is no name that can be pulled: %w", spec.Ref, errdefs.ErrInvalidArgument)
 	}
-	key, err := joinKey(named, spec.Auth)
+	key, err := spec.JoinKey(named.String())
 	if err != nil {
 		return nil, err
 	}
-	id, _, err := s.pulls.do(ctx, key, spec.NoProgress, nil, func(ctx context.Context, at *progress) (engine.ImageID, error) {
+	id, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, at *progress) (engine.ImageID, error) {
 		done := s.report(reference.FamiliarString(named), at)
 		id, err := s.pull(ctx, named, spec, at)
 		done(err)
@@ -44,15 +42,6 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 		return nil, pullError(named, err)
 	}
 	return s.Image(ctx, string(id))
-}
-
-// joinKey tells pulls apart; credentials are in it as a hash only.
-func joinKey(named reference.Named, auth *engine.Auth) (string, error) {
-	data, err := json.Marshal(auth)
-	if err != nil {
-		return "", fmt.Errorf("pull %s: %w", named, err)
-	}
-	return fmt.Sprintf("%s %x", named, sha256.Sum256(data)), nil
 }
 
 func pullError(named reference.Named, err error) error {

@@ -29,6 +29,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/internal/flight"
 	"crishim/internal/keymutex"
 )
 
@@ -87,8 +88,8 @@ type Store struct {
 	root    string
 	lock    *os.File
 
-	pulls  flights[engine.ImageID]
-	layers flights[struct{}]
+	pulls  *flight.Group[*progress, engine.ImageID]
+	layers *flight.Group[*progress, struct{}]
 	// fetching orders who writes the part of a blob.
 	fetching keymutex.Mutex[digest.Digest]
 	// unpackers bounds how many layers are unpacked at once, over all pulls.
@@ -127,6 +128,7 @@ func Open(options Options) (*Store, error) {
 	options.complete()
 	s := &Store{
 		options: options, root: options.Root,
+		pulls: flight.New[engine.ImageID](newProgress), layers: flight.New[struct{}](newProgress),
 		unpackers: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		pinned:    slices.Clone(options.Pinned),
 		hostDirs:  slices.Clone(options.RegistryConfigDirs),
@@ -174,8 +176,8 @@ func (o *Options) complete() {
 
 // Close gives the store up. Callers must have got their answers; what they left in the middle is waited for here.
 func (s *Store) Close() error {
-	s.pulls.running.Wait()
-	s.layers.running.Wait()
+	s.pulls.Wait()
+	s.layers.Wait()
 	return s.lock.Close()
 }
 
