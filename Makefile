@@ -104,16 +104,16 @@ fuzz: need ## every fuzz test for FUZZTIME (30s)
 	@hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: soak
-soak: need ## random work and faults on a real dockerd for SOAK (30m), under the race detector; docs/reliability.md then shows it
+soak: helper ## random work and faults for SOAK (30m), under the race detector, on a real dockerd or ENGINE=native; docs/reliability.md then shows it
 	@hack/packages.sh test
-	E2E_RACE=1 E2E_SOAK=$(SOAK) E2E_SOAK_REPORT="$(CURDIR)/internal/reliability/soak.json" go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e; \
+	E2E_ENGINE='$(filter native,$(ENGINE))' E2E_RACE=1 E2E_SOAK=$(SOAK) E2E_SOAK_REPORT="$(CURDIR)/internal/reliability/soak$(if $(filter native,$(ENGINE)),-native).json" go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e; \
 		status=$$?; go test -count=1 -run TestThePage ./internal/reliability -update && exit $$status
 
 .PHONY: crash
-crash: need ## every power cut, crash, failing step and passed deadline that `make test` samples, and all pairs of them (hours)
+crash: helper ## every power cut, crash, failing step and passed deadline that `make test` samples, and all pairs of them (hours); ENGINE=native
 	@hack/packages.sh test
 	E2E_CRASH=all go test -count=1 -timeout 0 -v -run 'PowerCut' ./internal/atomicfile ./state ./engine/native/image
-	E2E_CRASH=all go test -count=1 -timeout 0 -v -run '^Test(DaemonDies|EachStepFails|DeadlinePasses)' ./e2e
+	E2E_ENGINE='$(filter native,$(ENGINE))' E2E_CRASH=all go test -count=1 -timeout 0 -v -run '^Test(DaemonDies|MonitorDies|EachStepFails|DeadlinePasses)' ./e2e
 
 .PHONY: lint
 lint: need ## gofmt, go vet and staticcheck, clean

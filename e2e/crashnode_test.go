@@ -71,11 +71,17 @@ func seed(t *testing.T) rand.Source {
 // all says that everything is to be walked and nothing left to chance: `make crash`.
 func all() bool { return os.Getenv("E2E_CRASH") == "all" }
 
+// few says that a part of what is sampled, and of what is walked otherwise, has to do: the core of an engine's tests.
+func few() bool { return os.Getenv("E2E_CRASH") == "few" }
+
 // sample is the numbers below n in any order, or at most so many of them unless all are to be walked.
 func (f *faults) sample(n, most int) []int {
 	numbers := f.random.Perm(n)
-	if all() {
+	switch {
+	case all():
 		return numbers
+	case few():
+		most = (most + 2) / 3
 	}
 	return numbers[:min(n, most)]
 }

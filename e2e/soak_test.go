@@ -21,13 +21,12 @@ import (
 )
 
 // Many callers at once, each with pods of its own and with its hands on the others', on a node where the daemon is killed,
-// dockerd is killed, stopped and restarted, plugins fail and containers vanish. No call takes long or fails in a way that is
+// dockerd, or the native engine's monitors, are killed, stopped and restarted, plugins fail and containers vanish. No call takes long or fails in a way that is
 // not in the contract; no container goes back to a state that it was seen to have left; containers that nobody touches live
 // through all of it with every line of their log; and in the end everything is gone. E2E_SOAK is the time (`make soak`).
 //
 // Rows: R12 (part), R45
 func TestSoak(t *testing.T) {
-	harness.AboutDocker(t)
 	length := 12 * time.Second
 	if text := os.Getenv("E2E_SOAK"); text != "" {
 		parsed, err := time.ParseDuration(text)
@@ -41,12 +40,15 @@ func TestSoak(t *testing.T) {
 	harness.Require(t)
 	t.Cleanup(func() { report.write(t) }) // the last cleanup: what the gates find counts
 	n := ownNode(t, harness.DockerOptions{LiveRestore: true})
-	report.Engine, _ = n.Docker.Version() // "" where it cannot be had
+	report.Engine = "native"
+	if n.Docker != nil {
+		report.Engine, _ = n.Docker.Version() // "" where it cannot be had
+	}
 	warmUp(t, n)
 	s := &soak{t: t, n: n, image: n.Registry.Ref(harness.Busybox), faults: map[string]int{}, end: time.Now().Add(length), report: &report}
 	s.warm()
 	n.NoLeaks(t)
-	alive := n.RunPod(t, "alive", inDockersCgroup(n))
+	alive := n.RunPod(t, untouched, inDockersCgroup(n))
 	chatty := alive.RunChatty(s.image, 20)
 
 	var clients sync.WaitGroup

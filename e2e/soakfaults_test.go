@@ -3,7 +3,11 @@ package e2e
 import (
 	"math/rand/v2"
 	"slices"
+	"strings"
+	"syscall"
 	"time"
+
+	"crishim/e2e/harness"
 )
 
 // A soakFault breaks something for a while and mends it again. It runs in the test's own goroutine: the harness ends the test
@@ -13,8 +17,28 @@ type soakFault struct {
 	do   func(s *soak, r *rand.Rand)
 }
 
-var soakFaults = []soakFault{
-	{"kill -9 of the daemon", func(s *soak, _ *rand.Rand) { s.n.Shim.KillAndRestart() }},
+// soakFaults are those of every engine, and those of the one that the tests run on.
+func soakFaults() []soakFault {
+	common := []soakFault{
+		{"kill -9 of the daemon", func(s *soak, _ *rand.Rand) { s.n.Shim.KillAndRestart() }},
+		{"failing CNI plugin", func(s *soak, r *rand.Rand) {
+			list := s.n.CNI.List(false)
+			list["plugins"] = append(slices.Clone(list["plugins"].([]any)), map[string]any{"type": "soak-failing"})
+			s.n.Live(s.t, func() {
+				s.n.CNI.Write(s.n.CNI.ConfFile, list)
+				pauseFor(r, 3*time.Second)
+				s.n.CNI.Write(s.n.CNI.ConfFile, s.n.CNI.List(false))
+			})
+			s.n.Shim.WaitReady()
+		}},
+	}
+	if harness.Native() {
+		return append(common, nativeSoakFaults...)
+	}
+	return append(common, dockerSoakFaults...)
+}
+
+var dockerSoakFaults = []soakFault{
 	{"kill -9 of dockerd", func(s *soak, r *rand.Rand) {
 		s.n.Live(s.t, func() {
 			s.n.Docker.Kill()
@@ -35,19 +59,54 @@ var soakFaults = []soakFault{
 		s.n.Live(s.t, s.n.Docker.Restart)
 		s.n.Shim.WaitReady()
 	}},
-	{"failing CNI plugin", func(s *soak, r *rand.Rand) {
-		list := s.n.CNI.List(false)
-		list["plugins"] = append(slices.Clone(list["plugins"].([]any)), map[string]any{"type": "soak-failing"})
-		s.n.Live(s.t, func() {
-			s.n.CNI.Write(s.n.CNI.ConfFile, list)
-			pauseFor(r, 3*time.Second)
-			s.n.CNI.Write(s.n.CNI.ConfFile, s.n.CNI.List(false))
-		})
-		s.n.Shim.WaitReady()
-	}},
 	{"containers removed behind our back", func(s *soak, r *rand.Rand) { s.behindOurBack(r, "DELETE", "?force=1") }},
 	{"containers killed behind our back", func(s *soak, r *rand.Rand) { s.behindOurBack(r, "POST", "/kill") }},
 }
+
+var nativeSoakFaults = []soakFault{
+	{"restart of the daemon", func(s *soak, _ *rand.Rand) { s.n.Shim.Restart() }},
+	{"kill -9 of monitors", func(s *soak, r *rand.Rand) { s.n.Live(s.t, func() { s.signalMonitors(r, syscall.SIGKILL) }) }},
+	{"kill -9 of monitors and the daemon", func(s *soak, r *rand.Rand) {
+		s.n.Shim.Kill()
+		s.signalMonitors(r, syscall.SIGKILL)
+		s.n.Shim.Start()
+	}},
+	{"SIGSTOP of monitors", func(s *soak, r *rand.Rand) {
+		s.n.Live(s.t, func() {
+			stopped := s.signalMonitors(r, syscall.SIGSTOP)
+			pauseFor(r, 6*time.Second)
+			for _, m := range stopped {
+				m.Signal(syscall.SIGCONT)
+			}
+		})
+	}},
+	{"containers killed behind our back", func(s *soak, r *rand.Rand) {
+		left := 1 + r.IntN(3)
+		s.containers.Range(func(id, _ any) bool {
+			if pid := s.n.HostPID(s.t, id.(string)); pid != 0 {
+				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+				left--
+			}
+			return left > 0
+		})
+	}},
+}
+
+// signalMonitors signals up to three monitors, but the one of the pod that nobody touches.
+func (s *soak) signalMonitors(r *rand.Rand, signal syscall.Signal) (signalled []harness.Monitor) {
+	s.t.Helper()
+	monitors := s.n.Monitors()
+	r.Shuffle(len(monitors), func(i, j int) { monitors[i], monitors[j] = monitors[j], monitors[i] })
+	for _, m := range monitors {
+		if len(signalled) < 3 && !strings.HasSuffix(m.Pod, "/"+untouched) && m.Signal(signal) {
+			signalled = append(signalled, m)
+		}
+	}
+	return signalled
+}
+
+// untouched is the pod that is there from the first to the last fault.
+const untouched = "alive"
 
 // behindOurBack does something to up to three containers by the engine itself.
 func (s *soak) behindOurBack(r *rand.Rand, method, what string) {
@@ -70,13 +129,14 @@ esac
 	if s.report.asked >= time.Minute {
 		between = 10 * time.Second
 	}
+	all := soakFaults()
 	for {
-		for _, i := range r.Perm(len(soakFaults)) {
+		for _, i := range r.Perm(len(all)) {
 			time.Sleep(between)
 			if !time.Now().Before(s.end) || s.t.Failed() {
 				return
 			}
-			f := soakFaults[i]
+			f := all[i]
 			s.broken.Add(1)
 			began := time.Now()
 			f.do(s, r)

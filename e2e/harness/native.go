@@ -167,6 +167,29 @@ func (e native) monitorsOf(pod string) []int {
 	return pids
 }
 
+// Monitor is the process that holds a pod ("namespace/name") of the native engine.
+type Monitor struct {
+	Pod   string
+	pid   int
+	start string
+}
+
+// Monitors are those that run.
+func (n *Node) Monitors() (list []Monitor) {
+	for _, pid := range (native{n.Shim}).monitors() {
+		argv := strings.Split(readString(fmt.Sprintf("/proc/%d/cmdline", pid)), "\x00")
+		if len(argv) > 2 {
+			list = append(list, Monitor{argv[2], pid, StartTime(pid)})
+		}
+	}
+	return list
+}
+
+// Signal says whether the monitor was there to get it.
+func (m Monitor) Signal(signal syscall.Signal) bool {
+	return StartTime(m.pid) == m.start && syscall.Kill(m.pid, signal) == nil
+}
+
 // ownCgroups are those of pods for which no cgroup was asked: in one of the host's, where other daemons have theirs too.
 func (e native) ownCgroups() []string {
 	list := Cgroups(nativeCgroup)

@@ -3,6 +3,7 @@
 package failpoint
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strings"
@@ -11,8 +12,8 @@ import (
 	"time"
 )
 
-// EnvFile names a file of lines "STEP=ACTION"; ACTION is kill, error, sleep:DURATION, each optionally with "*N" (the
-// N-th hit only, counted since the file's text last changed). The step "any" is each of them but those of the log pumps,
+// EnvFile names a file of lines "STEP=ACTION"; ACTION is kill, error, sleep:DURATION or hold (until the file's text changes),
+// each optionally with "*N" (the N-th hit only, counted since the file's text last changed). The step "any" is each of them but those of the log pumps,
 // which work at their own time. The file is read at each hit, so that a test changes it while the daemon runs. A line
 // "trace=PATH" appends the name of every step hit to PATH, and a tab and the action where one was taken.
 const EnvFile = "CRISHIM_FAILPOINTS"
@@ -47,9 +48,16 @@ func Hit(step string) error {
 		if d, err := time.ParseDuration(strings.TrimPrefix(action, "sleep:")); err == nil {
 			time.Sleep(d)
 		}
+	case action == "hold":
+		for held := data; err == nil && bytes.Equal(data, held); data, err = os.ReadFile(path) {
+			time.Sleep(holdInterval)
+		}
 	}
 	return nil
 }
+
+// holdInterval is between looks whether a step goes on.
+const holdInterval = 5 * time.Millisecond
 
 // decide counts the hit and finds its action, "" for none, and the file to trace to.
 func decide(file, step string) (action, trace string) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // write replaces the file that says what happens.
@@ -39,6 +40,27 @@ func TestTheNthHitSinceTheFileChangedActs(t *testing.T) {
 	}
 	if got, want := readFile(t, trace), "step\nstep\terror\nstep\nstep\nstep\terror\nstep\nother\n"; got != want {
 		t.Errorf("trace %q, want %q", got, want)
+	}
+}
+
+func TestAHeldStepGoesOnWhenTheFileChanges(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "steps")
+	t.Setenv(EnvFile, file)
+	trace := file + ".trace"
+	write(t, file, "a=hold\ntrace="+trace+"\n")
+	done := make(chan error)
+	go func() { done <- Hit("a") }()
+	for data := []byte(nil); string(data) != "a\thold\n"; data, _ = os.ReadFile(trace) {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("a step that is held went on: %v", err)
+	case <-time.After(4 * holdInterval):
+	}
+	write(t, file, "# goes on\n")
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

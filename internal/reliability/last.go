@@ -20,7 +20,8 @@ const minSoak = 15 * time.Minute
 // Last is what the last recorded runs said.
 type Last struct {
 	Results Results
-	Soak    Soak
+	// Soak is on a Docker Engine; NativeSoak is on the native engine.
+	Soak, NativeSoak Soak
 }
 
 // Results is the last `make test` that was recorded (`make record`).
@@ -30,7 +31,7 @@ type Results struct {
 	Tests map[string]string `json:"tests"`
 }
 
-// Soak is the last `make soak`; e2e.TestSoak writes it.
+// Soak is the last `make soak` of an engine; e2e.TestSoak writes it.
 type Soak struct {
 	Date    string         `json:"date"`
 	Length  string         `json:"length"`
@@ -43,10 +44,12 @@ type Soak struct {
 	Faults  map[string]int `json:"faults"`
 }
 
-// ReadLast reads results.json and soak.json of a folder; a file that is not there is a run that never was.
-func ReadLast(dir string) (Last, error) {
-	var l Last
-	return l, errors.Join(readJSON(filepath.Join(dir, "results.json"), &l.Results), readJSON(filepath.Join(dir, "soak.json"), &l.Soak))
+// ReadLast reads results.json, soak.json and soak-native.json of a folder; a file that is not there is a run that never was.
+func ReadLast(dir string) (l Last, err error) {
+	for name, into := range map[string]any{"results.json": &l.Results, "soak.json": &l.Soak, "soak-native.json": &l.NativeSoak} {
+		err = errors.Join(err, readJSON(filepath.Join(dir, name), into))
+	}
+	return l, err
 }
 
 func readJSON(path string, into any) error {
@@ -132,10 +135,16 @@ func (l Last) summary() string {
 	if l.Results.Date != "" {
 		tests = fmt.Sprintf("The results are of `make test` on %s.", l.Results.Date)
 	}
-	s := l.Soak
-	if s.Date == "" {
-		return tests + " No `make soak` is recorded.\n"
+	soaks := ""
+	for _, s := range []Soak{l.Soak, l.NativeSoak} {
+		if s.Date != "" {
+			soaks += s.summary()
+		}
 	}
+	return tests + cmp.Or(soaks, " No `make soak` is recorded.") + "\n"
+}
+
+func (s Soak) summary() string {
 	kinds := slices.Collect(maps.Keys(s.Faults))
 	slices.SortFunc(kinds, func(a, b string) int { return cmp.Or(s.Faults[b]-s.Faults[a], strings.Compare(a, b)) })
 	total, list := 0, make([]string, 0, len(kinds))
@@ -143,13 +152,16 @@ func (l Last) summary() string {
 		total += s.Faults[kind]
 		list = append(list, fmt.Sprintf("%d× %s", s.Faults[kind], kind))
 	}
-	outcome, race := "passed", ""
+	outcome, race, engine := "passed", "", "Docker "+s.Engine
+	if s.Engine == "native" {
+		engine = "the native engine"
+	}
 	if !s.Passed {
 		outcome = "**failed**"
 	}
 	if s.Race {
 		race = " under the race detector"
 	}
-	return fmt.Sprintf("%s The last `make soak`, on %s, ran for %s%s on Docker %s, Linux %s, and %s: %d calls, %d of them failed by a fault, and %d faults (%s).\n",
-		tests, s.Date, s.Length, race, s.Engine, s.Kernel, outcome, s.Ops, s.Excused, total, strings.Join(list, ", "))
+	return fmt.Sprintf(" The last `make soak` on %s, on %s, ran for %s%s, Linux %s, and %s: %d calls, %d of them failed by a fault, and %d faults (%s).",
+		engine, s.Date, s.Length, race, s.Kernel, outcome, s.Ops, s.Excused, total, strings.Join(list, ", "))
 }
