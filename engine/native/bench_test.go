@@ -50,7 +50,7 @@ func (s *sink) exits(id engine.ContainerID) (told []engine.ContainerStatus) {
 }
 
 // serve watches the engine, as the daemon does, until die.
-func (b *bench) serve(t *testing.T) {
+func (b *bench) serve(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	b.sink = &sink{synced: make(chan struct{}), changes: map[engine.ContainerID][]engine.ContainerStatus{}}
@@ -66,7 +66,7 @@ func (b *bench) serve(t *testing.T) {
 }
 
 // die is the daemon's death: nothing is stopped, monitors and containers go on.
-func (b *bench) die(t *testing.T) {
+func (b *bench) die(t testing.TB) {
 	t.Helper()
 	if b.Engine == nil {
 		return
@@ -81,14 +81,14 @@ func (b *bench) die(t *testing.T) {
 }
 
 // back is its next start.
-func (b *bench) back(t *testing.T) {
+func (b *bench) back(t testing.TB) {
 	t.Helper()
 	b.open(t)
 	b.serve(t)
 }
 
 // serving is a bench whose engine is watched.
-func serving(t *testing.T) *bench {
+func serving(t testing.TB) *bench {
 	t.Helper()
 	b := newBench(t)
 	b.serve(t)
@@ -97,7 +97,7 @@ func serving(t *testing.T) *bench {
 
 var podCount int
 
-func (b *bench) podSpec(t *testing.T, change ...func(*engine.PodSpec)) *engine.PodSpec {
+func (b *bench) podSpec(t testing.TB, change ...func(*engine.PodSpec)) *engine.PodSpec {
 	podCount++
 	name := fmt.Sprintf("p%d", podCount)
 	s := &engine.PodSpec{
@@ -114,7 +114,7 @@ func (b *bench) podSpec(t *testing.T, change ...func(*engine.PodSpec)) *engine.P
 func sharedPIDs(s *engine.PodSpec) { s.Namespaces.PID = engine.NamespacePod }
 
 // runPod makes a pod that the test's end takes away, if it is there still.
-func (b *bench) runPod(t *testing.T, change ...func(*engine.PodSpec)) (engine.PodID, *engine.PodSpec) {
+func (b *bench) runPod(t testing.TB, change ...func(*engine.PodSpec)) (engine.PodID, *engine.PodSpec) {
 	t.Helper()
 	s := b.podSpec(t, change...)
 	id, err := b.CreatePod(t.Context(), s)
@@ -128,7 +128,7 @@ func (b *bench) runPod(t *testing.T, change ...func(*engine.PodSpec)) (engine.Po
 }
 
 // removePod is what the server does to end one.
-func (b *bench) removePod(t *testing.T, id engine.PodID) {
+func (b *bench) removePod(t testing.TB, id engine.PodID) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 40*time.Second)
 	defer cancel()
@@ -143,7 +143,7 @@ func (b *bench) removePod(t *testing.T, id engine.PodID) {
 	}
 }
 
-func (b *bench) containerSpec(t *testing.T, pod engine.PodID, s *engine.PodSpec, name, script string) *engine.ContainerSpec {
+func (b *bench) containerSpec(t testing.TB, pod engine.PodID, s *engine.PodSpec, name, script string) *engine.ContainerSpec {
 	t.Helper()
 	image, err := b.Image(t.Context(), b.image)
 	if err != nil {
@@ -170,7 +170,7 @@ func (b *bench) run(t *testing.T, pod engine.PodID, s *engine.PodSpec, name, scr
 	return st.ID
 }
 
-func (b *bench) status(t *testing.T, id engine.ContainerID) engine.ContainerStatus {
+func (b *bench) status(t testing.TB, id engine.ContainerID) engine.ContainerStatus {
 	t.Helper()
 	st, err := b.ContainerStatus(t.Context(), id)
 	if err != nil {
@@ -189,7 +189,7 @@ func (b *bench) podState(t *testing.T, id engine.PodID) engine.PodState {
 }
 
 // exited waits for a container's end.
-func (b *bench) exited(t *testing.T, id engine.ContainerID) engine.ContainerStatus {
+func (b *bench) exited(t testing.TB, id engine.ContainerID) engine.ContainerStatus {
 	t.Helper()
 	eventually(t, 20*time.Second, "container "+string(id)+" exits", func() bool { return b.status(t, id).State == engine.ContainerExited })
 	return b.status(t, id)
@@ -225,7 +225,7 @@ func (b *bench) sh(t *testing.T, id engine.ContainerID, script string) string {
 }
 
 // eventually gives what takes that long at most five times as long: the machine may have more to do.
-func eventually(t *testing.T, patience time.Duration, what string, holds func() bool) {
+func eventually(t testing.TB, patience time.Duration, what string, holds func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * patience); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -296,4 +296,34 @@ func processes(t *testing.T, word string) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// BenchmarkContainer is the life of a container in a pod that is there: each step alone, in ms.
+func BenchmarkContainer(b *testing.B) {
+	n := serving(b)
+	pod, spec := n.runPod(b)
+	took := map[string]time.Duration{}
+	step := func(name string, do func() error) {
+		began := time.Now()
+		if err := do(); err != nil {
+			b.Fatalf("%s: %v", name, err)
+		}
+		took[name] += time.Since(began)
+	}
+	for b.Loop() {
+		s := n.containerSpec(b, pod, spec, "c", "trap 'exit 0' TERM; while :; do sleep 1000; done")
+		var id engine.ContainerID
+		step("create", func() error {
+			st, err := n.CreateContainer(b.Context(), s)
+			id = st.ID
+			return err
+		})
+		step("start", func() error { _, err := n.StartContainer(b.Context(), id, s); return err })
+		step("stop", func() error { return n.StopContainer(b.Context(), id, 0) })
+		step("remove", func() error { return n.RemoveContainer(b.Context(), id) })
+	}
+	for name, d := range took {
+		b.ReportMetric(float64(d.Microseconds())/1000/float64(b.N), name+"-ms/op")
+	}
+	n.removePod(b, pod)
 }

@@ -40,7 +40,7 @@ type bench struct {
 	unwatch  func()
 }
 
-func newBench(t *testing.T, change ...func(*Options)) *bench {
+func newBench(t testing.TB, change ...func(*Options)) *bench {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("containers need root")
@@ -80,7 +80,7 @@ func newBench(t *testing.T, change ...func(*Options)) *bench {
 	return b
 }
 
-func (b *bench) open(t *testing.T) {
+func (b *bench) open(t testing.TB) {
 	t.Helper()
 	var err error
 	if b.Engine, err = New(b.opts); err != nil {
@@ -89,7 +89,7 @@ func (b *bench) open(t *testing.T) {
 }
 
 // remove checks that nothing is left, and takes the folders away.
-func (b *bench) remove(t *testing.T) {
+func (b *bench) remove(t testing.TB) {
 	if t.Failed() && b.Engine != nil {
 		b.Engine.ready.Store(true)
 		for _, p := range b.allPods() {
@@ -126,12 +126,12 @@ func (b *bench) remove(t *testing.T) {
 }
 
 // push makes an image of layers.
-func (b *bench) push(t *testing.T, tag string, layers ...[]byte) string {
+func (b *bench) push(t testing.TB, tag string, layers ...[]byte) string {
 	t.Helper()
 	return b.pushWith(t, tag, v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}, layers...)
 }
 
-func (b *bench) pushWith(t *testing.T, tag string, config v1.Config, layers ...[]byte) string {
+func (b *bench) pushWith(t testing.TB, tag string, config v1.Config, layers ...[]byte) string {
 	t.Helper()
 	image := empty.Image
 	for _, layer := range layers {
@@ -157,7 +157,7 @@ func (b *bench) pushWith(t *testing.T, tag string, config v1.Config, layers ...[
 	return ref.String()
 }
 
-func busyboxLayer(t *testing.T, more ...tar.Header) []byte {
+func busyboxLayer(t testing.TB, more ...tar.Header) []byte {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {

@@ -41,7 +41,8 @@ func Open(pid int, startTicks uint64) (*Handle, error) {
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		if errors.Is(err, unix.ESRCH) {
+		// ENOENT, and EINVAL before Linux 6.15: the number is a thread's by now, so the process that had it is gone.
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 			return nil, os.ErrProcessDone
 		}
 		return nil, fmt.Errorf("pidfd of %d: %w", pid, err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,31 @@ func TestHandleFollowsOneProcess(t *testing.T) {
 	}
 	if err := h.Signal(unix.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		t.Fatalf("signal to a dead process: %v", err)
+	}
+}
+
+// The number of a process that is gone may be a thread's of another one by now.
+//
+// Rows: R16 (part)
+func TestAThreadIsNoProcess(t *testing.T) {
+	tid, end := make(chan int), make(chan struct{})
+	defer close(end)
+	thread := os.Getpid()
+	for thread == os.Getpid() { // the first one is the process
+		go func() {
+			runtime.LockOSThread()
+			tid <- unix.Gettid()
+			<-end
+		}()
+		thread = <-tid
+	}
+	for _, ticks := range []uint64{0, 1} {
+		if _, err := Open(thread, ticks); !errors.Is(err, os.ErrProcessDone) {
+			t.Errorf("a thread's number, start time %d: %v", ticks, err)
+		}
+	}
+	if Alive(thread, 0) {
+		t.Error("a thread is alive as a process")
 	}
 }
 

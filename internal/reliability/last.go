@@ -77,7 +77,9 @@ func Record(files []string, proofs []Proof) (Results, error) {
 		if all.Date == "" || r.Date != "" && r.Date < all.Date {
 			all.Date = r.Date
 		}
-		maps.Copy(all.Tests, r.Tests)
+		for name, result := range r.Tests {
+			all.Tests[name] = worse(all.Tests[name], result)
+		}
 	}
 	wanted := map[string]bool{}
 	for _, p := range proofs {
@@ -85,6 +87,15 @@ func Record(files []string, proofs []Proof) (Results, error) {
 	}
 	maps.DeleteFunc(all.Tests, func(name, _ string) bool { return !wanted[name] })
 	return all, nil
+}
+
+// worse is the result of a test that ran more than once, as on each engine: a failure counts, and then that it ran anywhere.
+func worse(a, b string) string {
+	order := []string{"", "skip", "pass", "fail"}
+	if slices.Index(order, a) > slices.Index(order, b) {
+		return a
+	}
+	return b
 }
 
 // result is the name of the proof's test in Results.
