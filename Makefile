@@ -49,13 +49,13 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 	@go build -o .cache/results ./hack/results
 	.cache/results .cache/unit.json go test -race -p 1 -json $(UNIT)
 	go test -race -tags failpoint ./internal/failpoint
-	go test -count=1 -tags failpoint -run EveryStep ./engine/native
+	.cache/results .cache/steps.json go test -count=1 -tags failpoint -run EveryStep -json ./engine/native
 	.cache/results .cache/e2e.json go test -count=1 -timeout 45m -p 1 -json ./e2e/...
-	@CORE=1 hack/test-engine.sh native
+	@CORE=1 RESULTS=.cache/native.json hack/test-engine.sh native
 
 .PHONY: record
 record: need ## keeps the results of the last `make test` in docs/reliability.md
-	go test -count=1 -run TestThePage ./internal/reliability -update -record "$(CURDIR)/.cache/unit.json,$(CURDIR)/.cache/e2e.json"
+	go test -count=1 -run TestThePage ./internal/reliability -update -record "$(CURDIR)/.cache/unit.json,$(CURDIR)/.cache/steps.json,$(CURDIR)/.cache/e2e.json,$(CURDIR)/.cache/native.json"
 
 .PHONY: unit
 unit: helper ## the part of `make test` that needs neither root nor dockerd

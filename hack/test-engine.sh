@@ -1,7 +1,7 @@
 #!/bin/sh
 # test-engine.sh ENGINE [REGEXP]: the end-to-end tests, or those that the expression names, on an engine: native, or a Docker
 # Engine: 20.10 is the one of Debian's docker.io; 28 and 29 are built from Go modules, which takes minutes at the first time; else
-# the path of a dockerd; both is 20.10 with the native engine on beside it. CORE=1 runs the part that tells whether crishim works there at all, in a few minutes.
+# the path of a dockerd; both is 20.10 with the native engine on beside it. CORE=1 runs the part that tells whether crishim works there at all, in a few minutes. RESULTS=FILE is for `make record`.
 set -eu
 cd "$(dirname "$0")/.."
 run=${2:-}
@@ -24,4 +24,6 @@ fi
 hack/packages.sh test "$1"
 echo "end-to-end tests on engine $1" >&2
 export E2E_ENGINE="$1"
-exec go test -count=1 -timeout 60m -p 1 -run "$run" ./e2e
+set -- go test -count=1 -timeout 60m -p 1 -run "$run"
+[ -z "${RESULTS:-}" ] || exec .cache/results "$RESULTS" "$@" -json ./e2e
+exec "$@" ./e2e
