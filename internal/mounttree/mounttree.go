@@ -60,6 +60,10 @@ func Unmount(dir string) error {
 	return errors.Join(errs...)
 }
 
+// UnmountOne takes away the uppermost mount at path, a folder that only we can change; lazily where something uses it. OK when
+// there is none. It does not read the list of mounts, which is as long as the node is full.
+func UnmountOne(path string) error { return unmount(path) }
+
 func unmount(path string) error {
 	err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {

@@ -88,7 +88,7 @@ func (s *Store) RemovePod(ctx context.Context, id engine.PodID) error {
 	if err := checkID(string(id)); err != nil {
 		return err
 	}
-	if err := removeMounts(ctx, s.pod(id)); err != nil {
+	if err := removeMounts(ctx, s.pod(id), filepath.Join(s.pod(id), "shm")); err != nil {
 		return fmt.Errorf("remove the files of pod %s: %w", id, err)
 	}
 	return nil

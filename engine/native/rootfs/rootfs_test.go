@@ -494,8 +494,22 @@ func TestRemovalGoesNoFurtherThanTheContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = used.Close() }()
+	// What somebody mounted on the root, below it and beside it goes too.
+	beside := filepath.Join(filepath.Dir(root.Path), "beside")
+	below := filepath.Join(root.Path, "below")
+	if err := errors.Join(os.Mkdir(beside, 0o755), os.Mkdir(below, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{beside, below, root.Path, beside} {
+		if err := unix.Mount(canary, target, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := s.Remove(t.Context(), "c"); err != nil {
 		t.Error(err)
+	}
+	if n := mountsIn(t, filepath.Dir(root.Path)); n != 0 {
+		t.Errorf("%d mounts are left", n)
 	}
 	if text := read(t, filepath.Join(canary, "kept")); text != "x" {
 		t.Errorf("the removal went out: %q", text)

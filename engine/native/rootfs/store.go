@@ -246,18 +246,31 @@ func (s *Store) Unmount(ctx context.Context, id engine.ContainerID) error {
 	if err := checkID(string(id)); err != nil {
 		return err
 	}
-	if err := removeMounts(ctx, s.container(id)); err != nil {
+	if err := removeMounts(ctx, s.container(id), s.rootfs(id).Path); err != nil {
 		return fmt.Errorf("unmount the file systems of container %s: %w", id, err)
 	}
 	return nil
 }
 
-// removeMounts unmounts everything in a folder of RUN, and removes it with the mount points.
-func removeMounts(ctx context.Context, dir string) error {
-	if err := mounttree.Unmount(dir); err != nil {
+// removeMounts unmounts everything in a folder of RUN, of which the usual mount mostly is all, and removes it with the mount
+// points.
+func removeMounts(ctx context.Context, dir, usual string) error {
+	if err := mounttree.UnmountOne(usual); err != nil {
 		return err
 	}
-	return rmtree.Remove(ctx, dir)
+	return removeUnmounted(ctx, dir)
+}
+
+// removeUnmounted removes a folder of ours, and unmounts what is mounted in it: the list of all mounts is long, and not read
+// where there is no need.
+func removeUnmounted(ctx context.Context, dir string) error {
+	err := rmtree.Remove(ctx, dir)
+	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EBUSY) {
+		if err = mounttree.Unmount(dir); err == nil {
+			err = rmtree.Remove(ctx, dir)
+		}
+	}
+	return err
 }
 
 // Remove takes a container's mounts and its writable layer away: neither links nor mounts in the layer lead it out, and the
@@ -266,14 +279,7 @@ func (s *Store) Remove(ctx context.Context, id engine.ContainerID) error {
 	if err := s.Unmount(ctx, id); err != nil {
 		return err
 	}
-	err := rmtree.Remove(ctx, s.layer(id))
-	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EBUSY) {
-		// Somebody mounted something in it. The list of all mounts is long, and not read where there is no need.
-		if err = mounttree.Unmount(s.layer(id)); err == nil {
-			err = rmtree.Remove(ctx, s.layer(id))
-		}
-	}
-	if err != nil {
+	if err := removeUnmounted(ctx, s.layer(id)); err != nil {
 		return fmt.Errorf("remove the writable layer of container %s: %w", id, err)
 	}
 	return nil
