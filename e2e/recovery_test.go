@@ -331,3 +331,46 @@ func TestContainerRemovedBehindOurBackIsGone(t *testing.T) {
 		return fmt.Errorf("%v, %v", reply, err)
 	})
 }
+
+// After a reboot nothing runs: pods are not ready, their containers have ended, and the next attempt runs beside what is left,
+// which is removed with its addresses.
+//
+// Rows: R24 (part)
+func TestReboot(t *testing.T) {
+	n := ownNode(t, harness.DockerOptions{})
+	clear(warm) // the rules that a first pod makes go
+	busybox := n.Registry.Ref(harness.Busybox)
+	pod := n.RunPod(t, "before", hostPort(18080, 80))
+	chatty := pod.RunChatty(busybox, 50)
+	ended := pod.Run("ended", busybox, []string{"sh", "-c", "exit 3"})
+	ended.WaitExit()
+	created := pod.Create(pod.ContainerConfig("created", busybox, forever...))
+	n.Reboot(t, nil)
+	if status := pod.Status(); status.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("the pod is %v", status.State)
+	}
+	if status := chatty.Status(); status.State != runtimeapi.ContainerState_CONTAINER_EXITED || status.ExitCode == 0 || status.FinishedAt == 0 {
+		t.Errorf("what ran is %v", status)
+	}
+	if status := ended.Status(); status.State != runtimeapi.ContainerState_CONTAINER_EXITED || status.ExitCode != 3 {
+		t.Errorf("what had ended is %v", status)
+	}
+	if _, err := n.Shim.Runtime.StartContainer(ctx(t), &runtimeapi.StartContainerRequest{ContainerId: created.ID}); err == nil {
+		t.Error("a container starts in a pod that has ended")
+	}
+	next := n.RunPod(t, "before", hostPort(18080, 80), func(c *runtimeapi.PodSandboxConfig) {
+		c.Metadata.Uid, c.Metadata.Attempt = pod.Config.Metadata.Uid, 1
+	})
+	next.Run("web", n.Registry.Ref(harness.Web), nil)
+	pod.Remove()
+	chatty.CheckLog()
+	if left := n.CNI.Addresses(); len(left) != 1 || left[0] != next.IP() {
+		t.Errorf("addresses %v, want %s alone", left, next.IP())
+	}
+	for _, address := range []string{net.JoinHostPort(next.IP(), "80"), n.CNI.Gateway + ":18080"} {
+		if body := httpGet(t, address); body != "host=before path=/\n" {
+			t.Errorf("the next attempt says %q at %s", body, address)
+		}
+	}
+	agreed(t, n, 10*time.Second)
+}

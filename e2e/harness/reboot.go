@@ -8,28 +8,33 @@ import (
 	"time"
 )
 
-// Reboot takes from the node, and from a kubelet on it, what a reboot takes: all processes, mounts, cgroups, interfaces,
-// firewall rules and run files. Then the engine, the daemon and the kubelet are started again. Rules of the whole test program
-// go too: no other node may have pods.
+// Reboot takes from the node, and from a kubelet on it (nil: there is none), what a reboot takes: all processes, mounts,
+// cgroups, interfaces, firewall rules and run files. Then the engine, the daemon and the kubelet are started again. Rules of the
+// whole test program go too: no other node may have pods.
 func (n *Node) Reboot(t T, k *Kubelet) {
 	t.Helper()
-	k.Process.Kill()
+	var cgroup, dir string
+	if k != nil {
+		k.Process.Kill()
+		cgroup, dir = k.cgroup, k.dir
+	}
 	n.Shim.Kill()
 	if n.Docker == nil {
 		native{n.Shim}.cleanup(t, n.CgroupParent(), false)
 	} else {
 		n.Docker.crash(t)
 	}
-	Eventually(t, 20*time.Second, "the end of everything in the pods", func() error {
-		removeCgroup(k.cgroup)
-		if left := Cgroups("/"); containsUnder(left, k.cgroup) {
-			return fmt.Errorf("cgroup %s is left", k.cgroup)
-		}
-		return nil
-	})
-	for _, dir := range []string{k.dir, n.Shim.dir} {
+	if k != nil {
+		Eventually(t, 20*time.Second, "the end of everything in the pods", func() error {
+			removeCgroup(cgroup)
+			if left := Cgroups("/"); containsUnder(left, cgroup) {
+				return fmt.Errorf("cgroup %s is left", cgroup)
+			}
+			return nil
+		})
 		unmountAll(dir)
 	}
+	unmountAll(n.Shim.dir)
 	if err := os.RemoveAll(n.Shim.RunDir); err != nil {
 		t.Fatalf("removing the run files: %v", err)
 	}
@@ -38,13 +43,17 @@ func (n *Node) Reboot(t T, k *Kubelet) {
 		Run(t, "iptables", "-w", "-t", table, "-F")
 		Run(t, "iptables", "-w", "-t", table, "-X")
 	}
-	makeCgroup(t, k.cgroup)
+	if k != nil {
+		makeCgroup(t, cgroup)
+	}
 	makeCgroup(t, n.CgroupParent())
 	if n.Docker != nil {
 		n.Docker.Start()
 	}
 	n.Shim.Start()
-	k.launch()
+	if k != nil {
+		k.launch()
+	}
 }
 
 // crash ends dockerd and all that it started, at once, and removes what it keeps of a running machine.
