@@ -98,7 +98,7 @@ run() {
 	# shellcheck disable=SC2086 # flags are words
 	{ timeout -k 5 "${VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 $accel -m "${VM_MEM:-2048}" -smp "${VM_CPUS:-2}" \
 		-nodefaults -no-user-config -display none -no-reboot -kernel "$dir/vmlinuz" -initrd "$dir/initrd" \
-		-append "console=ttyS0 root=/dev/vda rw panic=-1 mitigations=off no_timer_check tsc=reliable quiet systemd.show_status=0 audit=0 net.ifnames=0 ${VM_APPEND:-}" \
+		-append "console=ttyS0 root=/dev/vda rw panic=-1 mitigations=off no_timer_check tsc=reliable nowatchdog cryptomgr.notests quiet systemd.show_status=0 audit=0 net.ifnames=0 ${VM_APPEND:-}" \
 		-drive file="$dir/disk",if=none,id=disk,format=raw,cache=unsafe,snapshot=on -device virtio-blk-pci,drive=disk \
 		-drive file="$work/share",if=none,id=share,format=raw,cache=unsafe -device virtio-blk-pci,drive=share \
 		-device virtio-rng-pci -chardev file,id=out,path=/dev/stdout \
