@@ -455,6 +455,87 @@ func TestDamagedStoreListsOnlyWholeImagesAndHeals(t *testing.T) {
 	}
 }
 
+// An image of which the record or a blob is damaged or lost cannot be told any more, but its layers lie under a container: they stay until
+// that has gone.
+//
+// Rows: R30 (part), R21 (part)
+func TestLayersInUseStayWithoutARecord(t *testing.T) {
+	reg := newSite(t, nil)
+	shared := layerOf(t, file("s", "shared"))
+	ref, other := reg.push(t, "app:v1", imageWith(t, shared, layerOf(t, file("a", "1")))), reg.push(t, "other:v1", imageWith(t, shared))
+	for name, damage := range map[string]func(s *Store, m *manifest) error{
+		"a cut record": func(s *Store, m *manifest) error {
+			return os.Truncate(s.path(recordsDir, recordName(engine.ImageID(m.Config.Digest))), 20)
+		},
+		"no record": func(s *Store, m *manifest) error {
+			return os.Remove(s.path(recordsDir, recordName(engine.ImageID(m.Config.Digest))))
+		},
+		"a short layer's blob": func(s *Store, m *manifest) error { return os.Truncate(s.blobPath(m.Layers[0].Digest), 3) },
+		"no config":            func(s *Store, m *manifest) error { return os.Remove(s.blobPath(m.Config.Digest)) },
+		"another config": func(s *Store, m *manifest) error {
+			return os.WriteFile(s.blobPath(m.Config.Digest), []byte("{}"), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			used := true
+			var id engine.ImageID
+			inUse := func(o *Options) {
+				o.InUse = func(_ context.Context, asked engine.ImageID) (users []string, err error) {
+					if used && asked == id {
+						users = []string{"container x"}
+					}
+					return users, nil
+				}
+			}
+			s := newStore(t, inUse)
+			img := pull(t, s, ref)
+			id = img.ID
+			pull(t, s, other)
+			dirs, err := s.LayerDirs(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := s.images[id].record.Manifests[0]
+			_ = s.Close()
+			if err := damage(s, &m); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // at the second start the record has been set aside before
+				s = reopen(t, s.root, inUse)
+				if err := s.Collect(t.Context(), 0); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.RemoveImage(t.Context(), engine.ImageID(other)); err != nil {
+					t.Fatal(err)
+				}
+				for i, file := range []string{"s", "a"} {
+					if _, err := os.Stat(filepath.Join(dirs[i], file)); err != nil {
+						t.Errorf("under a container: %v", err)
+					}
+				}
+				_ = s.Close()
+			}
+			s = reopen(t, s.root, inUse)
+			if again := pull(t, s, ref); again.ID != id || read(t, s, id, 1, "a") != "1" {
+				t.Errorf("pulled again it is %v", again)
+			}
+			sound(t, s)
+			used = false
+			if err := s.RemoveImage(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Collect(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			for _, dir := range dirs {
+				if _, err := os.Stat(dir); !os.IsNotExist(err) {
+					t.Errorf("%s stays for ever: %v", dir, err)
+				}
+			}
+		})
+	}
+}
+
 // A record of a newer version keeps what it names until that version comes back, whatever this one removes; a pull records the
 // image anew, in a form that the newer version knows.
 //
@@ -485,7 +566,7 @@ func TestR05ImagesOfANewerVersionAreKept(t *testing.T) {
 	if err := s.RemoveImage(t.Context(), removed.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Collect(0); err != nil {
+	if err := s.Collect(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	_ = s.Close()
@@ -557,7 +638,7 @@ func TestS39MalformedImagesAreRefused(t *testing.T) {
 			if !errdefs.IsInvalidArgument(err) && !errdefs.IsResourceExhausted(err) && !errdefs.IsDataLoss(err) {
 				t.Fatal(err)
 			}
-			if err := s.Collect(0); err != nil {
+			if err := s.Collect(t.Context(), 0); err != nil {
 				t.Fatal(err)
 			}
 			if files, _ := left(t, s); len(files) != 0 {

@@ -73,7 +73,7 @@ func TestR22APowerCutLeavesOnlyWholeImages(t *testing.T) {
 	pulled(two, noise(30_003))
 	pulled(one, noise(30_001))
 	removed(two)
-	if err := s.Collect(0); err != nil {
+	if err := s.Collect(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 

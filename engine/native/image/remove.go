@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -81,7 +82,7 @@ func (s *Store) RemoveImage(ctx context.Context, ref engine.ImageID) error {
 			of[b.Digest] = true
 		}
 	}
-	err = s.collect(func(d digest.Digest, _ time.Time) bool { return of[d] })
+	err = s.collect(ctx, func(d digest.Digest, _ time.Time) bool { return of[d] })
 	s.changed()
 	if err != nil {
 		return fmt.Errorf("remove the content of image %s (it is tried again): %w", img.ID, err)
@@ -131,25 +132,28 @@ func (s *Store) forget(id engine.ImageID) (*record, error) {
 }
 
 // Collect removes content that no image has and nobody is fetching, once it is older than age.
-func (s *Store) Collect(age time.Duration) error {
+func (s *Store) Collect(ctx context.Context, age time.Duration) error {
 	oldest := time.Now().Add(-age)
-	err := s.collect(func(_ digest.Digest, since time.Time) bool { return !since.After(oldest) })
+	err := s.collect(ctx, func(_ digest.Digest, since time.Time) bool { return !since.After(oldest) })
 	return errors.Join(err, s.collectParts(oldest))
 }
 
 // collect removes unused content that may go. It is out of its place at once and takes its space a little longer.
-func (s *Store) collect(mayGo func(d digest.Digest, since time.Time) bool) error {
+func (s *Store) collect(ctx context.Context, mayGo func(d digest.Digest, since time.Time) bool) error {
+	spared, err := s.spared(ctx)
+	if err != nil {
+		return err
+	}
 	var gone []string
-	err := s.unlink(mayGo, &gone)
+	err = s.unlink(func(d digest.Digest, since time.Time) bool { return !spared[d] && mayGo(d, since) }, &gone)
 	for _, path := range gone {
 		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
 }
 
-func (s *Store) unlink(mayGo func(d digest.Digest, since time.Time) bool, gone *[]string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// used is the content that images have, by leaseOf. The caller holds s.mu.
+func (s *Store) used() map[string]bool {
 	used := map[string]bool{}
 	for d := range s.foreign {
 		used[layerLease(d)], used[blobLease(d)] = true, true
@@ -164,6 +168,64 @@ func (s *Store) unlink(mayGo func(d digest.Digest, since time.Time) bool, gone *
 			}
 		}
 	}
+	return used
+}
+
+// spared is the content of images that are in use although no record of theirs can be read (it is damaged or lost, or names
+// content that is): their layers lie under containers. What they were is told by their configs, and by records that were set aside.
+func (s *Store) spared(ctx context.Context) (map[digest.Digest]bool, error) {
+	if s.options.InUse == nil {
+		return nil, nil
+	}
+	named := map[engine.ImageID][]digest.Digest{}
+	s.mu.Lock()
+	used := s.used()
+	for d := range s.content.blobs {
+		if !used[blobLease(d)] {
+			named[engine.ImageID(d)] = nil // any of them may be a config
+		}
+	}
+	s.mu.Unlock()
+	aside, err := filepath.Glob(s.path(recordsDir, "*"+recordSuffix+badSuffix))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range aside {
+		id := digest.NewDigestFromEncoded(digest.SHA256, strings.TrimSuffix(filepath.Base(path), recordSuffix+badSuffix))
+		data, err := os.ReadFile(path)
+		if err != nil || id.Validate() != nil {
+			continue // it says nothing
+		}
+		for _, text := range digest.DigestRegexp.FindAllString(string(data), -1) {
+			named[engine.ImageID(id)] = append(named[engine.ImageID(id)], digest.Digest(text))
+		}
+	}
+	spared := map[digest.Digest]bool{}
+	for id, content := range named {
+		users, err := s.options.InUse(ctx, id)
+		if err != nil {
+			return nil, fmt.Errorf("find who uses image %s: %w", id, err)
+		}
+		if len(users) == 0 {
+			continue
+		}
+		spared[digest.Digest(id)] = true
+		for _, d := range content {
+			spared[d] = true
+		}
+		if config, err := s.readConfig(id); err == nil {
+			for _, d := range config.RootFS.DiffIDs {
+				spared[d] = true
+			}
+		}
+	}
+	return spared, nil
+}
+
+func (s *Store) unlink(mayGo func(d digest.Digest, since time.Time) bool, gone *[]string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	used := s.used()
 	unused := func(key string) bool { return !used[key] && s.content.leases[key] == 0 }
 	move := func(path string) error {
 		temp := s.tempPath()

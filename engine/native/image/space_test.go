@@ -177,7 +177,7 @@ func TestR19PullsAndImportsOnAFullDisk(t *testing.T) {
 							t.Errorf("%s left: remove %s with no byte free: %v", left, ref, err)
 						}
 					}
-					if err := s.Collect(0); err != nil {
+					if err := s.Collect(t.Context(), 0); err != nil {
 						t.Errorf("%s left: collect with no byte free: %v", left, err)
 					}
 					d.empty(t)

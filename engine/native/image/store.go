@@ -236,7 +236,7 @@ func (s *Store) Run(ctx context.Context) {
 	ticker := time.NewTicker(s.options.SampleInterval)
 	defer ticker.Stop()
 	for {
-		if err := s.Collect(s.options.KeepUnused); err != nil {
+		if err := s.Collect(ctx, s.options.KeepUnused); err != nil {
 			klog.ErrorS(err, "Removing unused content of the image store failed")
 		}
 		s.sample()
