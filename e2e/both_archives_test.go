@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -41,7 +40,7 @@ func (b *bothEngines) archives() {
 	b.archived(ref, id, "native")
 	removeImage(b.T, b.n, ref)
 
-	if b.readsLayouts() {
+	if b.n.Docker.HasContainerdStore() { // without the files of docker save only this one takes it
 		plain := filepath.Join(dir, "layout.tar")
 		harness.Run(b, "tar", "-C", layout, "--exclude=./manifest.json", "-cf", plain, ".")
 		b.n.Docker.CLI(b, "load", "-i", plain)
@@ -51,16 +50,6 @@ func (b *bothEngines) archives() {
 	if now := b.n.Registry.Requests(); len(now) > asked {
 		b.Errorf("the registry was asked: %v", now[asked:])
 	}
-}
-
-// readsLayouts says whether docker load takes an OCI layout without the files of docker save: since 25.
-func (b *bothEngines) readsLayouts() bool {
-	version, err := b.n.Docker.Version()
-	if err != nil {
-		b.Fatal(err)
-	}
-	major, err := strconv.Atoi(version[:strings.IndexByte(version+".", '.')])
-	return err == nil && major >= 25
 }
 
 // offline runs crishim images while the daemon is down.
