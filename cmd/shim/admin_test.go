@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 
@@ -166,4 +168,22 @@ func TestTheAdminSocketRefusesWhatItDoesNotKnow(t *testing.T) {
 		t.Fatalf("%v, %v", reply, err)
 	}
 	_ = reply.Body.Close()
+}
+
+// Nobody takes away a log that is being written.
+func TestLogsAreNotGivenBackUnderARunningDaemon(t *testing.T) {
+	c := config.Default()
+	dir := t.TempDir()
+	c.Listen, c.Docker.Endpoint = []string{"unix://" + dir + "/crishim.sock"}, "unix://"+dir+"/docker.sock"
+	listener, err := net.Listen("unix", dir+"/crishim.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := giveLogsBack(t.Context(), c, &bytes.Buffer{}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "stop it first") {
+		t.Errorf("while it runs: %v", err)
+	}
+	_ = listener.Close()
+	if err := giveLogsBack(t.Context(), c, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "find the containers") {
+		t.Errorf("without a Docker Engine: %v", err)
+	}
 }
