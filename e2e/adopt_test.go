@@ -33,6 +33,11 @@ type asker struct {
 
 func ask(t *testing.T, address, want string) *asker {
 	t.Helper()
+	return askEvery(t, 20*time.Millisecond, address, want)
+}
+
+func askEvery(t *testing.T, pace time.Duration, address, want string) *asker {
+	t.Helper()
 	if got := httpGet(t, address); got != want {
 		t.Fatalf("%s says %q", address, got)
 	}
@@ -42,7 +47,7 @@ func ask(t *testing.T, address, want string) *asker {
 			select {
 			case <-a.stop:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(pace):
 			}
 			a.asked++
 			if got, err := tryGet(address); err != nil || got != want {
@@ -253,12 +258,37 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 	if left := old.Left(); !slices.Equal(left, files) {
 		t.Errorf("the old shim's files were %v and are %v", files, left)
 	}
+	// The old shim is not ended yet, and makes another one.
+	config = n.PodConfig("late")
+	hostPort(18082, 80)(config)
+	late := old.RunPod(t, n, config, `{"data":{"port_mappings":[{"protocol":"tcp","container_port":80,"host_port":18082}]},"checksum":1}`)
+	t.Cleanup(func() { late.Remove() })
+	inLate := harness.WatchChatty(old.Run(late, late.ContainerConfig("chatty", busybox, "/bin/testserver", "log", "20")))
+	harness.Eventually(t, time.Minute, "the pod of the old shim to be adopted", func() error {
+		r, err := n.Shim.Runtime.PodSandboxStatus(ctx(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: late.ID})
+		if err == nil && r.Status.GetNetwork().GetIp() == "" {
+			err = fmt.Errorf("it is %v", r.Status)
+		}
+		return err
+	})
+	harness.Eventually(t, time.Minute, "its container to be adopted, and its log carried over", func() error {
+		info, err := os.Lstat(inLate.Log)
+		if err == nil && (!info.Mode().IsRegular() || inLate.Status().State != runtimeapi.ContainerState_CONTAINER_RUNNING) {
+			err = fmt.Errorf("the log is %v, the container %v", info.Mode(), inLate.Status())
+		}
+		return err
+	})
+	inLate.CheckSurvived()
+	for _, id := range []string{late.ID, inLate.ID} {
+		before[id] = state(id)
+	}
 	n.Shim.KillAndRestart()
 	recovered(t, n)
 	checkAdopted("after kill -9")
 	n.Shim.Restart()
 	recovered(t, n)
 	checkAdopted("after a restart")
+	inLate.CheckSurvived()
 
 	// Whatever is asked of a pod of our own.
 	if out := server.Output("cat /proc/1/cmdline | tr '\\0' ' '"); out != "/bin/testserver http :80 " {
@@ -311,14 +341,14 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 	// Nothing is left of any.
 	ip := pod.IP()
 	checkVerify(t, n, old, pod)
-	for _, p := range []*harness.Pod{pod, host, ended, bare, pruned} {
+	for _, p := range []*harness.Pod{pod, host, ended, bare, pruned, late} {
 		p.Remove()
 	}
 	if left := old.Left(); len(left) > 0 {
 		t.Errorf("of the old shim's files %v are left", left)
 	}
 	rules, err := exec.Command("iptables-save", "-t", "nat").CombinedOutput()
-	if err != nil || strings.Contains(string(rules), "18080") || strings.Contains(string(rules), "18081") || strings.Contains(string(rules), "KUBE-") || strings.Contains(string(rules), ip+"/32") {
+	if err != nil || strings.Contains(string(rules), "18080") || strings.Contains(string(rules), "18081") || strings.Contains(string(rules), "18082") || strings.Contains(string(rules), "KUBE-") || strings.Contains(string(rules), ip+"/32") {
 		t.Errorf("rules are left, %v:\n%s", err, rules)
 	}
 	if !refused("127.0.0.1:18080") || !refused(net.JoinHostPort(n.CNI.Gateway, "18081")) {

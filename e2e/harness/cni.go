@@ -2,11 +2,14 @@ package harness
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/vishvananda/netlink"
 )
 
 // CNIOptions say how the pod network is to be. The zero value is the plugins of e2e/tools/cni and IPv4.
@@ -125,4 +128,23 @@ func (c *CNI) Addresses() []string {
 }
 
 // String is for messages.
+// Links are the names of the links on the bridge: the host's ends of pods.
+func (c *CNI) Links() ([]string, error) {
+	bridge, err := netlink.LinkByName(c.Bridge)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil // no pod ever was
+	}
+	if err != nil {
+		return nil, err
+	}
+	all, err := netlink.LinkList()
+	var names []string
+	for _, link := range all {
+		if link.Attrs().MasterIndex == bridge.Attrs().Index {
+			names = append(names, link.Attrs().Name)
+		}
+	}
+	return names, err
+}
+
 func (c *CNI) String() string { return fmt.Sprintf("network %s on %s", c.Network, c.Bridge) }

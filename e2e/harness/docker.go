@@ -267,6 +267,19 @@ func (d *Docker) Containers() ([]string, error) {
 	return ids, nil
 }
 
+// ContainerNames are the names of all containers of the engine, without Docker's slash.
+func (d *Docker) ContainerNames() ([]string, error) {
+	var list []struct{ Names []string }
+	if err := d.call(http.MethodGet, "/containers/json?all=1", nil, &list); err != nil {
+		return nil, err
+	}
+	names := []string{}
+	for _, c := range list {
+		names = append(names, strings.TrimPrefix(strings.Join(c.Names, " "), "/"))
+	}
+	return names, nil
+}
+
 // cleanup ends everything of the engine, also what a dockerd that was killed left, and reports what could not be ended.
 func (d *Docker) cleanup() {
 	d.t.Helper()

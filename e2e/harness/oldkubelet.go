@@ -23,7 +23,7 @@ func (k *Kubelet) runtimeArgs() []string {
 	}
 	return []string{
 		"--container-runtime=docker", "--docker-endpoint=" + k.node.Docker.Endpoint(), "--docker=" + k.node.Docker.Endpoint(),
-		"--container-runtime-endpoint=unix://" + filepath.Join(k.dir, "dockershim.sock"),
+		"--container-runtime-endpoint=" + k.DockershimEndpoint(),
 		"--experimental-dockershim-root-directory=" + k.DockershimDir(),
 		"--pod-infra-container-image=" + SharedRegistry(k.t).Ref(Pause),
 		"--network-plugin=cni", "--cni-conf-dir=" + k.node.CNI.ConfDir, "--cni-cache-dir=" + k.DockershimCNICache(),
@@ -33,6 +33,11 @@ func (k *Kubelet) runtimeArgs() []string {
 
 // DockershimDir is where the in-tree dockershim keeps its checkpoints of sandboxes ("sandbox/ID").
 func (k *Kubelet) DockershimDir() string { return filepath.Join(k.dir, "dockershim") }
+
+// DockershimEndpoint is where it answers by runtime.v1alpha2.
+func (k *Kubelet) DockershimEndpoint() string {
+	return "unix://" + filepath.Join(k.dir, "dockershim.sock")
+}
 
 // DockershimCNICache is its cache of libcni.
 func (k *Kubelet) DockershimCNICache() string { return filepath.Join(k.dir, "cni-cache") }

@@ -139,15 +139,23 @@ func (o *OldShim) Run(pod *Pod, config *runtimeapi.ContainerConfig) *Container {
 		},
 	})
 	n.Docker.Post("/containers/" + id + "/start")
+	c := &Container{ID: id, Config: config, Log: log, pod: pod, t: t}
+	o.Link(c)
+	return c
+}
+
+// Link makes a container's log a link to Docker's, in the place of whatever is there, as both old shims do after a start.
+func (o *OldShim) Link(c *Container) {
+	c.t.Helper()
 	var inspect struct{ LogPath string }
-	n.Docker.Get("/containers/"+id+"/json", &inspect)
-	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
-		t.Fatalf("making the container's log directory: %v", err)
+	c.pod.node.Docker.Get("/containers/"+c.ID+"/json", &inspect)
+	if err := os.MkdirAll(filepath.Dir(c.Log), 0o755); err != nil {
+		c.t.Fatalf("making the container's log directory: %v", err)
 	}
-	if err := os.Symlink(inspect.LogPath, log); err != nil {
-		t.Fatalf("linking the container's log: %v", err)
+	_ = os.Remove(c.Log) // most often there is none
+	if err := os.Symlink(inspect.LogPath, c.Log); err != nil {
+		c.t.Fatalf("linking the container's log: %v", err)
 	}
-	return &Container{ID: id, Config: config, Log: log, pod: pod, t: t}
 }
 
 // Attempt is a container's configuration for a later attempt.

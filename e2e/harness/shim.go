@@ -299,6 +299,17 @@ func (s *Shim) KillAndRestart() {
 	s.Start()
 }
 
+// Forget removes all that a stopped daemon keeps: records, positions of logs, pins.
+func (s *Shim) Forget() {
+	s.t.Helper()
+	unmountAll(s.RunDir)
+	for _, dir := range []string{s.RootDir, s.RunDir} {
+		if err := os.RemoveAll(dir); err != nil {
+			s.t.Fatalf("having the daemon forget: %v", err)
+		}
+	}
+}
+
 // Command runs another sub-command of the same binary ("check", "version", "state") and returns its output and exit status.
 func (s *Shim) Command(args ...string) (output string, code int) {
 	s.t.Helper()
