@@ -181,14 +181,18 @@ func (v *victim) succeed(one call) {
 	}
 }
 
-// crash makes the call, has the daemon die at the step, starts it, dying there again at the line again ("" for none), and
-// makes the call once more.
-func (v *victim) crash(one call, at step, again string) {
+// crash makes the call, has the daemon end at the step, by kill -9 ("kill") or as a service is stopped ("term"), starts it,
+// dying there again at the line again ("" for none), and makes the call once more.
+func (v *victim) crash(one call, at step, action, again string) {
 	v.t.Helper()
 	f := v.f
-	f.arm(v.t, at.does("kill"))
+	f.arm(v.t, at.does(action))
 	err := one.do(ctx(v.t))
-	if !f.dead(err) {
+	ended := f.dead(err)
+	if !ended && action == "term" && slices.ContainsFunc(f.traced(v.t), func(s step) bool { return s.taken }) {
+		ended = f.deadWithin(time.Minute) // it lets the call end
+	}
+	if !ended {
 		if err != nil || !at.ofItsOwn() {
 			v.t.Fatalf("%s was to die at %s and did not: %v", one.name, at, err)
 		}
@@ -244,8 +248,9 @@ func (f *faults) steps(t *testing.T) map[string][]step {
 	return steps
 }
 
-// R01: kill -9 of the daemon before and after every step of every call that changes something. The kubelet's retry gets
-// what was begun, once; in the end nothing is left; another pod never notices. Each life of a pod has one kill in each call.
+// R01: kill -9 of the daemon, and its end by SIGTERM, before and after every step of every call that changes something. The
+// kubelet's retry gets what was begun, once; in the end nothing is left; another pod never notices. Each life of a pod has one
+// end in each call, of the two by turns, or all of one where all are walked.
 //
 // Rows: R01, R37 (part)
 func TestDaemonDiesAtEveryStep(t *testing.T) {
@@ -258,18 +263,28 @@ func TestDaemonDiesAtEveryStep(t *testing.T) {
 		}
 		lives = max(lives, len(steps[name]))
 	}
-	for _, i := range f.sample(lives, lives) {
-		t.Run(fmt.Sprintf("step %d", i), func(t *testing.T) {
+	actions := []string{"kill", "term"}
+	life := func(i, turn int) {
+		t.Run(fmt.Sprintf("step %d, %s", i, actions[turn%2]), func(t *testing.T) {
 			v := f.victim(t)
 			for _, one := range v.life() {
 				if i < len(steps[one.name]) {
-					v.crash(one, steps[one.name][i], "")
+					v.crash(one, steps[one.name][i], actions[turn%2], "")
 				} else {
 					v.succeed(one)
+				}
+				if !all() {
+					turn++
 				}
 			}
 			f.unharmed(t, true)
 		})
+	}
+	for _, i := range f.sample(lives, lives) {
+		life(i, i)
+		if all() {
+			life(i, i+1)
+		}
 	}
 }
 
@@ -296,7 +311,7 @@ func TestDaemonDiesTwice(t *testing.T) {
 			for _, one := range v.life() {
 				switch one.name {
 				case first.name:
-					v.crash(one, first.at, step{name: "any", nth: then}.does("kill"))
+					v.crash(one, first.at, "kill", step{name: "any", nth: then}.does("kill"))
 				case "PullImage", "RemoveImage", "UpdateContainerResources", "UpdatePodSandboxResources", "ReopenContainerLog":
 				default:
 					v.succeed(one)

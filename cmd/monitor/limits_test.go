@@ -82,7 +82,7 @@ func TestSeccompProfileCounts(t *testing.T) {
 	}
 }
 
-// Rows: S55
+// Rows: S55 (part)
 func TestProgramThatRunsTheRuntimeCannotOverwriteIt(t *testing.T) {
 	p := newPod(t)
 	before := must(os.ReadFile(program))

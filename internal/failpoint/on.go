@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// EnvFile names a file of lines "STEP=ACTION"; ACTION is kill, error, sleep:DURATION or hold (until the file's text changes),
-// each optionally with "*N" (the N-th hit only, counted since the file's text last changed). The step "any" is each of them but those of the log pumps,
+// EnvFile names a file of lines "STEP=ACTION"; ACTION is kill, term, error, sleep:DURATION or hold (until the file's text
+// changes), each optionally with "*N" (the N-th hit only, counted since the file's text last changed). The step "any" is each
+// of them but those of the log pumps,
 // which work at their own time. The file is read at each hit, so that a test changes it while the daemon runs. A line
 // "trace=PATH" appends the name of every step hit to PATH, and a tab and the action where one was taken.
 const EnvFile = "CRISHIM_FAILPOINTS"
@@ -42,6 +43,8 @@ func Hit(step string) error {
 	case action == "kill":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
+	case action == "term":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGTERM)
 	case action == "error":
 		return fmt.Errorf("failpoint %s", step)
 	case strings.HasPrefix(action, "sleep:"):
