@@ -34,12 +34,12 @@ func (t *table[S, R, P, V]) removeIntent(e *entry[S, R]) (id string, err error) 
 	}
 	path := e.file
 	t.drop(e)
-	t.writing[path] = struct{}{} // no new record of the key before the old one's file is gone
+	t.leave(path) // no new record of the key before the old one's file is gone
 	s.mu.Unlock()
 	err = t.unlink(path)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(t.writing, path)
+	t.left(path)
 	if err != nil {
 		t.stale[path] = struct{}{}
 	}

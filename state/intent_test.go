@@ -93,3 +93,31 @@ func TestAFileThatCannotBeDeletedIsTriedAgain(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A creation that comes while what a crash left of its predecessor is taken back waits for the file to be gone.
+//
+// Rows: R10 (part)
+func TestARecordIsMadeRightAfterTheIntentBeforeItIsGone(t *testing.T) {
+	s := newTestStore(t)
+	pod := samplePod("a")
+	pod.ID, pod.Phase = "", PhaseIntent
+	for range 200 {
+		must(t, s.PutPod(pod))
+		deleted := make(chan error, 1)
+		go func() {
+			_, err := s.DeletePodIntent(pod.Spec.Key)
+			deleted <- err
+		}()
+		for there := true; there; {
+			_, there = s.PodByKey(pod.Spec.Key)
+		}
+		must(t, s.PutPod(pod))
+		must(t, <-deleted)
+		if _, err := s.DeletePodIntent(pod.Spec.Key); err != nil {
+			t.Fatal(err)
+		}
+		if files, err := os.ReadDir(filepath.Join(s.root, "pods")); err != nil || len(files) > 0 {
+			t.Fatalf("left: %v, %v", files, err)
+		}
+	}
+}

@@ -73,6 +73,8 @@ type table[S, R any, P recordOf[R], V any] struct {
 	byKey map[string][]*entry[S, R] // by key hash; more than one only after a crash of another shim
 	// writing are the files of new records that are not in the index yet.
 	writing map[string]struct{}
+	// leaving are the files of dropped records that are being deleted, each until its channel is closed. They are in writing too.
+	leaving map[string]chan struct{}
 	// newer are files of a newer schema: never overwritten.
 	newer map[string]struct{}
 	// stale are files of records that are dropped and whose deletion failed.
@@ -89,7 +91,7 @@ func newTable[S, R any, P recordOf[R], V any](s *Store, kind string) *table[S, R
 		bySeq:   map[uint64]*entry[S, R]{},
 		byID:    map[string]*entry[S, R]{},
 		byKey:   map[string][]*entry[S, R]{},
-		writing: map[string]struct{}{}, stale: map[string]struct{}{},
+		writing: map[string]struct{}{}, stale: map[string]struct{}{}, leaving: map[string]chan struct{}{},
 		newer: map[string]struct{}{},
 	}
 }
@@ -103,6 +105,12 @@ func (t *table[S, R, P, V]) put(rec R) error {
 	id, key := P(&rec).identity()
 	path := t.path(key)
 	s.mu.Lock()
+	for t.leaving[path] != nil { // of a record that is not there any more: its end is waited for
+		gone := t.leaving[path]
+		s.mu.Unlock()
+		<-gone
+		s.mu.Lock()
+	}
 	err := t.reserve(id, key, path)
 	if err == nil {
 		*P(&rec).seq() = s.nextSeq()
@@ -460,6 +468,17 @@ func (t *table[S, R, P, V]) claimPath(e *entry[S, R]) (string, error) {
 	return path, nil
 }
 
+// leave and left are around the deletion of a file whose record was dropped. They require mu.
+func (t *table[S, R, P, V]) leave(path string) {
+	t.writing[path], t.leaving[path] = struct{}{}, make(chan struct{})
+}
+
+func (t *table[S, R, P, V]) left(path string) {
+	close(t.leaving[path])
+	delete(t.leaving, path)
+	delete(t.writing, path)
+}
+
 // removeStale tries again to delete files that nobody else would before the next start.
 func (t *table[S, R, P, V]) removeStale() {
 	s := t.store
@@ -470,7 +489,7 @@ func (t *table[S, R, P, V]) removeStale() {
 		if t.inUse(path) {
 			delete(t.stale, path)
 		} else if !busy {
-			t.writing[path] = struct{}{}
+			t.leave(path)
 			paths = append(paths, path)
 		}
 	}
@@ -478,7 +497,7 @@ func (t *table[S, R, P, V]) removeStale() {
 	for _, path := range paths {
 		err := t.unlink(path)
 		s.mu.Lock()
-		delete(t.writing, path)
+		t.left(path)
 		if err == nil {
 			delete(t.stale, path)
 		}

@@ -104,7 +104,7 @@ func flip(t *testing.T, path string) {
 
 // Whatever happens to content on disk is found, named and mended, with the image's names kept, also in a store that goes on.
 //
-// Rows: R21 (part), R22 (part)
+// Rows: R21 (part), R22 (part), R23 (part)
 func TestDamagedContentIsFoundAndMended(t *testing.T) {
 	reg := newSite(t, nil)
 	ref := reg.push(t, "app:v1", indexOf(t, imageWith(t, layerOf(t, richLayer(t)...), layerOf(t, file("top", "2")))))
