@@ -50,7 +50,7 @@ func TestS37AnImageThatIsABombLeavesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			again := reopen(t, s.root, nil)
-			if err := again.Collect(0); err != nil {
+			if err := again.Collect(t.Context(), 0); err != nil {
 				t.Fatal(err)
 			}
 			if files, bytes := left(t, again); bytes > 0 {
