@@ -40,13 +40,6 @@ func (b *bothEngines) archives() {
 	b.archived(ref, id, "native")
 	removeImage(b.T, b.n, ref)
 
-	if b.n.Docker.HasContainerdStore() { // without the files of docker save only this one takes it
-		plain := filepath.Join(dir, "layout.tar")
-		harness.Run(b, "tar", "-C", layout, "--exclude=./manifest.json", "-cf", plain, ".")
-		b.n.Docker.CLI(b, "load", "-i", plain)
-		b.archived(ref, id, "docker")
-		removeImage(b.T, b.n, ref)
-	}
 	if now := b.n.Registry.Requests(); len(now) > asked {
 		b.Errorf("the registry was asked: %v", now[asked:])
 	}
