@@ -2,11 +2,27 @@ package vm
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
+
+// limited is the cgroup with a container's limits: crun makes one of its own in the scope.
+func limited(t *testing.T, id string) string {
+	t.Helper()
+	dir := scope(t, id)
+	if inner := filepath.Join(dir, "container"); exists(inner) {
+		return inner
+	}
+	return dir
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
 
 // What a program other than libcontainer makes of a pod, in systemd's cgroups: limits, their change, exec, AppArmor, the
 // reason of an end, and that all outlives the daemon.
@@ -16,7 +32,7 @@ func TestOCIRuntimesAsHandlers(t *testing.T) {
 		t.Run(handler, func(t *testing.T) {
 			p := h.podOf(t, "vm"+handler+".slice", handler)
 			id := p.sleeper(t, "c", resources(&runtimeapi.LinuxContainerResources{CpuQuota: 50_000, CpuPeriod: 100_000, MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20}))
-			if got := read(t, filepath.Join(scope(t, id), "memory.max")); got != "67108864" {
+			if got := read(t, filepath.Join(limited(t, id), "memory.max")); got != "67108864" {
 				t.Errorf("memory.max is %s", got)
 			}
 			if _, err := h.UpdateContainerResources(within(t), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{
@@ -25,7 +41,7 @@ func TestOCIRuntimesAsHandlers(t *testing.T) {
 				t.Fatal(err)
 			}
 			for file, want := range map[string]string{"memory.max": "100663296", "cpu.max": "20000 100000"} {
-				if got := read(t, filepath.Join(scope(t, id), file)); got != want {
+				if got := read(t, filepath.Join(limited(t, id), file)); got != want {
 					t.Errorf("%s is %q, want %q", file, got, want)
 				}
 			}

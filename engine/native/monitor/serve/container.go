@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -30,6 +31,9 @@ type container struct {
 	ticks    uint64
 	dead     chan struct{} // closed when the process has exited
 	exited   chan struct{} // closed when the exit is recorded too and the output logged
+
+	// oomKills is how many were told while it ran, at least: its cgroup may go before it is asked at the end.
+	oomKills atomic.Uint64
 
 	// op is held by what changes the container: one at a time.
 	op sync.Mutex
@@ -176,7 +180,10 @@ func (c *container) connect(io *stdio, args *monitor.CreateArgs, reaped func()) 
 	} else {
 		c.output.run(io.stdout, io.stderr)
 	}
-	stop, err := c.runtime.NotifyOOM(func() { c.server.events.publish(monitor.EventOOM, c.state) })
+	stop, err := c.runtime.NotifyOOM(func() {
+		c.oomKills.Add(1)
+		c.server.events.publish(monitor.EventOOM, c.state)
+	})
 	if err != nil {
 		// The count at the exit does not depend on it.
 		stop = func() {}

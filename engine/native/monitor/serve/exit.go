@@ -22,8 +22,9 @@ func (c *container) untilExit(reaped, stopOOM func()) {
 	finished := time.Now()
 	c.watch.Close()
 	close(c.dead)
-	// Counted while the cgroup is surely there.
+	// Before it is reaped the cgroup is there, unless systemd was quicker than us to remove its empty unit.
 	kills, _ := c.runtime.OOMKills()
+	kills = max(kills, c.oomKills.Load())
 	status, err := c.runtime.Wait()
 	reaped()
 	stopOOM()
