@@ -150,7 +150,13 @@ func kubeletMessageFromLog(t *testing.T, r *kubeletRun) {
 func kubeletSidecars(t *testing.T, r *kubeletRun) {
 	before := r.WaitReady(t, "sidecars")
 	file := filepath.Join(r.host, "sidecars")
-	wantFile(t, file, "sidecar\ninit\nmain\n")
+	harness.Eventually(t, 20*time.Second, "the container's first words", func() error { // it is ready before its first command
+		got, err := os.ReadFile(file)
+		if err == nil && string(got) != "sidecar\ninit\nmain\n" {
+			err = fmt.Errorf("%s has %q", file, got)
+		}
+		return err
+	})
 	// The end of the first process takes the others of its namespace along, this one too if it is still there.
 	err := r.Exec(ctx(t), "sidecars", "sidecar", harness.Streams{Stdout: io.Discard}, "sh", "-c", "kill 1")
 	if err != nil && err != harness.ExitError(137) {
