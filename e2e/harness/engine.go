@@ -3,8 +3,8 @@ package harness
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -133,10 +133,12 @@ func (d *Docker) layer(id string) (upper, merged string, err error) {
 	return upper, inspect.GraphDriver.Data["MergedDir"], err
 }
 
-// HasContainerdStore says whether images and layers are in a store of containerd's instead of a graph driver's.
+// HasContainerdStore says whether images and layers are in a store of containerd's instead of a graph driver's. The folder of
+// the former is there in either case.
 func (d *Docker) HasContainerdStore() bool {
-	_, err := os.Stat(d.snapshots())
-	return err == nil
+	var info struct{ DriverStatus [][2]string }
+	d.Get("/info", &info)
+	return slices.Contains(info.DriverStatus, [2]string{"driver-type", "io.containerd.snapshotter.v1"})
 }
 
 func (d *Docker) snapshots() string {
