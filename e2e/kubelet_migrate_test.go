@@ -20,9 +20,9 @@ import (
 // migrated is a pod of a node that changes its shim under it.
 type migrated struct {
 	spec string
-	// serves are ports of its server, "pod:PORT" or "host:PORT"; path is asked for and answered with want.
-	serves     []string
-	path, want string
+	// serves are ports of its server, "pod:PORT" or "host:PORT", and what they answer with.
+	serves []string
+	want   string
 	// log is a container that writes numbered lines and goes on.
 	log string
 	// ended pods are over before the node moves; crashing ones are restarted all the while.
