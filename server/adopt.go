@@ -31,13 +31,13 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 	var group errgroup.Group
 	group.SetLimit(adopters)
 	for _, pod := range s.store.Pods() {
-		if pod.Engine == engineName && !pod.Recorded {
+		if pod.Engine == engineName && unadoptedPod(&pod) {
 			group.Go(func() error { s.adoptPod(ctx, pod); return nil })
 		}
 	}
 	_ = group.Wait()
 	for _, c := range s.store.Containers() {
-		if c.Engine == engineName && !c.Recorded {
+		if c.Engine == engineName && unadoptedContainer(&c) {
 			group.Go(func() error { s.adoptContainer(c); return nil })
 		}
 	}

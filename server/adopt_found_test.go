@@ -134,3 +134,40 @@ func TestWhatAnotherShimMakesMeanwhileIsAdopted(t *testing.T) {
 	f.network.attached = map[string]bool{} // the fixture's own
 	f.nothingLeft()
 }
+
+// A pod that was made and never started, and whose creation's answer and record were lost at the end of the daemon, is no
+// other shim's: the retry of its creation has it made anew.
+func TestWhatWasNeverStartedIsNotAdopted(t *testing.T) {
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	pod := f.runPod("whole")
+	config := f.podConfig("web")
+	key := engine.PodKey{Name: config.Metadata.Name, Namespace: config.Metadata.Namespace, UID: config.Metadata.Uid, Attempt: config.Metadata.Attempt}
+	f.stop()
+	lost, err := f.engine.CreatePod(t.Context(), &engine.PodSpec{Key: key, Namespaces: engine.Namespaces{Network: engine.NamespacePod}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := f.engine.Image(t.Context(), testImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := f.podConfig("whole").Metadata
+	_, err = f.engine.CreateContainer(t.Context(), &engine.ContainerSpec{
+		Pod: engine.PodID(pod), PodKey: engine.PodKey{Name: whole.Name, Namespace: whole.Namespace, UID: whole.Uid},
+		Key: engine.ContainerKey{Name: "c"}, Image: engine.ImageRef{Ref: testImage, ID: image.ID}, Command: []string{"run"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	if made := f.runPod("web"); made == string(lost) {
+		t.Errorf("the retry has %s, which was never started", made)
+	}
+	if _, err := f.create(pod, "whole", "c", "run"); err != nil {
+		t.Errorf("the retry of the container's creation: %v", err)
+	}
+	if n := len(f.engine.PodIDs()) + len(f.engine.ContainerIDs()); n != 3 {
+		t.Errorf("the engine has %d pods and containers, want two pods and a container", n)
+	}
+}

@@ -128,11 +128,14 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	admin := listenAdmin(c)
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { disk.Run(ctx); return nil })
-	group.Go(func() error { reader.Run(ctx); return nil })
-	group.Go(func() error { network.Run(ctx); return nil })
+	// What calls need goes on until those in flight have ended: a creation must not lose its engine halfway.
+	working, endWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer endWork()
+	group.Go(func() error { disk.Run(working); return nil })
+	group.Go(func() error { reader.Run(working); return nil })
+	group.Go(func() error { network.Run(working); return nil })
+	group.Go(func() error { return srv.Run(working) })
 	group.Go(func() error { return streams.Serve(ctx) })
-	group.Go(func() error { return srv.Run(ctx) })
 	group.Go(func() error { return srv.Serve(listeners) })
 	group.Go(func() error { return serveMetrics(ctx, c.Metrics, registry, store, engines) })
 	group.Go(func() error { return serveAdmin(ctx, admin, srv.Images(), engines) })
@@ -143,6 +146,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 		klog.InfoS("crishim ends; pods go on", "drain", c.DrainTimeout.String())
 		srv.Stop(time.Duration(c.DrainTimeout))
+		endWork()
 		closeAll(listeners)
 		return nil
 	})
