@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -126,7 +125,7 @@ func (p KubeletPod) ContainerIDs() map[string]string {
 }
 
 // StartKubelet starts a kubelet on the node's shim and waits until it answers. The cleanup has it remove its pods, checks with
-// the runtime that they are gone, and ends it; sysctls and cgroups then are as before.
+// the runtime that they are gone, and ends it; cgroups and mounts then are as before.
 func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 	t.Helper()
 	dir := WorkDir(t, "k")
@@ -147,6 +146,7 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 	if k.old() {
 		k.PodLogs = "/var/log/pods" // it knows no other
 	}
+	k.ownFolders()
 	for _, folder := range []string{k.manifests, k.PodLogs} {
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			t.Fatalf("making a folder of the kubelet: %v", err)
@@ -154,10 +154,7 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 	}
 	k.writeConfig()
 	idleConnections(t, node)
-	oneKubelet(t)
-	keepSysctls(t)
 	makeCgroup(t, k.cgroup)
-	t.Cleanup(k.cleanPodLogs)
 	t.Cleanup(k.cleanFiles)
 	t.Cleanup(k.cleanCgroups)
 	k.launch()
@@ -233,7 +230,8 @@ func (k *Kubelet) launch() {
 	if cluster := k.options.Cluster; cluster != nil {
 		args = append(args, "--kubeconfig", filepath.Join(cluster.dir, "kubelet.kubeconfig"))
 	}
-	k.Process = start(k.t, "kubelet", filepath.Join(k.dir, "kubelet.log"), nil, k.binary, args...)
+	command, prefix := k.ownSysctls()
+	k.Process = start(k.t, "kubelet", filepath.Join(k.dir, "kubelet.log"), nil, command, slices.Concat(prefix, []string{k.binary}, args)...)
 	Eventually(k.t, time.Minute, "the kubelet to answer", func() error {
 		if !k.Running() {
 			k.t.Fatalf("the kubelet ended at its start:\n%s", k.LogTail())
@@ -241,6 +239,7 @@ func (k *Kubelet) launch() {
 		_, err := k.request(http.MethodGet, "/healthz")
 		return err
 	})
+	k.checkSysctls()
 }
 
 // Restart ends the kubelet with SIGTERM and starts it again: its pods live on.
@@ -565,7 +564,7 @@ func idleConnections(t T, node *Node) {
 // cleanCgroups removes the kubelet's own cgroups; those of pods would have been reported before.
 func (k *Kubelet) cleanCgroups() { removeCgroup(k.cgroup) }
 
-// cleanFiles removes what the kubelet made outside its folders: links to the logs, at a place that cannot be chosen.
+// cleanFiles removes what is left of its volumes.
 func (k *Kubelet) cleanFiles() {
 	k.t.Helper()
 	for _, dir := range []string{k.dir, k.RootDir} {
@@ -574,20 +573,6 @@ func (k *Kubelet) cleanFiles() {
 	if err := os.RemoveAll(k.RootDir); err != nil {
 		k.t.Errorf("removing the kubelet's folder: %v", err)
 	}
-	const links = "/var/log/containers"
-	entries, err := os.ReadDir(links)
-	if err != nil {
-		return // never made
-	}
-	for _, entry := range entries {
-		link := filepath.Join(links, entry.Name())
-		if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, k.PodLogs+"/") && strings.Contains(to, "-"+kubeletNode+"_") {
-			if err := os.Remove(link); err != nil {
-				k.t.Errorf("removing a link of the kubelet: %v", err)
-			}
-		}
-	}
-	_ = os.Remove(links) // not empty where it was there before
 }
 
 // kubelet builds a kubelet, on the host's network: its modules are fetched only where a test wants them.
@@ -619,39 +604,6 @@ func freeAddress(t T, host string) string {
 	}
 	defer listener.Close()
 	return listener.Addr().String()
-}
-
-// oneKubelet waits until no other test program runs a kubelet: two would take each other's sysctls for the machine's own.
-func oneKubelet(t T) {
-	t.Helper()
-	lock, err := os.OpenFile(filepath.Join(cacheDir(), "kubelet-runs"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
-	if err != nil {
-		t.Fatalf("opening the lock of the kubelet: %v", err)
-	}
-	t.Cleanup(func() { _ = lock.Close() }) // which gives it back
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatalf("waiting for other kubelets to end: %v", err)
-	}
-}
-
-// kubeletSysctls are those that a kubelet sets and leaves; no namespace keeps them from the host.
-var kubeletSysctls = []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
-
-// keepSysctls has the cleanup set them back.
-func keepSysctls(t T) {
-	t.Helper()
-	for _, name := range kubeletSysctls {
-		file := "/proc/sys/" + name
-		before := readString(file)
-		t.Cleanup(func() {
-			if readString(file) == before {
-				return
-			}
-			if err := os.WriteFile(file, []byte(before), 0); err != nil && !errors.Is(err, syscall.ENOENT) {
-				t.Errorf("setting sysctl %s back to %q: %v", name, before, err)
-			}
-		})
-	}
 }
 
 // selfSigned accepts the certificate that a kubelet without an API server signs for itself; it is asked on loopback only.

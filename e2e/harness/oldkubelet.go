@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -63,19 +62,4 @@ func (k *Kubelet) switchShim(dockershim bool, between func()) {
 	between()
 	k.options.Dockershim = dockershim
 	k.launch()
-}
-
-// cleanPodLogs removes what the kubelet's pods left where an old kubelet has all logs of a machine.
-func (k *Kubelet) cleanPodLogs() {
-	k.t.Helper()
-	if !k.old() {
-		return
-	}
-	folders, _ := filepath.Glob(filepath.Join(k.PodLogs, "*-"+kubeletNode+"_*")) // the pattern is well formed
-	for _, folder := range folders {
-		if err := os.RemoveAll(folder); err != nil {
-			k.t.Errorf("removing logs of an old kubelet: %v", err)
-		}
-	}
-	_ = os.Remove(k.PodLogs) // not empty where others use it
 }
