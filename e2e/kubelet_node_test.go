@@ -23,20 +23,20 @@ const kubeletWeb = `
     volumeMounts: [{name: data, mountPath: /data}]
   volumes: [{name: data, emptyDir: {}}]`
 
-// kubeletOn runs kubeletWeb and two more pods on a node of the test's own.
+// kubeletOn runs kubeletWeb and two more pods on a node of the test's own, which is checked for leaks at the end.
 func kubeletOn(t *testing.T, docker harness.DockerOptions) *kubeletRun {
 	t.Helper()
 	wholeKubelet(t)
 	recordKubelet(t, harness.KubeletCurrent, 1)
 	n := harness.NewNode(t, docker, harness.ShimOptions{})
 	n.Pull(t, harness.Busybox)
+	warmUp(t, n)
+	n.NoLeaks(t, "threads") // of which the Go runtime ends none
 	r := &kubeletRun{n: n, host: t.TempDir()}
 	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{})
 	r.apply(t, "web", kubeletWeb)
 	for _, name := range []string{"first", "second"} {
-		r.apply(t, name, `
-  terminationGracePeriodSeconds: 1
-  containers: [{name: c, image: IMAGE, command: [testserver, on-term, "0"]}]`)
+		r.apply(t, name, kubeletWitness)
 	}
 	return r
 }
@@ -78,7 +78,7 @@ func TestKubeletOnDockerdThatIsKilledWithLiveRestore(t *testing.T) {
 	harness.AboutDocker(t)
 	r := kubeletOn(t, harness.DockerOptions{LiveRestore: true})
 	r.serves(t, "started\n")
-	before := r.WaitReady(t, "web").ContainerIDs()
+	before, witness := r.WaitReady(t, "web").ContainerIDs(), watch(t, r.n, r.Kubelet, "first", "c")
 	r.n.Docker.Kill()
 	r.n.Docker.Start()
 	r.n.Shim.WaitReady()
@@ -86,6 +86,7 @@ func TestKubeletOnDockerdThatIsKilledWithLiveRestore(t *testing.T) {
 	if now := r.WaitReady(t, "web").ContainerIDs(); now["web"] != before["web"] {
 		t.Errorf("its container was %v and is %v", before, now)
 	}
+	witness.checkSurvived(t)
 }
 
 // A node that is full at once, and empty again.

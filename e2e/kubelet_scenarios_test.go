@@ -118,7 +118,8 @@ var kubeletFamilies = []kubeletFamily{kubeletProbeFamily, kubeletVolumeFamily, k
 // kubeletNewFamilies are what kubelets had to learn.
 var kubeletNewFamilies = []kubeletFamily{kubeletSidecarFamily, kubeletImageVolumeFamily, kubeletOwnUsersFamily, kubeletNewStreamFamily, kubeletCollectionFamily}
 
-// TestKubeletScenarios is what TestKubelet has no time for, on one kubelet, all pods at the same time.
+// TestKubeletScenarios is what TestKubelet has no time for, on one kubelet, all pods at the same time. After each step gate SURV
+// holds for a pod that none of them touches, and after the last one LEAK0.
 func TestKubeletScenarios(t *testing.T) {
 	runKubeletScenarios(t, slices.Concat(kubeletFamilies, kubeletNewFamilies), harness.KubeletOptions{Version: harness.KubeletCurrent, Config: map[string]any{
 		"featureGates":      map[string]any{"PodAndContainerStatsFromCRI": true},
@@ -139,14 +140,20 @@ func runKubeletScenarios(t *testing.T, families []kubeletFamily, options harness
 	n.Shim.PullOnce(t, n.Registry.Ref(harness.Small)) // which no pod has: for the collector
 	r.Kubelet = harness.StartKubelet(t, n, options)
 	writeSeccompProfile(t, filepath.Join(r.RootDir, "seccomp"))
+	r.apply(t, "witness", kubeletWitness)
 	for _, family := range families {
 		for name, spec := range family.pods {
 			r.apply(t, name, spec)
 		}
 	}
+	witness := watch(t, n, r.Kubelet, "witness", "c")
 	for _, family := range families {
 		for _, step := range family.steps {
-			if !t.Run(step.name, func(t *testing.T) { step.run(t, r) }) && !r.Running() {
+			t.Run(step.name, func(t *testing.T) {
+				step.run(t, r)
+				witness.checkSurvived(t)
+			})
+			if !r.Running() {
 				t.Fatal("the kubelet ended")
 			}
 		}

@@ -509,14 +509,6 @@ func kubeletShimKilled(t *testing.T, n *harness.Node, k *harness.Kubelet, _ stri
 	checkKept(t, n, k, n.Shim.KillAndRestart)
 }
 
-// process is the number and the start time, on the host, of a container's first process.
-func process(t *testing.T, n *harness.Node, k *harness.Kubelet, pod, container string) string {
-	t.Helper()
-	_, id, _ := strings.Cut(k.WaitReady(t, pod).Container(container).ContainerID, "://")
-	pid := n.HostPID(t, id)
-	return fmt.Sprintf("%d of %s", pid, harness.StartTime(pid))
-}
-
 // checkKept checks that what disturb does restarts no container and loses no line of a log (gate SURV), and that the kubelet then
 // still works with all of them.
 func checkKept(t *testing.T, n *harness.Node, k *harness.Kubelet, disturb func()) {
@@ -525,7 +517,7 @@ func checkKept(t *testing.T, n *harness.Node, k *harness.Kubelet, disturb func()
 	for _, name := range longLived {
 		before[name] = k.WaitReady(t, name).ContainerIDs()
 	}
-	slow, lines := process(t, n, k, "chatty", "slow"), strings.Count(k.Logs(t, "chatty", "slow"), "\n")
+	slow := watch(t, n, k, "chatty", "slow")
 	disturb()
 	disturbed := time.Now()
 	for _, name := range longLived {
@@ -546,19 +538,7 @@ func checkKept(t *testing.T, n *harness.Node, k *harness.Kubelet, disturb func()
 			}
 		}
 	}
-	if now := process(t, n, k, "chatty", "slow"); now != slow {
-		t.Errorf("process %s became %s", slow, now)
-	}
-	log := strings.SplitAfter(strings.TrimSuffix(k.Logs(t, "chatty", "slow"), "\n"), "\n")
-	if len(log) <= lines {
-		t.Errorf("a log of %d lines has %d", lines, len(log))
-	}
-	for i, line := range log {
-		if want := fmt.Sprintf("line %d ", i); strings.TrimSuffix(line, "\n") != want {
-			t.Errorf("line %d of a log is %q", i, line)
-			break
-		}
-	}
+	slow.checkSurvived(t)
 	web := k.WaitReady(t, "web")
 	for _, address := range []string{net.JoinHostPort(web.Status.PodIP, "80"), n.CNI.Gateway + ":18180"} {
 		if body := httpGet(t, address); body != "one\ntwo\n" {
