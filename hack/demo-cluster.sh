@@ -29,12 +29,14 @@ finish() {
 	for folder in /sys/fs/cgroup/*/kubepods /sys/fs/cgroup/kubepods; do
 		[ ! -d "$folder" ] || find "$folder" -depth -type d -exec rmdir {} + 2>/dev/null || :
 	done
-	umount -R "$demo/kubelet" 2>/dev/null || :
-	rm -rf "$demo"
+	# A pod that is left may have a folder of this machine mounted there.
+	if mounts_below "$demo" | sort -r | xargs -r umount; then rm -rf "$demo"; else echo "mounts are left below $demo, so it stays" >&2; fi
 	exit $status
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
+
+mounts_below() { sed -n "s|^\([^ ]* \)\{4\}\($1/[^ ]*\) .*|\2|p" /proc/self/mountinfo; }
 
 kubectl() { KUBECONFIG=$demo/admin.kubeconfig KUBECACHEDIR=$demo/cache "$cache/kube-$version" kubectl "$@"; }
 
