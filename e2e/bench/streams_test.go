@@ -81,8 +81,11 @@ func (n *bench) peerStreams(exec, forward *row, mib int) (turn, end func()) {
 			if n.sameEngine {
 				n.pods--
 			}
-			defer n.aside(peer)()
-			if err := n.peer.end(pod, times{}); err != nil {
+			side := n.peer
+			if n.sameEngine {
+				side = n.cri(n.node.Shim.Client, n.image) // which has adopted the pod, and would wait for a kubelet to remove it
+			}
+			if err := side.end(pod, times{}); err != nil {
 				n.b.Fatalf("ending the peer's pod of the streams: %v", err)
 			}
 		}
