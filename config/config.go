@@ -168,7 +168,23 @@ func Flags(fs *pflag.FlagSet) {
 	fs.String("config", DefaultPath, "configuration file")
 	for _, s := range settings(Default()) {
 		s.flag(fs)
+		section, _, ok := strings.Cut(s.key, ".")
+		if !ok {
+			section = ""
+		}
+		fs.Lookup(s.flagName()).Annotations = map[string][]string{sectionOf: {section}}
 	}
+}
+
+// sectionOf is the annotation of a flag that is a setting.
+const sectionOf = "crishim/section"
+
+// Section is the section of the file that a flag of Flags belongs to, "" for what is in none; not ok for another flag.
+func Section(f *pflag.Flag) (section string, ok bool) {
+	if of := f.Annotations[sectionOf]; len(of) == 1 {
+		return of[0], true
+	}
+	return "", false
 }
 
 // Propose gives a setting another default than Default's, as the name by which the program was started asks for it. The file
@@ -266,12 +282,21 @@ func (s setting) flag(fs *pflag.FlagSet) {
 		fs.Int(s.flagName(), v, s.help)
 	case []string:
 		fs.StringSlice(s.flagName(), v, s.help)
-	case fmt.Stringer:
-		fs.String(s.flagName(), v.String(), s.help)
+	case Duration:
+		fs.Var(&textFlag{v.String(), "duration"}, s.flagName(), s.help)
+	case Size:
+		fs.Var(&textFlag{v.String(), "size"}, s.flagName(), s.help)
 	default:
 		fs.String(s.flagName(), s.value.String(), s.help)
 	}
 }
+
+// textFlag is a flag whose text setFlag reads; kind is what help calls it.
+type textFlag struct{ text, kind string }
+
+func (f *textFlag) String() string        { return f.text }
+func (f *textFlag) Set(text string) error { f.text = text; return nil }
+func (f *textFlag) Type() string          { return f.kind }
 
 func (s setting) setFlag(f *pflag.Flag) error {
 	var err error

@@ -44,9 +44,6 @@ Usage: crishim images COMMAND [FLAGS] [ARGUMENT...]
 `
 
 func imagesFlags(fs *pflag.FlagSet) {
-	fs.Usage = func() {
-		_, _ = fmt.Fprint(fs.Output(), imagesUsage+fs.FlagUsages())
-	}
 	fs.StringP("output", "o", "-", "export: the file to write, - is standard output; a path that ends in / is the folder of an OCI layout")
 	fs.StringP("tag", "t", "", "import: the name with tag that the archive's only image gets in place of its own")
 	fs.Bool("json", false, "ls: print JSON")

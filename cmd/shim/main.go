@@ -1,4 +1,4 @@
-// Command crishim is the CRI daemon and its tools; see usage.
+// Command crishim is the CRI daemon and its tools; see overview.
 package main
 
 import (
@@ -25,46 +25,51 @@ var version = "dev"
 // it die with the goroutine; the main thread cannot die, and would leave the process in the pod for good.
 func init() { runtime.LockOSThread() }
 
-const usage = `crishim lets a kubelet run pods on a Docker Engine, or on its own engine where there is none.
-
-Usage: crishim [COMMAND] [FLAGS]
-
-  serve     answer CRI on a unix socket (the default command)
-  check     run the whole life of a pod against an endpoint and print a table
-  state     show the records of pods and containers, also while the daemon is down
-  images    list, pull, remove, import, export and verify the native engine's images; copy or move images to the other engine
-  preflight tell whether this node's pods can be taken over from dockershim or cri-dockerd, and what to do first
-  adopt     switch this node's kubelet from dockershim or cri-dockerd to crishim, its pods running on; --rollback undoes it
-  verify    find what dead pods have left on this node: pause containers, addresses, rules, links; --fix mends
-  config    check the configuration and print it; --sample prints a commented file
-  version   print the version
-
-crishim COMMAND --help lists the flags of a command.
-`
-
 type command struct {
+	does  string // in a line
+	more  string // what its help says beside that
+	usage string // what its help begins with in place of both
 	// flags registers the command's flags; run does it.
 	flags func(fs *pflag.FlagSet)
 	run   func(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error
 	// arguments says that it takes some beside the flags.
 	arguments bool
+	// settings says that its help lists the daemon's settings.
+	settings bool
 }
 
 func commands() map[string]command {
 	return map[string]command{
-		"serve":  {flags: serveFlags, run: serve},
-		"check":  {flags: checkFlags, run: runCheck},
-		"state":  {flags: stateFlags, run: showState},
-		"images": {flags: imagesFlags, run: manageImages, arguments: true},
-		"config": {flags: configFlags, run: showConfig},
-
-		"preflight": {flags: preflightFlags, run: runPreflight},
-		"adopt":     {flags: adoptFlags, run: runAdopt},
-		"verify":    {flags: verifyFlags, run: runVerify},
-		"version": {flags: func(*pflag.FlagSet) {}, run: func(_ context.Context, _ *pflag.FlagSet, out io.Writer) error {
-			_, err := fmt.Fprintln(out, "crishim", version)
-			return err
-		}},
+		"serve": {does: "answer CRI on a unix socket (the default command)", flags: serveFlags, run: serve, settings: true},
+		"check": {does: "run the whole life of a pod against an endpoint and print a table", flags: checkFlags, run: runCheck},
+		"state": {does: "show the records of pods and containers, also while the daemon is down", flags: stateFlags, run: showState},
+		"images": {
+			does:  "list, pull, remove, import, export and verify the native engine's images; copy or move images to the other engine",
+			usage: imagesUsage, flags: imagesFlags, run: manageImages, arguments: true,
+		},
+		"preflight": {
+			does:  "tell whether this node's pods can be taken over from dockershim or cri-dockerd, and what to do first",
+			more:  "It changes nothing. Exit status: 0 ready, 1 something to do first, 2 some pods cannot be taken over.",
+			flags: preflightFlags, run: runPreflight,
+		},
+		"adopt": {
+			does:  "switch this node's kubelet from dockershim or cri-dockerd to crishim, its pods running on; --rollback undoes it",
+			more:  "Without --yes it only shows what it would do.",
+			flags: adoptFlags, run: runAdopt,
+		},
+		"verify": {
+			does:  "find what dead pods have left on this node: pause containers, addresses, rules, links; --fix mends",
+			more:  "Without --fix it changes nothing. Exit status: 0 nothing is left over, 1 something is.",
+			flags: verifyFlags, run: runVerify,
+		},
+		"config": {does: "check the configuration and print it; --sample prints a commented file", flags: configFlags, run: showConfig, settings: true},
+		"version": {
+			does: "print the version", flags: func(*pflag.FlagSet) {},
+			run: func(_ context.Context, _ *pflag.FlagSet, out io.Writer) error {
+				_, err := fmt.Fprintln(out, "crishim", version)
+				return err
+			},
+		},
 	}
 }
 
@@ -108,14 +113,13 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) > 0 && len(args[0]) > 0 && args[0][0] != '-' {
 		name, args = args[0], args[1:]
 	} else if len(args) > 0 && (args[0] == "--help" || args[0] == "-h") {
-		_, err := io.WriteString(out, usage)
+		name = "help"
+	}
+	if name == "help" {
+		_, err := io.WriteString(out, overview())
 		return err
 	}
 	c, ok := commands()[name]
-	if name == "help" {
-		_, err := io.WriteString(out, usage)
-		return err
-	}
 	if !ok {
 		return fmt.Errorf("unknown command %q: %w", name, errUsage)
 	}
@@ -123,6 +127,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fs.SetOutput(out)
 	fs.SortFlags = false
 	c.flags(fs)
+	fs.Usage = func() { _, _ = io.WriteString(out, c.help(name, fs)) }
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			return err
