@@ -25,13 +25,18 @@ type dockerSide struct {
 	ctx    context.Context
 	socket string
 	client *http.Client
+	// cni runs beside a pod, uncounted: after it Docker is slower for a while, under every shim.
+	cni *cniSide
 }
 
-type dockerPod struct{ pod, container string }
+type dockerPod struct {
+	pod, container string
+	network        any // of cni
+}
 
-func newDockerSide(b *testing.B, node *harness.Node, bodies map[string]createBody) *dockerSide {
+func newDockerSide(b *testing.B, node *harness.Node, bodies map[string]createBody, network *cniSide) *dockerSide {
 	d := dockerAt(b.Context(), node.Docker.Socket)
-	d.b, d.node, d.bodies = b, node, bodies
+	d.b, d.node, d.bodies, d.cni = b, node, bodies, network
 	return d
 }
 
@@ -112,6 +117,11 @@ func (d *dockerSide) start(t times) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	uncounted := time.Now()
+	if p.network, err = d.cni.start(times{}); err != nil {
+		return nil, err
+	}
+	begin = begin.Add(time.Since(uncounted))
 	_, old, _ := strings.Cut(d.bodies["container"].hostConfig("NetworkMode"), ":")
 	container, err := d.body("container", d.bodies["container"].hostConfig("CgroupParent"), parent, old, p.pod)
 	if err != nil {
@@ -209,5 +219,5 @@ func (d *dockerSide) end(pod any, t times) error {
 			return err
 		}
 	}
-	return nil
+	return d.cni.end(p.network, times{})
 }

@@ -67,10 +67,11 @@ func BenchmarkNode(b *testing.B) {
 	}})
 	n := &bench{b: b, node: node, files: mountedFiles(b), calls: map[string]string{}, details: map[string]string{}}
 	n.image = node.Shim.PullOnce(b, node.Registry.Ref(harness.Busybox))
-	n.sides = [sideCount]side{cni: newCNISide(b, node.CNI)}
+	network := newCNISide(b, node.CNI)
+	n.sides = [sideCount]side{cni: network}
 	if !harness.Native() {
 		n.countCalls()
-		n.sides[docker] = newDockerSide(b, node, n.bodies)
+		n.sides[docker] = newDockerSide(b, node, n.bodies, network)
 	}
 	n.sides[ours] = n.cri(node.Shim.Client, n.image)
 	if n.peerOf(); n.peer != nil {

@@ -30,7 +30,7 @@ func (n *bench) streams(mib, rounds int) {
 	forward := &row{name: "port-forward, SPDY", unit: "MiB/s", goals: []goal{atLeast(479)}}
 	below := func() {} // there is no raw source where crishim is the engine
 	if !harness.Native() {
-		raw := newDockerSide(n.b, n.node, n.bodies)
+		raw := dockerAt(n.b.Context(), n.node.Docker.Socket)
 		url := n.bareStreaming(pod.container, mib)
 		below = func() {
 			n.rate(&bare.ours, mib, "cri-streaming alone", func(to io.Writer) error {
