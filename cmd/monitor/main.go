@@ -25,6 +25,7 @@ import (
 	"crishim/engine/native/ociruntime"
 	"crishim/engine/native/run"
 	"crishim/internal/atomicfile"
+	"crishim/internal/failpoint"
 	"crishim/internal/process"
 )
 
@@ -80,7 +81,10 @@ func serveRequests() error {
 		return err
 	}
 	// Before the first answer: whoever got one finds the record.
-	if err := atomicfile.Swap(filepath.Join(config.Dir, monitor.RecordName), record, 0o600); err != nil {
+	err = failpoint.Around("monitor.record", func() error {
+		return atomicfile.Swap(filepath.Join(config.Dir, monitor.RecordName), record, 0o600)
+	})
+	if err != nil {
 		return err
 	}
 	reaper := &serve.Reaper{}
@@ -92,10 +96,12 @@ func serveRequests() error {
 	if err := serve.New(config, runtime, hello, reaper).Serve(listener); err != nil {
 		return err
 	}
-	for _, name := range []string{monitor.SocketName, monitor.RecordName} {
-		_ = os.Remove(filepath.Join(config.Dir, name))
-	}
-	return nil
+	return failpoint.Around("monitor.forget", func() error {
+		for _, name := range []string{monitor.SocketName, monitor.RecordName} {
+			_ = os.Remove(filepath.Join(config.Dir, name))
+		}
+		return nil
+	})
 }
 
 func readConfig() (*monitor.Config, error) {

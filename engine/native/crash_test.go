@@ -56,7 +56,7 @@ func TestVictim(t *testing.T) {
 func TestTheDaemonIsKilledAtEveryStep(t *testing.T) {
 	b := serving(t)
 	a := arm(t)
-	steps := learn(t, b, a)
+	steps := learn(t, b, a, 60)
 	a.set(t)
 	other, otherSpec := b.runPod(t)
 	bystander := b.run(t, other, otherSpec, "c", "sleep 1000")

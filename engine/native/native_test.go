@@ -36,8 +36,10 @@ type bench struct {
 	opts     Options
 	registry string
 	image    string
-	sink     *sink
-	unwatch  func()
+	// program opens a helper in the place of the embedded one, nil for that.
+	program func(testing.TB) *os.File
+	sink    *sink
+	unwatch func()
 }
 
 func newBench(t testing.TB, change ...func(*Options)) *bench {
@@ -85,6 +87,11 @@ func (b *bench) open(t testing.TB) {
 	var err error
 	if b.Engine, err = New(b.opts); err != nil {
 		t.Fatal(err)
+	}
+	if b.program != nil {
+		_ = b.helper.Close()
+		b.helper = b.program(t)
+		b.filters.helper = b.helper
 	}
 }
 

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/native/host"
 	"crishim/engine/native/monitor"
+	"crishim/internal/atomicfile"
 	"crishim/internal/process"
 )
 
@@ -300,6 +303,7 @@ func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) {
 		end = ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the node was rebooted"}
 	}
 	quiet(e.killMonitor(ctx, p), "kill the monitor of a pod sandbox", p.ID)
+	quiet(e.removeTornExits(p, containers), "remove what the monitor of a pod sandbox was writing", p.ID)
 	var all sync.WaitGroup
 	all.Go(func() {
 		quiet(e.killSession(ctx, e.monitorRecord(p)), "kill what the monitor of a pod sandbox left", p.ID)
@@ -320,6 +324,23 @@ func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) {
 	e.mu.Unlock()
 	quiet(e.savePod(p), "record the end of a pod sandbox", p.ID)
 	e.podChanged(p)
+}
+
+// removeTornExits removes the files of exits that a monitor, which is dead, had not written to their end.
+func (e *Engine) removeTornExits(p *pod, containers []*container) error {
+	entries, err := os.ReadDir(e.exits())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		name, torn := strings.CutPrefix(entry.Name(), atomicfile.TempPrefix)
+		if torn && (strings.HasPrefix(name, pauseID(p.ID)+"-") ||
+			slices.ContainsFunc(containers, func(c *container) bool { return strings.HasPrefix(name, string(c.ID)+"-") })) {
+			errs = append(errs, removeFile(filepath.Join(e.exits(), entry.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // loseContainer kills what is left of a container and tells its end: the one on record, or else end.

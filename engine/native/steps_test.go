@@ -74,6 +74,10 @@ func (l *life) calls() []lifeCall {
 			return l.UpdatePod(ctx, l.pod, nil, &engine.Resources{CPUShares: 512})
 		}},
 		{"reopen a", func(ctx context.Context) error { return l.ReopenLog(ctx, l.ids["a"]) }},
+		{"exec in a", func(ctx context.Context) error {
+			_, err := l.Exec(ctx, l.ids["a"], &engine.ExecSpec{Command: []string{"true"}})
+			return err
+		}},
 		{"stop a", func(ctx context.Context) error {
 			err := l.StopContainer(ctx, l.ids["a"], 0)
 			// What the process had goes in the background, unless that fails.
@@ -90,12 +94,16 @@ func (l *life) calls() []lifeCall {
 	}
 }
 
-// armed is the file of failpoints and the trace of steps.
-type armed struct{ file, trace string }
+// armed is the file of failpoints and the trace of steps, of which those with the prefix are looked at.
+type armed struct{ file, trace, prefix string }
 
-func arm(t *testing.T) armed {
-	a := armed{filepath.Join(t.TempDir(), "failpoints"), filepath.Join(t.TempDir(), "trace")}
-	t.Setenv(failpoint.EnvFile, a.file)
+// arm is for the engine's own steps, armMonitors for those of the monitors that are started from now on.
+func arm(t *testing.T) armed         { return armBy(t, failpoint.EnvFile, "native.") }
+func armMonitors(t *testing.T) armed { return armBy(t, failpoint.HelperEnvFile, "monitor.") }
+
+func armBy(t *testing.T, variable, prefix string) armed {
+	a := armed{filepath.Join(t.TempDir(), "failpoints"), filepath.Join(t.TempDir(), "trace"), prefix}
+	t.Setenv(variable, a.file)
 	return a
 }
 
@@ -109,20 +117,26 @@ func (a armed) set(t *testing.T, lines ...string) {
 	}
 }
 
-// steps are the engine's that were hit, each once.
+// steps are those that were hit, each once.
 func (a armed) steps() (steps []string) {
 	data, _ := os.ReadFile(a.trace)
 	for line := range strings.Lines(string(data)) {
 		name, _, _ := strings.Cut(strings.TrimSpace(line), "\t")
-		if strings.HasPrefix(name, "native.") && !slices.Contains(steps, name) {
+		if strings.HasPrefix(name, a.prefix) && !slices.Contains(steps, name) {
 			steps = append(steps, name)
 		}
 	}
 	return steps
 }
 
-// learn lives a life in which nothing happens.
-func learn(t *testing.T, b *bench, a armed) (steps map[string][]string) {
+// acted says whether a step was hit at which something happens.
+func (a armed) acted() bool {
+	data, _ := os.ReadFile(a.trace)
+	return strings.Contains(string(data), "\t")
+}
+
+// learn lives a life in which nothing happens, with so many steps at least.
+func learn(t *testing.T, b *bench, a armed, least int) (steps map[string][]string) {
 	t.Helper()
 	steps = map[string][]string{}
 	l := newLife(t, b)
@@ -136,7 +150,7 @@ func learn(t *testing.T, b *bench, a armed) (steps map[string][]string) {
 		total += len(steps[call.name])
 		t.Logf("%s: %v", call.name, steps[call.name])
 	}
-	if total < 60 {
+	if total < least {
 		t.Fatalf("only %d steps have failpoints", total)
 	}
 	return steps
@@ -149,7 +163,7 @@ func learn(t *testing.T, b *bench, a armed) (steps map[string][]string) {
 func TestEveryStepFailsOnce(t *testing.T) {
 	b := serving(t)
 	a := arm(t)
-	steps := learn(t, b, a)
+	steps := learn(t, b, a, 60)
 	other, otherSpec := b.runPod(t)
 	bystander := b.run(t, other, otherSpec, "c", "sleep 1000")
 	for i := range longest(steps) {
@@ -208,7 +222,7 @@ func longest(steps map[string][]string) (n int) {
 func TestTheMonitorIsKilledAtEveryStep(t *testing.T) {
 	b := serving(t)
 	a := arm(t)
-	steps := learn(t, b, a)
+	steps := learn(t, b, a, 60)
 	other, otherSpec := b.runPod(t)
 	bystander := b.run(t, other, otherSpec, "c", "sleep 1000")
 	for name, all := range steps {

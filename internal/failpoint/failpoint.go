@@ -1,4 +1,4 @@
-// Package failpoint lets tests fail, delay or kill the daemon at a named step. In a build without the tag "failpoint"
+// Package failpoint lets tests fail, delay or kill the daemon, or a pod's monitor, at a named step. In a build without the tag "failpoint"
 // (every shipped one) it compiles to nothing.
 //
 // A step has a name before and after: Around makes both, Transport those of every request to a Docker Engine that changes

@@ -19,6 +19,18 @@ import (
 // "trace=PATH" appends the name of every step hit to PATH, and a tab and the action where one was taken.
 const EnvFile = "CRISHIM_FAILPOINTS"
 
+// HelperEnvFile is EnvFile for what the daemon starts and what outlives it (Environ): that has steps of its own, which are
+// armed apart from the daemon's.
+const HelperEnvFile = "CRISHIM_HELPER_FAILPOINTS"
+
+// Environ is what a process needs in its environment that is to hit failpoints as HelperEnvFile says.
+func Environ() []string {
+	if file := os.Getenv(HelperEnvFile); file != "" {
+		return []string{EnvFile + "=" + file}
+	}
+	return nil
+}
+
 var (
 	mu   sync.Mutex
 	text string

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"crishim/internal/failpoint"
 	"crishim/internal/process"
 )
 
@@ -39,8 +40,10 @@ func Spawn(ctx context.Context, helper *os.File, config *Config) (*Client, error
 	if err != nil {
 		return nil, fmt.Errorf("make the socket of a monitor in %s: %w", config.Dir, err)
 	}
-	defer func() { _ = listener.Close() }()
 	pid, err := start(helper, config, listener)
+	// The monitor's is the only one from here on: were it held here too, who connects to a monitor that dies before it
+	// answers would wait for ever.
+	_ = listener.Close()
 	if err != nil {
 		return nil, fmt.Errorf("start the monitor of pod %s: %w", config.Pod, err)
 	}
@@ -148,7 +151,7 @@ func start(helper *os.File, config *Config, listener *os.File) (pid int, err err
 	return syscall.ForkExec(program, append(append([]string(nil), Argv...), config.Pod), &syscall.ProcAttr{
 		Dir: "/",
 		// libcontainer passes GOMAXPROCS on; nothing else of the daemon's environment is of use.
-		Env:   []string{"GOMAXPROCS=1", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Env:   append(failpoint.Environ(), "GOMAXPROCS=1", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
 		Files: []uintptr{null.Fd(), null.Fd(), log.Fd(), listener.Fd(), settings.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

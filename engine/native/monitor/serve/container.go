@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/monitor"
+	"crishim/internal/failpoint"
 	"crishim/internal/process"
 )
 
@@ -116,10 +117,12 @@ func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Statu
 	}); err != nil {
 		return nil, err
 	}
-	if err := s.reaper.Guard(func() error { return s.runtime.Remove(id) }); err != nil {
+	if err := s.removeLeftover(id); err != nil {
 		return nil, fmt.Errorf("remove what is left of an earlier container %s: %w", id, err)
 	}
-	forgetExit(args.ExitFile, s.fallbackExitFile(id))
+	if err := forgetExit(args.ExitFile, s.fallbackExitFile(id)); err != nil {
+		return nil, err
+	}
 	io, err := newStdio(plan, args)
 	if err != nil {
 		return nil, fmt.Errorf("make the stdio of container %s: %w", id, err)
@@ -137,7 +140,7 @@ func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Statu
 		c.started = c.created
 	}
 	_, reaped, err := s.reaper.start(func() (Process, error) {
-		c.runtime, err = fork(plan, io.child)
+		err := failpoint.Around("monitor.container.create", func() (err error) { c.runtime, err = fork(plan, io.child); return err })
 		return c.runtime, err
 	})
 	if err != nil {
@@ -199,7 +202,7 @@ func (c *container) start() (any, error) {
 		return nil, fmt.Errorf("container %s is %s, not created: %w", c.id, status, errdefs.ErrFailedPrecondition)
 	}
 	started := time.Now()
-	if err := c.server.reaper.Guard(c.runtime.Start); err != nil {
+	if err := c.step("start", c.runtime.Start); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
@@ -217,10 +220,17 @@ func (c *container) kill(args *monitor.KillArgs) (any, error) {
 	if sig <= 0 || sig > 64 {
 		return nil, fmt.Errorf("signal %d: %w", args.Signal, errdefs.ErrInvalidArgument)
 	}
-	if args.All && sig == unix.SIGKILL {
-		return nil, c.runtime.KillAll()
-	}
-	return nil, c.runtime.Signal(sig)
+	return nil, failpoint.Around("monitor.container.kill", func() error {
+		if args.All && sig == unix.SIGKILL {
+			return c.runtime.KillAll()
+		}
+		return c.runtime.Signal(sig)
+	})
+}
+
+// step changes the container by way of do, which may run processes of its own.
+func (c *container) step(name string, do func() error) error {
+	return failpoint.Around("monitor.container."+name, func() error { return c.server.reaper.Guard(do) })
 }
 
 func (c *call) wait() (any, error) {
@@ -252,7 +262,7 @@ func (c *container) reopenLog() (any, error) {
 	if c.currentStatus() == monitor.StatusExited {
 		return nil, fmt.Errorf("container %s has exited: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
-	return nil, c.output.reopen()
+	return nil, failpoint.Around("monitor.log.reopen", c.output.reopen)
 }
 
 func (c *container) update(args *monitor.UpdateArgs) (any, error) {
@@ -261,19 +271,19 @@ func (c *container) update(args *monitor.UpdateArgs) (any, error) {
 	if c.currentStatus() == monitor.StatusExited {
 		return nil, fmt.Errorf("container %s has exited: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
-	return nil, c.runtime.Update(args.Resources)
+	return nil, failpoint.Around("monitor.container.update", func() error { return c.runtime.Update(args.Resources) })
 }
 
 func (c *container) pause() (any, error) {
-	return c.move(monitor.StatusRunning, monitor.StatusPaused, c.runtime.Pause)
+	return c.move("pause", monitor.StatusRunning, monitor.StatusPaused, c.runtime.Pause)
 }
 
 func (c *container) resume() (any, error) {
-	return c.move(monitor.StatusPaused, monitor.StatusRunning, c.runtime.Resume)
+	return c.move("resume", monitor.StatusPaused, monitor.StatusRunning, c.runtime.Resume)
 }
 
 // move changes the status by way of do; it is fine when the container is there already.
-func (c *container) move(from, to monitor.Status, do func() error) (any, error) {
+func (c *container) move(name string, from, to monitor.Status, do func() error) (any, error) {
 	c.op.Lock()
 	defer c.op.Unlock()
 	switch status := c.currentStatus(); status {
@@ -283,7 +293,7 @@ func (c *container) move(from, to monitor.Status, do func() error) (any, error) 
 	default:
 		return nil, fmt.Errorf("container %s is %s, not %s: %w", c.id, status, from, errdefs.ErrFailedPrecondition)
 	}
-	if err := do(); err != nil {
+	if err := failpoint.Around("monitor.container."+name, do); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
@@ -301,7 +311,14 @@ func (c *container) checkpoint(args *monitor.CheckpointArgs) (any, error) {
 	if status := c.currentStatus(); status != monitor.StatusRunning && status != monitor.StatusPaused {
 		return nil, fmt.Errorf("container %s is %s, neither running nor paused: %w", c.id, status, errdefs.ErrFailedPrecondition)
 	}
-	return nil, c.server.reaper.Guard(func() error { return c.runtime.Checkpoint(args) })
+	return nil, c.step("checkpoint", func() error { return c.runtime.Checkpoint(args) })
+}
+
+// removeLeftover takes away what an earlier monitor left of a container.
+func (s *Server) removeLeftover(id string) error {
+	return failpoint.Around("monitor.container.remove", func() error {
+		return s.reaper.Guard(func() error { return s.runtime.Remove(id) })
+	})
 }
 
 func (c *call) delete() (any, error) {
@@ -313,7 +330,7 @@ func (c *call) delete() (any, error) {
 			return nil, err
 		}
 		defer release(nil)
-		return nil, s.reaper.Guard(func() error { return s.runtime.Remove(c.request.ID) })
+		return nil, s.removeLeftover(c.request.ID)
 	}
 	found.op.Lock()
 	defer found.op.Unlock()
@@ -327,7 +344,7 @@ func (c *call) delete() (any, error) {
 	case <-timeout.C:
 		return nil, fmt.Errorf("container %s does not end although killed: %w", found.id, errdefs.ErrUnavailable)
 	}
-	if err := s.reaper.Guard(found.runtime.Destroy); err != nil {
+	if err := found.step("destroy", found.runtime.Destroy); err != nil {
 		return nil, fmt.Errorf("remove container %s: %w", found.id, err)
 	}
 	found.output.closeLog()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/monitor"
+	"crishim/internal/failpoint"
 	"crishim/internal/process"
 )
 
@@ -122,7 +123,9 @@ func (c *container) exec(spec json.RawMessage, stdio Stdio) (*running, error) {
 		return nil, err
 	}
 	pid := run.process.PID()
-	run.ticks, err = process.StartTicks(pid)
+	if err = failpoint.Hit("monitor.exec.started"); err == nil {
+		run.ticks, err = process.StartTicks(pid)
+	}
 	if err == nil {
 		run.watch, err = process.WatchExit(pid, run.ticks)
 	}

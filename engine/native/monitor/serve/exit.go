@@ -11,6 +11,7 @@ import (
 
 	"crishim/engine/native/monitor"
 	"crishim/internal/atomicfile"
+	"crishim/internal/failpoint"
 )
 
 // drainTimeout bounds the wait for the output of an exited container where processes outside of it keep it open.
@@ -66,7 +67,8 @@ func exitCode(status unix.WaitStatus, err error) (code, signal int) {
 func (c *container) record(exit *monitor.Exit) {
 	data, err := json.Marshal(exit)
 	if err == nil {
-		if err = atomicfile.Write(c.exitFile, data, 0o600); err != nil {
+		err = failpoint.Around("monitor.exit.record", func() error { return atomicfile.Write(c.exitFile, data, 0o600) })
+		if err != nil {
 			err = errors.Join(err, atomicfile.Swap(c.server.fallbackExitFile(c.id), data, 0o600))
 		}
 	}
@@ -76,8 +78,11 @@ func (c *container) record(exit *monitor.Exit) {
 }
 
 // forgetExit removes what an earlier container of the same id left.
-func forgetExit(files ...string) {
-	for _, file := range files {
-		_ = os.Remove(file)
-	}
+func forgetExit(files ...string) error {
+	return failpoint.Around("monitor.exit.forget", func() error {
+		for _, file := range files {
+			_ = os.Remove(file)
+		}
+		return nil
+	})
 }

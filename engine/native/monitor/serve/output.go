@@ -11,6 +11,7 @@ import (
 
 	"crishim/crilog"
 	"crishim/engine/native/monitor"
+	"crishim/internal/failpoint"
 )
 
 // output takes what a container writes to its log and its attached clients. Neither a full disk nor a slow client holds
@@ -29,11 +30,11 @@ func newOutput(args *monitor.CreateArgs) (*output, error) {
 	if args.LogPath == "" {
 		return o, nil
 	}
-	log, err := crilog.Open(args.LogRoot, args.LogPath)
+	err := failpoint.Around("monitor.log.open", func() (err error) { o.log, err = crilog.Open(args.LogRoot, args.LogPath); return err })
 	if err != nil {
+		o.closeLog()
 		return nil, err
 	}
-	o.log = log
 	return o, nil
 }
 
