@@ -204,7 +204,7 @@ func (e *Engine) makePodFiles(ctx context.Context, p *pod, s *engine.PodSpec) er
 // spawn starts the monitor. It is then moved out of our own cgroup: it outlives the service, and is charged to nobody's pod.
 func (e *Engine) spawn(ctx context.Context, p *pod) error {
 	client, err := monitor.Spawn(ctx, e.helper, &monitor.Config{
-		Pod: p.Spec.Key.Namespace + "/" + p.Spec.Key.Name, Dir: e.monitorDir(p.ID), StateRoot: e.stateRoot(),
+		Pod: p.Spec.Key.Namespace + "/" + p.Spec.Key.Name, Dir: e.monitorDir(p.ID), StateRoot: e.stateRoot(), PodCgroup: e.cgroups.Unified(p.Cgroup),
 	})
 	if err != nil {
 		return err

@@ -132,6 +132,14 @@ func (d *Driver) Container(p Pod, name engine.ContainerID) Container {
 	return Container{CgroupsPath: own, Path: own}
 }
 
+// Unified is the folder of a pod's cgroup where that is of version 2, else ""; no I/O.
+func (d *Driver) Unified(p Pod) string {
+	if !d.host.CgroupV2 {
+		return ""
+	}
+	return filepath.Join(d.root, p.Path)
+}
+
 // Path is the path of a container's cgroup by its CgroupsPath; no I/O.
 func (d *Driver) Path(cgroupsPath string) (string, error) {
 	if !d.systemd() {

@@ -44,6 +44,9 @@ func TestCgroupsAreNamedInTheWordsOfEitherDriver(t *testing.T) {
 		if err != nil || pod != c.pod {
 			t.Errorf("%s, %q: %+v, %v", c.driver, c.parent, pod, err)
 		}
+		if dir := d.Unified(pod); dir != "" {
+			t.Errorf("%s, %q: a folder %q of cgroup v2 on a host of v1", c.driver, c.parent, dir)
+		}
 		if got := d.Container(pod, "c1"); got != (Container{c.cgroupsPath, c.path}) {
 			t.Errorf("%s, %q: %+v", c.driver, c.parent, got)
 		}
@@ -107,19 +110,16 @@ func recorded(t *testing.T, files map[string]string) *Driver {
 func TestARecordedTreeIsRead(t *testing.T) {
 	d := recorded(t, map[string]string{
 		"crishim/poda/cgroup.procs": "", "crishim/poda/c1/cgroup.procs": "12\n11\n0\n", "crishim/poda/c1/sub/cgroup.procs": "12\n13\n",
-		"crishim/poda/c1/memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n", "crishim/podb/cgroup.procs": "", "crishim/monitors/cgroup.procs": "1\n",
+		"crishim/podb/cgroup.procs": "", "crishim/monitors/cgroup.procs": "1\n",
 	})
 	if pids, err := d.Processes("/crishim/poda"); err != nil || !slices.Equal(pids, []int{11, 12, 13}) {
 		t.Errorf("%v, %v", pids, err)
 	}
+	if dir := d.Unified(Pod{Path: "/crishim/poda"}); dir != filepath.Join(d.root, "crishim/poda") {
+		t.Errorf("its folder is %q", dir)
+	}
 	if pids, err := d.Processes("/crishim/none"); err != nil || len(pids) != 0 {
 		t.Errorf("%v, %v", pids, err)
-	}
-	if n, err := d.OOMKills("/crishim/poda/c1"); err != nil || n != 2 {
-		t.Errorf("%d, %v", n, err)
-	}
-	if _, err := d.OOMKills("/crishim/none"); !errdefs.IsNotFound(err) {
-		t.Errorf("%v", err)
 	}
 }
 
@@ -233,9 +233,6 @@ func TestAPodsOwnCgroupIsMadeLimitedAndRemovedWithWhatIsInIt(t *testing.T) {
 	}
 	if pids, err := d.Processes(pod.Path); err != nil || !slices.Equal(pids, []int{inside.Pid}) {
 		t.Errorf("%v, %v; want %d", pids, err, inside.Pid)
-	}
-	if n, err := d.OOMKills(container.Path); err != nil || n != 0 {
-		t.Errorf("%d, %v", n, err)
 	}
 	for range 2 {
 		if err := d.RemovePod(t.Context(), pod); err != nil {

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 
@@ -213,29 +212,4 @@ func (d *Driver) removeOnce(p string) error {
 func (d *Driver) exists(p string) bool {
 	_, err := os.Lstat(d.controller("memory", p))
 	return err == nil
-}
-
-// OOMKills counts the processes that the kernel killed in the cgroup at p for a memory limit. ErrNotFound when absent.
-func (d *Driver) OOMKills(p string) (uint64, error) {
-	if err := checkPath(p); err != nil {
-		return 0, err
-	}
-	file := "memory.oom_control"
-	if d.host.CgroupV2 {
-		file = "memory.events"
-	}
-	data, err := os.ReadFile(filepath.Join(d.controller("memory", p), file))
-	if gone(err) {
-		return 0, fmt.Errorf("cgroup %s: %w", p, errdefs.ErrNotFound)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("cgroup %s: %w", p, err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			return strconv.ParseUint(strings.TrimSpace(count), 10, 64)
-		}
-	}
-	// Kernels before 4.13 do not count.
-	return 0, nil
 }

@@ -87,6 +87,8 @@ type Config struct {
 	StateRoot string `json:"stateRoot"`
 	// Cgroups are existing cgroup directories that the monitor enters, one per hierarchy.
 	Cgroups []string `json:"cgroups,omitempty"`
+	// PodCgroup is the folder of the pod's cgroup where that is of version 2; it may not be there yet.
+	PodCgroup string `json:"podCgroup,omitempty"`
 	// CommitTimeout is how long a monitor without container waits for Commit until it ends by itself; 0 is 30 s.
 	CommitTimeout time.Duration `json:"commitTimeout,omitempty"`
 }
@@ -230,7 +232,7 @@ type Exit struct {
 	Code   int `json:"code"`
 	Signal int `json:"signal,omitempty"`
 	// OOMKills counts processes of the container's cgroup that the kernel killed for want of memory; OOMKilled says that
-	// this is why it ended: there was one, and the exit is a failure.
+	// this is why it ended: there was one, and the exit is that of a killed process.
 	OOMKills   uint64    `json:"oomKills,omitempty"`
 	OOMKilled  bool      `json:"oomKilled,omitempty"`
 	FinishedAt time.Time `json:"finishedAt"`

@@ -63,23 +63,25 @@ func Notify(paths map[string]string, notify func()) (stop func(), err error) {
 		return nil, fmt.Errorf("watch %s: %w", path, err)
 	}
 	before, _ := Kills(paths)
+	// The end of the cgroup, and other counters of the file, wake us too.
+	counted := func() bool {
+		now, err := Kills(paths)
+		if err == nil && now > before {
+			before = now
+			notify()
+			return true
+		}
+		return err != nil
+	}
 	go func() {
 		buf := make([]byte, 4096)
 		for {
 			if _, err := source.Read(buf); err != nil {
 				return
 			}
-			// The end of the cgroup, and other counters of the file, wake it too; version 1 wakes before it kills.
-			for wait := time.Millisecond; wait <= patience; wait *= 2 {
-				now, err := Kills(paths)
-				if err != nil {
-					break
-				}
-				if now > before {
-					before = now
-					notify()
-					break
-				}
+			// Version 2 counts before it wakes, and wakes for each counter: who waits here for one that is to come misses it
+			// where the cgroup goes with the process. Version 1 wakes before it kills.
+			for wait := time.Millisecond; !counted() && !v2 && wait <= patience; wait *= 2 {
 				time.Sleep(wait)
 			}
 		}

@@ -33,8 +33,10 @@ type container struct {
 	dead     chan struct{} // closed when the process has exited
 	exited   chan struct{} // closed when the exit is recorded too and the output logged
 
-	// oomKills is how many were told while it ran, at least: its cgroup may go before it is asked at the end.
-	oomKills atomic.Uint64
+	// oomKills is how many OOM kills were told while it ran, at least; outlivedOOMKills how many there had been when it was
+	// last asked to be killed: its end is of none of them.
+	oomKills         atomic.Uint64
+	outlivedOOMKills atomic.Uint64
 
 	// op is held by what changes the container: one at a time.
 	op sync.Mutex
@@ -144,6 +146,7 @@ func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Statu
 		return c.runtime, err
 	})
 	if err != nil {
+		s.ooms.settle()
 		io.closeParent()
 		output.closeLog()
 		return nil, err
@@ -155,6 +158,7 @@ func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Statu
 		_, _ = c.runtime.Wait()
 		reaped()
 		_ = s.reaper.Guard(c.runtime.Destroy)
+		s.ooms.settle()
 		io.closeParent()
 		output.closeLog()
 		return nil, fmt.Errorf("connect to container %s: %w", id, err)
@@ -191,6 +195,7 @@ func (c *container) connect(io *stdio, args *monitor.CreateArgs, reaped func()) 
 		// The count at the exit does not depend on it.
 		stop = func() {}
 	}
+	c.server.ooms.enter(c)
 	go c.untilExit(reaped, stop)
 	return nil
 }
@@ -219,6 +224,10 @@ func (c *container) kill(args *monitor.KillArgs) (any, error) {
 	sig := unix.Signal(args.Signal)
 	if sig <= 0 || sig > 64 {
 		return nil, fmt.Errorf("signal %d: %w", args.Signal, errdefs.ErrInvalidArgument)
+	}
+	if sig == unix.SIGKILL && c.watch.Alive() {
+		kills, _ := c.countedOOMKills()
+		c.outlivedOOMKills.Store(kills)
 	}
 	return nil, failpoint.Around("monitor.container.kill", func() error {
 		if args.All && sig == unix.SIGKILL {

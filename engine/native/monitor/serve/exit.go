@@ -23,16 +23,14 @@ func (c *container) untilExit(reaped, stopOOM func()) {
 	finished := time.Now()
 	c.watch.Close()
 	close(c.dead)
-	// Before it is reaped the cgroup is there, unless systemd was quicker than us to remove its empty unit.
-	kills, _ := c.runtime.OOMKills()
-	kills = max(kills, c.oomKills.Load())
+	kills := c.server.ooms.leave(c) // before it is reaped: but for systemd the cgroup is still there
 	status, err := c.runtime.Wait()
 	reaped()
 	stopOOM()
 	if c.runtime.SharesPIDs() {
 		_ = c.runtime.KillAll()
 	}
-	exit := exitOf(c.id, status, err, kills, finished)
+	exit := exitOf(c.id, status, err, kills, c.outlivedOOMKills.Load(), finished)
 	c.record(exit)
 	c.output.drain(drainTimeout)
 	c.stdin.end()
@@ -43,11 +41,11 @@ func (c *container) untilExit(reaped, stopOOM func()) {
 	c.server.events.publish(monitor.EventExit, c.state)
 }
 
-func exitOf(id string, status unix.WaitStatus, err error, oomKills uint64, finished time.Time) *monitor.Exit {
+func exitOf(id string, status unix.WaitStatus, err error, oomKills, outlived uint64, finished time.Time) *monitor.Exit {
 	exit := &monitor.Exit{ID: id, OOMKills: oomKills, FinishedAt: finished}
 	exit.Code, exit.Signal = exitCode(status, err)
-	// A process that was killed inside a container which then ended well is no reason of the end.
-	exit.OOMKilled = oomKills > 0 && exit.Code != 0
+	// A process that was killed inside a container which then ended by itself, or was killed, is no reason of the end.
+	exit.OOMKilled = oomKills > outlived && exit.Code == 128+int(unix.SIGKILL)
 	return exit
 }
 

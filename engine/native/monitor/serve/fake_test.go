@@ -26,7 +26,9 @@ type fakeRuntime struct {
 	removed  []string
 	startErr error
 	shares   bool
-	kills    uint64
+	// kills are what the container's cgroup counts; gone fails who asks it.
+	kills uint64
+	gone  error
 	// plan runs within Plan, unless it is nil.
 	plan func() error
 }
@@ -166,7 +168,7 @@ func (c *fakeContainer) Update(json.RawMessage) error              { return nil 
 func (c *fakeContainer) Pause() error                              { return nil }
 func (c *fakeContainer) Resume() error                             { return nil }
 func (c *fakeContainer) Checkpoint(*monitor.CheckpointArgs) error  { return errdefs.ErrNotImplemented }
-func (c *fakeContainer) OOMKills() (uint64, error)                 { return c.runtime.kills, nil }
+func (c *fakeContainer) OOMKills() (uint64, error)                 { return c.runtime.kills, c.runtime.gone }
 func (c *fakeContainer) NotifyOOM(func()) (stop func(), err error) { return func() {}, nil }
 func (c *fakeContainer) CgroupPaths() map[string]string            { return map[string]string{"": "/fake"} }
 

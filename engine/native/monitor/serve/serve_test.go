@@ -255,20 +255,24 @@ func TestSlowSubscriberIsCutOffAndNobodyWaitsForIt(t *testing.T) {
 	}
 }
 
-func TestOOMKilledIsAnExitThatFailed(t *testing.T) {
+func TestOOMKilledIsAnExitByTheKill(t *testing.T) {
 	for _, test := range []struct {
-		status unix.WaitStatus
-		kills  uint64
-		code   int
-		oom    bool
+		status   unix.WaitStatus
+		kills    uint64
+		outlived uint64
+		code     int
+		oom      bool
 	}{
-		{0, 0, 0, false},
-		{0, 2, 0, false},
-		{unix.WaitStatus(unix.SIGKILL), 0, 137, false},
-		{unix.WaitStatus(unix.SIGKILL), 1, 137, true},
-		{1 << 8, 1, 1, true},
+		{0, 0, 0, 0, false},
+		{0, 2, 0, 0, false},
+		{unix.WaitStatus(unix.SIGKILL), 0, 0, 137, false},
+		{unix.WaitStatus(unix.SIGKILL), 1, 0, 137, true},
+		{unix.WaitStatus(unix.SIGKILL), 1, 1, 137, false}, // an exec's process was killed, and later it was stopped
+		{unix.WaitStatus(unix.SIGKILL), 2, 1, 137, true},
+		{137 << 8, 1, 0, 137, true}, // a shell's, whose child it was
+		{1 << 8, 1, 0, 1, false},
 	} {
-		exit := exitOf("a", test.status, nil, test.kills, time.Now())
+		exit := exitOf("a", test.status, nil, test.kills, test.outlived, time.Now())
 		if exit.Code != test.code || exit.OOMKilled != test.oom {
 			t.Errorf("%v with %d kills: %+v", test.status, test.kills, exit)
 		}

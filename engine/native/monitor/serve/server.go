@@ -28,6 +28,7 @@ type Server struct {
 	hello   monitor.Hello
 	reaper  *Reaper
 	events  events
+	ooms    ooms
 	tidy    tidy
 	ended   chan struct{} // closed when the monitor is to end
 
@@ -50,6 +51,7 @@ func New(config *monitor.Config, runtime Runtime, hello monitor.Hello, reaper *R
 	s := &Server{config: config, runtime: runtime, hello: hello, reaper: reaper,
 		ended: make(chan struct{}), containers: map[string]*container{}}
 	s.events.states = s.states
+	s.ooms = ooms{pod: config.PodCgroup, live: map[*container]struct{}{}}
 	return s
 }
 
