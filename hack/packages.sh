@@ -18,6 +18,7 @@ if [ "$purpose" = vm ]; then
 	want qemu-system-x86_64 qemu-system-x86
 	want mmdebstrap mmdebstrap
 	want mke2fs e2fsprogs
+	want lz4 lz4
 elif [ "$purpose" != build ]; then
 	want iptables iptables
 	want ip iproute2
