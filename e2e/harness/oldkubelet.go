@@ -17,17 +17,21 @@ func (k *Kubelet) old() bool { return k.options.Version != KubeletCurrent }
 // runtimeArgs are those flags: for the node's shim, or for the kubelet's own dockershim on the node's Docker Engine, which finds
 // pause image and pod network where the shim does.
 func (k *Kubelet) runtimeArgs() []string {
+	var args []string
+	if k.options.Version == Kubelet122 { // later ones look in their own folder
+		args = append(args, "--seccomp-profile-root="+filepath.Join(k.RootDir, "seccomp"))
+	}
 	if !k.options.Dockershim {
-		return []string{"--container-runtime=remote", "--container-runtime-endpoint=unix://" + k.options.Endpoint}
+		return append(args, "--container-runtime=remote", "--container-runtime-endpoint=unix://"+k.options.Endpoint)
 	}
-	return []string{
-		"--container-runtime=docker", "--docker-endpoint=" + k.node.Docker.Endpoint(), "--docker=" + k.node.Docker.Endpoint(),
-		"--container-runtime-endpoint=" + k.DockershimEndpoint(),
-		"--experimental-dockershim-root-directory=" + k.DockershimDir(),
-		"--pod-infra-container-image=" + SharedRegistry(k.t).Ref(Pause),
-		"--network-plugin=cni", "--cni-conf-dir=" + k.node.CNI.ConfDir, "--cni-cache-dir=" + k.DockershimCNICache(),
-		"--cni-bin-dir=" + strings.Join([]string{k.node.CNI.PluginDir, k.node.CNI.BinDir}, ","),
-	}
+	return append(args,
+		"--container-runtime=docker", "--docker-endpoint="+k.node.Docker.Endpoint(), "--docker="+k.node.Docker.Endpoint(),
+		"--container-runtime-endpoint="+k.DockershimEndpoint(),
+		"--experimental-dockershim-root-directory="+k.DockershimDir(),
+		"--pod-infra-container-image="+SharedRegistry(k.t).Ref(Pause),
+		"--network-plugin=cni", "--cni-conf-dir="+k.node.CNI.ConfDir, "--cni-cache-dir="+k.DockershimCNICache(),
+		"--cni-bin-dir="+strings.Join([]string{k.node.CNI.PluginDir, k.node.CNI.BinDir}, ","),
+	)
 }
 
 // DockershimDir is where the in-tree dockershim keeps its checkpoints of sandboxes ("sandbox/ID").
