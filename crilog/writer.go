@@ -47,17 +47,20 @@ func Open(root, path string) (*Writer, error) {
 	return w, nil
 }
 
-// Reopen goes on in a new file at the path (CRI ReopenContainerLog, after the kubelet renamed the old one). When it
-// returns without an error the old file gets nothing more; with an error the old file stays in use.
+// Reopen goes on in a new file at the path (CRI ReopenContainerLog, after the kubelet renamed the old one). From the moment that
+// the new file is there the old one gets nothing more, since who follows the log reads it no further; with an error the old
+// file stays in use.
 func (w *Writer) Reopen() error {
-	file, err := OpenFile(w.root, w.path)
-	if err != nil {
-		return err
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.file != nil {
 		w.completeRest()
+	}
+	file, err := OpenFile(w.root, w.path)
+	if err != nil {
+		return err
+	}
+	if w.file != nil {
 		w.lost.Add(uint64(len(w.rest)))
 		w.rest = nil
 		_ = w.file.Close()
