@@ -66,7 +66,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 1
       containers:
-      - {name: c, image: IMAGE, command: [testserver, on-term, "0"]}
+      - {name: c, image: IMAGE, command: [testserver, log, "1"]}
 ---
 apiVersion: apps/v1
 kind: StatefulSet
@@ -121,7 +121,7 @@ spec:
 `
 
 // TestCluster runs a control plane of one node: what people do with a cluster, by kubectl, which reaches containers by WebSocket
-// through API server and kubelet.
+// through API server and kubelet. After each step gate SURV holds for the daemon set's pod, which none of them touches.
 func TestCluster(t *testing.T) {
 	wholeKubelet(t)
 	recordKubelet(t, harness.KubeletCurrent, len(clusterSteps))
@@ -133,8 +133,19 @@ func TestCluster(t *testing.T) {
 	c.waitFor(t, "the node to be ready", "True", "get", "node", "e2e", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 	c.waitFor(t, "the account of the pods", "default", "get", "serviceaccount", "default", "-o", "jsonpath={.metadata.name}")
 	c.apply(t, clusterManifests)
+	c.Must(t, "rollout", "status", "daemonset/every", "--timeout=2m")
+	witness := &survivor{n: n, name: "every",
+		id: func(t *testing.T) string {
+			return c.Must(t, "get", "pods", "-l", "app=every", "-o", "jsonpath={.items[*].status.containerStatuses[*].containerID}")
+		},
+		log: func(t *testing.T) string { return c.Must(t, "logs", "-l", "app=every", "--tail=-1") },
+	}
+	witness.remember(t)
 	for _, step := range clusterSteps {
-		t.Run(step.name, func(t *testing.T) { step.run(t, c) })
+		t.Run(step.name, func(t *testing.T) {
+			step.run(t, c)
+			witness.checkSurvived(t)
+		})
 	}
 }
 

@@ -9,11 +9,12 @@ import (
 	"crishim/e2e/harness"
 )
 
-// survivor is a container of a kubelet's pod, which writes numbered lines (testserver log), for gate SURV.
+// survivor is a container that writes numbered lines (testserver log), for gate SURV.
 type survivor struct {
-	n              *harness.Node
-	k              *harness.Kubelet
-	pod, container string
+	n    *harness.Node
+	name string
+	// id and log are asked of whoever runs it.
+	id, log func(*testing.T) string
 
 	process string
 	lines   int
@@ -25,26 +26,35 @@ const kubeletWitness = `
   containers:
   - {name: c, image: IMAGE, command: [testserver, log, "1"]}`
 
-// watch remembers what a container is now.
+// watch is a container of a kubelet's pod, as it is now.
 func watch(t *testing.T, n *harness.Node, k *harness.Kubelet, pod, container string) *survivor {
 	t.Helper()
-	s := &survivor{n: n, k: k, pod: pod, container: container}
-	s.process, s.lines = s.first(t), len(s.log(t))
+	s := &survivor{n: n, name: pod,
+		id:  func(t *testing.T) string { return k.WaitReady(t, pod).Container(container).ContainerID },
+		log: func(t *testing.T) string { return k.Logs(t, pod, container) },
+	}
+	s.remember(t)
 	return s
+}
+
+// remember is what the container is to be later.
+func (s *survivor) remember(t *testing.T) {
+	t.Helper()
+	s.process, s.lines = s.first(t), len(s.whole(t))
 }
 
 // first is the number and the start time, on the host, of the container's first process.
 func (s *survivor) first(t *testing.T) string {
 	t.Helper()
-	_, id, _ := strings.Cut(s.k.WaitReady(t, s.pod).Container(s.container).ContainerID, "://")
+	_, id, _ := strings.Cut(s.id(t), "://")
 	pid := s.n.HostPID(t, id)
 	return fmt.Sprintf("%d of %s", pid, harness.StartTime(pid))
 }
 
-// log is the whole lines that the kubelet returns.
-func (s *survivor) log(t *testing.T) []string {
+// whole is the log's lines but for the one that is being written.
+func (s *survivor) whole(t *testing.T) []string {
 	t.Helper()
-	lines := strings.SplitAfter(s.k.Logs(t, s.pod, s.container), "\n")
+	lines := strings.SplitAfter(s.log(t), "\n")
 	return lines[:len(lines)-1]
 }
 
@@ -52,11 +62,11 @@ func (s *survivor) log(t *testing.T) []string {
 func (s *survivor) checkSurvived(t *testing.T) {
 	t.Helper()
 	if now := s.first(t); now != s.process {
-		t.Errorf("process %s of pod %s became %s", s.process, s.pod, now)
+		t.Errorf("process %s of pod %s became %s", s.process, s.name, now)
 	}
 	var log []string
-	harness.Eventually(t, 30*time.Second, "the log of pod "+s.pod+" to grow", func() error {
-		if log = s.log(t); len(log) <= s.lines {
+	harness.Eventually(t, 30*time.Second, "the log of pod "+s.name+" to grow", func() error {
+		if log = s.whole(t); len(log) <= s.lines {
 			return fmt.Errorf("it had %d lines and has %d", s.lines, len(log))
 		}
 		return nil
@@ -64,7 +74,7 @@ func (s *survivor) checkSurvived(t *testing.T) {
 	s.lines = len(log)
 	for i, line := range log {
 		if want := fmt.Sprintf("line %d \n", i); line != want {
-			t.Errorf("line %d of the log of pod %s is %q: a line was lost, doubled or torn", i, s.pod, line)
+			t.Errorf("line %d of the log of pod %s is %q: a line was lost, doubled or torn", i, s.name, line)
 			return
 		}
 	}
