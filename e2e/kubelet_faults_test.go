@@ -127,7 +127,14 @@ func kubeletShimUnderLoad(t *testing.T, r *kubeletRun) {
 			r.apply(t, name, spec)
 		}
 		if round > 0 {
-			r.Delete(t, names[3*(round-1)]) // of the round before, which may not even have started
+			name := names[3*(round-1)] // of the round before, which may not even have started
+			if r.KillsOnce() {
+				r.WaitReady(t, name)
+			}
+			r.Delete(t, name)
+			if r.KillsOnce() {
+				waitEnded(t, r.Kubelet, name, 2*time.Minute)
+			}
 		}
 		before := worked.Load()
 		disturb()

@@ -14,6 +14,10 @@ var sinceKubelet123 = []string{"containerRuntimeEndpoint", "failCgroupV1", "podL
 // old says that the kubelet is of the time when the runtime was chosen by flags.
 func (k *Kubelet) old() bool { return k.options.Version != KubeletCurrent }
 
+// KillsOnce says that the kubelet gives up ending a static pod whose manifest is gone at the first error of its runtime, as where the
+// daemon is just being restarted: what an old one tries again are pods that it still has.
+func (k *Kubelet) KillsOnce() bool { return k.old() }
+
 // runtimeArgs are those flags: for the node's shim, or for the kubelet's own dockershim on the node's Docker Engine, which finds
 // pause image and pod network where the shim does.
 func (k *Kubelet) runtimeArgs() []string {
