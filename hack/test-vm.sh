@@ -1,7 +1,8 @@
 #!/bin/sh
 # test-vm.sh [REGEXP]: the tests of the native engine and of the service in a virtual machine (hack/vm.sh), which has what this
 # machine may lack: systemd, cgroup v2, AppArmor and every capability. Everything is built here; the machine has no compiler.
-# CORE=1 runs the part that tells whether pods work there at all, in a machine with less in it; REGEXP picks steps by name. TESTS=REGEXP picks their tests.
+# CORE=1 runs the part that tells whether pods work there at all, in a machine with less in it: the service and the engine's
+# contract with systemd's cgroups. REGEXP picks steps by name. TESTS=REGEXP picks their tests.
 set -eu
 cd "$(dirname "$0")/.."
 hack/packages.sh vm || : # said below
@@ -52,4 +53,6 @@ cp e2e/vm/run.sh "$share/run"
 cat >"$share/settings" <<SETTINGS
 core='${CORE:-}' steps='$steps' tests='${TESTS:-.}'
 SETTINGS
+# The whole takes long where other work has the cores too.
+[ -n "${CORE:-}" ] || export VM_TIMEOUT="${VM_TIMEOUT:-3600}"
 hack/vm.sh run $image "$share"

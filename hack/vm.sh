@@ -123,7 +123,7 @@ run() {
 		-drive file="$work/share",if=none,id=share,format=raw,cache=unsafe -device nvme-ns,drive=share,bus=nvme0 \
 		-chardev file,id=out,path=/dev/stdout \
 		-serial file:"$dir/console.log" -serial chardev:out -serial file:"$work/status" -serial file:"$dir/files" </dev/null ||
-		echo "vm.sh: the virtual machine ended with status $? (124: the time of ${VM_TIMEOUT:-900} s was over)"; } 2>&1 | cat # a pipe: what is in it is in order
+		echo "vm.sh: the virtual machine ended with status $? (124 or 137: the time of ${VM_TIMEOUT:-900} s was over)"; } 2>&1 | cat # a pipe: what is in it is in order
 	status=$(cat "$work/status")
 	[ -n "$status" ] || {
 		tail -5 "$dir/console.log" >&2

@@ -24,7 +24,7 @@ echo "booted in $(cut -d . -f 1 /proc/uptime) s: $(uname -r), $(stat -f -c %T /s
 later=TestAdopt
 [ -z "$core" ] || later='TestAdopt|Checkpoint|OCIRuntimes'
 step service e2e-vm ${only:--test.skip=$later}
-step contract-cgroupfs engine-native ${only:--test.run=^TestNativeContract$}
+[ -n "$core" ] || step contract-cgroupfs engine-native ${only:--test.run=^TestNativeContract$}
 export CRISHIM_TEST_CGROUP_DRIVER=systemd
 step contract-systemd engine-native ${only:--test.run=^TestNativeContract$}
 [ -n "$core" ] || step contract-oci engine-native ${only:--test.run=^TestNativeContractWithAnOCIRuntime$}
