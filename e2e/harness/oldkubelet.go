@@ -15,7 +15,7 @@ var sinceKubelet123 = []string{"containerRuntimeEndpoint", "failCgroupV1", "podL
 func (k *Kubelet) old() bool { return k.options.Version != KubeletCurrent }
 
 // KillsOnce says that the kubelet gives up ending a static pod whose manifest is gone at the first error of its runtime, as where the
-// daemon is just being restarted: what an old one tries again are pods that it still has.
+// daemon is just being restarted, and never removes it: what an old one tries again are pods that it still has.
 func (k *Kubelet) KillsOnce() bool { return k.old() }
 
 // runtimeArgs are those flags: for the node's shim, or for the kubelet's own dockershim on the node's Docker Engine, which finds
