@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,16 +44,20 @@ func newContainer(record containerRecord) *container {
 	return &container{containerRecord: record, done: make(chan struct{}), tidy: make(chan struct{}, 1)}
 }
 
-func (c *container) uses(id engine.ImageID) bool {
-	if c.Spec.Image.ID == id || c.Spec.Checkpoint != nil && c.Spec.Checkpoint.Image == id {
-		return true
+func (c *container) uses(id engine.ImageID) bool { return slices.Contains(imagesOf(&c.Spec), id) }
+
+// imagesOf are the images that a container has as its root, as volumes and as its checkpoint.
+func imagesOf(s *engine.ContainerSpec) []engine.ImageID {
+	images := []engine.ImageID{s.Image.ID}
+	if s.Checkpoint != nil && s.Checkpoint.Image != "" {
+		images = append(images, s.Checkpoint.Image)
 	}
-	for _, m := range c.Spec.Mounts {
-		if m.Image != nil && m.Image.ID == id {
-			return true
+	for _, m := range s.Mounts {
+		if m.Image != nil {
+			images = append(images, m.Image.ID)
 		}
 	}
-	return false
+	return images
 }
 
 // status requires mu.

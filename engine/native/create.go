@@ -46,6 +46,11 @@ func (e *Engine) CreateContainer(ctx context.Context, s *engine.ContainerSpec) (
 			return engine.ContainerStatus{}, fmt.Errorf("remove what a crash left of the container: %w", err)
 		}
 	}
+	for _, image := range imagesOf(s) {
+		if err := e.images.Ready(ctx, image); err != nil {
+			return engine.ContainerStatus{}, diskError(err)
+		}
+	}
 	id := engine.ContainerID(newID())
 	c := newContainer(containerRecord{
 		header: header{Version: recordVersion, Boot: boot()}, ID: id, Spec: *s, CreatedAt: time.Now(), Cgroup: e.cgroups.Container(p.Cgroup, id),

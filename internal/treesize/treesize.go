@@ -21,14 +21,16 @@ const (
 
 // Size is what a tree takes.
 type Size struct {
-	Bytes  uint64 // of the blocks, not of the contents
-	Inodes uint64
+	Bytes   uint64 // of the blocks, not of the contents
+	Inodes  uint64
+	Content uint64 // bytes of the regular files, as long as they say that they are
 }
 
 // Add adds another tree's.
 func (s *Size) Add(o Size) {
 	s.Bytes += o.Bytes
 	s.Inodes += o.Inodes
+	s.Content += o.Content
 }
 
 // Options of Of.
@@ -188,6 +190,9 @@ func (w *walker) count(st *unix.Stat_t) {
 	}
 	w.sum.Bytes += uint64(st.Blocks) * 512
 	w.sum.Inodes++
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		w.sum.Content += uint64(st.Size)
+	}
 }
 
 func (w *walker) rest(ctx context.Context) error {

@@ -56,6 +56,9 @@ func TestCountsWhatIsThereOnceAndNothingElse(t *testing.T) {
 	if err != nil || inodes != 7 || bytes > empty+64_000 {
 		t.Errorf("%d bytes (before %d), %d inodes, %v", bytes, empty, inodes, err)
 	}
+	if size, err := Of(t.Context(), dir, Options{}); err != nil || size.Content != 100_000 {
+		t.Errorf("%d bytes of content, %v", size.Content, err)
+	}
 }
 
 func TestAVeryDeepTreeEnds(t *testing.T) {

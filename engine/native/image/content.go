@@ -27,6 +27,8 @@ type content struct {
 	layers map[digest.Digest]*layer
 	// verified are blobs that were seen to become a layer, so that nobody gets a layer by claiming its DiffID (S40).
 	verified map[digest.Digest]digest.Digest
+	// looked are layers that Ready has found whole, or that were unpacked since the start.
+	looked map[digest.Digest]*layer
 	// leases keep content that no record names yet from being removed, by leaseOf.
 	leases map[string]int
 }
@@ -47,6 +49,8 @@ type layer struct {
 	Bytes  int64 `json:"bytes"`
 	Inodes int64 `json:"inodes"`
 	Size   int64 `json:"size"`
+	// Content is that of its files, which an earlier version did not record.
+	Content int64 `json:"content,omitempty"`
 	// Implied are the folders that the archive had no entry for.
 	Implied []string `json:"implied,omitempty"`
 
@@ -90,6 +94,7 @@ func (s *Store) layerTree(d digest.Digest) string { return filepath.Join(s.layer
 func (c *content) load(s *Store) error {
 	c.blobs, c.layers = map[digest.Digest]*blob{}, map[digest.Digest]*layer{}
 	c.leases, c.verified = map[string]int{}, map[digest.Digest]digest.Digest{}
+	c.looked = map[digest.Digest]*layer{}
 	folder := s.path(blobsDir, string(digest.SHA256))
 	entries, err := os.ReadDir(folder)
 	if err != nil {

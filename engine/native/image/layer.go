@@ -183,7 +183,7 @@ func (s *Store) publishLayer(ctx context.Context, temp string, l *layer) error {
 	if err != nil {
 		return fmt.Errorf("measure a layer: %w", err)
 	}
-	l.Bytes, l.Inodes = int64(used.Bytes), int64(used.Inodes)
+	l.Bytes, l.Inodes, l.Content = int64(used.Bytes), int64(used.Inodes), int64(used.Content)
 	data, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("record layer %s: %w", l.DiffID, err)
@@ -208,7 +208,7 @@ func (s *Store) publishLayer(ctx context.Context, temp string, l *layer) error {
 	defer s.mu.Unlock()
 	if have == nil {
 		l.since = time.Now()
-		s.content.layers[l.DiffID] = l
+		s.content.layers[l.DiffID], s.content.looked[l.DiffID] = l, l
 	}
 	s.content.verified[l.Blob] = l.DiffID
 	return nil

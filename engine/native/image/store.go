@@ -98,6 +98,8 @@ type Store struct {
 	counts    counts
 	// using orders what decides whether an image goes or stays, see Hold.
 	using keymutex.Mutex[engine.ImageID]
+	// looking orders who looks at a layer, and mends it.
+	looking keymutex.Mutex[digest.Digest]
 
 	usage atomic.Pointer[engine.FSUsage]
 	temp  atomic.Uint64 // names in tmp/

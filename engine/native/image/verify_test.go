@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
@@ -220,6 +221,87 @@ func TestUsedLayersAreNotMended(t *testing.T) {
 		t.Errorf("a blob under a container: %v", errs)
 	}
 	sound(t, s)
+}
+
+// R23: at its first use since the start what an image lacks is noticed and brought in anew, out of a sound blob or from the
+// registry, once for all who want it; where that fails, the use does, and says why.
+//
+// Rows: R23
+func TestR23DamageIsNoticedAndMendedBeforeUse(t *testing.T) {
+	for name, damage := range map[string]func(tree string) error{
+		"an empty file": func(tree string) error { return os.Truncate(tree+"/etc/owned", 0) },
+		"a cut file":    func(tree string) error { return os.Truncate(tree+"/bin/tool", 4096) },
+		"a file less":   func(tree string) error { return os.Remove(tree + "/etc/owned") },
+		"a file more":   func(tree string) error { return os.WriteFile(tree+"/etc/more", nil, 0o600) },
+		"no tree":       os.RemoveAll,
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := newSite(t, nil)
+			ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, richLayer(t)...), layerOf(t, file("top", "2"))))
+			s := newStore(t, nil)
+			img := pull(t, s, ref)
+			tree := s.layerTree(digest.Digest(img.Layers[0]))
+			_ = s.Close()
+			s = reopen(t, s.root, nil)
+			if err := damage(tree); err != nil {
+				t.Fatal(err)
+			}
+			var uses errgroup.Group
+			for range 3 {
+				uses.Go(func() error { return s.Ready(t.Context(), img.ID) })
+			}
+			if err := uses.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			sound(t, s)
+			if now, err := s.Image(t.Context(), ref); err != nil || now.ID != img.ID {
+				t.Errorf("%v, %v", now, err)
+			}
+			if unseen := s.unseen(img.ID); len(unseen) != 0 {
+				t.Errorf("layers %v would be looked at again", unseen)
+			}
+		})
+	}
+	t.Run("with its blob", func(t *testing.T) {
+		reg := newSite(t, nil)
+		ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, richLayer(t)...)))
+		s := newStore(t, nil)
+		img := pull(t, s, ref)
+		blob := s.images[img.ID].record.Manifests[0].Layers[0].Digest
+		_ = s.Close()
+		if err := os.Truncate(s.layerTree(digest.Digest(img.Layers[0]))+"/etc/owned", 0); err != nil {
+			t.Fatal(err)
+		}
+		flip(t, s.blobPath(blob))
+		s = reopen(t, s.root, nil)
+		if err := s.Ready(t.Context(), img.ID); err == nil || !strings.Contains(err.Error(), "damaged") {
+			t.Fatal(err)
+		}
+		// The kubelet is told that it is absent, and pulls it.
+		if now, err := s.Image(t.Context(), ref); !errdefs.IsNotFound(err) {
+			t.Fatalf("%v, %v", now, err)
+		}
+		if again := pull(t, s, ref); again.ID != img.ID || s.Ready(t.Context(), img.ID) != nil {
+			t.Errorf("%v", again)
+		}
+		sound(t, s)
+	})
+	t.Run("in use", func(t *testing.T) {
+		reg := newSite(t, nil)
+		ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, richLayer(t)...)))
+		s := newStore(t, nil)
+		img := pull(t, s, ref)
+		_ = s.Close()
+		if err := os.Truncate(s.layerTree(digest.Digest(img.Layers[0]))+"/etc/owned", 0); err != nil {
+			t.Fatal(err)
+		}
+		s = reopen(t, s.root, func(o *Options) {
+			o.InUse = func(context.Context, engine.ImageID) ([]string, error) { return []string{"container x"}, nil }
+		})
+		if err := s.Ready(t.Context(), img.ID); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "container x") {
+			t.Error(err)
+		}
+	})
 }
 
 // While the registry is away nothing is thrown away; what a sound blob has needs none; and an imported image says so.

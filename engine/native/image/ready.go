@@ -1,0 +1,102 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	"k8s.io/klog/v2"
+
+	"crishim/engine"
+	"crishim/internal/treesize"
+)
+
+// Ready looks, before the first use of an image since the start, whether its layers still have as many files and bytes of content as
+// when they were unpacked; of what rotted without that, Verify tells. What is damaged is brought in anew, as by Repair: an
+// error says what is wrong, and why it stays so. It says nothing of an image that is absent.
+func (s *Store) Ready(ctx context.Context, id engine.ImageID) error {
+	unseen := s.unseen(id)
+	if len(unseen) == 0 {
+		return nil
+	}
+	for _, d := range unseen {
+		unlock, err := s.looking.Lock(ctx, d)
+		if err != nil {
+			return fmt.Errorf("wait for another look at layer %s: %w", d, err)
+		}
+		defer unlock()
+	}
+	var damaged []Damage
+	for _, d := range s.unseen(id) {
+		what, err := s.look(ctx, d)
+		if err != nil {
+			return fmt.Errorf("look at layer %s of image %s: %w", d, id, err)
+		}
+		if what != "" {
+			damaged = append(damaged, Damage{Digest: d, Layer: true, What: what})
+		}
+	}
+	if len(damaged) == 0 {
+		return nil
+	}
+	klog.ErrorS(nil, "Layers of an image are damaged and brought in anew", "image", id, "first", damaged[0].String(), "layers", len(damaged))
+	var failed error
+	s.Repair(ctx, damaged, func(img *engine.Image, err error) {
+		if img.ID == id {
+			failed = err
+		}
+	})
+	if failed != nil {
+		return fmt.Errorf("image %s is damaged (%v) and could not be mended: %w", id, &damaged[0], failed)
+	}
+	return nil
+}
+
+// unseen are the layers of an image that nobody has looked at yet, in an order that is everybody's.
+func (s *Store) unseen(id engine.ImageID) []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img := s.images[id]
+	if img == nil {
+		return nil
+	}
+	var unseen []digest.Digest
+	for _, d := range img.record.DiffIDs {
+		if l := s.content.layers[d]; l != nil && s.content.looked[d] != l {
+			unseen = append(unseen, d)
+		}
+	}
+	slices.Sort(unseen)
+	return slices.Compact(unseen)
+}
+
+// look says what a layer lacks, or has more, "" where that is nothing.
+func (s *Store) look(ctx context.Context, d digest.Digest) (string, error) {
+	s.mu.Lock()
+	l := s.content.layers[d]
+	s.mu.Unlock()
+	if l == nil {
+		return "", nil // removed meanwhile
+	}
+	now, err := treesize.Of(ctx, s.layerTree(d), treesize.Options{})
+	if errors.Is(err, os.ErrNotExist) {
+		return "it is absent", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	files := int64(now.Inodes) + 1 // its own folder was counted, too
+	switch {
+	case l.Content > 0 && files != l.Inodes:
+		return fmt.Sprintf("it has %d files in place of %d", files, l.Inodes), nil
+	case l.Content > 0 && int64(now.Content) != l.Content:
+		return fmt.Sprintf("its files have %d bytes in place of %d", now.Content, l.Content), nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.content.looked[d] = l
+	return "", nil
+}
