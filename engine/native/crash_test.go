@@ -117,7 +117,7 @@ func (b *bench) live(t *testing.T, spec *engine.PodSpec, died *bool) string {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run", "^TestVictim$", "-test.v")
-	cmd.Env = append(os.Environ(), victimEnv+"="+string(data))
+	cmd.Env = append(os.Environ(), victimEnv+"="+string(data), "TMPDIR="+t.TempDir()) // what it leaves goes with this test
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

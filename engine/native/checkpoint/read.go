@@ -92,16 +92,19 @@ func (t Tree) each(ctx context.Context, add func(string, int64, io.Reader) error
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := addFile(root, name, add); err != nil {
+		err := withRegular(root, name, func(size int64, content io.Reader) error { return add(name, size, content) })
+		if err != nil && !errors.Is(err, unix.ELOOP) {
 			return err
 		}
 	}
 	return nil
 }
 
-func addFile(root *os.Root, name string, add func(string, int64, io.Reader) error) error {
+// withRegular calls f with the regular file of the name, and the size that it has then. What is absent or something else is passed
+// over: who can change the folder may do so meanwhile. A link is ELOOP.
+func withRegular(root *os.Root, name string, f func(size int64, content io.Reader) error) error {
 	file, err := root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
@@ -112,7 +115,7 @@ func addFile(root *os.Root, name string, add func(string, int64, io.Reader) erro
 	if err != nil || !info.Mode().IsRegular() {
 		return err
 	}
-	return add(name, info.Size(), file)
+	return f(info.Size(), file)
 }
 
 // ReadConfig is the checkpoint's config.dump. ErrInvalidArgument where there is none.

@@ -113,27 +113,17 @@ func (p *packer) add(name string, _ fs.DirEntry, err error) error {
 
 // file writes a regular file as long as it was when it was opened.
 func (p *packer) file(name string, header *tar.Header) error {
-	file, err := p.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	return withRegular(p.root, name, func(size int64, content io.Reader) error {
+		header.Size = size
+		if err := p.w.WriteHeader(header); err != nil {
+			return err
+		}
+		n, err := io.Copy(p.w, io.LimitReader(content, size))
+		if err == nil && n < size {
+			err = fmt.Errorf("%s was cut while it was read", name)
+		}
 		return err
-	}
-	defer func() { _ = file.Close() }()
-	info, err := file.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return err
-	}
-	header.Size = info.Size()
-	if err := p.w.WriteHeader(header); err != nil {
-		return err
-	}
-	n, err := io.Copy(p.w, io.LimitReader(file, header.Size))
-	if err == nil && n < header.Size {
-		err = fmt.Errorf("%s was cut while it was read", name)
-	}
-	return err
+	})
 }
 
 func (p *packer) opaque(name string) error {
