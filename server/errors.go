@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -19,6 +21,8 @@ var codeOf = []struct {
 	{func(err error) bool { return errors.Is(err, context.Canceled) }, codes.Canceled},
 	{errdefs.IsDeadlineExceeded, codes.DeadlineExceeded},
 	{errdefs.IsCanceled, codes.Canceled},
+	// What broke because of a limit, as the connection to an engine, has that class too.
+	{limited, codes.ResourceExhausted},
 	{errdefs.IsUnavailable, codes.Unavailable},
 	{errdefs.IsNotFound, codes.NotFound},
 	{errdefs.IsAlreadyExists, codes.AlreadyExists},
@@ -33,6 +37,11 @@ var codeOf = []struct {
 	{errdefs.IsAborted, codes.Aborted},
 	{errdefs.IsDataLoss, codes.DataLoss},
 	{errdefs.IsInternal, codes.Internal},
+}
+
+// limited says that this node had no more descriptors, processes or memory of the kernel to give.
+func limited(err error) bool {
+	return slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM}, func(limit error) bool { return errors.Is(err, limit) })
 }
 
 // toStatus gives err its gRPC code and keeps its whole text. An error that is a status already stays as it is.

@@ -22,6 +22,7 @@ import (
 	"crishim/cni"
 	"crishim/engine"
 	"crishim/engine/imageset"
+	"crishim/internal/accept"
 	"crishim/internal/keymutex"
 	"crishim/state"
 	"crishim/stats"
@@ -210,7 +211,7 @@ func (s *Server) Alive(ctx context.Context) bool {
 func (s *Server) Serve(listeners []net.Listener) error {
 	errs := make(chan error, len(listeners))
 	for _, l := range listeners {
-		go func() { errs <- s.grpc.Serve(l) }()
+		go func() { errs <- s.grpc.Serve(accept.Patiently(l)) }()
 	}
 	for range listeners {
 		if err := <-errs; err != nil && !errors.Is(err, grpc.ErrServerStopped) {

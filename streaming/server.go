@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
+
+	"crishim/internal/accept"
 )
 
 const (
@@ -62,7 +64,7 @@ func New(opts Options, runtime Runtime) (*Server, error) {
 		s.url = "https://" + clientHost(listener.Addr())
 		listener = tls.NewListener(listener, tlsConfig)
 	}
-	s.listener = listener
+	s.listener = accept.Patiently(listener)
 	s.http = &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: readHeaderTimeout,

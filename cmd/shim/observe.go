@@ -25,6 +25,7 @@ import (
 	"crishim/cni"
 	"crishim/config"
 	"crishim/engine"
+	"crishim/internal/accept"
 	"crishim/state"
 )
 
@@ -103,7 +104,7 @@ func serveOn(ctx context.Context, l net.Listener, handler http.Handler) error {
 	s := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.Serve(accept.Patiently(l)); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -24,6 +24,7 @@ import (
 
 	"github.com/distribution/reference"
 
+	"crishim/internal/accept"
 	"crishim/registry"
 )
 
@@ -117,7 +118,7 @@ func (s *Server) listen(ctx context.Context) error {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		_ = server.Serve(listener) // ends by Close; nobody else could act on another error than Docker, which sees it
+		_ = server.Serve(accept.Patiently(listener)) // ends by Close; nobody else could act on another error than Docker, which sees it
 	}()
 	s.listener, s.http, s.served = listener, server, served
 	return nil
