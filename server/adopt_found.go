@@ -152,7 +152,8 @@ func (s *Server) adoptFoundPod(ctx context.Context, id engine.PodID) (done bool)
 
 // beingMade says that a pod has no address yet, and is so young that one may come.
 func (s *Server) beingMade(ctx context.Context, pod state.PodView) bool {
-	if pod.State != engine.PodReady || pod.Spec.Namespaces.Network != engine.NamespacePod || time.Since(pod.CreatedAt) > makingLimit {
+	// Abs: a clock that was set back must not put it off until it has caught up.
+	if pod.State != engine.PodReady || pod.Spec.Namespaces.Network != engine.NamespacePod || time.Since(pod.CreatedAt).Abs() > makingLimit {
 		return false
 	}
 	described := pod.Pod

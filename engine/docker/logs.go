@@ -145,7 +145,8 @@ func (l *logs) awaitsLink(in *container.InspectResponse, status *engine.Containe
 	if r := l.e.opts.Recorded; !waits && (r == nil || r(in.ID)) || status.StartedAt.IsZero() {
 		return false
 	}
-	if _, err := os.Lstat(in.Config.Labels[labelLogPath]); os.IsNotExist(err) && time.Since(status.StartedAt) <= linkedBy {
+	// Abs: a clock that was set back must not leave it without a log until it has caught up.
+	if _, err := os.Lstat(in.Config.Labels[labelLogPath]); os.IsNotExist(err) && time.Since(status.StartedAt).Abs() <= linkedBy {
 		l.unlinked.Store(status.ID, struct{}{})
 		return true
 	}
