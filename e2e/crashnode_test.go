@@ -36,11 +36,18 @@ type faults struct {
 
 func newFaults(t *testing.T) *faults {
 	t.Helper()
+	return newFaultsOf(t, harness.ShimOptions{Failpoints: true})
+}
+
+// newFaultsOf is newFaults with another daemon, which may have no steps.
+func newFaultsOf(t *testing.T, daemon harness.ShimOptions) *faults {
+	t.Helper()
 	harness.Require(t)
 	dir := harness.WorkDir(t, "f")
 	f := &faults{file: filepath.Join(dir, "steps"), trace: filepath.Join(dir, "trace"), random: rand.New(seed(t))}
 	f.arm(t)
-	f.n = harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{Failpoints: true, Env: []string{"CRISHIM_FAILPOINTS=" + f.file}})
+	daemon.Env = append(daemon.Env, "CRISHIM_FAILPOINTS="+f.file)
+	f.n = harness.NewNode(t, harness.DockerOptions{}, daemon)
 	for _, image := range []string{harness.Busybox, harness.Web} {
 		f.n.Pull(t, image)
 	}
@@ -181,11 +188,19 @@ func (f *faults) deadWithin(limit time.Duration) bool {
 func (f *faults) restart(t *testing.T) {
 	t.Helper()
 	f.n.Shim.StartWithoutWaiting()
+	f.ready(t, func() {
+		f.deaths++
+		f.arm(t)
+		f.n.Shim.StartWithoutWaiting()
+	})
+}
+
+// ready waits until the daemon is ready for pods; died is called where it has ended.
+func (f *faults) ready(t *testing.T, died func()) {
+	t.Helper()
 	harness.Eventually(t, 30*time.Second, "the daemon to be ready", func() error {
 		if !f.n.Shim.Running() {
-			f.deaths++
-			f.arm(t)
-			f.n.Shim.StartWithoutWaiting()
+			died()
 		}
 		call, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()

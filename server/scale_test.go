@@ -113,8 +113,7 @@ func BenchmarkR42(b *testing.B) {
 
 // R46: the engine's clock jumps by hours and to the epoch while objects are made. The order of a list stays that of
 // creation, no time is lost or negative, and an exit is not before its start.
-// Not proven: steps of the host's own clock while the daemon works. CLOCK_REALTIME is the same in every time namespace, so that
-// setting it would set that of everything on the machine.
+// That the daemon's own clock jumps is for TestClockThatJumps (e2e).
 //
 // Rows: R46 (part)
 func TestR46AClockThatJumps(t *testing.T) {
@@ -145,8 +144,7 @@ func TestR46AClockThatJumps(t *testing.T) {
 
 // R49: the daemon has no descriptor left. Calls fail with a code that says so, nothing half made stays, and as soon as there
 // are some again everything works, without a restart.
-// Not proven: limits of processes (Go ends a program that gets no thread; the unit has TasksMax=infinity), of memory, cgroups,
-// connections and keyrings.
+// The other limits, and every call, are for TestLimitsThatAreHit (e2e).
 //
 // Rows: R49 (part)
 func TestR49WithoutDescriptorsCallsFailCleanly(t *testing.T) {

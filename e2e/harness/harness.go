@@ -63,6 +63,10 @@ var missing = sync.OnceValue(func() string {
 
 // Main runs the tests of a package in network and mount namespaces of their own and closes the session after them.
 func Main(m *testing.M) {
+	if os.Getenv(limitedVariable) != "" {
+		fmt.Fprintln(os.Stderr, "starting a daemon with limits:", becomeLimited())
+		os.Exit(1)
+	}
 	flag.Parse() // testing.Short is asked before m.Run
 	if missing() == "" && os.Getenv(insideVariable) == "" {
 		if err := session.prepare(); err != nil {

@@ -23,6 +23,12 @@ type Process struct {
 // start runs a daemon. Output is appended to the log, so that a restart keeps what was before.
 func start(t T, name, logFile string, env []string, command string, args ...string) *Process {
 	t.Helper()
+	return startBy(t, (*exec.Cmd).Start, name, logFile, env, command, args...)
+}
+
+// startBy is start by other means than exec's.
+func startBy(t T, begin func(*exec.Cmd) error, name, logFile string, env []string, command string, args ...string) *Process {
+	t.Helper()
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY|syscall.O_CLOEXEC, 0o644)
 	if err != nil {
 		t.Fatalf("opening the log of %s: %v", name, err)
@@ -31,7 +37,7 @@ func start(t T, name, logFile string, env []string, command string, args ...stri
 	p := &Process{Name: name, LogFile: logFile, cmd: exec.Command(command, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Env = append(os.Environ(), env...)
-	if err := p.cmd.Start(); err != nil {
+	if err := begin(p.cmd); err != nil {
 		t.Fatalf("starting %s: %v", name, err)
 	}
 	go func() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -31,6 +32,9 @@ type ShimOptions struct {
 	Both bool
 	// NotReady starts it without waiting for RuntimeReady and NetworkReady.
 	NotReady bool
+	// Clock is what it takes for the time of day in place of the machine's, Limits what can be made to lack it.
+	Clock  *Clock
+	Limits *Limits
 }
 
 // Shim is the daemon as a subprocess, with clients connected to its socket.
@@ -207,7 +211,14 @@ func (s *Shim) launch() {
 	if s.Process != nil && s.Running() {
 		s.t.Fatalf("the daemon is to be started and still runs as process %d", s.PID())
 	}
-	s.Process = start(s.t, "crishim", filepath.Join(s.dir, "crishim.log"), s.options.Env, s.command[0], s.command[1:]...)
+	begin := (*exec.Cmd).Start
+	switch {
+	case s.options.Clock != nil:
+		begin = s.options.Clock.start
+	case s.options.Limits != nil:
+		begin = s.options.Limits.start
+	}
+	s.Process = startBy(s.t, begin, "crishim", filepath.Join(s.dir, "crishim.log"), s.options.Env, s.command[0], s.command[1:]...)
 }
 
 // RunAs lets it be started from now on under another name, with arguments of that name's own.
