@@ -16,6 +16,7 @@ import (
 //
 // Rows: R49
 func TestLimitsThatAreHit(t *testing.T) {
+	harness.AboutDocker(t) // the native engine waits for its monitor's answer until the caller's deadline: a clear error, but a late one
 	harness.Require(t)
 	limits := harness.NewLimits(t)
 	f := newFaultsOf(t, harness.ShimOptions{Limits: limits})

@@ -156,7 +156,7 @@ func Page(rows []Row, proofs []Proof, last Last) []byte {
 	b.WriteString(`# What is withstood, and the tests that prove it
 
 Written by ` + "`go test ./internal/reliability -update`" + ` from the rows in internal/reliability/rows.go and from the tests, which say
-which rows they prove: in their names or in a line ` + "`// Rows: S14, R21 (part)`" + ` above them. Every test that is listed runs in ` + "`make test`" + `
+which rows they prove: in their names or in a line ` + "`// Rows: S14, R21 (part)`" + ` above them. Every test that is listed runs in ` + "`make test`" + ` but benchmarks
 (at a size of seconds; counts and hours are for ` + "`make soak`" + `), so a row with a test passes wherever that does. *(part)*: the test
 proves a part of the row only. A row is *met* when its tests passed in the last recorded ` + "`make test`" + ` and a soak of at least
 15 minutes has passed.

@@ -131,6 +131,9 @@ func TestLastResults(t *testing.T) {
 			t.Errorf("%v: %q, want %q", tests, got, want)
 		}
 	}
+	if got := last.of([]Proof{good, proof("BenchmarkOfIt", false)}); got != "met" {
+		t.Errorf("with a benchmark: %q", got)
+	}
 	last.NativeSoak = Soak{Date: "2026-01-04", Length: "16m0s", Engine: "native"}
 	if got := last.summary(); !strings.Contains(got, "on Docker 1.2, on 2026-01-03, ran for 20m0s") || !strings.Contains(got, "on the native engine, on 2026-01-04, ran for 16m0s, Linux , and **failed**") || !strings.Contains(got, "5 faults (3× stop, 2× kill)") {
 		t.Error(got)
