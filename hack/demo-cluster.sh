@@ -151,7 +151,7 @@ The cluster is up, its logs are in $logs. In another terminal:
   kubectl exec -it deployment/web -- sh
   kubectl logs -f deployment/web
   kubectl port-forward deployment/web 8080:80
-  kubectl debug -it deployment/web --image=$image
+  kubectl debug -it "\$(kubectl get pods -l app=web -o name | head -n 1)" --image=$image
   kubectl set env deployment/web GREETING=hello
   kubectl delete deployment web
 
