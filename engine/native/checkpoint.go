@@ -2,6 +2,7 @@ package native
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -12,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crishim/engine"
 	"crishim/engine/native/checkpoint"
@@ -249,7 +249,7 @@ func (e *Engine) namingItsCommand(c *container) (*engine.ContainerSpec, error) {
 const criuWork = "work"
 
 // restoreProcess has the pod's monitor make the container's processes of its checkpoint. They run when it returns.
-func (e *Engine) restoreProcess(ctx context.Context, client *monitor.Client, c *container, oci *specs.Spec, args monitor.CreateArgs) (monitor.State, error) {
+func (e *Engine) restoreProcess(ctx context.Context, client *monitor.Client, c *container, oci json.RawMessage, args monitor.CreateArgs) (monitor.State, error) {
 	if err := e.complete(ctx, &args, string(c.ID), oci); err != nil {
 		return monitor.State{}, err
 	}

@@ -51,6 +51,7 @@ func (e *Engine) CreateContainer(ctx context.Context, s *engine.ContainerSpec) (
 			return engine.ContainerStatus{}, diskError(err)
 		}
 	}
+	e.cgroups.ExpectJoin() // the start mostly follows at once
 	id := engine.ContainerID(newID())
 	c := newContainer(containerRecord{
 		header: header{Version: recordVersion, Boot: boot()}, ID: id, Spec: *s, CreatedAt: time.Now(), Cgroup: e.cgroups.Container(p.Cgroup, id),
@@ -288,10 +289,18 @@ func (e *Engine) writeBundle(id engine.ContainerID, oci *specs.Spec) error {
 const bundleConfig = "config.json"
 
 func (e *Engine) readBundle(id engine.ContainerID) (*specs.Spec, error) {
+	data, err := e.readRawBundle(id)
+	if err != nil {
+		return nil, err
+	}
+	oci := new(specs.Spec)
+	return oci, json.Unmarshal(data, oci)
+}
+
+func (e *Engine) readRawBundle(id engine.ContainerID) (json.RawMessage, error) {
 	data, err := os.ReadFile(filepath.Join(e.bundle(id), bundleConfig))
 	if err != nil {
 		return nil, fmt.Errorf("read the container's OCI spec: %w", err)
 	}
-	oci := new(specs.Spec)
-	return oci, json.Unmarshal(data, oci)
+	return data, nil
 }

@@ -16,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"k8s.io/klog/v2"
 
 	"crishim/engine/native/helper"
@@ -46,18 +45,14 @@ func newFilters(dir string, program *os.File, made *atomic.Uint64) *filters {
 	return &filters{dir: dir, helper: program, digest: helper.Digest(), made: made}
 }
 
-// of is the file with the compiled profile, "" where there is no profile, or none that can be compiled: whoever starts a
+// of is the file with the compiled profile (linux.seccomp of an OCI specification), "" where there is no profile, or none that can be compiled: whoever starts a
 // process with it then says why.
-func (f *filters) of(ctx context.Context, profile *specs.LinuxSeccomp) string {
-	if profile == nil {
-		return ""
-	}
-	data, err := json.Marshal(profile)
-	if err != nil {
+func (f *filters) of(ctx context.Context, profile json.RawMessage) string {
+	if len(profile) == 0 || string(profile) == "null" {
 		return ""
 	}
 	sum := sha256.New()
-	_, _ = fmt.Fprintf(sum, "%s\n%s", f.digest, data)
+	_, _ = fmt.Fprintf(sum, "%s\n%s", f.digest, profile)
 	path := filepath.Join(f.dir, hex.EncodeToString(sum.Sum(nil)))
 	unlock, err := f.busy.Lock(ctx, path)
 	if err != nil {
@@ -67,7 +62,7 @@ func (f *filters) of(ctx context.Context, profile *specs.LinuxSeccomp) string {
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	if err := f.compile(ctx, path, data); err != nil {
+	if err := f.compile(ctx, path, profile); err != nil {
 		klog.V(2).InfoS("A seccomp profile cannot be compiled beforehand", "err", err)
 		return ""
 	}

@@ -2,6 +2,7 @@ package native
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -68,6 +69,7 @@ func (e *Engine) CreatePod(ctx context.Context, s *engine.PodSpec) (engine.PodID
 	if err := e.check(ctx); err != nil {
 		return "", err
 	}
+	e.cgroups.ExpectJoin() // of the monitor
 	if err := e.removeLeftover(ctx, s.Key); err != nil {
 		return "", fmt.Errorf("remove what a crash left of the pod: %w", err)
 	}
@@ -237,7 +239,11 @@ func (e *Engine) startPause(ctx context.Context, p *pod, s *engine.PodSpec) erro
 	if err != nil {
 		return err
 	}
-	state, err := e.createProcess(ctx, p, pauseID(p.ID), oci, monitor.CreateArgs{})
+	data, err := json.Marshal(oci)
+	if err != nil {
+		return err
+	}
+	state, err := e.createProcess(ctx, p, pauseID(p.ID), data, monitor.CreateArgs{})
 	if err != nil {
 		return err
 	}

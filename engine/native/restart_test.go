@@ -156,7 +156,7 @@ func TestAStartThatACrashCutIsMadeAgain(t *testing.T) {
 	if err := b.saveContainer(c); err != nil {
 		t.Fatal(err)
 	}
-	oci, err := b.readBundle(st.ID)
+	oci, err := b.readRawBundle(st.ID)
 	if err != nil {
 		t.Fatal(err)
 	}

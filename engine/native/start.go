@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crishim/engine"
 	"crishim/engine/native/monitor"
@@ -38,6 +37,7 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, _ *e
 	case client == nil:
 		return engine.ContainerStatus{}, fmt.Errorf("pod sandbox %s of container %s has ended: %w", p.ID, id, errdefs.ErrFailedPrecondition)
 	}
+	e.cgroups.ExpectJoin()
 	defer e.block()()
 	if err := e.askStart(ctx, c); err != nil {
 		return engine.ContainerStatus{}, err
@@ -56,7 +56,7 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 	if _, err := e.roots.Get(id); err != nil {
 		return engine.ContainerStatus{}, fmt.Errorf("container %s has no root file system any more, as its pod was being stopped: %w", id, errdefs.ErrFailedPrecondition)
 	}
-	oci, err := e.readBundle(id)
+	oci, err := e.readRawBundle(id)
 	if err != nil {
 		return engine.ContainerStatus{}, err
 	}
@@ -88,7 +88,7 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 }
 
 // run makes the container's process and lets it run, or restores it.
-func (e *Engine) run(ctx context.Context, p *pod, c *container, client *monitor.Client, oci *specs.Spec, args monitor.CreateArgs) (monitor.State, error) {
+func (e *Engine) run(ctx context.Context, p *pod, c *container, client *monitor.Client, oci json.RawMessage, args monitor.CreateArgs) (monitor.State, error) {
 	if c.Spec.Checkpoint != nil {
 		return e.restoreProcess(ctx, client, c, oci, args)
 	}
@@ -132,7 +132,7 @@ func (e *Engine) endStart(c *container, started bool) *monitor.State {
 }
 
 // createProcess hands the OCI spec to the pod's monitor; the process waits for Start.
-func (e *Engine) createProcess(ctx context.Context, p *pod, id string, oci *specs.Spec, args monitor.CreateArgs) (monitor.State, error) {
+func (e *Engine) createProcess(ctx context.Context, p *pod, id string, oci json.RawMessage, args monitor.CreateArgs) (monitor.State, error) {
 	if err := e.complete(ctx, &args, id, oci); err != nil {
 		return monitor.State{}, err
 	}
@@ -146,15 +146,20 @@ func (e *Engine) createProcess(ctx context.Context, p *pod, id string, oci *spec
 }
 
 // complete fills in what is the same for all processes.
-func (e *Engine) complete(ctx context.Context, args *monitor.CreateArgs, id string, oci *specs.Spec) error {
-	data, err := json.Marshal(oci)
-	if err != nil {
-		return err
+func (e *Engine) complete(ctx context.Context, args *monitor.CreateArgs, id string, oci json.RawMessage) error {
+	// Of all of it only the profile is decoded here, and that not further: it is the largest part.
+	var part struct {
+		Linux struct {
+			Seccomp json.RawMessage `json:"seccomp"`
+		} `json:"linux"`
 	}
-	args.Spec, args.SystemdCgroup = data, e.host.CgroupDriver == engine.SystemdDriver
+	if err := json.Unmarshal(oci, &part); err != nil {
+		return fmt.Errorf("decode the container's OCI spec: %w", err)
+	}
+	args.Spec, args.SystemdCgroup = oci, e.host.CgroupDriver == engine.SystemdDriver
 	args.ExitFile = e.exitFile(engine.ContainerID(id))
-	if oci.Linux != nil && args.OCIRuntime == "" {
-		args.SeccompFilter = e.filters.of(ctx, oci.Linux.Seccomp)
+	if args.OCIRuntime == "" {
+		args.SeccompFilter = e.filters.of(ctx, part.Linux.Seccomp)
 	}
 	return nil
 }

@@ -22,9 +22,26 @@ func (e *Engine) StopContainer(ctx context.Context, id engine.ContainerID, grace
 	}
 	err := e.stop(ctx, id, grace)
 	if c, found := e.container(id); found == nil {
+		if err == nil {
+			e.tidyNow(ctx, c)
+		}
 		e.tellStopped(c)
 	}
 	return err
+}
+
+// tidyNow waits until what an ended container's process had is gone: who stops a container may count on that. It is no reason
+// to say that it was not stopped; the removal tries again.
+func (e *Engine) tidyNow(ctx context.Context, c *container) {
+	e.mu.Lock()
+	ended := c.exit != nil
+	e.mu.Unlock()
+	if !ended {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, hangLimit)
+	defer cancel()
+	quiet(e.end(ctx, c), "take away what a stopped container had", c.ID)
 }
 
 func (e *Engine) stop(ctx context.Context, id engine.ContainerID, grace time.Duration) error {

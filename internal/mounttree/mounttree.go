@@ -61,8 +61,18 @@ func Unmount(dir string) error {
 }
 
 // UnmountOne takes away the uppermost mount at path, a folder that only we can change; lazily where something uses it. OK when
-// there is none. It does not read the list of mounts, which is as long as the node is full.
-func UnmountOne(path string) error { return unmount(path) }
+// there is none. It does not read the list of mounts, which is as long as the node is full, nor wait until the file system has
+// written what it has: for an overlay that is everything unwritten on the one that it lies on, of whomever.
+func UnmountOne(path string) error {
+	// Held while it is taken out of the tree, the file system ends, and writes, when it is let go of.
+	held, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return unmount(path)
+	}
+	err = unmount(path) // lazily
+	go func() { _ = unix.Close(held) }()
+	return err
+}
 
 func unmount(path string) error {
 	err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups/systemd"
@@ -37,6 +38,8 @@ type Driver struct {
 	root string
 	// joining orders the joins: with systemd the first makes the unit that the others are added to.
 	joining sync.Mutex
+	// expecting says that ExpectJoin is at it.
+	expecting atomic.Bool
 }
 
 // New is the driver of a host.

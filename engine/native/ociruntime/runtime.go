@@ -46,6 +46,9 @@ const (
 // version is said to be the specification's: older programs refuse newer ones, and skip fields that they do not know.
 const version = "1.0.2"
 
+// Prepare is serve.Runtime's.
+func (r *Runtime) Prepare() { r.Other.Prepare() }
+
 // Plan is serve.Runtime's.
 func (r *Runtime) Plan(id string, args *monitor.CreateArgs) (serve.Plan, error) {
 	if args.OCIRuntime == "" {

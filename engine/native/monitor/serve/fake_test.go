@@ -42,6 +42,8 @@ type fakePlan struct {
 	spec    fakeSpec
 }
 
+func (r *fakeRuntime) Prepare() {}
+
 func (r *fakeRuntime) Plan(_ string, args *monitor.CreateArgs) (Plan, error) {
 	if r.plan != nil {
 		if err := r.plan(); err != nil {

@@ -15,6 +15,8 @@ import (
 
 // Runtime makes containers.
 type Runtime interface {
+	// Prepare does beforehand what the first container would wait for. It changes nothing.
+	Prepare()
 	// Plan checks a specification and changes nothing. It may run processes of its own, and waits for them.
 	Plan(id string, args *monitor.CreateArgs) (Plan, error)
 	// Remove kills and removes what a monitor that died left of a container. OK when absent.

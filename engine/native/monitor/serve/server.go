@@ -271,6 +271,10 @@ func (c *call) commit() (any, error) {
 	if c.server.ending {
 		return nil, fmt.Errorf("the monitor is ending: %w", errdefs.ErrUnavailable)
 	}
+	if !c.server.committed {
+		// While the daemon attaches the pod's networks.
+		go c.server.runtime.Prepare()
+	}
 	c.server.committed = true
 	return nil, nil
 }
