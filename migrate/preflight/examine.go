@@ -55,6 +55,8 @@ const (
 	oldestMinor = 20
 	// lastDockershim is the last kubelet with dockershim in it.
 	lastDockershim = 23
+	// seccompByFlag is the last kubelet that has --seccomp-profile-root.
+	seccompByFlag = 22
 	// driverFromRuntime is the first kubelet that asks the runtime for the cgroup driver by default.
 	driverFromRuntime = 31
 	// cgroupV1Refused is the first kubelet that does not start on cgroup v1 unless failCgroupV1 is false.

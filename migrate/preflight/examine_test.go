@@ -105,7 +105,7 @@ func readyNode(t *testing.T) *Node {
 		Sandboxes: map[string]Traces{
 			id(1): {Networks: []string{"net"}, IPs: []string{"10.1.0.2"}, Checkpoint: &Checkpoint{Path: "/var/lib/dockershim/sandbox/" + id(1), Namespace: "default", Name: "web", By: "dockershim"}},
 		},
-		Own: Own{Engine: "auto", RuntimeName: "docker", Listen: []string{socket}, NetworkMode: "cni", ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, Pause: "registry.k8s.io/pause:3.10.1", ContainerLog: "cri",
+		Own: Own{Engine: "auto", RuntimeName: "docker", Listen: []string{socket}, NetworkMode: "cni", ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin"}, Pause: "registry.k8s.io/pause:3.10.1", ContainerLog: "cri", SeccompDir: "/var/lib/kubelet/seccomp",
 			AdoptRoots: []string{"/var/lib/dockershim"}, AdoptCaches: []string{"/var/lib/cni/cache"}, Compatibility: "dockershim"},
 	}
 }
@@ -220,6 +220,11 @@ func TestOneThingIsFound(t *testing.T) {
 		{"do flag-moves", ToDo, flags("--network-plugin=cni --cni-bin-dir=/opt/cni/bin,/other")},
 		{"do flag-moves", ToDo, flags("--network-plugin=cni --docker-endpoint=unix:///other.sock")},
 		{"do flag-moves", ToDo, flags("--network-plugin=cni --network-plugin-mtu=1400")},
+		{"do flag-moves", ToDo, flags("--network-plugin=cni --seccomp-profile-root=/etc/seccomp")},
+		{"do flag-moves", ToDo, func(t *testing.T, n *Node) {
+			flags("--network-plugin=cni --root-dir=/data/kubelet")(t, n)
+			n.Kubelet.Version = "v1.23.17"
+		}},
 		{"note flag-moves", Ready, flags("--network-plugin=cni --image-pull-progress-deadline=10m")},
 		{"note flag-pause", Ready, flags("--network-plugin=cni --pod-infra-container-image=k8s.gcr.io/pause:3.5")},
 		{"do image-endpoint", ToDo, flags("--network-plugin=cni --image-service-endpoint=unix:///other.sock")},

@@ -2,6 +2,7 @@ package preflight
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -133,8 +134,23 @@ func (x *examination) flags() {
 			x.find(Note, "flag-moves", f.File, "--image-pull-progress-deadline="+f.Value+" becomes images.pull_no_progress", fmt.Sprintf("pull_no_progress = %q", f.Value))
 		}
 	}
+	x.seccomp()
 	if _, ok := x.node.Kubelet.Files.Flag("image-service-endpoint"); ok {
 		x.find(Do, "image-endpoint", "", "--image-service-endpoint is set: images and containers would be those of different runtimes", "take it away")
+	}
+}
+
+// seccomp: where the runtime looks for Localhost profiles elsewhere than the kubelet, containers with one are refused. Up to
+// 1.22 a flag of its own names the folder, whatever the kubelet's root is; then it is in that root.
+func (x *examination) seccomp() {
+	dir := x.node.Own.SeccompDir
+	if f, ok := x.node.Kubelet.Files.Flag("seccomp-profile-root"); ok {
+		x.moves(f, "seccomp_dir", filepath.Clean(f.Value) == dir, fmt.Sprintf("seccomp_dir = %q", f.Value))
+		return
+	}
+	f, ok := x.node.Kubelet.Files.Flag("root-dir")
+	if own := filepath.Join(f.Value, "seccomp"); ok && (x.minor == 0 || x.minor > seccompByFlag) {
+		x.moves(f, "seccomp_dir", own == dir, fmt.Sprintf("seccomp_dir = %q", own))
 	}
 }
 

@@ -93,6 +93,7 @@ type Own struct {
 	BinDirs      []string `json:"binDirs"`
 	Pause        string   `json:"pause"`
 	ContainerLog string   `json:"containerLog"`
+	SeccompDir   string   `json:"seccompDir"`
 	// AdoptRoots and AdoptCaches are where old shims' files are read, Compatibility the shim that can take pods back.
 	AdoptRoots    []string `json:"adoptRoots"`
 	AdoptCaches   []string `json:"adoptCaches"`
