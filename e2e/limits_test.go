@@ -14,9 +14,8 @@ import (
 // half made stays, and once there is more of it again the call succeeds, by the same daemon; another pod never notices.
 // Where the daemon itself gets no memory or no thread, it ends, as any Go program: that is what kill -9 at every step is about.
 //
-// Rows: R49 (part)
+// Rows: R49
 func TestLimitsThatAreHit(t *testing.T) {
-	harness.AboutDocker(t) // the native engine waits for its monitor's answer until the caller's deadline: a clear error, but a late one
 	harness.Require(t)
 	limits := harness.NewLimits(t)
 	f := newFaultsOf(t, harness.ShimOptions{Limits: limits})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"path/filepath"
 	"sync"
 	"time"
@@ -138,12 +139,17 @@ func (c *Client) dial(ctx context.Context) (conn Conn, stop func(), err error) {
 	return conn, func() { cancel(); _ = conn.Close() }, nil
 }
 
-// explain finds the cause of a failed operation of the connection.
+// explain finds the cause of a failed operation of the connection. It is ErrUnavailable where the monitor may have ended, and
+// ErrResourceExhausted where this process is at a limit of the node: that says nothing of the monitor.
 func (c *Client) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return fmt.Errorf("monitor %d: %w: %w", c.PID(), err, errdefs.ErrUnavailable)
+	var class error = errdefs.ErrUnavailable
+	if slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS, unix.EAGAIN}, func(limit error) bool { return errors.Is(err, limit) }) {
+		class = errdefs.ErrResourceExhausted
+	}
+	return fmt.Errorf("monitor %d: %w: %w", c.PID(), err, class)
 }
 
 // begin sends a request.
