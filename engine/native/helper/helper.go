@@ -37,6 +37,7 @@ func Digest() string {
 	defer func() { _ = program.Close() }()
 	sum := sha256.New()
 	_, _ = io.Copy(sum, program) // from memory: it cannot fail
+	letGo()
 	return hex.EncodeToString(sum.Sum(nil))
 }
 
@@ -47,6 +48,7 @@ func Open(dir string) (*os.File, error) {
 	if !Built() {
 		return nil, ErrNotBuilt
 	}
+	defer letGo()
 	f, err := sealed()
 	if err == nil {
 		return f, nil

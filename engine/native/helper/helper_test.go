@@ -1,7 +1,9 @@
 package helper
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,4 +67,37 @@ func TestFileIsTheFallback(t *testing.T) {
 	if left, err := filepath.Glob(dir + "/.helper-*"); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+}
+
+func TestTheHelperIsNotResidentInTheDaemon(t *testing.T) {
+	if !Built() {
+		t.Skip(ErrNotBuilt)
+	}
+	program, err := embedded.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := residentKiB(t)
+	letGo()
+	if left := residentKiB(t); left > read-len(program)/1024/2 {
+		t.Errorf("%d KiB of files were resident, and %d still are; the helper has %d", read, left, len(program)/1024)
+	}
+	if again, err := embedded.ReadFile(name); err != nil || !bytes.Equal(again, program) {
+		t.Errorf("the helper is another when it is read again: %v", err)
+	}
+}
+
+// residentKiB is what the process has of files in memory.
+func residentKiB(t *testing.T) int {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "RssFile:")
+	var kib int
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib
 }
