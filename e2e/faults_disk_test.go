@@ -122,10 +122,9 @@ func runtimeReady(t *testing.T, n *harness.Node) *runtimeapi.RuntimeCondition {
 	return nil
 }
 
-// listsAreQuick checks that what every kubelet asks each second is answered at once.
-func listsAreQuick(t *testing.T, n *harness.Node) {
-	t.Helper()
-	for name, call := range map[string]func(context.Context) error{
+// questions are what every kubelet asks each second or so.
+func questions(n *harness.Node) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
 		"Version": func(c context.Context) error {
 			_, err := n.Shim.Runtime.Version(c, &runtimeapi.VersionRequest{})
 			return err
@@ -146,7 +145,13 @@ func listsAreQuick(t *testing.T, n *harness.Node) {
 			_, err := n.Shim.Runtime.ListContainerStats(c, &runtimeapi.ListContainerStatsRequest{})
 			return err
 		},
-	} {
+	}
+}
+
+// listsAreQuick checks that what every kubelet asks each second is answered at once.
+func listsAreQuick(t *testing.T, n *harness.Node) {
+	t.Helper()
+	for name, call := range questions(n) {
 		began := time.Now()
 		if err := call(ctx(t)); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -268,32 +269,14 @@ func TestDockerdHangs(t *testing.T) {
 	pod.RunChatty(n.Registry.Ref(harness.Busybox), 10)
 	n.Docker.Pause()
 	defer n.Docker.Resume()
-	for name, call := range map[string]func(context.Context) error{
-		"Version": func(c context.Context) error {
-			_, err := n.Shim.Runtime.Version(c, &runtimeapi.VersionRequest{})
-			return err
-		},
-		"Status": func(c context.Context) error {
-			_, err := n.Shim.Runtime.Status(c, &runtimeapi.StatusRequest{})
-			return err
-		},
-		"ListPodSandbox": func(c context.Context) error {
-			_, err := n.Shim.Runtime.ListPodSandbox(c, &runtimeapi.ListPodSandboxRequest{})
-			return err
-		},
-		"ListContainers": func(c context.Context) error {
-			_, err := n.Shim.Runtime.ListContainers(c, &runtimeapi.ListContainersRequest{})
-			return err
-		},
-		"ListContainerStats": func(c context.Context) error {
-			_, err := n.Shim.Runtime.ListContainerStats(c, &runtimeapi.ListContainerStatsRequest{})
-			return err
-		},
+	calls := map[string]func(context.Context) error{
 		"PodSandboxStatus": func(c context.Context) error {
 			_, err := n.Shim.Runtime.PodSandboxStatus(c, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.ID})
 			return err
 		},
-	} {
+	}
+	maps.Copy(calls, questions(n))
+	for name, call := range calls {
 		began := time.Now()
 		err := call(ctx(t))
 		if took := time.Since(began); took > 20*time.Second {

@@ -144,7 +144,7 @@ func resources(p *problems, field string, in *runtimeapi.LinuxContainerResources
 	for i, h := range in.GetHugepageLimits() {
 		at := fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i)
 		switch {
-		case !validPageSize(h.GetPageSize()):
+		case !engine.ValidPageSize(h.GetPageSize()):
 			p.add(at, "%.80q is no page size such as \"2MB\"", h.GetPageSize())
 		case slices.ContainsFunc(r.Hugepages, func(o engine.HugepageLimit) bool { return o.PageSize == h.GetPageSize() }):
 			p.add(at, "%q is given twice", h.GetPageSize())
@@ -203,13 +203,6 @@ func validCPUSet(list string) bool {
 		}
 	}
 	return true
-}
-
-func validPageSize(s string) bool {
-	digits := strings.TrimRight(s, "KMGB")
-	n, err := strconv.ParseUint(digits, 10, 32)
-	unit := s[len(digits):]
-	return err == nil && n > 0 && (unit == "KB" || unit == "MB" || unit == "GB")
 }
 
 // unifiedControllers are the cgroup v2 controllers whose files may be set. "cgroup" is not among them: cgroup.procs and

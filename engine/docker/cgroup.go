@@ -58,23 +58,6 @@ func hugetlbMounted(v2 bool) bool {
 	return slices.Contains(strings.Fields(string(data)), "hugetlb")
 }
 
-// validUnified says whether file is a plain cgroup v2 file name ("memory.high"). cgroup.* files move or freeze
-// processes and are no limits.
-func validUnified(file string) bool {
-	controller, rest, ok := strings.Cut(file, ".")
-	return ok && controller != "" && controller != "cgroup" && rest != "" && !strings.ContainsAny(file, "/\x00\n") && len(file) < 100
-}
-
-// validPageSize takes CRI's "2MB" and "1GB" forms.
-func validPageSize(size string) bool {
-	number, ok := strings.CutSuffix(size, "B")
-	if !ok || number == "" || !strings.Contains("KMG", number[len(number)-1:]) {
-		return false
-	}
-	n, err := strconv.ParseUint(number[:len(number)-1], 10, 32)
-	return err == nil && n > 0
-}
-
 // cgroupFile is one value to write.
 type cgroupFile struct {
 	path, value string

@@ -311,34 +311,12 @@ func lowerResources(r *engine.Resources, f *facts) (container.Resources, error) 
 
 func checkResources(r *engine.Resources, f *facts) error {
 	switch {
-	case r.MemoryLimit < 0:
-		return invalid("memory limit %d is negative", r.MemoryLimit)
 	case r.MemoryLimit > 0 && r.MemoryLimit < minMemory:
 		return invalid("memory limit %d is below Docker's minimum of %d bytes (6 MiB)", r.MemoryLimit, minMemory)
-	case r.MemorySwap > 0 && r.MemorySwap < r.MemoryLimit:
-		return invalid("memory_swap_limit %d (memory and swap together) is below the memory limit %d", r.MemorySwap, r.MemoryLimit)
-	case r.CPUQuota > 0 && r.CPUQuota < 1000:
-		return invalid("cpu_quota %d is below the minimum of 1000 µs", r.CPUQuota)
-	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1000000):
-		return invalid("cpu_period %d is not within 1000 and 1000000 µs", r.CPUPeriod)
-	case r.CPUShares < 0:
-		return invalid("cpu_shares %d is negative", r.CPUShares)
-	case r.OOMScoreAdj < -1000 || r.OOMScoreAdj > 1000:
-		return invalid("oom_score_adj %d is not within -1000 and 1000", r.OOMScoreAdj)
 	case len(r.Unified) > 0 && !f.cgroupV2:
 		return invalid("unified resources need cgroup v2, this host has v1")
 	}
-	for file := range r.Unified {
-		if !validUnified(file) {
-			return invalid("unified resource %.80q is not the name of a cgroup v2 file", file)
-		}
-	}
-	for _, limit := range r.Hugepages {
-		if !validPageSize(limit.PageSize) {
-			return invalid("huge page size %.20q", limit.PageSize)
-		}
-	}
-	return nil
+	return r.Check()
 }
 
 // lowerCgroupParent converts CRI's path to what Docker's driver takes: the path with cgroupfs, the last slice's name

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 

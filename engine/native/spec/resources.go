@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -145,39 +144,20 @@ func lowerMemory(h *host.Host, r *engine.Resources, out *specs.LinuxResources) {
 
 func checkResources(h *host.Host, r *engine.Resources) error {
 	switch {
-	case r.MemoryLimit < 0:
-		return invalid("memory limit %d is negative", r.MemoryLimit)
-	case r.MemorySwap < -1:
-		return invalid("memory_swap_limit %d is negative", r.MemorySwap)
-	case r.MemorySwap > 0 && r.MemorySwap < r.MemoryLimit:
-		return invalid("memory_swap_limit %d (memory and swap together) is below the memory limit %d", r.MemorySwap, r.MemoryLimit)
 	case r.MemorySwap > 0 && r.MemoryLimit == 0:
 		return invalid("memory_swap_limit %d without a memory limit", r.MemorySwap)
 	case r.MemorySwap > 0 && r.MemorySwap != r.MemoryLimit && !h.Swap:
 		return unfit("memory_swap_limit %d: limits of swap cannot be set on this host", r.MemorySwap)
-	case r.CPUQuota > 0 && r.CPUQuota < 1000:
-		return invalid("cpu_quota %d is below the minimum of 1000 µs", r.CPUQuota)
-	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1000000):
-		return invalid("cpu_period %d is not within 1000 and 1000000 µs", r.CPUPeriod)
-	case r.CPUShares < 0:
-		return invalid("cpu_shares %d is negative", r.CPUShares)
-	case r.OOMScoreAdj < -1000 || r.OOMScoreAdj > 1000:
-		return invalid("oom_score_adj %d is not within -1000 and 1000", r.OOMScoreAdj)
 	case (r.CpusetCPUs != "" || r.CpusetMems != "") && !h.Has("cpuset"):
 		return unfit("cpuset_cpus and cpuset_mems need the cgroup controller cpuset, which this host does not have")
 	case len(r.Unified) > 0 && !h.CgroupV2:
 		return invalid("unified resources need cgroup v2, this host has v1")
 	}
-	for file, value := range r.Unified {
-		if !validUnified(file) || strings.ContainsRune(value, 0) {
-			return invalid("unified resource %.80q is not the name of a cgroup v2 file", file)
-		}
+	if err := r.Check(); err != nil {
+		return err
 	}
 	for _, limit := range r.Hugepages {
-		switch {
-		case !validPageSize(limit.PageSize):
-			return invalid("huge page size %.20q", limit.PageSize)
-		case limit.Limit > 0 && !slices.Contains(h.HugePageSizes, limit.PageSize):
+		if limit.Limit > 0 && !slices.Contains(h.HugePageSizes, limit.PageSize) {
 			return unfit("a limit of huge pages of %s cannot be set on this host", limit.PageSize)
 		}
 	}
@@ -186,23 +166,6 @@ func checkResources(h *host.Host, r *engine.Resources) error {
 
 func unfit(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrFailedPrecondition)...)
-}
-
-// validUnified says whether file is a plain cgroup v2 file name ("memory.high"). cgroup.* files move or freeze processes
-// and are no limits (CRI-O CVE-2023-6476).
-func validUnified(file string) bool {
-	controller, rest, ok := strings.Cut(file, ".")
-	return ok && controller != "" && controller != "cgroup" && rest != "" && !strings.ContainsAny(file, "/\x00\n") && len(file) < 100
-}
-
-// validPageSize takes CRI's "2MB" and "1GB" forms.
-func validPageSize(size string) bool {
-	number, ok := strings.CutSuffix(size, "B")
-	if !ok || number == "" || !strings.Contains("KMG", number[len(number)-1:]) {
-		return false
-	}
-	n, err := strconv.ParseUint(number[:len(number)-1], 10, 32)
-	return err == nil && n > 0
 }
 
 // unifiedDefault is what a cgroup v2 file holds before anybody writes it, for the files whose names tell.
