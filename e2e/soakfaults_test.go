@@ -133,7 +133,7 @@ esac
 	for {
 		for _, i := range r.Perm(len(all)) {
 			time.Sleep(between)
-			if !time.Now().Before(s.end) || s.t.Failed() {
+			if s.t.Failed() || !time.Now().Before(s.end) && len(s.faults) > 0 { // however slow the machine is, one
 				return
 			}
 			f := all[i]
