@@ -31,7 +31,7 @@ func attacked(t *testing.T) (*harness.Node, *harness.Canary) {
 // minute; the bound leaves room for a machine that is busy with other tests.
 func staysLive(t *testing.T, n *harness.Node) {
 	t.Helper()
-	const late = 3 * time.Second
+	const late = 20 * time.Second
 	neighbour := n.RunPod(t, "neighbour").Run("c", n.Registry.Ref(harness.Busybox), forever)
 	calls := map[string]func(context.Context) error{
 		"Version": func(c context.Context) error {
