@@ -132,9 +132,10 @@ func waitsForNothing(t *testing.T, f *faults, pod *harness.Pod) {
 		t.Errorf("a container that ends within its grace: %v", end)
 	}
 	// A caller's deadline is kept, too.
+	long := pod.Run("long", f.n.Registry.Ref(harness.Busybox), forever)
 	brief, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	_, err = f.n.Shim.Runtime.ExecSync(brief, &runtimeapi.ExecSyncRequest{ContainerId: pod.Run("long", f.n.Registry.Ref(harness.Busybox), forever).ID, Cmd: []string{"sleep", "1000"}})
+	_, err = f.n.Shim.Runtime.ExecSync(brief, &runtimeapi.ExecSyncRequest{ContainerId: long.ID, Cmd: []string{"sleep", "1000"}})
 	wantCode(t, "an exec whose caller's deadline passed", err, codes.DeadlineExceeded)
 }
 

@@ -30,6 +30,9 @@ func TestLimitsThatAreHit(t *testing.T) {
 			}
 			err := one.do(ctx(t))
 			hits[limit.Name] += done()
+			if err != nil {
+				hits[limit.Name]++
+			}
 			if code := harness.Code(err); code != codes.OK && code != codes.ResourceExhausted {
 				t.Errorf("%s without %s: %v", one.name, limit.Name, err)
 			}

@@ -158,6 +158,7 @@ func StartKubelet(t T, node *Node, options KubeletOptions) *Kubelet {
 	t.Cleanup(k.cleanFiles)
 	t.Cleanup(k.cleanCgroups)
 	k.launch()
+	t.Cleanup(k.checkSysctls)
 	t.Cleanup(func() {
 		if err := k.Terminate(30 * time.Second); err != nil {
 			t.Errorf("%v", err)
@@ -239,7 +240,6 @@ func (k *Kubelet) launch() {
 		_, err := k.request(http.MethodGet, "/healthz")
 		return err
 	})
-	k.checkSysctls()
 }
 
 // Restart ends the kubelet with SIGTERM and starts it again: its pods live on.

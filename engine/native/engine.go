@@ -165,7 +165,7 @@ func New(opts Options) (*Engine, error) {
 	}
 	e.images, err = image.Open(image.Options{
 		Root: filepath.Join(opts.RootDir, "images"), RegistryConfigDirs: opts.RegistryConfigDirs, NodeAuth: opts.NodeAuth,
-		Pinned: opts.Pinned, InUse: e.usersOf, Changed: e.imagesChanged, Progress: logProgress, SampleInterval: opts.ImageFSInterval,
+		Pinned: opts.Pinned, InUse: e.usersOf, Mounted: e.mountersOf, Changed: e.imagesChanged, Progress: logProgress, SampleInterval: opts.ImageFSInterval,
 	})
 	if err != nil {
 		return nil, err
@@ -277,11 +277,21 @@ func (e *Engine) snapshot() engine.Snapshot {
 
 // usersOf says which containers use an image, as their root or as a volume.
 func (e *Engine) usersOf(_ context.Context, id engine.ImageID) ([]string, error) {
+	return e.usersAmong(id, func(*container) bool { return true }), nil
+}
+
+// mountersOf are those whose processes may still see the image.
+func (e *Engine) mountersOf(_ context.Context, id engine.ImageID) ([]string, error) {
+	return e.usersAmong(id, func(c *container) bool { return c.exit == nil }), nil
+}
+
+// usersAmong is asked which containers count with mu held.
+func (e *Engine) usersAmong(id engine.ImageID, counts func(*container) bool) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var users []string
 	for _, c := range e.containers {
-		if c.uses(id) {
+		if c.uses(id) && counts(c) {
 			users = append(users, "container "+string(c.ID))
 		}
 	}
@@ -290,7 +300,7 @@ func (e *Engine) usersOf(_ context.Context, id engine.ImageID) ([]string, error)
 			users = append(users, foreign+", which a newer version recorded")
 		}
 	}
-	return users, nil
+	return users
 }
 
 func (e *Engine) imagesChanged() { e.events.push(func(s engine.Sink) { s.ImagesChanged() }) }

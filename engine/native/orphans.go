@@ -57,7 +57,7 @@ func beingWritten(entry os.DirEntry) bool {
 		return false
 	}
 	info, err := entry.Info()
-	return err != nil || time.Since(info.ModTime()) < time.Minute
+	return err != nil || time.Since(info.ModTime()).Abs() < time.Minute // a clock that was set back makes it no newer
 }
 
 // monitors ends those without a pod, and what they run.

@@ -183,7 +183,10 @@ func (e *Engine) join(ctx context.Context, p *pod, containers []*container) erro
 			err = e.rejoin(ctx, p, client, containers)
 		}
 		record, recordErr := monitor.ReadRecord(e.monitorDir(p.ID))
-		if err == nil || errdefs.IsFailedPrecondition(err) || recordErr != nil || !process.Alive(record.PID, record.StartTicks) {
+		if err == nil || errdefs.IsFailedPrecondition(err) {
+			return err
+		}
+		if starved := monitor.Starved(err) || monitor.Starved(recordErr); !starved && (recordErr != nil || !process.Alive(record.PID, record.StartTicks)) {
 			return err
 		}
 		select {

@@ -60,6 +60,9 @@ func Unmount(dir string) error {
 	return errors.Join(errs...)
 }
 
+// closing bounds the threads that wait for a disk in the background.
+var closing = make(chan struct{}, 16)
+
 // UnmountOne takes away the uppermost mount at path, a folder that only we can change; lazily where something uses it. OK when
 // there is none. It does not read the list of mounts, which is as long as the node is full, nor wait until the file system has
 // written what it has: for an overlay that is everything unwritten on the one that it lies on, of whomever.
@@ -70,7 +73,12 @@ func UnmountOne(path string) error {
 		return unmount(path)
 	}
 	err = unmount(path) // lazily
-	go func() { _ = unix.Close(held) }()
+	select {
+	case closing <- struct{}{}:
+		go func() { _ = unix.Close(held); <-closing }()
+	default: // the disk does not keep up: who removes waits for it
+		_ = unix.Close(held)
+	}
 	return err
 }
 

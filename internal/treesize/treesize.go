@@ -4,6 +4,7 @@ package treesize
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -141,10 +142,18 @@ func openBelow(dir int, name string) (int, error) {
 	return fd, err
 }
 
+// starved: this process is at a limit of the node, which makes nothing on the disk less.
+func starved(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+}
+
 func (w *walker) directory(ctx context.Context, in *folder) error {
 	fd, err := w.open(in)
+	if starved(err) {
+		return fmt.Errorf("open folder %s: %w", in.name, err)
+	}
 	if err != nil {
-		return nil
+		return nil // it went meanwhile
 	}
 	w.close()
 	f := os.NewFile(uintptr(fd), in.name)
@@ -153,7 +162,9 @@ func (w *walker) directory(ctx context.Context, in *folder) error {
 		names, err := f.Readdirnames(batch)
 		for _, entry := range names {
 			var st unix.Stat_t
-			if unix.Fstatat(fd, entry, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+			if err := unix.Fstatat(fd, entry, &st, unix.AT_SYMLINK_NOFOLLOW); starved(err) {
+				return fmt.Errorf("look at %s: %w", entry, err)
+			} else if err != nil {
 				continue
 			}
 			isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR

@@ -143,7 +143,7 @@ func (x *examination) flags() {
 // seccomp: where the runtime looks for Localhost profiles elsewhere than the kubelet, containers with one are refused. Up to
 // 1.22 a flag of its own names the folder, whatever the kubelet's root is; then it is in that root.
 func (x *examination) seccomp() {
-	dir := x.node.Own.SeccompDir
+	dir := filepath.Clean(x.node.Own.SeccompDir)
 	if f, ok := x.node.Kubelet.Files.Flag("seccomp-profile-root"); ok {
 		x.moves(f, "seccomp_dir", filepath.Clean(f.Value) == dir, fmt.Sprintf("seccomp_dir = %q", f.Value))
 		return

@@ -1,16 +1,31 @@
 package helper
 
 import (
+	"debug/elf"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
+// relocated says that read-only pages of this program are not as in its file: of one that is linked otherwise than ours is.
+func relocated() bool {
+	program, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		return true
+	}
+	defer func() { _ = program.Close() }()
+	return program.Type != elf.ET_EXEC || slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_GNU_RELRO })
+}
+
 // letGo gives back what reading the embedded helper made resident: as many clean pages of this program's file as the helper
 // is large, which nobody reads again. Whatever else is let go with them comes back from the page cache when it is needed.
 func letGo() {
+	if relocated() {
+		return
+	}
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return // it is only memory

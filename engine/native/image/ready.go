@@ -43,8 +43,13 @@ func (s *Store) Ready(ctx context.Context, id engine.ImageID) error {
 		return nil
 	}
 	klog.ErrorS(nil, "Layers of an image are damaged and brought in anew", "image", id, "first", damaged[0].String(), "layers", len(damaged))
+	blobs, err := s.unsound(ctx, id, damaged)
+	if err != nil {
+		return fmt.Errorf("look at what the damaged layers of image %s were unpacked from: %w", id, err)
+	}
 	var failed error
-	s.Repair(ctx, damaged, func(img *engine.Image, err error) {
+	// It does not end with its caller: halfway there is no image.
+	s.Repair(context.WithoutCancel(ctx), append(damaged, blobs...), func(img *engine.Image, err error) {
 		if img.ID == id {
 			failed = err
 		}
@@ -53,6 +58,35 @@ func (s *Store) Ready(ctx context.Context, id engine.ImageID) error {
 		return fmt.Errorf("image %s is damaged (%v) and could not be mended: %w", id, &damaged[0], failed)
 	}
 	return nil
+}
+
+// unsound are the damaged ones among the blobs that damaged layers of an image would be unpacked from: they have to come from where
+// the image was pulled, and where that is not known, or away, it stays as it is.
+func (s *Store) unsound(ctx context.Context, id engine.ImageID, damaged []Damage) (blobs []Damage, err error) {
+	s.mu.Lock()
+	img := s.images[id]
+	if img == nil {
+		s.mu.Unlock()
+		return nil, nil
+	}
+	rec := img.record
+	s.mu.Unlock()
+	v := &verification{store: s}
+	for i := range rec.Manifests {
+		for n, layer := range rec.Manifests[i].Layers {
+			if n >= len(rec.DiffIDs) || !slices.ContainsFunc(damaged, func(d Damage) bool { return d.Digest == rec.DiffIDs[n] }) {
+				continue
+			}
+			what, err := v.readWhole(ctx, layer)
+			if err != nil {
+				return nil, err
+			}
+			if what != "" {
+				blobs = append(blobs, Damage{Digest: layer.Digest, What: what})
+			}
+		}
+	}
+	return blobs, nil
 }
 
 // unseen are the layers of an image that nobody has looked at yet, in an order that is everybody's.
@@ -73,6 +107,9 @@ func (s *Store) unseen(id engine.ImageID) []digest.Digest {
 	return slices.Compact(unseen)
 }
 
+// lookers bounds how many layers are looked at side by side: after a boot all pods begin at once, on a cold disk.
+var lookers = make(chan struct{}, 4)
+
 // look says what a layer lacks, or has more, "" where that is nothing.
 func (s *Store) look(ctx context.Context, d digest.Digest) (string, error) {
 	s.mu.Lock()
@@ -80,6 +117,21 @@ func (s *Store) look(ctx context.Context, d digest.Digest) (string, error) {
 	s.mu.Unlock()
 	if l == nil {
 		return "", nil // removed meanwhile
+	}
+	if l.Content == 0 { // it was not counted when it was unpacked, or has nothing: only its absence shows
+		if _, err := os.Lstat(s.layerTree(d)); errors.Is(err, os.ErrNotExist) {
+			return "it is absent", nil
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.content.looked[d] = l
+		return "", nil
+	}
+	select {
+	case lookers <- struct{}{}:
+		defer func() { <-lookers }()
+	case <-ctx.Done():
+		return "", ctx.Err()
 	}
 	now, err := treesize.Of(ctx, s.layerTree(d), treesize.Options{})
 	if errors.Is(err, os.ErrNotExist) {
@@ -90,9 +142,9 @@ func (s *Store) look(ctx context.Context, d digest.Digest) (string, error) {
 	}
 	files := int64(now.Inodes) + 1 // its own folder was counted, too
 	switch {
-	case l.Content > 0 && files != l.Inodes:
+	case files != l.Inodes:
 		return fmt.Sprintf("it has %d files in place of %d", files, l.Inodes), nil
-	case l.Content > 0 && int64(now.Content) != l.Content:
+	case int64(now.Content) != l.Content:
 		return fmt.Sprintf("its files have %d bytes in place of %d", now.Content, l.Content), nil
 	}
 	s.mu.Lock()

@@ -91,14 +91,18 @@ func (s *Store) RemoveImage(ctx context.Context, ref engine.ImageID) error {
 }
 
 func (s *Store) refuseUsed(ctx context.Context, id engine.ImageID) error {
+	return s.refuse(ctx, id, s.options.InUse)
+}
+
+func (s *Store) refuse(ctx context.Context, id engine.ImageID, usersOf func(context.Context, engine.ImageID) ([]string, error)) error {
 	s.mu.Lock()
 	var users []string
 	for owner := range s.holds[id] {
 		users = append(users, owner)
 	}
 	s.mu.Unlock()
-	if s.options.InUse != nil {
-		more, err := s.options.InUse(ctx, id)
+	if usersOf != nil {
+		more, err := usersOf(ctx, id)
 		if err != nil {
 			return fmt.Errorf("find who uses image %s: %w", id, err)
 		}

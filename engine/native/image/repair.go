@@ -126,7 +126,11 @@ func (r *repair) claim(ctx context.Context, m *mending) error {
 		return err
 	}
 	r.undo = append(r.undo, unlock)
-	return r.store.refuseUsed(ctx, m.record.ID)
+	mounted := r.store.options.Mounted
+	if mounted == nil {
+		mounted = r.store.options.InUse
+	}
+	return r.store.refuse(ctx, m.record.ID, mounted)
 }
 
 // spare leaves layers alone that an image has which cannot be repaired, and so the images that share them.

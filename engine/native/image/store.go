@@ -49,6 +49,9 @@ type Options struct {
 	Limits Limits
 	// InUse says who uses an image, in words for an error ("container ID"); none when it may go. It may be nil.
 	InUse func(ctx context.Context, id engine.ImageID) (users []string, err error)
+	// Mounted says, likewise, who has layers of an image mounted, so that they cannot be replaced; nil is InUse. A container that
+	// has ended uses its image, for nobody is to remove it, and mounts nothing.
+	Mounted func(ctx context.Context, id engine.ImageID) (users []string, err error)
 	// Changed is called after an image was added, tagged or removed. It may be nil, and must not call the Store.
 	Changed func()
 	// Progress is told of pulls and imports, see Progress. It may be nil, and must not block.

@@ -220,14 +220,21 @@ func (c *container) start() (any, error) {
 	return c.state(), nil
 }
 
+// noteOutlived notes the OOM kills within a container that runs on, before it is killed on purpose.
+func (c *container) noteOutlived() {
+	if c.watch.Alive() {
+		kills, _ := c.countedOOMKills()
+		c.outlivedOOMKills.Store(kills)
+	}
+}
+
 func (c *container) kill(args *monitor.KillArgs) (any, error) {
 	sig := unix.Signal(args.Signal)
 	if sig <= 0 || sig > 64 {
 		return nil, fmt.Errorf("signal %d: %w", args.Signal, errdefs.ErrInvalidArgument)
 	}
-	if sig == unix.SIGKILL && c.watch.Alive() {
-		kills, _ := c.countedOOMKills()
-		c.outlivedOOMKills.Store(kills)
+	if sig == unix.SIGKILL {
+		c.noteOutlived()
 	}
 	return nil, failpoint.Around("monitor.container.kill", func() error {
 		if args.All && sig == unix.SIGKILL {
@@ -343,6 +350,7 @@ func (c *call) delete() (any, error) {
 	}
 	found.op.Lock()
 	defer found.op.Unlock()
+	found.noteOutlived()
 	if err := found.runtime.KillAll(); err != nil {
 		return nil, err
 	}

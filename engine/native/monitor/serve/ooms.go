@@ -23,13 +23,24 @@ func (o *ooms) enter(c *container) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.live[c] = struct{}{}
-	o.past += o.unclaimed()
+	o.pass()
 }
 
 // settle takes what nobody accounts for now for nobody's: of a container that could not be made.
 func (o *ooms) settle() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.pass()
+}
+
+// pass takes what nobody accounts for now for nobody's, unless a container's cgroup is gone whose end has not been told yet: it
+// may be that one's.
+func (o *ooms) pass() {
+	for c := range o.live {
+		if _, err := c.countedOOMKills(); err != nil {
+			return
+		}
+	}
 	o.past += o.unclaimed()
 }
 
