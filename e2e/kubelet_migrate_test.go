@@ -223,7 +223,7 @@ func (m *migration) checkLog(t *testing.T, when, pod, container string) {
 func (m *migration) compareShims(t *testing.T) {
 	t.Helper()
 	harness.Eventually(t, 2*time.Minute, "the shims to tell the same", func() error {
-		out, code := m.n.Shim.Command("adopt", "--compare-only", "--config", m.n.Shim.ConfigFile, "--old-endpoint", m.DockershimEndpoint())
+		out, code := m.asThePageSays(t, "adopt --compare-only", "--old-endpoint", m.DockershimEndpoint())
 		if code != 0 {
 			return fmt.Errorf("status %d:\n%s", code, out)
 		}
@@ -232,6 +232,16 @@ func (m *migration) compareShims(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// asThePageSays runs a command that docs/migration.md has an operator run, with what it has to be told of this node.
+func (m *migration) asThePageSays(t *testing.T, command string, own ...string) (out string, code int) {
+	t.Helper()
+	page, err := os.ReadFile("../docs/migration.md")
+	if err != nil || !strings.Contains(string(page), "crishim "+command) {
+		t.Errorf("the page does not tell of crishim %s, %v", command, err)
+	}
+	return m.n.Shim.Command(slices.Concat(strings.Fields(command), []string{"--config", m.n.Shim.ConfigFile}, own)...)
 }
 
 // adopt is the switch to crishim.
@@ -249,7 +259,7 @@ func (m *migration) goBack(t *testing.T) {
 	t.Helper()
 	m.ReturnToDockershim(func() {
 		m.n.Shim.Stop()
-		if out, code := m.n.Shim.Command("adopt", "--rollback", "--logs-only", "--yes", "--config", m.n.Shim.ConfigFile); code != 0 {
+		if out, code := m.asThePageSays(t, "adopt --rollback --logs-only --yes"); code != 0 {
 			t.Errorf("giving the logs back: status %d:\n%s", code, out)
 		}
 	})
@@ -281,7 +291,21 @@ func (m *migration) remove(t *testing.T, names ...string) {
 func TestKubelet122MovesFromItsDockershimAndBack(t *testing.T) {
 	harness.AboutDocker(t)
 	wholeKubelet(t)
-	recordKubelet(t, harness.Kubelet122, 1)
+	movesFromItsDockershimAndBack(t, harness.Kubelet122)
+}
+
+// The same with the last kubelet that has a dockershim; over runtime.v1, where it asks crishim.
+//
+// Rows: R29 (part), S63 (part)
+func TestKubelet123MovesFromItsDockershimAndBack(t *testing.T) {
+	harness.AboutDocker(t)
+	matrixKubelet(t)
+	movesFromItsDockershimAndBack(t, harness.Kubelet123)
+}
+
+func movesFromItsDockershimAndBack(t *testing.T, version string) {
+	t.Helper()
+	recordKubelet(t, version, 1)
 	n := harness.NewNodeOn(t, harness.CNIOptions{Version: "0.4.0"}, harness.DockerOptions{}, harness.ShimOptions{})
 	n.Pull(t, harness.Busybox)
 	n.Pull(t, harness.Pause)
@@ -290,7 +314,7 @@ func TestKubelet122MovesFromItsDockershimAndBack(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(r.host, "sub"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: harness.Kubelet122, Dockershim: true})
+	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: version, Dockershim: true})
 	m := &migration{kubeletRun: r, pods: kubeletToMigrate(n.CNI.Gateway), was: map[string]harness.KubeletPod{}, read: map[string]int{}}
 	for name, pod := range m.pods {
 		r.apply(t, name, pod.spec)

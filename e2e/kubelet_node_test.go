@@ -94,7 +94,8 @@ func TestKubeletFullNode(t *testing.T) {
 	wholeKubelet(t)
 	const pods = 110
 	recordKubelet(t, harness.KubeletCurrent, 1)
-	n := node(t, "threads") // of which the Go runtime ends none, and all pods start at once
+	// The Go runtime ends no thread and keeps some memory of the most that ever was at once; the live heap is looked at.
+	n := node(t, "threads", "resident bytes")
 	r := &kubeletRun{n: n, host: t.TempDir()}
 	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"maxPods": pods, "registryPullQPS": 0, "syncFrequency": "1m"}})
 	name := func(i int) string { return fmt.Sprintf("full-%d", i) }

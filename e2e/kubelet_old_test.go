@@ -19,16 +19,22 @@ func TestKubelet122(t *testing.T) {
 
 // A kubelet that speaks both versions does as well with a runtime that has only one of them.
 func TestKubelet123(t *testing.T) {
-	wholeKubelet(t)
-	if os.Getenv("E2E_KUBELET") != kubeletMatrix {
-		t.Skip("left to `make matrix` and `make test-kubelet RUN=TestKubelet123`")
-	}
+	matrixKubelet(t)
 	for _, version := range []string{"v1", "v1alpha2"} {
 		t.Run(version, func(t *testing.T) {
 			recordKubelet(t, harness.Kubelet123, len(kubeletCore))
 			n := node(t)
 			runOldKubelet(t, n, harness.KubeletOptions{Version: harness.Kubelet123, Endpoint: harness.StartCRIEndpoint(t, n.Shim, version)})
 		})
+	}
+}
+
+// matrixKubelet skips what only the matrix of kubelets has.
+func matrixKubelet(t *testing.T) {
+	t.Helper()
+	wholeKubelet(t)
+	if os.Getenv("E2E_KUBELET") != kubeletMatrix {
+		t.Skip("left to `make matrix` and `make test-kubelet RUN=TestKubelet123`")
 	}
 }
 

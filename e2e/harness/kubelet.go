@@ -529,7 +529,11 @@ func (k *Kubelet) removePods() {
 		return nil
 	})
 	// An old kubelet does not know the unified hierarchy, in which OCI runtimes make cgroups too, and leaves those of its pods there.
-	Eventually(k.t, 30*time.Second, "the kubelet to remove the cgroups and volumes of its pods", func() error {
+	patience := 30 * time.Second
+	if k.old() {
+		patience = 3 * time.Minute // it looks at a pod again that it could not tear down, but not soon
+	}
+	Eventually(k.t, patience, "the kubelet to remove the cgroups and volumes of its pods", func() error {
 		left := slices.DeleteFunc(Cgroups(k.cgroup), func(name string) bool {
 			return k.old() || slices.Contains([]string{"/kubepods", "/kubepods/besteffort", "/kubepods/burstable"}, name)
 		})
