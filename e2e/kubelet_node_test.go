@@ -24,16 +24,16 @@ const kubeletWeb = `
   volumes: [{name: data, emptyDir: {}}]`
 
 // kubeletOn runs kubeletWeb and two more pods on a node of the test's own, which is checked for leaks at the end.
-func kubeletOn(t *testing.T, docker harness.DockerOptions) *kubeletRun {
+func kubeletOn(t *testing.T, version string, docker harness.DockerOptions) *kubeletRun {
 	t.Helper()
 	wholeKubelet(t)
-	recordKubelet(t, harness.KubeletCurrent, 1)
+	recordKubelet(t, version, 1)
 	n := harness.NewNode(t, docker, harness.ShimOptions{})
 	n.Pull(t, harness.Busybox)
 	warmUp(t, n)
 	n.NoLeaks(t, "threads") // of which the Go runtime ends none
 	r := &kubeletRun{n: n, host: t.TempDir()}
-	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{})
+	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: version})
 	r.apply(t, "web", kubeletWeb)
 	for _, name := range []string{"first", "second"} {
 		r.apply(t, name, kubeletWitness)
@@ -64,9 +64,12 @@ func (r *kubeletRun) serves(t *testing.T, starts string) {
 }
 
 // A dockerd that ends with its containers, and comes back: the kubelet makes its pods again, in their old volumes.
-func TestKubeletOnDockerdThatRestarts(t *testing.T) {
+func TestKubeletOnDockerdThatRestarts(t *testing.T) { dockerdRestarts(t, harness.KubeletCurrent) }
+
+func dockerdRestarts(t *testing.T, version string) {
+	t.Helper()
 	harness.AboutDocker(t)
-	r := kubeletOn(t, harness.DockerOptions{})
+	r := kubeletOn(t, version, harness.DockerOptions{})
 	r.serves(t, "started\n")
 	r.n.Docker.Restart()
 	r.n.Shim.WaitReady()
@@ -75,8 +78,13 @@ func TestKubeletOnDockerdThatRestarts(t *testing.T) {
 
 // With live-restore a dockerd that dies and comes back changes nothing.
 func TestKubeletOnDockerdThatIsKilledWithLiveRestore(t *testing.T) {
+	dockerdIsKilled(t, harness.KubeletCurrent)
+}
+
+func dockerdIsKilled(t *testing.T, version string) {
+	t.Helper()
 	harness.AboutDocker(t)
-	r := kubeletOn(t, harness.DockerOptions{LiveRestore: true})
+	r := kubeletOn(t, version, harness.DockerOptions{LiveRestore: true})
 	r.serves(t, "started\n")
 	before, witness := r.WaitReady(t, "web").ContainerIDs(), watch(t, r.n, r.Kubelet, "first", "c")
 	r.n.Docker.Kill()
@@ -90,14 +98,17 @@ func TestKubeletOnDockerdThatIsKilledWithLiveRestore(t *testing.T) {
 }
 
 // A node that is full at once, and empty again.
-func TestKubeletFullNode(t *testing.T) {
+func TestKubeletFullNode(t *testing.T) { fullNode(t, harness.KubeletCurrent) }
+
+func fullNode(t *testing.T, version string) {
+	t.Helper()
 	wholeKubelet(t)
 	const pods = 110
-	recordKubelet(t, harness.KubeletCurrent, 1)
+	recordKubelet(t, version, 1)
 	// The Go runtime ends no thread and keeps some memory of the most that ever was at once; the live heap is looked at.
 	n := node(t, "threads", "resident bytes")
 	r := &kubeletRun{n: n, host: t.TempDir()}
-	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"maxPods": pods, "registryPullQPS": 0, "syncFrequency": "1m"}})
+	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: version, Config: map[string]any{"maxPods": pods, "registryPullQPS": 0, "syncFrequency": "1m"}})
 	name := func(i int) string { return fmt.Sprintf("full-%d", i) }
 	for i := range pods {
 		r.apply(t, name(i), `
@@ -183,8 +194,11 @@ func value(metrics, name string) string {
 }
 
 // After a reboot nothing runs and the pods come back, in their old volumes.
-func TestKubeletReboot(t *testing.T) {
-	r := kubeletOn(t, harness.DockerOptions{})
+func TestKubeletReboot(t *testing.T) { reboots(t, harness.KubeletCurrent) }
+
+func reboots(t *testing.T, version string) {
+	t.Helper()
+	r := kubeletOn(t, version, harness.DockerOptions{})
 	r.serves(t, "started\n")
 	before := r.WaitReady(t, "web")
 	r.n.Reboot(t, r.Kubelet)

@@ -43,6 +43,17 @@ func TestKubelet122Scenarios(t *testing.T) {
 	runKubeletScenarios(t, kubeletFamilies, harness.KubeletOptions{Version: harness.Kubelet122})
 }
 
+// What can befall a whole node, under the kubelet that speaks only runtime.v1alpha2.
+func TestKubelet122OnDockerdThatRestarts(t *testing.T) { dockerdRestarts(t, harness.Kubelet122) }
+
+func TestKubelet122OnDockerdThatIsKilledWithLiveRestore(t *testing.T) {
+	dockerdIsKilled(t, harness.Kubelet122)
+}
+
+func TestKubelet122FullNode(t *testing.T) { fullNode(t, harness.Kubelet122) }
+
+func TestKubelet122Reboot(t *testing.T) { reboots(t, harness.Kubelet122) }
+
 // runOldKubelet runs the core of pods by a kubelet that takes the figures of a network from its own cAdvisor, which knows only
 // containerd's and CRI-O's pods.
 func runOldKubelet(t *testing.T, n *harness.Node, options harness.KubeletOptions) {
