@@ -268,10 +268,7 @@ func TestR23DamageIsNoticedAndMendedBeforeUse(t *testing.T) {
 		s := newStore(t, nil)
 		img := pull(t, s, ref)
 		blob := s.images[img.ID].record.Manifests[0].Layers[0].Digest
-		_ = s.Close()
-		if err := os.Truncate(s.layerTree(digest.Digest(img.Layers[0]))+"/etc/owned", 0); err != nil {
-			t.Fatal(err)
-		}
+		rot(t, s, img)
 		flip(t, s.blobPath(blob))
 		s = reopen(t, s.root, nil)
 		if err := s.Ready(t.Context(), img.ID); err != nil {
@@ -287,10 +284,7 @@ func TestR23DamageIsNoticedAndMendedBeforeUse(t *testing.T) {
 		ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, richLayer(t)...)))
 		s := newStore(t, nil)
 		img := pull(t, s, ref)
-		_ = s.Close()
-		if err := os.Truncate(s.layerTree(digest.Digest(img.Layers[0]))+"/etc/owned", 0); err != nil {
-			t.Fatal(err)
-		}
+		rot(t, s, img)
 		s = reopen(t, s.root, func(o *Options) {
 			o.InUse = func(context.Context, engine.ImageID) ([]string, error) { return []string{"container x"}, nil }
 		})
@@ -300,16 +294,22 @@ func TestR23DamageIsNoticedAndMendedBeforeUse(t *testing.T) {
 	})
 }
 
+// rot closes the store and cuts a file of an image's first layer short.
+func rot(t *testing.T, s *Store, img *engine.Image) {
+	t.Helper()
+	_ = s.Close()
+	if err := os.Truncate(s.layerTree(digest.Digest(img.Layers[0]))+"/etc/owned", 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // R23: a container that has ended, as all have after a power cut, does not keep the layers from being mended.
 func TestWhatHasEndedKeepsNoLayerFromBeingMended(t *testing.T) {
 	reg := newSite(t, nil)
 	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, richLayer(t)...)))
 	s := newStore(t, nil)
 	img := pull(t, s, ref)
-	_ = s.Close()
-	if err := os.Truncate(s.layerTree(digest.Digest(img.Layers[0]))+"/etc/owned", 0); err != nil {
-		t.Fatal(err)
-	}
+	rot(t, s, img)
 	s = reopen(t, s.root, func(o *Options) {
 		o.InUse = func(context.Context, engine.ImageID) ([]string, error) { return []string{"container x"}, nil }
 		o.Mounted = func(context.Context, engine.ImageID) ([]string, error) { return nil, nil }
@@ -336,10 +336,7 @@ func TestWhatCannotBeMendedIsNotThrownAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	blob := s.images[img.ID].record.Manifests[0].Layers[0].Digest
-	_ = s.Close()
-	if err := os.Truncate(s.layerTree(digest.Digest(img.Layers[0]))+"/etc/owned", 0); err != nil {
-		t.Fatal(err)
-	}
+	rot(t, s, img)
 	flip(t, s.blobPath(blob))
 	s = reopen(t, s.root, nil)
 	if err := s.Ready(t.Context(), img.ID); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "import") {
