@@ -1,6 +1,6 @@
 #!/bin/sh
-# A private containerd as the peer of `make bench`: PEER_START='sh $PWD/e2e/bench/containerd.sh' PARTS=dense make bench.
-# It has an engine of its own, so only what is asked of a node can be compared, not what goes through Docker.
+# A private containerd as the peer of `make bench PEER=containerd`, which builds it: ENGINE=native, or PARTS=dense on Docker, as it
+# has an engine of its own and only what is asked of a node can be compared, not what goes through Docker.
 set -eu
 cat >"$PEER_DIR/config.toml" <<END
 version = 2
@@ -19,4 +19,4 @@ state = "$PEER_DIR/state"
     bin_dir = "$CNI_BIN_DIR"
     conf_dir = "$CNI_CONF_DIR"
 END
-exec "${CONTAINERD:-containerd}" --config "$PEER_DIR/config.toml"
+exec "$CONTAINERD" --config "$PEER_DIR/config.toml"

@@ -7,6 +7,7 @@
 // table says whether the goals of docs/performance.md were met.
 //
 // Environment: COUNT (pods a round, 6), ROUNDS (5), PODS (pods of the dense node, 100), MIB (of a stream, 128), PEER
-// (unix:// socket of another CRI server) with PEER_IMAGE where it cannot pull from the harness's registry, or PEER_START (a
-// shell command that starts one on the very Docker Engine and network, see peerOf).
+// (unix:// socket of another CRI server, with PEER_IMAGE where it cannot pull from the harness's registry; or containerd: a
+// current one is built and started on the same network), or PEER_START (a shell command that starts one on the very Docker
+// Engine and network, see peerOf).
 package bench

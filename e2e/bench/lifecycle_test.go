@@ -20,6 +20,9 @@ const (
 	sideCount
 )
 
+// settle is how long each side waits for the machine before its turn.
+const settle = 2 * time.Second
+
 // lifecycle measures whole lives of pods by all sides in turns: rounds of count pods, clients at a time.
 func (n *bench) lifecycle(series string, count, clients, rounds int) {
 	n.b.Helper()
@@ -30,13 +33,17 @@ func (n *bench) lifecycle(series string, count, clients, rounds int) {
 	}
 	for round := range rounds {
 		for turn := range sideCount {
-			// Each round begins with another side, so that none always follows the same.
+			// Each round begins with another side, and every second one goes backwards, so that none always follows the same.
 			which := (round + turn) % sideCount
+			if round%2 == 1 {
+				which = sideCount - 1 - which
+			}
 			s := n.sides[which]
 			if s == nil {
 				continue
 			}
 			resume := n.aside(which)
+			time.Sleep(settle) // what the kernel still takes away of the pods before is nobody's cost
 			lives, err := live(s, count, clients)
 			resume()
 			if err != nil {

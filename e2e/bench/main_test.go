@@ -86,6 +86,7 @@ func BenchmarkNode(b *testing.B) {
 		{"single", func() { n.lifecycle("one at a time", count, 1, rounds) }},
 		{"parallel", func() { n.lifecycle("8 at once", max(16, 2*count), 8, rounds) }},
 		{"streams", func() { n.streams(setting("MIB", 128), rounds) }},
+		{"pull", func() { n.pull(rounds) }},
 		{"dense", func() { n.density(setting("PODS", 100)) }},
 	} {
 		if wanted.MatchString(part.name) {
@@ -122,11 +123,18 @@ func (n *bench) cri(client harness.Client, image string) *criSide {
 
 // peerOf connects to the CRI server at PEER, or to one that PEER_START starts: a shell command that finds in its environment
 // PEER_SOCKET (where to serve), PEER_DIR (a folder for it), DOCKER_ENDPOINT, CNI_CONF_DIR, CNI_BIN_DIR and PAUSE_IMAGE.
+// PEER=containerd starts a current one, built here.
 func (n *bench) peerOf() {
 	n.b.Helper()
 	socket := strings.TrimPrefix(os.Getenv("PEER"), "unix://")
-	if command := os.Getenv("PEER_START"); command != "" {
-		socket = n.startPeer(command)
+	command := os.Getenv("PEER_START")
+	var env []string
+	if socket == "containerd" {
+		binary, path := harness.Containerd(n.b)
+		command, env = "sh containerd.sh", []string{"CONTAINERD=" + binary, "PATH=" + path + ":" + os.Getenv("PATH")}
+	}
+	if command != "" {
+		socket = n.startPeer(command, env)
 		n.sameEngine = strings.Contains(command, "$DOCKER_ENDPOINT")
 	}
 	if socket == "" {
@@ -147,7 +155,7 @@ func (n *bench) peerOf() {
 	}
 }
 
-func (n *bench) startPeer(command string) (socket string) {
+func (n *bench) startPeer(command string, env []string) (socket string) {
 	n.b.Helper()
 	dir := harness.WorkDir(n.b, "p")
 	n.peerDir = dir
@@ -163,6 +171,7 @@ func (n *bench) startPeer(command string) (socket string) {
 	if !harness.Native() {
 		peer.Env = append(peer.Env, "DOCKER_ENDPOINT="+n.node.Docker.Endpoint())
 	}
+	peer.Env = append(peer.Env, env...)
 	if err := peer.Start(); err != nil {
 		n.b.Fatalf("starting the peer: %v", err)
 	}

@@ -99,6 +99,16 @@ func newRunc(t T) string {
 	return buildTool(t, "runc", "github.com/opencontainers/runc", "-tags=seccomp", "-ldflags=-s -w")
 }
 
+// Containerd is a current containerd, and the folders with its shim and its runc that go before PATH.
+func Containerd(t T) (binary, pathPrefix string) {
+	t.Helper()
+	const commands = "github.com/containerd/containerd/v2/cmd/"
+	version := "-ldflags=-s -w -X github.com/containerd/containerd/v2/version.Version=2.4.2"
+	binary = buildTool(t, "containerd", commands+"containerd", version)
+	shim := buildTool(t, "containerd", commands+"containerd-shim-runc-v2", version)
+	return binary, filepath.Dir(shim) + ":" + filepath.Dir(newRunc(t))
+}
+
 // buildTool builds a command of a module of e2e/tools into the cache folder's folder of that name, unless this process did
 // already, and returns its path. Tests may ask from within their network namespace: the modules are fetched in the host's.
 func buildTool(t T, module, pkg string, args ...string) string {
