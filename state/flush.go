@@ -24,9 +24,9 @@ const (
 	probePeriod = 3 * time.Second
 )
 
-// settleAfter is how long placed records wait for others: that a container was created mostly follows its intent by then,
-// and all wait for one disk.
-const settleAfter = 50 * time.Millisecond
+// settleAfter is how long records that write did not wait for wait for others: a pod and its containers mostly run by then,
+// so that each is settled once, and not while the engine wants the same disk for starting them.
+const settleAfter = time.Second
 
 // wakeWriter has the dirty records written soon.
 func (s *Store) wakeWriter() {

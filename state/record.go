@@ -47,7 +47,7 @@ const (
 	// engine, by its labels, and taken back.
 	placed durability = iota
 	// swapped waits for the file: the record's older self may come back. Of an object on its way out the next Stop and
-	// Remove do again what was done.
+	// Remove do again what was done; of one that runs the older self, or what the engine knows, has what must be taken back.
 	swapped
 	// synced waits for the folder too.
 	synced
@@ -190,12 +190,13 @@ func (c *Container) check() error {
 	return errors.Join(append(errs, checkCommon(c.Engine, c.Seq, c.Phase, string(c.ID)))...)
 }
 
-// durabilityOf says that a phase is worth a wait for the folder, unless the object ends or is made again if it is lost.
+// durabilityOf says that a phase is worth a wait for the folder, unless the object runs or ends, or is made again if it is
+// lost.
 func durabilityOf(phase Phase, madeAgain bool) durability {
 	switch {
 	case madeAgain:
 		return placed
-	case phase.Ending():
+	case phase == PhaseRunning || phase.Ending():
 		return swapped
 	}
 	return synced
