@@ -57,6 +57,8 @@ const (
 	lastDockershim = 23
 	// seccompByFlag is the last kubelet that has --seccomp-profile-root.
 	seccompByFlag = 22
+	// defaultSeccomp is the folder of a kubelet's Localhost profiles that no flag moves.
+	defaultSeccomp = "/var/lib/kubelet/seccomp"
 	// driverFromRuntime is the first kubelet that asks the runtime for the cgroup driver by default.
 	driverFromRuntime = 31
 	// cgroupV1Refused is the first kubelet that does not start on cgroup v1 unless failCgroupV1 is false.

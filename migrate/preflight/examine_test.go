@@ -225,6 +225,11 @@ func TestOneThingIsFound(t *testing.T) {
 			flags("--network-plugin=cni --root-dir=/data/kubelet")(t, n)
 			n.Kubelet.Version = "v1.23.17"
 		}},
+		{"do seccomp-dir", ToDo, func(_ *testing.T, n *Node) { n.Own.SeccompDir = "/etc/crishim/seccomp" }},
+		{"do seccomp-dir", ToDo, func(t *testing.T, n *Node) { // whose root says nothing of the profiles' folder
+			flags("--network-plugin=cni --root-dir=/data/kubelet")(t, n)
+			n.Kubelet.Version, n.Own.SeccompDir = "v1.22.17", "/data/kubelet/seccomp"
+		}},
 		{"note flag-moves", Ready, flags("--network-plugin=cni --image-pull-progress-deadline=10m")},
 		{"note flag-pause", Ready, flags("--network-plugin=cni --pod-infra-container-image=k8s.gcr.io/pause:3.5")},
 		{"do image-endpoint", ToDo, flags("--network-plugin=cni --image-service-endpoint=unix:///other.sock")},

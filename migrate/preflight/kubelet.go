@@ -151,6 +151,12 @@ func (x *examination) seccomp() {
 	f, ok := x.node.Kubelet.Files.Flag("root-dir")
 	if own := filepath.Join(f.Value, "seccomp"); ok && (x.minor == 0 || x.minor > seccompByFlag) {
 		x.moves(f, "seccomp_dir", own == dir, fmt.Sprintf("seccomp_dir = %q", own))
+		return
+	}
+	// Without a unit the kubelet's flags are not known, and with "" no profile is taken.
+	if len(x.node.Kubelet.Files.Units) > 0 && x.node.Own.SeccompDir != "" && dir != defaultSeccomp {
+		x.find(Do, "seccomp-dir", dir, "crishim looks for seccomp profiles in "+dir+", and the kubelet has them in "+defaultSeccomp+", as no flag of its names another folder",
+			fmt.Sprintf("seccomp_dir: seccomp_dir = %q", defaultSeccomp))
 	}
 }
 
