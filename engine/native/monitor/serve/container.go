@@ -37,6 +37,8 @@ type container struct {
 	// last asked to be killed: its end is of none of them.
 	oomKills         atomic.Uint64
 	outlivedOOMKills atomic.Uint64
+	// asked says that it was.
+	asked atomic.Bool
 
 	// op is held by what changes the container: one at a time.
 	op sync.Mutex
@@ -225,6 +227,7 @@ func (c *container) noteOutlived() {
 	if c.watch.Alive() {
 		kills, _ := c.countedOOMKills()
 		c.outlivedOOMKills.Store(kills)
+		c.asked.Store(true)
 	}
 }
 

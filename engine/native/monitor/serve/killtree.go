@@ -28,6 +28,8 @@ type member struct {
 // An exec has no cgroup of its own, in which a daemon that left the session and lost its parent would still be found: a
 // process must see the same cgroup in an exec as in the container.
 func killTree(container Container, root int) {
+	// It is our child and not reaped yet, so the pid is its own: it goes also where nobody can be looked at for want of descriptors.
+	defer func() { _ = unix.Kill(root, unix.SIGKILL) }()
 	deadline := time.Now().Add(killTreeTimeout)
 	seen := map[int]struct{}{root: {}}
 	for wait := time.Millisecond; time.Now().Before(deadline); wait = min(2*wait, 50*time.Millisecond) {

@@ -1,7 +1,11 @@
 package serve
 
 import (
+	"errors"
 	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/oom"
 )
@@ -11,6 +15,8 @@ import (
 // nobody else accounts for there was of the container that cannot be asked any more.
 type ooms struct {
 	pod string // the folder of the pod's cgroup of version 2, or ""
+	// killed says of a container that has ended whether SIGKILL ended it, as the kernel does for want of memory.
+	killed func(*container) bool
 
 	mu   sync.Mutex
 	live map[*container]struct{}
@@ -50,11 +56,46 @@ func (o *ooms) leave(c *container) uint64 {
 	defer o.mu.Unlock()
 	kills, err := c.countedOOMKills()
 	if err != nil {
-		kills += o.unclaimed()
+		kills += o.share(c)
 	}
 	delete(o.live, c)
 	o.past += kills
 	return kills
+}
+
+// share is what a container that cannot be asked any more gets of the kills that nobody accounts for. All of them, but for one for each
+// other that cannot be asked either and has nothing else that it ended of: two may be killed in one moment. It is called with mu held.
+func (o *ooms) share(c *container) uint64 {
+	kills, others := o.unclaimed(), uint64(0)
+	for other := range o.live {
+		if other != c && o.wants(other) {
+			others++
+		}
+	}
+	left := kills - min(kills, others)
+	if left == 0 && kills > 0 && o.wants(c) {
+		return 1 // one of them was killed by somebody outside, and nothing says which
+	}
+	return left
+}
+
+// wants says whether a container ended as by a kill that its cgroup cannot tell of.
+func (o *ooms) wants(c *container) bool {
+	kills, err := c.countedOOMKills()
+	return err != nil && kills == 0 && !c.asked.Load() && o.killed(c)
+}
+
+// killed asks without reaping.
+func (c *container) killed() bool {
+	const cldKilled, status = 2, 24 // CLD_KILLED, and where si_status is in siginfo_t
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, c.runtime.PID(), &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			signal := *(*int32)(unsafe.Add(unsafe.Pointer(&info), status))
+			return err == nil && info.Code == cldKilled && signal == int32(unix.SIGKILL)
+		}
+	}
 }
 
 // unclaimed are those that the pod's cgroup counts and nobody else; it is called with mu held.

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // podOOMs are those of a pod whose cgroup counts what counts is told.
@@ -16,7 +18,7 @@ func podOOMs(t *testing.T) (o *ooms, counts func(kills int)) {
 			t.Fatal(err)
 		}
 	}
-	return &ooms{pod: dir, live: map[*container]struct{}{}}, counts
+	return &ooms{pod: dir, killed: func(*container) bool { return true }, live: map[*container]struct{}{}}, counts
 }
 
 func oomContainer(o *ooms) (*container, *fakeRuntime) {
@@ -59,10 +61,66 @@ func TestAnOOMKillIsKnownAlthoughTheCgroupIsGone(t *testing.T) {
 	}
 }
 
+// Two containers of a pod that are killed in one moment get one kill each, whichever is asked for first; one that ended otherwise in that
+// moment gets none of theirs.
+//
+// Rows: R48 (part)
+func TestOOMKillsOfOneMomentAreToldApart(t *testing.T) {
+	o, counts := podOOMs(t)
+	first, firstCgroup := oomContainer(o)
+	second, secondCgroup := oomContainer(o)
+	asked, askedCgroup := oomContainer(o)
+	done, doneCgroup := oomContainer(o)
+	o.killed = func(c *container) bool { return c != done }
+	asked.asked.Store(true)
+	counts(2)
+	for _, r := range []*fakeRuntime{firstCgroup, secondCgroup, askedCgroup, doneCgroup} {
+		r.gone = os.ErrNotExist
+	}
+	for _, tt := range []struct {
+		name string
+		c    *container
+		want uint64
+	}{{"one that was asked to end", asked, 0}, {"one that ended by itself", done, 0}, {"the first", first, 1}, {"the second", second, 1}} {
+		if kills := o.leave(tt.c); kills != tt.want {
+			t.Errorf("%d kills of %s", kills, tt.name)
+		}
+	}
+	// Somebody outside killed one of two.
+	one, oneCgroup := oomContainer(o)
+	two, twoCgroup := oomContainer(o)
+	counts(3)
+	oneCgroup.gone, twoCgroup.gone = os.ErrNotExist, os.ErrNotExist
+	if kills := o.leave(one) + o.leave(two); kills != 1 {
+		t.Errorf("%d kills of two containers", kills)
+	}
+}
+
+func TestHowAContainerEndedIsSeenBeforeItIsReaped(t *testing.T) {
+	for script, want := range map[string]bool{"kill -9 $$": true, "kill -15 $$": false, "exit 137": false, "exit 9": false} {
+		p := &fakeContainer{}
+		process, err := p.run([]string{"/bin/sh", "-c", script}, Stdio{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.fakeProcess = process
+		var info unix.Siginfo
+		if err := unix.Waitid(unix.P_PID, process.PID(), &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := (&container{runtime: p}).killed(); got != want {
+			t.Errorf("%s: %v", script, got)
+		}
+		if _, err := process.Wait(); err != nil {
+			t.Errorf("%s: %v", script, err)
+		}
+	}
+}
+
 func TestWithoutACgroupOfThePodOnlyToldOOMKillsCount(t *testing.T) {
 	for name, o := range map[string]*ooms{
-		"version 1": {live: map[*container]struct{}{}},
-		"removed":   {pod: t.TempDir() + "/gone", live: map[*container]struct{}{}},
+		"version 1": {live: map[*container]struct{}{}, killed: func(*container) bool { return true }},
+		"removed":   {pod: t.TempDir() + "/gone", live: map[*container]struct{}{}, killed: func(*container) bool { return true }},
 	} {
 		c, r := oomContainer(o)
 		r.gone = os.ErrNotExist

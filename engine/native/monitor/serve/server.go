@@ -51,7 +51,7 @@ func New(config *monitor.Config, runtime Runtime, hello monitor.Hello, reaper *R
 	s := &Server{config: config, runtime: runtime, hello: hello, reaper: reaper,
 		ended: make(chan struct{}), containers: map[string]*container{}}
 	s.events.states = s.states
-	s.ooms = ooms{pod: config.PodCgroup, live: map[*container]struct{}{}}
+	s.ooms = ooms{pod: config.PodCgroup, killed: (*container).killed, live: map[*container]struct{}{}}
 	return s
 }
 
