@@ -168,11 +168,11 @@ const reasonAway = "EngineUnavailable"
 
 // The engine of what cannot be confirmed is away, and its process, which would prove it, is gone.
 func unconfirmedPod(p *state.PodView) bool {
-	return p.State == engine.PodReady && !process.Alive(p.Status.PID, p.Status.StartTicks)
+	return p.State == engine.PodReady && process.Gone(p.Status.PID, p.Status.StartTicks)
 }
 
 func unconfirmedContainer(c *state.ContainerView) bool {
-	return c.State == engine.ContainerRunning && !process.Alive(c.Status.PID, c.Status.StartTicks)
+	return c.State == engine.ContainerRunning && process.Gone(c.Status.PID, c.Status.StartTicks)
 }
 
 // watch is the engine's Watch. An engine that can never be used ends the daemon only where it was the last one.

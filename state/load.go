@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"crishim/internal/atomicfile"
+	"crishim/internal/process"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -76,7 +77,7 @@ func (s *Store) checkBoot() error {
 	return nil
 }
 
-// load reads every record of the kind. Only a directory that cannot be read is an error.
+// load reads every record of the kind. An error is only a directory that cannot be read, or that this process has no descriptor left.
 func (t *table[S, R, P, V]) load() error {
 	files, err := os.ReadDir(t.dir)
 	if err != nil {
@@ -91,7 +92,11 @@ func (t *table[S, R, P, V]) load() error {
 			continue
 		}
 		rec := new(R)
-		if err := t.read(path, rec); err != nil {
+		err := t.read(path, rec)
+		if process.Starved(err) {
+			return fmt.Errorf("load %s record %s: %w", t.kind, f.Name(), err)
+		}
+		if err != nil {
 			t.refuse(path, err)
 			continue
 		}

@@ -16,6 +16,7 @@ import (
 	"crishim/engine"
 	"crishim/internal/atomicfile"
 	"crishim/internal/process"
+	"crishim/internal/starving"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -858,4 +859,26 @@ func BenchmarkListAfterAChange(b *testing.B) {
 		}
 	}
 	must(b, s.Close())
+}
+
+// A daemon that has no descriptor left does not start, and takes no record for a bad one.
+//
+// Rows: R21 (part)
+func TestARecordThatCannotBeOpenedNowIsNotABadOne(t *testing.T) {
+	root := filledRoot(t)
+	var err error
+	starving.Opening(t, unix.O_NOFOLLOW, unix.O_CREAT, func() {
+		var s *Store
+		if s, err = Open(root, filepath.Join(root, "run")); err == nil {
+			_ = s.Close()
+		}
+	})
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("the store was opened: %v", err)
+	}
+	s := openStore(t, root)
+	t.Cleanup(func() { _ = s.Close() })
+	if pods, bad := s.Pods(), s.Quarantined(); len(pods) != 3 || len(bad) != 0 {
+		t.Errorf("%d pods, and %+v set aside", len(pods), bad)
+	}
 }

@@ -147,7 +147,7 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 			return status, nil
 		}
 		files := limitsByFile(status.CgroupPath, &spec.Resources, &engine.Resources{}, s.facts.cgroupV2)
-		if err := writeCgroupFiles(files); err != nil && process.Alive(status.PID, status.StartTicks) {
+		if err := writeCgroupFiles(files); err != nil && !process.Gone(status.PID, status.StartTicks) {
 			// It runs without a limit that was asked for: it must not.
 			return status, errors.Join(err, killAndWait(ctx, s, string(id)))
 		}

@@ -89,8 +89,8 @@ type Engine struct {
 	// ready is set once what was found at the start is sorted.
 	ready atomic.Bool
 	start sync.Once
-	// pluginsErr is why plugins cannot connect, set with ready.
-	pluginsErr error
+	// startErr is why it never got ready: records that cannot be listed, plugins that cannot connect, an end that came before.
+	startErr error
 
 	// life ends with Close, and with it what goes on in the background.
 	life       context.Context
@@ -235,17 +235,20 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	defer background.Wait()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	// A daemon that is told to end meanwhile finishes: what was not joined yet must not look lost.
 	e.start.Do(func() {
-		e.load()
-		e.recover(context.WithoutCancel(ctx))
+		if e.startErr = e.load(ctx); e.startErr != nil {
+			return
+		}
+		if e.startErr = e.recover(ctx); e.startErr != nil {
+			return
+		}
 		// No container is made before the plugins are there that would change it.
-		if e.pluginsErr = e.startPlugins(); e.pluginsErr == nil {
+		if e.startErr = e.startPlugins(); e.startErr == nil {
 			e.ready.Store(true)
 		}
 	})
-	if e.pluginsErr != nil {
-		return e.pluginsErr
+	if e.startErr != nil {
+		return e.startErr
 	}
 	background.Go(func() { e.images.Run(ctx) })
 	if ctx.Err() != nil {

@@ -10,6 +10,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/native/monitor"
 	"crishim/internal/atomicfile"
+	"crishim/internal/process"
 )
 
 // removeOrphans removes what is in our folders and no record names.
@@ -63,14 +64,21 @@ func beingWritten(entry os.DirEntry) bool {
 // monitors ends those without a pod, and what they run.
 func (o orphans) monitors(ctx context.Context) {
 	for _, id := range o.in(o.Engine.monitors()) {
-		quiet(o.killMonitorIn(ctx, o.monitorDir(engine.PodID(id))), "end a monitor without a pod", id)
+		if err := o.killMonitorIn(ctx, o.monitorDir(engine.PodID(id))); err != nil {
+			quiet(err, "end a monitor without a pod", id)
+			o.owned[id] = true // by its folder alone it is known
+		}
 	}
 }
 
 func (o orphans) killMonitorIn(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinLimit)
 	defer cancel()
-	if client, err := monitor.Connect(ctx, dir); err == nil {
+	client, err := monitor.Connect(ctx, dir)
+	if process.Starved(err) {
+		return err
+	}
+	if err == nil {
 		defer client.Close()
 		states, err := client.List(ctx)
 		quiet(err, "list the containers of a monitor without a pod", dir)
@@ -81,6 +89,9 @@ func (o orphans) killMonitorIn(ctx context.Context, dir string) error {
 		}
 	}
 	record, err := monitor.ReadRecord(dir)
+	if process.Starved(err) {
+		return err
+	}
 	if err != nil {
 		return nil
 	}
@@ -95,14 +106,16 @@ func (o orphans) killMonitorIn(ctx context.Context, dir string) error {
 func (o orphans) cgroups(ctx context.Context) {
 	for _, id := range o.in(o.bundles()) {
 		oci, err := o.readBundle(engine.ContainerID(id))
-		if err != nil || oci.Linux == nil {
+		if err == nil && oci.Linux == nil || err != nil && !process.Starved(err) {
 			continue
 		}
-		path, err := o.Engine.cgroups.Path(oci.Linux.CgroupsPath)
 		if err == nil {
-			err = o.Engine.cgroups.Remove(ctx, path)
+			err = o.removeCgroup(ctx, oci.Linux.CgroupsPath)
 		}
-		quiet(err, "remove the cgroup of a container that no record names", id)
+		if err != nil {
+			quiet(err, "remove the cgroup of a container that no record names", id)
+			o.owned[id] = true // by its bundle alone it is known
+		}
 	}
 	pods, err := o.pins.List()
 	quiet(err, "list the pins of pods", "")
@@ -114,9 +127,20 @@ func (o orphans) cgroups(ctx context.Context) {
 			continue
 		}
 		if cg, err := o.Engine.cgroups.Pod(id, ""); err == nil {
-			quiet(o.Engine.cgroups.RemovePod(ctx, cg), "remove the cgroup of a pod that no record names", id)
+			if err := o.Engine.cgroups.RemovePod(ctx, cg); err != nil {
+				quiet(err, "remove the cgroup of a pod that no record names", id)
+				o.owned[string(id)] = true // by its pins and its monitor's folder alone it is known
+			}
 		}
 	}
+}
+
+func (o orphans) removeCgroup(ctx context.Context, cgroupsPath string) error {
+	path, err := o.Engine.cgroups.Path(cgroupsPath)
+	if err != nil {
+		return nil // it names none of ours
+	}
+	return o.Engine.cgroups.Remove(ctx, path)
 }
 
 // files removes pins, mounts, writable layers and whatever else has a name of ours.

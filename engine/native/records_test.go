@@ -271,7 +271,7 @@ func TestACopyThatIsNewerCounts(t *testing.T) {
 		}
 	}
 	loaded := func() (revisions []uint64) {
-		err := r.load(func(_ string, data []byte) error {
+		err := r.load(t.Context(), func(_ string, data []byte) error {
 			var h header
 			err := json.Unmarshal(data, &h)
 			revisions = append(revisions, h.Revision)

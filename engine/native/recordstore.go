@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"crishim/internal/atomicfile"
 	"crishim/internal/failpoint"
+	"crishim/internal/process"
 )
 
 // records are the records of one kind: DIR/ID, which a reboot leaves, and a copy COPIES/ID, which it does not. The copy
@@ -83,10 +85,9 @@ type found struct {
 }
 
 // read reads the record at path.
-func read(path string) (found, error) {
+func read(ctx context.Context, path string) (found, error) {
 	f := found{}
-	var err error
-	if f.data, err = os.ReadFile(path); err != nil {
+	if err := patiently(ctx, "read a record", func() (err error) { f.data, err = os.ReadFile(path); return err }); err != nil {
 		return f, err
 	}
 	if err := json.Unmarshal(f.data, &f.header); err != nil {
@@ -99,22 +100,29 @@ func read(path string) (found, error) {
 }
 
 // load calls add with each record of a version up to ours, and newer with the content of each later one. A record that
-// cannot be read is set aside and its copy taken; without one it is passed over: it keeps nothing else from being served.
-func (s records) load(add, newer func(id string, data []byte) error) error {
-	ids, err := s.ids()
-	if err != nil {
+// cannot be read is set aside and its copy taken; without one it is passed over: it keeps nothing else from being served. What this
+// process cannot read for want of a descriptor is waited for.
+func (s records) load(ctx context.Context, add, newer func(id string, data []byte) error) error {
+	var ids []string
+	if err := patiently(ctx, "list records", func() (err error) { ids, err = s.ids(); return err }); err != nil {
 		return err
 	}
 	for _, id := range ids {
 		path := filepath.Join(s.dir, id)
-		record, err := read(path)
+		record, err := read(ctx, path)
+		if process.Starved(err) {
+			return err
+		}
 		if err == nil && record.Version > recordVersion {
 			err = newer(id, record.data)
 			if err == nil {
 				continue
 			}
 		}
-		copied, copyErr := read(filepath.Join(s.copies, id))
+		copied, copyErr := read(ctx, filepath.Join(s.copies, id))
+		if process.Starved(copyErr) {
+			return copyErr
+		}
 		useCopy := copyErr == nil && copied.Version <= recordVersion && copied.Boot == boot()
 		if err == nil && (!useCopy || copied.Revision <= record.Revision) {
 			if err = add(id, record.data); err == nil {

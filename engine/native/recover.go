@@ -14,11 +14,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
 	"crishim/engine/native/host"
 	"crishim/engine/native/monitor"
+	"crishim/engine/native/ns"
 	"crishim/internal/atomicfile"
 	"crishim/internal/process"
 )
@@ -30,9 +32,9 @@ const (
 	reasonMonitorLost = "MonitorLost"
 )
 
-// load reads the records.
-func (e *Engine) load() {
-	pods := e.podRecords.load(func(id string, data []byte) error {
+// load reads the records. Where it cannot even be seen which there are, nothing may be done: all that runs would look like nobody's.
+func (e *Engine) load(ctx context.Context) error {
+	pods := e.podRecords.load(ctx, func(id string, data []byte) error {
 		var r podRecord
 		if err := json.Unmarshal(data, &r); err != nil {
 			return err
@@ -42,11 +44,11 @@ func (e *Engine) load() {
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.pods[r.ID] = &pod{podRecord: r, pins: e.pins.Set(r.ID)}
+		e.pods[r.ID] = &pod{podRecord: r}
 		host.ReserveLabels(r.Labels)
 		return nil
 	}, e.newer)
-	containers := e.containerRecords.load(func(id string, data []byte) error {
+	containers := e.containerRecords.load(ctx, func(id string, data []byte) error {
 		var r containerRecord
 		if err := json.Unmarshal(data, &r); err != nil {
 			return err
@@ -71,7 +73,7 @@ func (e *Engine) load() {
 		return e.newer(id, data)
 	})
 	if err := errors.Join(pods, containers); err != nil {
-		klog.ErrorS(err, "The records of the native engine cannot be read")
+		return fmt.Errorf("read the records of pods and containers: %w", err)
 	}
 	e.mu.Lock()
 	var taken []engine.PodID
@@ -84,6 +86,16 @@ func (e *Engine) load() {
 	for _, id := range taken {
 		e.leaveAlone(id)
 	}
+	for _, p := range e.allPods() {
+		var pins ns.Set
+		if err := patiently(ctx, "look at the pins of a pod", func() (err error) { pins, err = e.pins.Set(p.ID); return err }); err != nil {
+			return err
+		}
+		e.mu.Lock()
+		p.pins = pins
+		e.mu.Unlock()
+	}
+	return nil
 }
 
 // newer keeps a record that a newer version wrote from being touched, with all that it names.
@@ -119,18 +131,18 @@ func (e *Engine) leaveAlone(id engine.PodID) {
 }
 
 // recover brings records and reality together: monitors are joined, the ends of what lost its monitor are told, and what no
-// record names is removed.
-func (e *Engine) recover(ctx context.Context) {
-	var all sync.WaitGroup
-	limit := make(chan struct{}, 16)
+// record names is removed. An error says that ctx ended before all monitors could be asked; then nothing was taken for lost.
+func (e *Engine) recover(ctx context.Context) error {
+	var all errgroup.Group
+	all.SetLimit(16)
 	for _, p := range e.allPods() {
-		all.Go(func() {
-			limit <- struct{}{}
-			defer func() { <-limit }()
-			e.recoverPod(ctx, p)
-		})
+		all.Go(func() error { return e.recoverPod(ctx, p) })
 	}
-	all.Wait()
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	// A daemon that is told to end meanwhile finishes: what was not joined yet must not look lost.
+	ctx = context.WithoutCancel(ctx)
 	for _, c := range e.allContainers() {
 		if _, err := e.pod(c.Spec.Pod); err != nil {
 			klog.InfoS("A container has no pod any more", "id", c.ID, "pod", c.Spec.Pod)
@@ -138,6 +150,7 @@ func (e *Engine) recover(ctx context.Context) {
 		}
 	}
 	e.removeOrphans(ctx)
+	return nil
 }
 
 func (e *Engine) allPods() []*pod {
@@ -152,28 +165,33 @@ func (e *Engine) allContainers() []*container {
 	return slices.Collect(maps.Values(e.containers))
 }
 
-func (e *Engine) recoverPod(ctx context.Context, p *pod) {
+func (e *Engine) recoverPod(ctx context.Context, p *pod) error {
 	containers := e.containersOf(p.ID)
 	if p.Boot == boot() && !p.Stopped && !p.StartedAt.IsZero() {
-		err := e.join(ctx, p, containers)
+		err := patiently(ctx, "join the monitor of pod sandbox "+string(p.ID), func() error { return e.join(context.WithoutCancel(ctx), p, containers) })
 		if err == nil {
-			return
+			return nil
+		}
+		if process.Starved(err) {
+			return fmt.Errorf("join the monitor of pod sandbox %s: %w", p.ID, err)
 		}
 		if errdefs.IsFailedPrecondition(err) {
 			klog.ErrorS(err, "A pod sandbox is a newer version's and is left alone", "id", p.ID)
 			e.leaveAlone(p.ID)
-			return
+			return nil
 		}
 		e.counts.monitorsLost.Add(1)
 		klog.ErrorS(err, "The monitor of a pod sandbox is lost; what runs in it is killed", "id", p.ID)
 	}
-	e.lose(ctx, p, containers)
+	e.lose(context.WithoutCancel(ctx), p, containers)
+	return nil
 }
 
 // joinLimit bounds the wait for a monitor that lives and does not answer.
 const joinLimit = 10 * time.Second
 
-// join connects to the pod's monitor as long as it lives. ErrFailedPrecondition where it is too new.
+// join connects to the pod's monitor as long as it lives. ErrFailedPrecondition where it is too new; where it could not be asked
+// (process.Starved) that says nothing of it.
 func (e *Engine) join(ctx context.Context, p *pod, containers []*container) error {
 	ctx, cancel := context.WithTimeout(ctx, joinLimit)
 	defer cancel()
@@ -183,10 +201,12 @@ func (e *Engine) join(ctx context.Context, p *pod, containers []*container) erro
 			err = e.rejoin(ctx, p, client, containers)
 		}
 		record, recordErr := monitor.ReadRecord(e.monitorDir(p.ID))
-		if err == nil || errdefs.IsFailedPrecondition(err) {
+		switch {
+		case err == nil, errdefs.IsFailedPrecondition(err), process.Starved(err):
 			return err
-		}
-		if starved := monitor.Starved(err) || monitor.Starved(recordErr); !starved && (recordErr != nil || !process.Alive(record.PID, record.StartTicks)) {
+		case process.Starved(recordErr):
+			return recordErr
+		case recordErr != nil, process.Gone(record.PID, record.StartTicks):
 			return err
 		}
 		select {
@@ -201,6 +221,10 @@ func (e *Engine) join(ctx context.Context, p *pod, containers []*container) erro
 // monitor that it stays.
 func (e *Engine) rejoin(ctx context.Context, p *pod, client *monitor.Client, containers []*container) error {
 	states, err := client.List(ctx)
+	var ends map[engine.ContainerID]*ending
+	if err == nil {
+		ends, err = e.knownEnds(containers)
+	}
 	if err == nil {
 		err = client.Commit(ctx)
 	}
@@ -224,7 +248,7 @@ func (e *Engine) rejoin(ctx context.Context, p *pod, client *monitor.Client, con
 	for _, c := range containers {
 		st := known[string(c.ID)]
 		delete(known, string(c.ID))
-		if !e.noteKnownEnd(c) {
+		if !e.noteKnownEnd(c, ends[c.ID]) {
 			e.noteState(ctx, c, client, st)
 		}
 	}
@@ -266,15 +290,29 @@ func (e *Engine) noteState(ctx context.Context, c *container, client *monitor.Cl
 	}
 }
 
-// noteKnownEnd tells an end that is on record, by the monitor or by us.
-func (e *Engine) noteKnownEnd(c *container) bool {
+// knownEnds are the ends that are on record, by the monitor or by us. An error says that this process could not look.
+func (e *Engine) knownEnds(containers []*container) (map[engine.ContainerID]*ending, error) {
+	ends := map[engine.ContainerID]*ending{}
+	for _, c := range containers {
+		end, err := e.knownEnd(c)
+		if err != nil {
+			return nil, err
+		}
+		ends[c.ID] = end
+	}
+	return ends, nil
+}
+
+// knownEnd is nil where none is on record.
+func (e *Engine) knownEnd(c *container) (*ending, error) {
 	if c.Ended != nil {
-		e.noteExit(c, *c.Ended, false)
-		e.tidyRest(c)
-		return true
+		return c.Ended, nil
 	}
 	for _, file := range []string{e.exitFile(c.ID), e.fallbackExitFile(c.Spec.Pod, c.ID)} {
 		data, err := os.ReadFile(file)
+		if process.Starved(err) {
+			return nil, err
+		}
 		if err != nil {
 			continue
 		}
@@ -283,11 +321,19 @@ func (e *Engine) noteKnownEnd(c *container) bool {
 			klog.ErrorS(err, "The record of a container's end cannot be read", "id", c.ID, "path", file)
 			continue
 		}
-		e.noteExit(c, endingOf(&exit), false)
-		e.tidyRest(c)
-		return true
+		return new(endingOf(&exit)), nil
 	}
-	return false
+	return nil, nil
+}
+
+// noteKnownEnd tells an end that is on record; false where there is none.
+func (e *Engine) noteKnownEnd(c *container, end *ending) bool {
+	if end == nil {
+		return false
+	}
+	e.noteExit(c, *end, false)
+	e.tidyRest(c)
+	return true
 }
 
 // tidyRest goes on with what the daemon before did not finish.
@@ -351,8 +397,10 @@ func (e *Engine) loseContainer(ctx context.Context, c *container, end ending) {
 	if c.Boot == boot() {
 		quiet(e.cgroups.Kill(ctx, c.Cgroup.Path), "kill a container without a monitor", c.ID)
 	}
-	if e.noteKnownEnd(c) || !c.Started {
-		return
+	var known *ending
+	err := patiently(e.life, "read the end of a container", func() (err error) { known, err = e.knownEnd(c); return err })
+	if err != nil || e.noteKnownEnd(c, known) || !c.Started {
+		return // after an error the next start tells it
 	}
 	end.At = time.Now()
 	e.noteExit(c, end, true)

@@ -2,7 +2,9 @@ package native
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +48,7 @@ func (e *Engine) killSession(ctx context.Context, m monitor.Record) error {
 func killMember(pid int, m monitor.Record) bool {
 	handle, err := process.Open(pid, 0)
 	if err != nil {
-		return false
+		return !errors.Is(err, os.ErrProcessDone) // it may be, and is asked again
 	}
 	defer handle.Close()
 	// Asked while the process is pinned: as long as it lives, its session's number has not changed hands.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 
@@ -50,7 +51,11 @@ func Open(pid int, startTicks uint64) (*Handle, error) {
 	h := &Handle{pid: pid, fd: fd}
 	if startTicks != 0 {
 		// Read after the pidfd is open: the pid cannot be recycled to another while a living process is pinned.
-		if ticks, err := StartTicks(pid); err != nil || ticks != startTicks {
+		switch ticks, err := StartTicks(pid); {
+		case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH):
+			h.Close()
+			return nil, fmt.Errorf("start time of %d: %w", pid, err)
+		case err != nil, ticks != startTicks:
 			h.Close()
 			return nil, os.ErrProcessDone
 		}
@@ -76,7 +81,7 @@ func (h *Handle) PID() int { return h.pid }
 // Close drops the pin.
 func (h *Handle) Close() { _ = unix.Close(h.fd) }
 
-// Alive says whether the process pid that started at startTicks runs.
+// Alive says whether the process pid that started at startTicks is known to run.
 func Alive(pid int, startTicks uint64) bool {
 	h, err := Open(pid, startTicks)
 	if err != nil {
@@ -84,4 +89,15 @@ func Alive(pid int, startTicks uint64) bool {
 	}
 	defer h.Close()
 	return h.Alive()
+}
+
+// Gone says whether the process pid that started at startTicks is known to have ended. Where this process can ask nobody, at its
+// limit of descriptors, it is neither gone nor alive.
+func Gone(pid int, startTicks uint64) bool {
+	h, err := Open(pid, startTicks)
+	if err != nil {
+		return errors.Is(err, os.ErrProcessDone)
+	}
+	defer h.Close()
+	return !h.Alive()
 }

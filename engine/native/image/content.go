@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/internal/atomicfile"
+	"crishim/internal/process"
 )
 
 // content is what blobs/ and layers/ hold. Guarded by Store.mu.
@@ -121,6 +122,9 @@ func (c *content) load(s *Store) error {
 	for _, entry := range entries {
 		path := s.path(layersDir, entry.Name())
 		l, err := readLayer(path, digest.NewDigestFromEncoded(digest.SHA256, entry.Name()))
+		if process.Starved(err) {
+			return fmt.Errorf("look at layer %s: %w", entry.Name(), err)
+		}
 		if err != nil {
 			klog.ErrorS(err, "Removing a layer that is not whole", "path", path)
 			if err := s.discard(path); err != nil {
@@ -134,8 +138,17 @@ func (c *content) load(s *Store) error {
 	return nil
 }
 
+// sinceOf is when a file was last changed: now, where the clock was set back meanwhile, as nothing would be old enough else
+// before it has caught up.
+func sinceOf(info fs.FileInfo) time.Time {
+	if now := time.Now(); info.ModTime().After(now) {
+		return now
+	}
+	return info.ModTime()
+}
+
 func newBlob(info fs.FileInfo) *blob {
-	b := &blob{size: info.Size(), since: info.ModTime(), usage: usage{bytes: info.Size(), inodes: 1}}
+	b := &blob{size: info.Size(), since: sinceOf(info), usage: usage{bytes: info.Size(), inodes: 1}}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		b.usage.bytes = stat.Blocks * 512
 	}
@@ -158,13 +171,16 @@ func readLayer(path string, d digest.Digest) (*layer, error) {
 		return nil, fmt.Errorf("%s is layer %s", layerFile, l.DiffID)
 	}
 	info, err := os.Lstat(filepath.Join(path, layerTree))
+	if process.Starved(err) {
+		return nil, err
+	}
 	if err != nil || !info.IsDir() {
 		return nil, fmt.Errorf("its folder %s is absent: %w", layerTree, errdefs.ErrDataLoss)
 	}
 	if info, err = os.Lstat(path); err != nil {
 		return nil, err
 	}
-	l.since = info.ModTime()
+	l.since = sinceOf(info)
 	return &l, nil
 }
 

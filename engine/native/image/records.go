@@ -17,6 +17,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/atomicfile"
+	"crishim/internal/process"
 	"crishim/registry"
 )
 
@@ -116,6 +117,9 @@ func (s *Store) load() error {
 			if errors.Is(err, errNewer) {
 				klog.ErrorS(err, "Leaving alone an image of a newer version; it can be pulled again", "path", path)
 				continue
+			}
+			if process.Starved(err) {
+				return fmt.Errorf("read the record of an image: %w", err)
 			}
 			if err != nil {
 				klog.ErrorS(err, "Setting aside an image that is not whole; it can be pulled again", "path", path)

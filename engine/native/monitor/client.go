@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -146,16 +145,10 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	var class error = errdefs.ErrUnavailable
-	if Starved(err) {
+	if process.Starved(err) {
 		class = errdefs.ErrResourceExhausted
 	}
 	return fmt.Errorf("monitor %d: %w: %w", c.PID(), err, class)
-}
-
-// Starved says that this process had no descriptor or memory of the kernel left, which tells nothing of a monitor. EAGAIN is
-// not among them: of a connection it says that the monitor takes none any more.
-func Starved(err error) bool {
-	return slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS}, func(limit error) bool { return errors.Is(err, limit) })
 }
 
 // begin sends a request.

@@ -33,7 +33,7 @@ func Spawn(ctx context.Context, helper *os.File, config *Config) (*Client, error
 	if err := ownDir(config.Dir); err != nil {
 		return nil, err
 	}
-	if record, err := ReadRecord(config.Dir); err == nil && process.Alive(record.PID, record.StartTicks) {
+	if record, err := ReadRecord(config.Dir); err == nil && !process.Gone(record.PID, record.StartTicks) {
 		return nil, fmt.Errorf("monitor %d of pod %s lives in %s: %w", record.PID, record.Pod, config.Dir, errdefs.ErrAlreadyExists)
 	}
 	listener, err := listen(config.Dir)

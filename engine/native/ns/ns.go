@@ -71,28 +71,39 @@ func validName(names ...string) error {
 // Set are paths of pins by kind.
 type Set map[Kind]string
 
-// Set is what is pinned for the pod: only what is a namespace of its kind. Empty when nothing is.
-func (p *Pins) Set(id engine.PodID) Set {
+// Set is what is pinned for the pod: only what is a namespace of its kind. Empty when nothing is. An error says that this process
+// could not look (process.Starved).
+func (p *Pins) Set(id engine.PodID) (Set, error) {
 	set := Set{}
 	if validName(string(id)) != nil {
-		return set
+		return set, nil
 	}
 	for kind := range flags {
-		if path := p.path(id, string(kind)); Is(path, kind) {
+		path := p.path(id, string(kind))
+		pinned, err := look(path, kind)
+		if process.Starved(err) {
+			return nil, fmt.Errorf("look at the pins of pod %s: %w", id, err)
+		}
+		if pinned {
 			set[kind] = path
 		}
 	}
-	return set
+	return set, nil
 }
 
 // Is says whether path is a namespace of the kind, and no link to one.
 func Is(path string, kind Kind) bool {
+	is, _ := look(path, kind)
+	return is
+}
+
+func look(path string, kind Kind) (is bool, err error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return isKind(fd, kind)
+	return isKind(fd, kind), nil
 }
 
 func isKind(fd int, kind Kind) bool {

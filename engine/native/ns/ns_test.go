@@ -96,8 +96,8 @@ func TestAPodsNamespacesArePinnedWithTheirHostnameAndSysctls(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if fmt.Sprint(set) != fmt.Sprint(p.Set("pod")) || (set[User] != "") != (user != nil) {
-				t.Errorf("made %v, found %v", set, p.Set("pod"))
+			if fmt.Sprint(set) != fmt.Sprint(pinned(t, p)) || (set[User] != "") != (user != nil) {
+				t.Errorf("made %v, found %v", set, pinned(t, p))
 			}
 			inside(t, set, func() error {
 				hostname, err := os.Hostname()
@@ -139,8 +139,8 @@ func TestAPodsNamespacesArePinnedWithTheirHostnameAndSysctls(t *testing.T) {
 			if err := p.Remove("pod"); err != nil {
 				t.Fatal(err)
 			}
-			if err := p.Remove("pod"); err != nil || len(p.Set("pod")) != 0 {
-				t.Errorf("after the removal: %v, %v", p.Set("pod"), err)
+			if err := p.Remove("pod"); err != nil || len(pinned(t, p)) != 0 {
+				t.Errorf("after the removal: %v, %v", pinned(t, p), err)
 			}
 			if ids, err := p.List(); err != nil || len(ids) != 0 {
 				t.Errorf("left %v, %v", ids, err)
@@ -313,7 +313,7 @@ func TestWhatIsInThePlaceOfAPinIsRemovedAndNothingBehindIt(t *testing.T) {
 		if err := place(filepath.Join(dir, "net")); err != nil {
 			t.Fatal(name, err)
 		}
-		if set := p.Set("pod"); len(set) != 0 {
+		if set := pinned(t, p); len(set) != 0 {
 			t.Errorf("%s is taken for %v", name, set)
 		}
 		if err := p.Remove("pod"); err != nil {
