@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/image/unpack"
 	"crishim/internal/atomicfile"
@@ -171,6 +172,23 @@ func (t *turn) pause() (goOn func() error) {
 	return t.take
 }
 
+// place puts a folder into its place at once. What a repair replaces there is in temp then, or gone.
+func (s *Store) place(temp, path string) error {
+	err := os.Rename(temp, path)
+	if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	// A file system that cannot exchange: a crash right here costs the image.
+	if err := s.discard(path); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
 // publishLayer puts an unpacked layer into its place. Everything of it is on disk before its name is.
 func (s *Store) publishLayer(ctx context.Context, temp string, l *layer) error {
 	tree := filepath.Join(temp, layerTree)
@@ -197,7 +215,7 @@ func (s *Store) publishLayer(ctx context.Context, temp string, l *layer) error {
 	have := s.content.layers[l.DiffID] // the same layer may have come in another blob
 	s.mu.Unlock()
 	if have == nil {
-		if err := os.Rename(temp, s.layerPath(l.DiffID)); err != nil {
+		if err := s.place(temp, s.layerPath(l.DiffID)); err != nil {
 			return diskError("put layer "+string(l.DiffID)+" into its place", err)
 		}
 		if err := atomicfile.SyncDir(s.path(layersDir)); err != nil {

@@ -166,3 +166,56 @@ func whole(ctx context.Context, s *Store, id engine.ImageID, own, base string) e
 	}
 	return nil
 }
+
+// Wherever the power is cut while damaged layers are brought in anew, the image is there, each of its layers new or as it was, and can
+// be mended again.
+//
+// Rows: R22 (part), R23 (part)
+func TestR22APowerCutWhileDamageIsMendedLosesNoImage(t *testing.T) {
+	needRoot(t)
+	disk := powercut.New(t, 32<<20)
+	s := reopen(t, filepath.Join(disk.Dir, "images"), nil)
+	reg := newSite(t, nil)
+	files := []string{"a", "b"}
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", noise(40_000))), layerOf(t, file("b", noise(30_000)))))
+	img := pull(t, s, ref)
+	for i, name := range files {
+		flip(t, filepath.Join(s.layerTree(digest.Digest(img.Layers[i])), name))
+	}
+	if err := syncFS(s.root); err != nil {
+		t.Fatal(err)
+	}
+	begun := disk.Now()
+	if err := repaired(t, s)[img.ID]; err != nil {
+		t.Fatal(err)
+	}
+	reg.Close()
+	cuts, mended := 0, 0
+	for at := begun; at <= disk.Now(); at += max(1, (disk.Now()-begun)/20) {
+		for _, lossy := range []bool{false, true} {
+			cuts++
+			disk.Cut(at, lossy, func(dir string) {
+				s, err := Open(Options{Root: filepath.Join(dir, "images")})
+				if err != nil {
+					t.Errorf("cut after write %d of %d to %d (lossy: %v): %v", at, begun, disk.Now(), lossy, err)
+					return
+				}
+				defer func() { _ = s.Close() }()
+				if now, err := s.Image(t.Context(), ref); err != nil || now.ID != img.ID {
+					t.Errorf("cut after write %d of %d to %d (lossy: %v): %v, %v", at, begun, disk.Now(), lossy, now, err)
+					return
+				}
+				for _, err := range repaired(t, s) {
+					mended++
+					if err != nil {
+						t.Errorf("cut after write %d of %d to %d (lossy: %v): mended again: %v", at, begun, disk.Now(), lossy, err)
+					}
+				}
+				sound(t, s)
+			})
+		}
+	}
+	if cuts < 10 || mended == 0 {
+		t.Errorf("%d cuts, after %d of which the image was damaged still: the test proves nothing", cuts, mended)
+	}
+}

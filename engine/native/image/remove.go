@@ -137,9 +137,10 @@ func (s *Store) forget(id engine.ImageID) (*record, error) {
 
 // Collect removes content that no image has and nobody is fetching, once it is older than age.
 func (s *Store) Collect(ctx context.Context, age time.Duration) error {
-	oldest := time.Now().Add(-age)
+	now := time.Now()
+	oldest := now.Add(-age)
 	err := s.collect(ctx, func(_ digest.Digest, since time.Time) bool { return !since.After(oldest) })
-	return errors.Join(err, s.collectParts(oldest))
+	return errors.Join(err, s.collectParts(now, oldest))
 }
 
 // collect removes unused content that may go. It is out of its place at once and takes its space a little longer.
@@ -260,13 +261,19 @@ func (s *Store) unlink(mayGo func(d digest.Digest, since time.Time) bool, gone *
 }
 
 // collectParts removes blobs that came in part and that nobody went on with.
-func (s *Store) collectParts(oldest time.Time) error {
+func (s *Store) collectParts(now, oldest time.Time) error {
 	entries, err := os.ReadDir(s.path(partsDir))
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
 		info, err := entry.Info()
+		if err == nil && info.ModTime().After(now) {
+			// The clock was set back since: its age counts from now.
+			if err := os.Chtimes(s.path(partsDir, entry.Name()), time.Time{}, now); err != nil && !os.IsNotExist(err) {
+				return err
+			}
+		}
 		if err != nil || info.ModTime().After(oldest) {
 			continue // gone, or too young
 		}

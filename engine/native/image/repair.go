@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	"k8s.io/klog/v2"
 
 	"crishim/engine"
 	"crishim/registry"
@@ -19,10 +19,10 @@ import (
 
 // Repair brings damaged content, as Verify found it, in anew, and tells of each image that has any of it how that went: layers out of
 // sound blobs, damaged blobs from the registry that the image was pulled from, by digest, with the node's credentials. Its names
-// stay. A layer of an image that is in use is left as it is (ErrFailedPrecondition), and nothing is thrown away before the
-// registry has said that it has the image.
+// stay. A layer of an image that is in use is left as it is (ErrFailedPrecondition), and nothing is thrown away before what takes its
+// place is on disk: what fails, or is cut off by a crash, leaves the image as damaged as it was.
 func (s *Store) Repair(ctx context.Context, damaged []Damage, told func(*engine.Image, error)) {
-	r := &repair{store: s, layers: map[digest.Digest]bool{}, blobs: map[digest.Digest]bool{}, at: newProgress()}
+	r := &repair{store: s, layers: map[digest.Digest]bool{}, blobs: map[digest.Digest]bool{}, old: map[digest.Digest]*layer{}, at: newProgress()}
 	for _, d := range damaged {
 		if d.Layer {
 			r.layers[d.Digest] = true
@@ -44,7 +44,9 @@ type repair struct {
 	at            *progress
 	layers, blobs map[digest.Digest]bool
 	images        []*mending
-	undo          []func() // leases, locks, connections
+	// old are damaged layers that lie in their places until new ones take these.
+	old  map[digest.Digest]*layer
+	undo []func() // leases, locks, connections
 }
 
 // mending is an image that is repaired.
@@ -52,6 +54,7 @@ type mending struct {
 	image  engine.Image
 	record record
 	damage []digest.Digest // its damaged layers
+	hidden *stored         // it, while nobody finds it as its layers are not there
 	// ways are its manifests, in the order of the record, with where their content comes from.
 	ways []way
 	err  error
@@ -213,31 +216,73 @@ func (r *repair) registry(ctx context.Context, names []string) (source, error) {
 	return repo, nil
 }
 
-// replace throws the damaged layers away, with the records of their images, and brings everything in.
+// replace brings everything in, new layers into the places of damaged ones. The records stay on disk all the while.
 func (r *repair) replace(ctx context.Context) {
 	for _, m := range r.images {
 		if m.err == nil && len(m.damage) > 0 {
-			_, m.err = r.store.forget(m.record.ID)
+			r.hide(m)
 		}
 	}
-	dropped := r.drop()
+	r.drop()
 	for _, m := range r.images {
-		if m.err == nil && dropped != nil && len(m.damage) > 0 {
-			m.err = dropped
-		}
 		// The first manifest of the record is the one that was taken last.
 		for _, w := range slices.Backward(m.ways) {
-			if m.err != nil {
-				break
-			}
-			if m.err = r.store.fetchLayers(ctx, w.from, w.found, r.at); m.err == nil {
-				m.err = r.store.publish(w.found, names{tags: r.freeTags(m), digests: w.digests})
-			}
-			if m.err != nil && len(m.damage) > 0 {
-				m.err = fmt.Errorf("it is removed, pull it again: %w", m.err)
+			if m.err == nil {
+				m.err = r.store.fetchLayers(ctx, w.from, w.found, r.at)
 			}
 		}
 	}
+	r.keep()
+	for _, m := range r.images {
+		r.show(m)
+		for _, w := range slices.Backward(m.ways) {
+			if m.err == nil {
+				m.err = r.store.publish(w.found, names{tags: r.freeTags(m), digests: w.digests})
+			}
+		}
+	}
+}
+
+// hide keeps an image from being found while layers of it are not there. A crash meanwhile finds its record, and each layer new or
+// as it was.
+func (r *repair) hide(m *mending) {
+	s := r.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m.hidden = s.images[m.record.ID]
+	delete(s.images, m.record.ID)
+	s.index()
+}
+
+// keep takes the damaged layers in again that no new one has replaced.
+func (r *repair) keep() {
+	s := r.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d, l := range r.old {
+		if s.content.layers[d] == nil {
+			s.content.layers[d] = l
+			s.content.verified[l.Blob] = d
+		}
+	}
+}
+
+// show undoes hide, unless who pulled the image meanwhile has done so.
+func (r *repair) show(m *mending) {
+	s := r.store
+	s.recording.Lock()
+	defer s.recording.Unlock()
+	free := r.freeTags(m)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.hidden == nil || s.images[m.record.ID] != nil {
+		return
+	}
+	img := *m.hidden
+	img.record.Tags = slices.DeleteFunc(slices.Clone(img.record.Tags), func(t tag) bool { return !slices.Contains(free, t.Name) })
+	img.image.RepoTags = familiar(tagNames(img.record.Tags))
+	s.images[m.record.ID] = &img
+	s.index()
 }
 
 // freeTags are those that no other image got meanwhile.
@@ -250,18 +295,22 @@ func (r *repair) freeTags(m *mending) []string {
 	})
 }
 
-func (r *repair) drop() error {
+// drop has the damaged layers be unpacked anew, and removes those of no image.
+func (r *repair) drop() {
 	s := r.store
 	s.placing.Lock()
 	defer s.placing.Unlock()
-	var errs []error
 	for d := range r.layers {
 		s.mu.Lock()
+		old := s.content.layers[d]
 		delete(s.content.layers, d)
 		s.mu.Unlock()
+		if old != nil && slices.ContainsFunc(r.images, func(m *mending) bool { return m.hidden != nil && slices.Contains(m.damage, d) }) {
+			r.old[d] = old
+			continue
+		}
 		if err := s.discard(s.layerPath(d)); err != nil && !os.IsNotExist(err) {
-			errs = append(errs, fmt.Errorf("remove damaged layer %s: %w", d, err))
+			klog.ErrorS(err, "A damaged layer of no image could not be removed", "layer", d)
 		}
 	}
-	return errors.Join(errs...)
 }
