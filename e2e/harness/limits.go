@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -216,7 +217,7 @@ func (l *Limits) decide(asked *notification) unix.Errno {
 	if l.now == nil || !slices.Contains(l.now.calls, uintptr(asked.call)) {
 		return 0
 	}
-	if uintptr(asked.call) == unix.SYS_CLONE && asked.args[0]&unix.CLONE_THREAD != 0 {
+	if asked.makesThread() {
 		return 0
 	}
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", l.pid, asked.pid)); err != nil {
@@ -224,6 +225,25 @@ func (l *Limits) decide(asked *notification) unix.Errno {
 	}
 	l.hits++
 	return l.now.errno
+}
+
+// makesThread says whether the call is for a thread. clone3(2), by which a C library makes those of a program with the race
+// detector, has its flags first in what its argument points to.
+func (n *notification) makesThread() bool {
+	flags := n.args[0]
+	switch uintptr(n.call) {
+	case unix.SYS_CLONE:
+	case unix.SYS_CLONE3:
+		var first [8]byte
+		local := []unix.Iovec{{Base: &first[0], Len: uint64(len(first))}}
+		if read, err := unix.ProcessVMReadv(int(n.pid), local, []unix.RemoteIovec{{Base: uintptr(n.args[0]), Len: len(first)}}, 0); err != nil || read != len(first) {
+			return false
+		}
+		flags = binary.NativeEndian.Uint64(first[:])
+	default:
+		return false
+	}
+	return flags&unix.CLONE_THREAD != 0
 }
 
 // auditArch are the architectures by the name that a filter knows them by.
