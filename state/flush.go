@@ -88,11 +88,20 @@ func (s *Store) settleBehind(path string) {
 		paths := slices.Collect(maps.Keys(s.unsettled))
 		clear(s.unsettled)
 		s.mu.Unlock()
-		if err := atomicfile.Settle(paths...); err != nil {
+		if err := s.settle(paths...); err != nil {
 			klog.ErrorS(err, "Records may not outlive a power cut")
-			s.noteWrite(diskError(err))
 		}
 	})
+}
+
+// settle makes records durable now.
+func (s *Store) settle(paths ...string) error {
+	err := atomicfile.Settle(paths...)
+	if err != nil {
+		err = diskError(err)
+		s.noteWrite(err)
+	}
+	return err
 }
 
 // writeDirty writes every dirty record once.

@@ -41,6 +41,9 @@ func (s *Store) UpdatePodByKey(key engine.PodKey, change func(*Pod) error) error
 	return s.pods.update(s.podEntryByKey(key), change)
 }
 
+// SettlePod waits until the pod's record is durable, for what was recorded without a wait.
+func (s *Store) SettlePod(key engine.PodKey) error { return s.settle(s.pods.path(podKeyName(key))) }
+
 // MarkPodRemoving notes in memory that a removal has begun. It is not worth a write: should the daemon end before the
 // removal has, the record's older phase asks the next RemovePodSandbox for the same.
 func (s *Store) MarkPodRemoving(id engine.PodID) {

@@ -2,6 +2,7 @@ package state
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -40,10 +41,11 @@ func TestR22APowerCutLeavesWholeRecords(t *testing.T) {
 		pod.ID, pod.Phase, pod.Network = "", PhaseIntent, Network{}
 		do(name, PhaseIntent, func() error { return s.PutPod(pod) })
 		do(name, PhaseCreated, func() error {
-			return s.UpdatePodByKey(pod.Spec.Key, func(p *Pod) error {
+			err := s.UpdatePodByKey(pod.Spec.Key, func(p *Pod) error {
 				p.ID, p.Phase, p.Network.Attachments = id, PhaseCreated, []json.RawMessage{json.RawMessage(attachment(name))}
 				return nil
 			})
+			return errors.Join(err, s.SettlePod(pod.Spec.Key))
 		})
 		for _, phase := range []Phase{PhaseRunning, PhaseStopping, PhaseStopped} {
 			if i == 5 && phase != PhaseRunning {

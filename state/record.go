@@ -38,21 +38,6 @@ func (p Phase) Ending() bool {
 	return p == PhaseStopping || p == PhaseStopped || p == PhaseRemoving
 }
 
-// durability is how long a write waits for the disk. A killed process leaves every write whole; the rest is about what a
-// power cut may bring back, after which nothing of any record runs.
-type durability int
-
-const (
-	// placed waits for nothing. Should an intent be lost, or that a container was created, what was made is known from the
-	// engine, by its labels, and taken back.
-	placed durability = iota
-	// swapped waits for the file: the record's older self may come back. Of an object on its way out the next Stop and
-	// Remove do again what was done; of one that runs the older self, or what the engine knows, has what must be taken back.
-	swapped
-	// synced waits for the folder too.
-	synced
-)
-
 // Pod is the record of a pod sandbox. Engine, Spec, ConfigHash, CreatedAt and Seq never change once put; the maps and
 // slices behind Spec are shared with every view and must not be written to.
 type Pod struct {
@@ -156,7 +141,7 @@ func (p *Pod) setIdentity(id string)      { p.ID = engine.PodID(id) }
 func (p *Pod) seq() *uint64               { return &p.Seq }
 func (p *Pod) engineName() string         { return p.Engine }
 func (p *Pod) phase() Phase               { return p.Phase }
-func (p *Pod) durability() durability     { return durabilityOf(p.Phase, p.Phase == PhaseIntent) }
+func (p *Pod) unawaited() bool            { return p.Phase == PhaseIntent || p.Phase == PhaseCreated }
 func (p *Pod) forgetProcess()             { p.PID, p.StartTicks = 0, 0 }
 
 func (p *Pod) check() error {
@@ -174,10 +159,8 @@ func (c *Container) setIdentity(id string) { c.ID = engine.ContainerID(id) }
 func (c *Container) seq() *uint64          { return &c.Seq }
 func (c *Container) engineName() string    { return c.Engine }
 func (c *Container) phase() Phase          { return c.Phase }
-func (c *Container) durability() durability {
-	return durabilityOf(c.Phase, c.Phase == PhaseIntent || c.Phase == PhaseCreated)
-}
-func (c *Container) forgetProcess() { c.PID, c.StartTicks = 0, 0 }
+func (c *Container) unawaited() bool       { return c.Phase == PhaseIntent || c.Phase == PhaseCreated }
+func (c *Container) forgetProcess()        { c.PID, c.StartTicks = 0, 0 }
 
 func (c *Container) check() error {
 	var errs []error
@@ -188,18 +171,6 @@ func (c *Container) check() error {
 		errs = append(errs, errors.New("container without a key"))
 	}
 	return errors.Join(append(errs, checkCommon(c.Engine, c.Seq, c.Phase, string(c.ID)))...)
-}
-
-// durabilityOf says that a phase is worth a wait for the folder, unless the object runs or ends, or is made again if it is
-// lost.
-func durabilityOf(phase Phase, madeAgain bool) durability {
-	switch {
-	case madeAgain:
-		return placed
-	case phase == PhaseRunning || phase.Ending():
-		return swapped
-	}
-	return synced
 }
 
 func checkCommon(engineName string, seq uint64, phase Phase, id string) error {

@@ -17,7 +17,7 @@
 //   - a record in any other phase whose object has moved on, or is gone: the first Resync of its engine says so.
 //
 // A power cut may besides bring back the record of an object that was ended or removed at that moment, and lose an intent,
-// that a container was created or that an object ran (see durability), of the last second: waiting for the disk there would
+// that a container was created or that an object ran (see unawaited), of the last second: waiting for the disk there would
 // only slow the kubelet down, and a machine that boots has nothing of it running.
 package state
 

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"crishim/internal/atomicfile"
 	"crishim/internal/failpoint"
 
 	"github.com/containerd/errdefs"
@@ -27,7 +26,13 @@ type recordOf[R any] interface {
 	seq() *uint64
 	engineName() string
 	phase() Phase
-	durability() durability
+	// unawaited says that a write does not wait for the disk at all. A killed process leaves every write whole; this is about
+	// what a power cut may bring back, after which nothing of any record runs. Should an intent be lost, or that an object was
+	// created, what was made is known from the engine, by its labels, and taken back; the networks of a created pod are waited
+	// for by SettlePod. All other writes wait for the file, not for its folder: the record's older self may come back. Of an
+	// object on its way out the next Stop and Remove do again what was done; of one that runs the older self, or what the
+	// engine knows, has what must be taken back.
+	unawaited() bool
 	forgetProcess()
 	check() error
 }
@@ -521,7 +526,7 @@ func (t *table[S, R, P, V]) unclaim(path string) {
 	delete(t.writing, path)
 }
 
-// write replaces the record's file and waits for the disk as long as the record says. step is for the failpoints.
+// write replaces the record's file and waits for the disk as far as the record says. step is for the failpoints.
 func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 	name := "state." + t.kind + "." + step
 	err := func() error {
@@ -532,20 +537,14 @@ func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
-		durable := P(rec).durability()
 		replace := writeFile
-		if durable == placed {
+		if P(rec).unawaited() {
 			replace = placeFile
 		}
 		if err := replace(path, data, 0o600); err != nil {
 			return diskError(err)
 		}
-		switch {
-		case durable == synced:
-			if err := atomicfile.SyncDir(t.dir); err != nil {
-				return diskError(err)
-			}
-		case !P(rec).phase().Ending():
+		if !P(rec).phase().Ending() {
 			t.store.settleBehind(path)
 		}
 		return failpoint.Hit(name + ".after")

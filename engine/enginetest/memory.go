@@ -174,8 +174,13 @@ func (m *Memory) tell(deliver func(engine.Sink)) {
 	}
 }
 
-// resync requires mu.
-func (m *Memory) resync() {
+// resync requires mu. The snapshot is taken when everything that was told before has been delivered: an older status that came
+// after it would be newer than it.
+func (m *Memory) resync() { m.tell(func(s engine.Sink) { s.Resync(m.snapshot()) }) }
+
+func (m *Memory) snapshot() engine.Snapshot {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	snap := engine.Snapshot{Taken: time.Now()}
 	for _, p := range m.pods {
 		snap.Pods = append(snap.Pods, p.status())
@@ -183,7 +188,7 @@ func (m *Memory) resync() {
 	for _, c := range m.containers {
 		snap.Containers = append(snap.Containers, c.status())
 	}
-	m.tell(func(s engine.Sink) { s.Resync(snap) })
+	return snap
 }
 
 func (m *Memory) tellPod(p *memoryPod) {
