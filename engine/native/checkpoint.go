@@ -42,8 +42,9 @@ func (e *Engine) CheckpointContainer(ctx context.Context, id engine.ContainerID,
 	return e.CheckpointContainers(ctx, map[engine.ContainerID]string{id: location})
 }
 
-// checkpointPrefix begins the folders in which a checkpoint is made, beside its location.
-const checkpointPrefix = ".crishim-checkpoint-"
+// dumpPrefix begins the folders in which checkpoints are made. They are in a folder of ours: what a crash leaves of them, as large as a
+// container's memory, is nobody's at the next start.
+const dumpPrefix = "dump-"
 
 // dump is a container's checkpoint in the making.
 type dump struct {
@@ -128,7 +129,7 @@ func (e *Engine) dumpPaused(ctx context.Context, dumps []*dump) (err error) {
 		}
 	}
 	for _, d := range dumps {
-		if d.work, err = os.MkdirTemp(filepath.Dir(d.location), checkpointPrefix); err != nil {
+		if d.work, err = os.MkdirTemp(e.checkpoints(), dumpPrefix); err != nil {
 			return err
 		}
 		images := filepath.Join(d.work, checkpoint.ImagesDir)

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"crishim/engine"
+	"crishim/engine/native/checkpoint"
 )
 
 // Without CRIU, or on a kernel that is none for it, the reason is said.
@@ -43,6 +44,36 @@ func TestACheckpointIsRefusedWithTheReason(t *testing.T) {
 		}
 	} else if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "criu") {
 		t.Errorf("%v", err)
+	}
+	if st := b.status(t, id); st.State != engine.ContainerRunning {
+		t.Errorf("%+v", st)
+	}
+	b.removePod(t, pod)
+}
+
+// A daemon that is killed while it makes a checkpoint leaves nothing of the container's memory behind.
+//
+// Rows: R01 (part)
+func TestWhatACrashLeavesOfACheckpointIsRemoved(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	id := b.run(t, pod, spec, "c", "sleep 1000")
+	c, client, err := b.running(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &dump{c: c, client: client, location: filepath.Join(t.TempDir(), "c.tar")}
+	_ = b.dumpPaused(t.Context(), []*dump{d}) // as far as this host has CRIU
+	if _, err := os.Stat(filepath.Join(d.work, checkpoint.ImagesDir)); err != nil {
+		t.Fatal(err)
+	}
+	b.die(t)
+	b.back(t)
+	if _, err := os.Stat(d.work); !os.IsNotExist(err) {
+		t.Errorf("it is there still: %v", err)
+	}
+	if entries, err := os.ReadDir(filepath.Dir(d.location)); err != nil || len(entries) != 0 {
+		t.Errorf("%v, %v beside the location", entries, err)
 	}
 	if st := b.status(t, id); st.State != engine.ContainerRunning {
 		t.Errorf("%+v", st)
