@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"crishim/internal/atomicfile"
+	"crishim/internal/process"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/utils"
@@ -77,6 +78,9 @@ func loadOwed(dir string) (*owedQueue, error) {
 			continue
 		}
 		o, err := readOwed(path)
+		if process.Starved(err) {
+			return nil, fmt.Errorf("read an owed DEL: %w", err)
+		}
 		if err != nil {
 			// Kept aside for a person: one bad file must not keep the others from being paid.
 			klog.ErrorS(err, "An owed DEL cannot be read", "path", path)

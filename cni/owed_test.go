@@ -5,6 +5,11 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"crishim/internal/process"
+	"crishim/internal/starving"
+
+	"golang.org/x/sys/unix"
 )
 
 // Rows: R38
@@ -50,6 +55,25 @@ func TestOwedDelIsPaidAfterARestart(t *testing.T) {
 	}
 	if len(n.cached()) != 0 {
 		t.Error("cache left")
+	}
+}
+
+// Rows: R38 (part)
+func TestAnOwedDelThatCannotBeOpenedNowStaysOwed(t *testing.T) {
+	dir := t.TempDir()
+	q, err := loadOwed(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.add([]Attachment{{PodID: "pod1"}}, "pod is gone"); err != nil {
+		t.Fatal(err)
+	}
+	starving.Opening(t, 0, unix.O_DIRECTORY, func() { _, err = loadOwed(dir) })
+	if !process.Starved(err) {
+		t.Errorf("loaded with %v", err)
+	}
+	if q, err = loadOwed(dir); err != nil || len(q.pods) != 1 {
+		t.Errorf("%d are owed, %v", len(q.pods), err)
 	}
 }
 

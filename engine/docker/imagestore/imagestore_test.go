@@ -21,11 +21,13 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
 	testregistry "github.com/google/go-containerregistry/pkg/registry"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 	"crishim/engine/docker/imagestore/pullthrough"
 	"crishim/engine/docker/pause"
 	"crishim/internal/rmtree"
+	"crishim/internal/starving"
 	"crishim/registry"
 )
 
@@ -854,5 +856,16 @@ func TestRecordsAreVersioned(t *testing.T) {
 	}
 	if err := r.add("../../etc/x", "a@"+someDigest); err == nil {
 		t.Fatal("an id that is a path was recorded")
+	}
+}
+
+func TestARecordThatCannotBeOpenedNowIsNotSetAside(t *testing.T) {
+	dir := t.TempDir()
+	if err := loadRecords(dir).add(engine.ImageID(fakeID("a")), "a@"+someDigest); err != nil {
+		t.Fatal(err)
+	}
+	starving.Opening(t, 0, unix.O_DIRECTORY, func() { loadRecords(dir) })
+	if digests := loadRecords(dir).digests(engine.ImageID(fakeID("a"))); len(digests) != 1 {
+		t.Errorf("%v are known at the next start", digests)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/atomicfile"
+	"crishim/internal/process"
 	"crishim/registry"
 )
 
@@ -63,6 +64,10 @@ func loadRecords(dir string) *records {
 			continue
 		}
 		record, err := readRecord(path)
+		if process.Starved(err) {
+			klog.ErrorS(err, "A record of an image's digests is left to the next start", "path", path)
+			continue
+		}
 		if err != nil {
 			klog.ErrorS(err, "Setting aside a record of an image's digests", "path", path)
 			_ = os.Rename(path, path+badSuffix) // if it fails, it is tried again at the next start
