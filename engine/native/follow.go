@@ -18,6 +18,7 @@ func (e *Engine) followPod(p *pod) {
 	client := p.client
 	e.mu.Unlock()
 	e.inBackground(func(context.Context) {
+		defer stop()
 		for ctx.Err() == nil {
 			err := client.Subscribe(ctx, func(ev monitor.Event) { e.monitorSays(p, &ev) })
 			select {

@@ -188,7 +188,9 @@ func readLayer(path string, d digest.Digest) (*layer, error) {
 func (c *content) imageSize(rec *record) int64 {
 	var sum int64
 	for _, d := range rec.DiffIDs {
-		sum += c.layers[d].Bytes
+		if l := c.layers[d]; l != nil { // else it is being brought in anew
+			sum += l.Bytes
+		}
 	}
 	for i := range rec.Manifests {
 		for _, b := range rec.Manifests[i].blobs() {

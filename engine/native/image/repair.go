@@ -22,6 +22,8 @@ import (
 // stay. A layer of an image that is in use is left as it is (ErrFailedPrecondition), and nothing is thrown away before what takes its
 // place is on disk: what fails, or is cut off by a crash, leaves the image as damaged as it was.
 func (s *Store) Repair(ctx context.Context, damaged []Damage, told func(*engine.Image, error)) {
+	s.repairing.Lock()
+	defer s.repairing.Unlock()
 	r := &repair{store: s, layers: map[digest.Digest]bool{}, blobs: map[digest.Digest]bool{}, old: map[digest.Digest]*layer{}, at: newProgress()}
 	for _, d := range damaged {
 		if d.Layer {

@@ -103,6 +103,8 @@ type Store struct {
 	using keymutex.Mutex[engine.ImageID]
 	// looking orders who looks at a layer, and mends it.
 	looking keymutex.Mutex[digest.Digest]
+	// repairing is one Repair at a time: an image may have layers that two of them are at.
+	repairing sync.Mutex
 
 	usage atomic.Pointer[engine.FSUsage]
 	temp  atomic.Uint64 // names in tmp/

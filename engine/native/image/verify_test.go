@@ -387,3 +387,47 @@ func TestMendingWithoutARegistry(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// While a layer is brought in anew, images that have it are recorded all the same; and two repairs do not meet in an image that has what
+// each of them mends.
+//
+// Rows: R23 (part)
+func TestRepairsOfSharedLayersAtOnce(t *testing.T) {
+	reg := newSite(t, nil)
+	one, two := layerOf(t, file("one", noise(20_000))), layerOf(t, file("two", noise(20_000)))
+	refs := []string{reg.push(t, "both:v1", imageWith(t, one, two)), reg.push(t, "one:v1", imageWith(t, one)), reg.push(t, "two:v1", imageWith(t, two))}
+	s := newStore(t, nil)
+	var images []*engine.Image
+	for _, ref := range refs {
+		images = append(images, pull(t, s, ref))
+	}
+	both := s.images[images[0].ID].record
+	l := s.content.layers[both.DiffIDs[0]]
+	delete(s.content.layers, both.DiffIDs[0])
+	if _, err := s.newStored(&both); err != nil {
+		t.Error(err)
+	}
+	s.content.layers[both.DiffIDs[0]] = l
+	for range 2 {
+		_ = s.Close()
+		for i, name := range []string{"one", "two"} {
+			if err := os.Truncate(filepath.Join(s.layerTree(both.DiffIDs[i]), name), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s = reopen(t, s.root, nil)
+		var uses errgroup.Group
+		for _, img := range images {
+			uses.Go(func() error { return s.Ready(t.Context(), img.ID) })
+		}
+		if err := uses.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		for i, ref := range refs {
+			if now, err := s.Image(t.Context(), ref); err != nil || now.ID != images[i].ID {
+				t.Errorf("%v, %v", now, err)
+			}
+		}
+		sound(t, s)
+	}
+}
