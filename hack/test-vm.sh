@@ -5,20 +5,24 @@
 # contract with systemd's cgroups. REGEXP picks steps by name. TESTS=REGEXP picks their tests.
 set -eu
 cd "$(dirname "$0")/.."
+skip() {
+	echo "SKIP: $*" >&2
+	exit 0
+}
+[ "$(go env GOHOSTARCH)" = amd64 ] || skip "the virtual machine is for amd64"
+[ -e engine/native/helper/embedded/amd64/crishim-monitor ] || skip "the native engine, which the virtual machine is for, is not in this build"
+PATH=$PATH:/usr/sbin:/sbin
 hack/packages.sh vm || : # said below
-for program in qemu-system-x86_64 mmdebstrap; do
-	command -v $program >/dev/null || { echo "SKIP: the virtual machine needs $program" >&2; exit 0; }
+for program in qemu-system-x86_64 mmdebstrap mke2fs; do
+	command -v $program >/dev/null || skip "the virtual machine needs $program"
 done
-[ "$(go env GOHOSTARCH)" = amd64 ] || { echo "SKIP: the virtual machine is for amd64" >&2; exit 0; }
 image=whole
 [ -z "${CORE:-}" ] || image=core
 dir=${VM_DIR:-.cache/vm}/$image
-[ -e "$dir/key" ] || [ "$(id -u)" = 0 ] || { echo "SKIP: the virtual machine's image is made by root" >&2; exit 0; }
 hack/vm.sh image $image || {
 	status=$?
 	[ $status = 75 ] || exit $status
-	echo "SKIP: the virtual machine's image needs Debian's packages, which cannot be had" >&2
-	exit 0
+	skip "the virtual machine cannot be had here, as was said"
 }
 share=$dir/share
 steps=${1:-.}

@@ -3,7 +3,7 @@
 # the tests that want a whole host. `image` makes its disk where that is absent or made by another version of this script:
 # `core` has what pods of the native engine need, `whole` Docker, OCI runtimes and CRIU too. `run` boots it with a copy of DIR
 # at /mnt, runs /mnt/run there, shows what that prints, and exits with its status. What the guest writes to /dev/ttyS3 comes
-# back as $VM_DIR/NAME/files. Status 75: Debian's packages cannot be had; 125: it broke.
+# back as $VM_DIR/NAME/files. Status 75: this machine cannot have it, as is said; 125: it broke.
 #
 # VM_DIR (.cache/vm) keeps the disks, VM_MEM is in MiB, VM_CPUS, VM_TIMEOUT in seconds for all of a run, VM_APPEND more of the
 # kernel's command line. VM_ACCEL=kvm where that works; else nothing in there is to be timed.
@@ -16,33 +16,54 @@ die() {
 	exit 125
 }
 
+cannot() {
+	echo "vm.sh: $*" >&2
+	exit 75
+}
+
 case "${1:-} ${2:-}" in
 'image core' | 'image whole' | 'run core' | 'run whole') ;;
 *) sed -n '2,10s/^# //p' hack/vm.sh >&2 && exit 2 ;;
 esac
 dir=${VM_DIR:-.cache/vm}/$2
-mkdir -p "$dir"
+{ mkdir -p "$dir" && [ -w "$dir" ]; } 2>/dev/null || cannot "$dir cannot be written by uid $(id -u)"
 dir=$(realpath "$dir")
+memory=${VM_MEM:-2048} # MiB
 
 # The disk is of this script's part for it, and of the release that made it.
 key() { { sed -n '/^image() {/,/^run() {/p' hack/vm.sh; cat /etc/os-release; } | sha256sum | cut -c 1-16; }
+
+# fits tells whether this machine has the memory, and the room for what is made and written in a run, in MiB.
+fits() {
+	room=2500
+	[ "$1" = core ] || room=5000
+	free=$(df -Pk "$dir" | awk 'END { print int($4 / 1024) }')
+	[ "$free" -ge $room ] || cannot "$dir has $free MiB free, of $room that the machine may need"
+	# A container's limit counts too.
+	free=$({
+		awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo
+		cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null | awk '$1 != "max" { printf "%d\n", $1 / 1048576 }'
+	} | sort -n | head -n 1)
+	[ "$free" -ge $((memory + 512)) ] || cannot "$free MiB of memory are free, and the machine with its emulator needs $((memory + 512))"
+}
 
 image() {
 	packages=systemd,systemd-sysv,dbus,kmod,iproute2,iptables,mount,procps,apparmor,busybox-static,containernetworking-plugins,linux-image-cloud-amd64
 	[ "$1" = core ] || packages=$packages,docker.io,runc,crun,criu
 	[ "$(cat "$dir/key" 2>/dev/null)" != "$(key)" ] || return 0
-	[ "$(id -u)" = 0 ] || die "making the image needs root"
+	[ "$(id -u)" = 0 ] || cannot "only root can make the image, which is absent or of another version"
 	echo "making the image of the virtual machine in $dir (minutes, once)" >&2
 	rm -rf "$dir/key" "$dir/root" "$dir/disk"
 	suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 	root=$dir/root
 	# No initrd: the kernel itself has drivers for the disk and its file system.
-	mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/etc/kernel/postinst.d/*' \
+	mmdebstrap --mode=root --variant=minbase --include="$packages" --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/etc/kernel/postinst.d/*' \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-		--aptopt='Apt::Install-Recommends "false"' "$suite" "$root" >"$dir/image.log" 2>&1 || {
+		--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' "$suite" "$root" >"$dir/image.log" 2>&1 || {
 		tail -20 "$dir/image.log" >&2
 		echo "vm.sh: mmdebstrap failed: all it said is in $dir/image.log" >&2
-		grep -Eq '^E: (Failed to fetch|Unable to fetch|Some index files failed)' "$dir/image.log" && exit 75 || exit 125
+		! grep -Eq '^E: (Failed to fetch|Unable to fetch|Some index files failed)' "$dir/image.log" || cannot "Debian's packages cannot be fetched"
+		exit 125
 	}
 	echo vm >"$root/etc/hostname"
 	echo '127.0.0.1 localhost vm' >"$root/etc/hosts"
@@ -116,14 +137,14 @@ run() {
 	[ "${VM_ACCEL:-}" != kvm ] || accel='-accel kvm -cpu host'
 	# no_timer_check: a busy host delivers the first ticks too late for the kernel, which would stop there.
 	# shellcheck disable=SC2086 # flags are words
-	{ timeout -k 5 "${VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 $accel -m "${VM_MEM:-2048}" -smp "${VM_CPUS:-2}" \
+	{ TMPDIR=$work timeout --foreground -k 5 "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -M q35 $accel -m "$memory" -smp "${VM_CPUS:-2}" \
 		-nodefaults -no-user-config -display none -no-reboot -kernel "$dir/vmlinux" \
 		-append "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rootflags=noinit_itable rootwait rw panic=-1 mitigations=off no_timer_check tsc=reliable nowatchdog cryptomgr.notests quiet systemd.show_status=0 audit=0 net.ifnames=0 ${VM_APPEND:-}" \
 		-device nvme,id=nvme0,serial=vm -drive file="$dir/disk",if=none,id=disk,format=raw,cache=unsafe,snapshot=on -device nvme-ns,drive=disk,bus=nvme0 \
 		-drive file="$work/share",if=none,id=share,format=raw,cache=unsafe -device nvme-ns,drive=share,bus=nvme0 \
 		-chardev file,id=out,path=/dev/stdout \
 		-serial file:"$dir/console.log" -serial chardev:out -serial file:"$work/status" -serial file:"$dir/files" </dev/null ||
-		echo "vm.sh: the virtual machine ended with status $? (124 or 137: the time of ${VM_TIMEOUT:-900} s was over)"; } 2>&1 | cat # a pipe: what is in it is in order
+		echo "vm.sh: the virtual machine ended with status $? (124 or 137: the time of ${VM_TIMEOUT:-1800} s was over)"; } 2>&1 | cat # a pipe: what is in it is in order
 	status=$(cat "$work/status")
 	[ -n "$status" ] || {
 		tail -5 "$dir/console.log" >&2
@@ -133,6 +154,6 @@ run() {
 }
 
 case $1 in
-image) image "$2" ;;
+image) fits "$2"; image "$2" ;;
 run) run "$3" ;;
 esac
