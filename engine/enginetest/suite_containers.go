@@ -12,9 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// slack is what a busy machine may add to a time that is measured.
-const slack = 6 * time.Second
-
 var containerTests = map[string]func(*suite){
 	"a container is made, started, stopped and removed": func(s *suite) {
 		spec := s.containerSpec(s.Commands.Run)
