@@ -15,6 +15,7 @@ GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 UNIT = $$(go list ./... | grep -v '^crishim/e2e')
 FUZZTIME ?= 30s
 SOAK ?= 30m
+comma := ,
 ENGINE ?= 20.10
 
 .PHONY: help
@@ -54,8 +55,8 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 	@CORE=1 RESULTS=.cache/native.json hack/test-engine.sh native
 
 .PHONY: record
-record: need ## keeps the results of the last `make test` in docs/reliability.md
-	go test -count=1 -run TestThePage ./internal/reliability -update -record "$(CURDIR)/.cache/unit.json,$(CURDIR)/.cache/steps.json,$(CURDIR)/.cache/e2e.json,$(CURDIR)/.cache/native.json"
+record: need ## keeps the results of the last `make test` and of `make test-vm` in docs/reliability.md
+	go test -count=1 -run TestThePage ./internal/reliability -update -record "$(CURDIR)/.cache/unit.json,$(CURDIR)/.cache/steps.json,$(CURDIR)/.cache/e2e.json,$(CURDIR)/.cache/native.json$(foreach file,$(wildcard .cache/vm-*.json),$(comma)$(CURDIR)/$(file))"
 
 .PHONY: unit
 unit: helper ## the part of `make test` that needs neither root nor dockerd

@@ -2,7 +2,8 @@
 # test-vm.sh [REGEXP]: the tests of the native engine and of the service in a virtual machine (hack/vm.sh), which has what this
 # machine may lack: systemd, cgroup v2, AppArmor and every capability. Everything is built here; the machine has no compiler.
 # CORE=1 runs the part that tells whether pods work there at all, in a machine with less in it: the service and the engine's
-# contract with systemd's cgroups. REGEXP picks steps by name. TESTS=REGEXP picks their tests.
+# contract with systemd's cgroups. REGEXP picks steps by name. TESTS=REGEXP picks their tests. How the tests of a step ended,
+# if it was run in whole, is in .cache/vm-STEP.json for `make record`.
 set -eu
 cd "$(dirname "$0")/.."
 skip() {
@@ -59,4 +60,12 @@ core='${CORE:-}' steps='$steps' tests='${TESTS:-.}'
 SETTINGS
 # The whole takes long where other work has the cores too.
 [ -n "${CORE:-}" ] || export VM_TIMEOUT="${VM_TIMEOUT:-3600}"
-hack/vm.sh run $image "$share"
+status=0
+hack/vm.sh run $image "$share" || status=$?
+[ -n "${CORE:-}${TESTS:-}" ] || for step in $(cut -d ' ' -f 1 "$dir/files" | sort -u); do
+	awk -v step="$step" -v date="$(date -u +%F)" '
+		BEGIN { printf "{\"date\": \"%s\", \"tests\": {", date }
+		$1 == step { printf "%s\n \"%s\": \"%s\"", n++ ? "," : "", $2, tolower($3) }
+		END { print "\n}}" }' "$dir/files" >".cache/vm-$step.json"
+done
+exit $status

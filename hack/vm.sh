@@ -133,6 +133,7 @@ run() {
 	trap 'exit 130' INT TERM
 	mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1 -d "$1" "$work/share" "$(($(du -sm "$1" | cut -f 1) * 5 / 4 + 512))M" >/dev/null
 	: >"$work/status"
+	rm -f "$dir/files"
 	accel='-accel tcg,thread=multi,tb-size=512 -cpu max'
 	[ "${VM_ACCEL:-}" != kvm ] || accel='-accel kvm -cpu host'
 	# no_timer_check: a busy host delivers the first ticks too late for the kernel, which would stop there.

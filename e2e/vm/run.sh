@@ -6,12 +6,15 @@ export CRISHIM_VM=1 CRISHIM_TEST_MONITOR=/mnt/crishim-monitor
 # A swap file, for limits of swap.
 dd if=/dev/zero of=/swap bs=1M count=64 2>/dev/null && chmod 600 /swap && mkswap -q /swap && swapon /swap
 failed=
+: >/tmp/ended
 step() { # NAME PACKAGE [FLAG...]
 	name=$1 package=$2
 	shift 2
 	echo "$name" | grep -Eq "$steps" || return 0
 	start=$(cut -d . -f 1 /proc/uptime)
 	{ (cd "tests/$package" && ./test -test.v -test.timeout 20m "$@" 2>&1) || : >/tmp/failed; } | tee /tmp/out | grep --line-buffered -v '^=== '
+	# How each test ended, for the host.
+	sed -n "s,^--- \([A-Z]*\): \([^ ]*\) .*,$name $(echo "$package" | tr - /).\2 \1,p" /tmp/out >>/tmp/ended
 	result=ok
 	if [ -e /tmp/failed ]; then
 		rm /tmp/failed
@@ -35,4 +38,5 @@ if [ -z "$core" ]; then
 	step monitor cmd-monitor $only
 	step adopt e2e-vm ${only:--test.run=TestAdopt} # the last: it makes another node of the machine
 fi
+cat /tmp/ended >/dev/ttyS3
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -24,7 +24,7 @@ type Last struct {
 	Soak, NativeSoak Soak
 }
 
-// Results is the last `make test` that was recorded (`make record`).
+// Results is the last `make test` that was recorded (`make record`), and `make test-vm` with it. Date is the earliest of theirs.
 type Results struct {
 	Date string `json:"date"`
 	// Tests are "pass", "fail" or "skip" by "folder.Test"; only those that prove a row are kept.
@@ -148,7 +148,7 @@ func (l Last) of(tests []Proof) string {
 func (l Last) summary() string {
 	tests := "No `make test` is recorded."
 	if l.Results.Date != "" {
-		tests = fmt.Sprintf("The results are of `make test` on %s.", l.Results.Date)
+		tests = fmt.Sprintf("The results are of `make test` and `make test-vm` on %s.", l.Results.Date)
 	}
 	soaks := ""
 	for _, s := range []Soak{l.Soak, l.NativeSoak} {

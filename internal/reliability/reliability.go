@@ -157,9 +157,9 @@ func Page(rows []Row, proofs []Proof, last Last) []byte {
 
 Written by ` + "`go test ./internal/reliability -update`" + ` from the rows in internal/reliability/rows.go and from the tests, which say
 which rows they prove: in their names or in a line ` + "`// Rows: S14, R21 (part)`" + ` above them. Every test that is listed runs in ` + "`make test`" + ` but benchmarks
-(at a size of seconds; counts and hours are for ` + "`make soak`" + `), so a row with a test passes wherever that does. *(part)*: the test
-proves a part of the row only. A row is *met* when its tests passed in the last recorded ` + "`make test`" + ` and a soak of at least
-15 minutes has passed.
+(at a size of seconds; counts and hours are for ` + "`make soak`" + `), those of e2e/vm in ` + "`make test-vm`" + `, so a row with a test passes
+wherever these do. *(part)*: the test proves a part of the row only. A row is *met* when its tests passed in the last recorded
+run and a soak of at least 15 minutes has passed.
 
 Parts: FE gRPC front end · DB Docker engine · FS root file systems and mounts · NET pod networks · STR exec, attach and
 port-forward · LOG container logs · ST records · IMG image pulls · NB native engine · MON its monitor.
