@@ -118,8 +118,14 @@ func TestExecTimeoutKillsTheTree(t *testing.T) {
 		"setsid sh -c 'sleep 1000; true' & sleep 1000",
 		"trap '' TERM INT HUP; while :; do sleep 1000; done",
 	} {
+		process, _ := json.Marshal(p.process("/bin/sh", "-c", script))
+		run, err := p.Exec(within(t), "a", process, monitor.Stdio{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The time is the process's alone: one that is killed while it is started may be there a moment longer.
 		ctx, cancel := context.WithTimeout(within(t), 200*time.Millisecond)
-		_, _, err := p.exec(ctx, "a", p.process("/bin/sh", "-c", script))
+		_, err = run.Wait(ctx)
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("%s: %v", script, err)

@@ -25,7 +25,7 @@ func TestCheckPassesAndTheDriverIsSystemd(t *testing.T) {
 
 func TestTheWatchdogIsFed(t *testing.T) {
 	onNode(t)
-	if limit := property(t, "crishim", "WatchdogUSec"); limit != "8s" {
+	if limit := property(t, "crishim", "WatchdogUSec"); limit != "20s" {
 		t.Fatalf("WatchdogUSec=%s", limit)
 	}
 	first := property(t, "crishim", "WatchdogTimestampMonotonic")

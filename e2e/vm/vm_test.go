@@ -68,7 +68,7 @@ func onNode(t *testing.T) *host {
 	for file, content := range map[string]string{
 		"/etc/crishim/config.toml":                            config,
 		"/etc/cni/net.d/10-crishim.conflist":                  read(t, share+"/10-crishim.conflist"),
-		"/run/systemd/system/crishim.service.d/watchdog.conf": "[Service]\nWatchdogSec=8\n",
+		"/run/systemd/system/crishim.service.d/watchdog.conf": "[Service]\nWatchdogSec=20\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
@@ -303,7 +303,7 @@ func read(t *testing.T, file string) string {
 }
 
 func within(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -311,7 +311,7 @@ func within(t *testing.T) context.Context {
 func eventually(t *testing.T, what string, ok func() error) {
 	t.Helper()
 	var err error
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		if err = ok(); err == nil {
 			return
 		}
