@@ -33,7 +33,9 @@ func removeTestCgroup() {
 
 // limitsInEffect reads what the kernel has for a container, in the words of cgroup v1. CPU shares of v2 are the power of
 // two that makes the weight.
-func limitsInEffect(t *testing.T, v2 bool, path string) engine.Resources {
+//
+// The formula is libcontainer's; those of other runtimes are tried before it.
+func limitsInEffect(t *testing.T, v2 bool, path string, formulas ...func(shares uint64) uint64) engine.Resources {
 	t.Helper()
 	read := func(file string) []string {
 		t.Helper()
@@ -57,8 +59,13 @@ func limitsInEffect(t *testing.T, v2 bool, path string) engine.Resources {
 	var r engine.Resources
 	if v2 {
 		weight := number(read("cpu.weight")[0])
-		for r.CPUShares = 2; r.CPUShares < 1<<18 && int64(cgroups.ConvertCPUSharesToCgroupV2Value(uint64(r.CPUShares))) != weight; {
-			r.CPUShares *= 2
+		for _, formula := range append(formulas, cgroups.ConvertCPUSharesToCgroupV2Value) {
+			for r.CPUShares = 2; r.CPUShares < 1<<18 && int64(formula(uint64(r.CPUShares))) != weight; {
+				r.CPUShares *= 2
+			}
+			if r.CPUShares < 1<<18 {
+				break
+			}
 		}
 		r.CPUQuota = number(read("cpu.max")[0])
 		r.MemoryLimit = number(read("memory.max")[0])

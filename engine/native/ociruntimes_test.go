@@ -29,11 +29,14 @@ func TestNativeContractWithAnOCIRuntime(t *testing.T) {
 		return enginetest.Fixture{
 			Engine: b.Engine, Image: b.image, Commands: enginetest.ShellCommands(), CgroupParent: testCgroup, RealProcesses: true, Handler: "runc",
 			Resources: func(t *testing.T, id engine.ContainerID) engine.Resources {
-				return limitsInEffect(t, b.host.CgroupV2, b.status(t, id).CgroupPath)
+				return limitsInEffect(t, b.host.CgroupV2, b.status(t, id).CgroupPath, linearWeight)
 			},
 		}
 	})
 }
+
+// linearWeight is how OCI runtimes of before 2025 make cgroup v2's weight of CPU shares.
+func linearWeight(shares uint64) uint64 { return 1 + (shares-2)*9999/262142 }
 
 func TestTheHandlersRuntimeMakesTheContainers(t *testing.T) {
 	b := runcBench(t)
