@@ -184,24 +184,22 @@ func (s *Server) attach(ctx context.Context, spec *engine.PodSpec, id engine.Pod
 		p.Network = state.Network{Attachments: raw}
 		return nil
 	})
+	// No power cut may forget what CNI is to do. The file is named before the disk is waited for, which is one wait less.
+	if err == nil {
+		err = s.store.SettlePod(spec.Key)
+	}
 	if err != nil {
 		return state.Network{}, fmt.Errorf("record the pod's network: %w", err)
 	}
 	if err := failpoint.Hit("RunPodSandbox.planned"); err != nil {
 		return state.Network{}, err
 	}
-	// No power cut may forget what CNI has done: the disk has it all before anybody is told of the pod.
-	settled := make(chan error, 1)
-	go func() {
-		settled <- failpoint.Around("state.pod.settle", func() error { return s.store.SettlePod(spec.Key) })
-	}()
 	var attachments []cni.Attachment
 	var ips []string
 	err = s.timedCNI("ADD", func() (err error) {
 		attachments, ips, err = s.network.Add(ctx, planned)
 		return err
 	})
-	serr := <-settled
 	if err != nil {
 		// Add has undone itself; where it could not, the attachments must outlive this call.
 		var left *cni.UndoError
@@ -211,9 +209,6 @@ func (s *Server) attach(ctx context.Context, spec *engine.PodSpec, id engine.Pod
 		return state.Network{}, fmt.Errorf("attach the pod to the network: %w", err)
 	}
 	made.Push("network", func(ctx context.Context) error { return s.network.Del(ctx, attachments) })
-	if serr != nil {
-		return state.Network{}, fmt.Errorf("record the pod's network: %w", serr)
-	}
 	if err := failpoint.Hit("RunPodSandbox.attached"); err != nil {
 		return state.Network{}, err
 	}

@@ -72,26 +72,41 @@ func (s *Store) writeBehind() {
 func (s *Store) settleBehind(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return
-	}
+	first := len(s.unsettled) == 0
 	s.unsettled[path] = struct{}{}
-	if len(s.unsettled) > 1 {
-		return // goes with the others
+	if !first || s.closed {
+		return // goes with the others, or with Close
 	}
 	s.writers.Go(func() {
-		select {
-		case <-time.After(settleAfter):
-		case <-s.stop:
-		}
-		s.mu.Lock()
-		paths := slices.Collect(maps.Keys(s.unsettled))
-		clear(s.unsettled)
-		s.mu.Unlock()
-		if err := s.settle(paths...); err != nil {
-			klog.ErrorS(err, "Records may not outlive a power cut")
+		for wait := settleAfter; ; wait = retryMax {
+			select {
+			case <-time.After(wait):
+			case <-s.stop:
+				return // Close does it
+			}
+			if err := s.settleAll(); err == nil {
+				return
+			}
 		}
 	})
+}
+
+// settleAll makes durable now what write did not wait for. What fails is kept for the next time.
+func (s *Store) settleAll() error {
+	s.mu.Lock()
+	paths := slices.Collect(maps.Keys(s.unsettled))
+	clear(s.unsettled)
+	s.mu.Unlock()
+	err := s.settle(paths...)
+	if err != nil {
+		klog.ErrorS(err, "Records may not outlive a power cut")
+		s.mu.Lock()
+		for _, path := range paths {
+			s.unsettled[path] = struct{}{}
+		}
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // settle makes records durable now.

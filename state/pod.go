@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"crishim/engine"
+	"crishim/internal/failpoint"
 	"crishim/internal/process"
 )
 
@@ -42,7 +43,9 @@ func (s *Store) UpdatePodByKey(key engine.PodKey, change func(*Pod) error) error
 }
 
 // SettlePod waits until the pod's record is durable, for what was recorded without a wait.
-func (s *Store) SettlePod(key engine.PodKey) error { return s.settle(s.pods.path(podKeyName(key))) }
+func (s *Store) SettlePod(key engine.PodKey) error {
+	return failpoint.Around("state.pod.settle", func() error { return s.settle(s.pods.path(podKeyName(key))) })
+}
 
 // MarkPodRemoving notes in memory that a removal has begun. It is not worth a write: should the daemon end before the
 // removal has, the record's older phase asks the next RemovePodSandbox for the same.
@@ -206,7 +209,7 @@ func mergePod(e *podEntry, st engine.PodStatus) {
 	case e.over:
 		st.State = engine.PodNotReady
 	case wasReady && st.State != engine.PodReady:
-		if late || old.PID != 0 && process.Alive(old.PID, old.StartTicks) {
+		if late || old.PID != 0 && !process.Gone(old.PID, old.StartTicks) {
 			return
 		}
 		e.over = true

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -880,5 +881,19 @@ func TestARecordThatCannotBeOpenedNowIsNotABadOne(t *testing.T) {
 	t.Cleanup(func() { _ = s.Close() })
 	if pods, bad := s.Pods(), s.Quarantined(); len(pods) != 3 || len(bad) != 0 {
 		t.Errorf("%d pods, and %+v set aside", len(pods), bad)
+	}
+}
+
+// What nobody waits for is settled together, however often one record is written.
+func TestManyWritesAreSettledByOne(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	pod := samplePod("p")
+	must(t, s.PutPod(pod))
+	before := runtime.NumGoroutine()
+	for range 50 {
+		must(t, s.UpdatePod(pod.ID, func(*Pod) error { return nil }))
+	}
+	if now := runtime.NumGoroutine(); now > before+5 {
+		t.Errorf("%d goroutines, there were %d", now, before)
 	}
 }

@@ -165,7 +165,7 @@ func (s *Store) Close() error {
 	}
 	close(s.stop)
 	s.writers.Wait()
-	err := s.writeDirty()
+	err := errors.Join(s.writeDirty(), s.settleAll())
 	return errors.Join(err, s.lock.Close())
 }
 

@@ -112,5 +112,5 @@ func (e *Engine) monitorLost(p *pod, client *monitor.Client) {
 	e.counts.monitorsLost.Add(1)
 	klog.InfoS("The monitor of a pod sandbox ended; what runs in the pod is killed", "id", p.ID, "monitor", client.PID())
 	client.Close()
-	e.lose(e.life, p, e.containersOf(p.ID))
+	quiet(e.lose(e.life, p, e.containersOf(p.ID)), "end a pod sandbox without a monitor", p.ID)
 }

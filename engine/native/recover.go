@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -141,15 +140,16 @@ func (e *Engine) recover(ctx context.Context) error {
 	if err := all.Wait(); err != nil {
 		return err
 	}
-	// A daemon that is told to end meanwhile finishes: what was not joined yet must not look lost.
-	ctx = context.WithoutCancel(ctx)
 	for _, c := range e.allContainers() {
 		if _, err := e.pod(c.Spec.Pod); err != nil {
 			klog.InfoS("A container has no pod any more", "id", c.ID, "pod", c.Spec.Pod)
-			e.loseContainer(ctx, c, ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the record of its pod is lost"})
+			if err := e.loseContainer(ctx, c, ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the record of its pod is lost"}); err != nil {
+				return err
+			}
 		}
 	}
-	e.removeOrphans(ctx)
+	// A daemon that is told to end meanwhile finishes: what was not joined yet must not look lost.
+	e.removeOrphans(context.WithoutCancel(ctx))
 	return nil
 }
 
@@ -183,8 +183,7 @@ func (e *Engine) recoverPod(ctx context.Context, p *pod) error {
 		e.counts.monitorsLost.Add(1)
 		klog.ErrorS(err, "The monitor of a pod sandbox is lost; what runs in it is killed", "id", p.ID)
 	}
-	e.lose(context.WithoutCancel(ctx), p, containers)
-	return nil
+	return e.lose(ctx, p, containers)
 }
 
 // joinLimit bounds the wait for a monitor that lives and does not answer.
@@ -343,28 +342,33 @@ func (e *Engine) tidyRest(c *container) {
 	}
 }
 
-// lose ends what has no monitor: after its death, or after a reboot.
-func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) {
-	ctx, cancel := context.WithTimeout(ctx, tidyLimit)
-	defer cancel()
+// lose ends what has no monitor: after its death, or after a reboot. What cannot be killed for want of descriptors is waited for;
+// an error says that ctx ended meanwhile, and that the pod is not told as ended: the next start does that.
+func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) error {
 	end := ending{Code: codeKilled, Reason: reasonMonitorLost, Message: "the pod's monitor ended, and the container was killed"}
 	if p.Boot != boot() {
 		end = ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the node was rebooted"}
 	}
-	quiet(e.killMonitor(ctx, p), "kill the monitor of a pod sandbox", p.ID)
+	if err := killPatiently(ctx, "kill the monitor of a pod sandbox", p.ID, func(ctx context.Context) error { return e.killMonitor(ctx, p) }); err != nil {
+		return err
+	}
 	quiet(e.removeTornExits(p, containers), "remove what the monitor of a pod sandbox was writing", p.ID)
-	var all sync.WaitGroup
-	all.Go(func() {
-		quiet(e.killSession(ctx, e.monitorRecord(p)), "kill what the monitor of a pod sandbox left", p.ID)
+	var all errgroup.Group
+	all.Go(func() error {
+		return killPatiently(ctx, "kill what the monitor of a pod sandbox left", p.ID, func(ctx context.Context) error { return e.killSession(ctx, e.monitorRecord(p)) })
 	})
 	for _, c := range containers {
-		all.Go(func() { e.loseContainer(ctx, c, end) })
+		all.Go(func() error { return e.loseContainer(ctx, c, end) })
 	}
 	if p.Boot == boot() && p.Spec.Namespaces.PID == engine.NamespacePod {
 		cg := e.cgroups.Container(p.Cgroup, engine.ContainerID(pauseID(p.ID)))
-		quiet(e.cgroups.Kill(ctx, cg.Path), "kill the process that holds a pod's PID namespace", p.ID)
+		all.Go(func() error {
+			return killPatiently(ctx, "kill the process that holds a pod's PID namespace", p.ID, func(ctx context.Context) error { return e.cgroups.Kill(ctx, cg.Path) })
+		})
 	}
-	all.Wait()
+	if err := all.Wait(); err != nil {
+		return err
+	}
 	e.mu.Lock()
 	p.Stopped, p.pause, p.pauseTicks = true, 0, 0
 	if p.Boot != boot() {
@@ -373,6 +377,22 @@ func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) {
 	e.mu.Unlock()
 	quiet(e.savePod(p), "record the end of a pod sandbox", p.ID)
 	e.podChanged(p)
+	return nil
+}
+
+// killPatiently kills something, and tries again for as long as there is no descriptor for that: what still runs must not be
+// told as ended. An error says that ctx ended before; what else goes wrong is left to the next removal or start.
+func killPatiently(ctx context.Context, what string, id any, kill func(context.Context) error) error {
+	err := patiently(ctx, what, func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyLimit)
+		defer cancel()
+		return kill(ctx)
+	})
+	if process.Starved(err) {
+		return fmt.Errorf("%s %v: %w", what, id, err)
+	}
+	quiet(err, what, id)
+	return nil
 }
 
 // removeTornExits removes the files of exits that a monitor, which is dead, had not written to their end.
@@ -392,17 +412,24 @@ func (e *Engine) removeTornExits(p *pod, containers []*container) error {
 	return errors.Join(errs...)
 }
 
-// loseContainer kills what is left of a container and tells its end: the one on record, or else end.
-func (e *Engine) loseContainer(ctx context.Context, c *container, end ending) {
+// loseContainer kills what is left of a container and tells its end: the one on record, or else end. An error is as lose's.
+func (e *Engine) loseContainer(ctx context.Context, c *container, end ending) error {
 	if c.Boot == boot() {
-		quiet(e.cgroups.Kill(ctx, c.Cgroup.Path), "kill a container without a monitor", c.ID)
+		err := killPatiently(ctx, "kill a container without a monitor", c.ID, func(ctx context.Context) error { return e.cgroups.Kill(ctx, c.Cgroup.Path) })
+		if err != nil {
+			return err
+		}
 	}
 	var known *ending
-	err := patiently(e.life, "read the end of a container", func() (err error) { known, err = e.knownEnd(c); return err })
-	if err != nil || e.noteKnownEnd(c, known) || !c.Started {
-		return // after an error the next start tells it
+	err := patiently(ctx, "read the end of a container", func() (err error) { known, err = e.knownEnd(c); return err })
+	if err != nil {
+		return err
+	}
+	if e.noteKnownEnd(c, known) || !c.Started {
+		return nil
 	}
 	end.At = time.Now()
 	e.noteExit(c, end, true)
 	e.tidyRest(c)
+	return nil
 }

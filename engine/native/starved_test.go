@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"crishim/engine"
 	"crishim/internal/process"
 	"crishim/internal/starving"
@@ -83,6 +85,44 @@ func TestADaemonWithoutDescriptorsTakesNothingForLost(t *testing.T) {
 	}
 	if s := b.Stats(); s.MonitorsLost != 0 || s.Monitors != 1 {
 		t.Errorf("%d monitors lost, %d run", s.MonitorsLost, s.Monitors)
+	}
+	b.removePod(t, pod)
+}
+
+// A monitor that dies while there is no descriptor: its containers are told as ended once they could be killed, not before.
+//
+// Rows: R03 (part)
+func TestWhatCannotBeKilledIsNotToldAsEnded(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	id := b.run(t, pod, spec, "c", "sleep 1000")
+	running := b.status(t, id)
+	p, err := b.pod(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitor := b.monitorRecord(p).PID
+	lost := b.Stats().MonitorsLost
+	given := starving.Process(t)
+	if err := unix.Kill(monitor, unix.SIGKILL); err != nil {
+		given()
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); b.Stats().MonitorsLost == lost && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	time.Sleep(300 * time.Millisecond) // for what must not happen
+	state, lives := b.status(t, id).State, unix.Kill(running.PID, 0) == nil
+	given()
+	if state != engine.ContainerRunning || !lives {
+		t.Errorf("without descriptors it is %v, its process lives: %v", state, lives)
+	}
+	b.exited(t, id)
+	if st := b.status(t, id); st.ExitCode != codeKilled || st.Reason != reasonMonitorLost {
+		t.Errorf("%+v", st)
+	}
+	if !process.Gone(running.PID, running.StartTicks) {
+		t.Error("its process lives")
 	}
 	b.removePod(t, pod)
 }

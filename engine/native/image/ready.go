@@ -48,7 +48,7 @@ func (s *Store) Ready(ctx context.Context, id engine.ImageID) error {
 		return fmt.Errorf("look at what the damaged layers of image %s were unpacked from: %w", id, err)
 	}
 	var failed error
-	// It does not end with its caller: halfway there is no image.
+	// It does not end with its caller: what was brought in so far would be in vain.
 	s.Repair(context.WithoutCancel(ctx), append(damaged, blobs...), func(img *engine.Image, err error) {
 		if img.ID == id {
 			failed = err
