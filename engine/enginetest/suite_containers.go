@@ -216,7 +216,8 @@ var containerTests = map[string]func(*suite){
 		id := s.runContainer(s.containerSpec(s.Commands.Run))
 		location := filepath.Join(s.TempDir(), "checkpoint.tar")
 		err := s.Engine.CheckpointContainer(s.Context(), id, location)
-		if s.Engine.Info().Features.Checkpoint {
+		// What makes a handler's containers may have no checkpoints where the engine's own has.
+		if s.Engine.Info().Features.Checkpoint && (s.Handler == "" || !errdefs.IsNotImplemented(err)) {
 			s.ok(err, "checkpoint")
 			if !exists(location) {
 				s.Error("no archive")
