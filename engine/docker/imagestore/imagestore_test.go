@@ -864,8 +864,15 @@ func TestARecordThatCannotBeOpenedNowIsNotSetAside(t *testing.T) {
 	if err := loadRecords(dir).add(engine.ImageID(fakeID("a")), "a@"+someDigest); err != nil {
 		t.Fatal(err)
 	}
-	starving.Opening(t, 0, unix.O_DIRECTORY, func() { loadRecords(dir) })
+	var starved *records
+	starving.Opening(t, 0, unix.O_DIRECTORY, func() { starved = loadRecords(dir) })
 	if digests := loadRecords(dir).digests(engine.ImageID(fakeID("a"))); len(digests) != 1 {
 		t.Errorf("%v are known at the next start", digests)
+	}
+	if err := starved.add(engine.ImageID(fakeID("a")), "b@"+someDigest); err != nil {
+		t.Fatal(err)
+	}
+	if digests := loadRecords(dir).digests(engine.ImageID(fakeID("a"))); len(digests) != 2 {
+		t.Errorf("%v are known after another was recorded", digests)
 	}
 }

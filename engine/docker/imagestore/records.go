@@ -27,6 +27,8 @@ type records struct {
 
 	mu   sync.Mutex
 	byID map[engine.ImageID]*record
+	// unread are files that could not be opened for want of descriptors.
+	unread map[string]bool
 }
 
 // record is the file's form. A change of meaning needs another version.
@@ -46,7 +48,7 @@ const (
 )
 
 func loadRecords(dir string) *records {
-	r := &records{dir: dir, byID: map[engine.ImageID]*record{}}
+	r := &records{dir: dir, byID: map[engine.ImageID]*record{}, unread: map[string]bool{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +67,8 @@ func loadRecords(dir string) *records {
 		}
 		record, err := readRecord(path)
 		if process.Starved(err) {
-			klog.ErrorS(err, "A record of an image's digests is left to the next start", "path", path)
+			klog.ErrorS(err, "A record of an image's digests is left to the next start, or to the image's next pull", "path", path)
+			r.unread[entry.Name()] = true
 			continue
 		}
 		if err != nil {
@@ -137,6 +140,16 @@ func (r *records) add(id engine.ImageID, repoDigest string) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.unread[name] {
+		old, err := readRecord(filepath.Join(r.dir, name))
+		if process.Starved(err) {
+			return fmt.Errorf("record the digest of an image beside those on record: %w", err)
+		}
+		if err == nil {
+			r.byID[id] = old
+		}
+		delete(r.unread, name)
+	}
 	next := &record{Version: recordVersion, ID: string(id), RepoDigests: []string{repoDigest}, written: time.Now()}
 	if old := r.byID[id]; old != nil {
 		if slices.Contains(old.RepoDigests, repoDigest) {

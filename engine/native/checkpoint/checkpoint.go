@@ -16,6 +16,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // The names in an archive.
@@ -58,20 +59,37 @@ func Pack(ctx context.Context, work string, config *Config, oci *specs.Spec, loc
 			return err
 		}
 	}
-	temp, err := os.CreateTemp(filepath.Dir(location), filepath.Base(location)+".tmp-*") // mode 0600
+	err := appear(location, func(f *os.File) error { return writeTree(ctx, work, f, ImagesDir, specDump, configDump, rootDiff) })
 	if err != nil {
-		return fmt.Errorf("write the checkpoint: %w", err)
-	}
-	err = writeTree(ctx, work, temp, ImagesDir, specDump, configDump, rootDiff)
-	err = errors.Join(err, temp.Sync(), temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), location)
-	}
-	if err != nil {
-		_ = os.Remove(temp.Name())
 		return fmt.Errorf("write the checkpoint: %w", err)
 	}
 	return nil
+}
+
+// appear makes a file that only root reads, and that has no name before it is whole: a crash leaves nothing. On a file system
+// without such files it has one that ends in .tmp meanwhile.
+func appear(location string, write func(*os.File) error) error {
+	temp := location + ".tmp"
+	_ = os.Remove(temp) // of a crash on such a file system
+	fd, err := unix.Open(filepath.Dir(location), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	nameless := err == nil
+	var f *os.File
+	if nameless {
+		f = os.NewFile(uintptr(fd), temp)
+	} else if f, err = os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return err
+	}
+	err = errors.Join(write(f), f.Sync())
+	if err == nil && nameless {
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, temp, unix.AT_SYMLINK_FOLLOW)
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(temp, location) // there may be an older one
+	}
+	if err != nil {
+		_ = os.Remove(temp)
+	}
+	return err
 }
 
 // writeNew makes a file that only root reads; it must not be there.

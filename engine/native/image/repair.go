@@ -249,9 +249,14 @@ func (r *repair) replace(ctx context.Context) {
 // as it was.
 func (r *repair) hide(m *mending) {
 	s := r.store
+	s.recording.Lock() // or a record that is being written would put it back
+	defer s.recording.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m.hidden = s.images[m.record.ID]
+	if m.hidden != nil {
+		s.hidden[m.record.ID] = m.hidden
+	}
 	delete(s.images, m.record.ID)
 	s.index()
 }
@@ -277,6 +282,7 @@ func (r *repair) show(m *mending) {
 	free := r.freeTags(m)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.hidden, m.record.ID)
 	if m.hidden == nil || s.images[m.record.ID] != nil {
 		return
 	}

@@ -120,6 +120,7 @@ type Store struct {
 	// foreign is what records of a newer version name; Open fills it.
 	foreign map[digest.Digest]bool
 	images  map[engine.ImageID]*stored // immutable values
+	hidden  map[engine.ImageID]*stored // those that a repair keeps from being found
 	byName  map[string]engine.ImageID  // full names with tag or digest
 	tagSeq  uint64
 	holds   map[engine.ImageID]map[string]int
@@ -141,6 +142,7 @@ func Open(options Options) (*Store, error) {
 		hostDirs:  slices.Clone(options.RegistryConfigDirs),
 		foreign:   map[digest.Digest]bool{},
 		images:    map[engine.ImageID]*stored{},
+		hidden:    map[engine.ImageID]*stored{},
 		byName:    map[string]engine.ImageID{},
 		holds:     map[engine.ImageID]map[string]int{},
 	}
