@@ -524,7 +524,7 @@ func (k *Kubelet) removePods() {
 			return err
 		}
 		if len(pods.Items)+len(containers.Containers) > 0 {
-			return fmt.Errorf("%d pods and %d containers are left: %v", len(pods.Items), len(containers.Containers), pods.Items)
+			return fmt.Errorf("%d pods and %d containers are left: %v\nthe kubelet said at last:\n%s", len(pods.Items), len(containers.Containers), pods.Items, k.LogTail())
 		}
 		return nil
 	})
