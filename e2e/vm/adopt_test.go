@@ -95,6 +95,8 @@ func TestAdoptSwitchesANodeAndBack(t *testing.T) {
 		"--label=annotation.io.kubernetes.container.restartCount=0", "--label=annotation.io.kubernetes.container.hash=1234abcd")
 	pid := run(t, "docker", "inspect", "-f", "{{.State.Pid}}", container)
 	run(t, "systemctl", "enable", "--now", "cri-docker", "kubelet")
+	// Whoever connects to it starts crishim, which the way back has to stop.
+	run(t, "systemctl", "start", "crishim.socket")
 
 	t.Log(adopt(t, "--yes", "--accept-findings"))
 	check := func(when, endpoint string, units map[string]string) {

@@ -22,6 +22,8 @@ import (
 const (
 	Kubelet = "kubelet.service"
 	Crishim = "crishim.service"
+	// CrishimSocket is optional. Whoever connects to it starts the service.
+	CrishimSocket = "crishim.socket"
 )
 
 // oldUnits are those of cri-dockerd, in the order in which they are stopped: its socket would start it again. dockershim is
@@ -94,7 +96,7 @@ func (p *Plan) WriteText(out io.Writer) error {
 // Switch carries the plan out. ready returns when the new shim answers. An error has been undone, or says what of it has not.
 func Switch(ctx context.Context, p *Plan, units Units, ready func(context.Context) error, out io.Writer) error {
 	backup := &kubeletfiles.Backup{Taken: time.Now().UTC(), Edits: p.Edits, Endpoint: p.Endpoint, OldEndpoint: p.OldEndpoint}
-	for _, name := range append(slices.Clone(oldUnits), Crishim, Kubelet) {
+	for _, name := range append(slices.Clone(oldUnits), CrishimSocket, Crishim, Kubelet) {
 		state, found, err := units.State(ctx, name)
 		if err != nil {
 			return fmt.Errorf("ask systemd for %s: %w", name, err)
@@ -178,7 +180,14 @@ func Back(ctx context.Context, u *Undo, out io.Writer) error {
 	var errs []error
 	try := func(what string, err error) { errs = append(errs, step(out, what, err)) }
 	try("stop "+Kubelet, units.Stop(ctx, Kubelet))
+	socket, _, err := units.State(ctx, CrishimSocket)
+	if err != nil {
+		try("ask systemd for "+CrishimSocket, err)
+	}
 	if !was[Crishim].Active {
+		if socket.Active { // it would start the service again
+			try("stop "+CrishimSocket, units.Stop(ctx, CrishimSocket))
+		}
 		stopped := units.Stop(ctx, Crishim)
 		if try("stop "+Crishim, stopped); stopped == nil && u.GiveLogsBack != nil {
 			try("link the containers' logs to Docker's", u.GiveLogsBack(ctx))
@@ -186,6 +195,9 @@ func Back(ctx context.Context, u *Undo, out io.Writer) error {
 	}
 	if !was[Crishim].Enabled {
 		try("disable "+Crishim, units.Disable(ctx, Crishim))
+	}
+	if socket.Enabled && !was[CrishimSocket].Enabled {
+		try("disable "+CrishimSocket, units.Disable(ctx, CrishimSocket))
 	}
 	// A kubelet that is started on files that are not all back would talk to nobody, or to the wrong one.
 	restored := kubeletfiles.Restore(u.Root, backup.Edits, u.Force)
@@ -203,6 +215,9 @@ func Back(ctx context.Context, u *Undo, out io.Writer) error {
 		if was[name].Active {
 			try("start "+name, units.Start(ctx, name))
 		}
+	}
+	if socket.Active && was[CrishimSocket].Active && !was[Crishim].Active {
+		try("start "+CrishimSocket, units.Start(ctx, CrishimSocket))
 	}
 	if restored != nil {
 		return fmt.Errorf("the kubelet is left stopped, some of its files are not as they were: mend them, or use --force: %w", errors.Join(errs...))

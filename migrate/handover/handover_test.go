@@ -102,6 +102,36 @@ func text(t *testing.T, p *Plan) string {
 	return string(data)
 }
 
+// crishim's socket would start crishim again while the way back works, for which it must be stopped.
+func TestBackStopsTheSocketThatWouldStartCrishimAgain(t *testing.T) {
+	for name, on := range map[string]bool{"it was there before": true, "it was turned on after the switch": false} {
+		t.Run(name, func(t *testing.T) {
+			p, s := node(t)
+			s.units[CrishimSocket] = &kubeletfiles.UnitState{Name: CrishimSocket, Active: on, Enabled: on}
+			before := s.states()
+			var out bytes.Buffer
+			if err := Switch(t.Context(), p, s, ready, &out); err != nil {
+				t.Fatalf("%v\n%s", err, out.String())
+			}
+			s.units[CrishimSocket].Active, s.units[CrishimSocket].Enabled = true, true
+			given := false
+			undo := &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s, GiveLogsBack: func(context.Context) error {
+				given = !s.units[CrishimSocket].Active && !s.units[Crishim].Active
+				return nil
+			}}
+			if err := Back(t.Context(), undo, &out); err != nil {
+				t.Fatalf("%v\n%s", err, out.String())
+			}
+			if !given {
+				t.Error("crishim, or its socket, was on when the logs were given back")
+			}
+			if now := s.states(); now != before {
+				t.Errorf("the units are\n%s\nthey were\n%s", now, before)
+			}
+		})
+	}
+}
+
 func TestSwitchAndBack(t *testing.T) {
 	p, s := node(t)
 	before := s.states()
