@@ -97,11 +97,7 @@ func TestWhatCannotBeKilledIsNotToldAsEnded(t *testing.T) {
 	pod, spec := b.runPod(t)
 	id := b.run(t, pod, spec, "c", "sleep 1000")
 	running := b.status(t, id)
-	p, err := b.pod(pod)
-	if err != nil {
-		t.Fatal(err)
-	}
-	monitor := b.monitorRecord(p).PID
+	monitor := b.monitorPID(t, pod)
 	lost := b.Stats().MonitorsLost
 	given := starving.Process(t)
 	if err := unix.Kill(monitor, unix.SIGKILL); err != nil {
