@@ -4,8 +4,43 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // registers gRPC's own codec
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
+
+// codec is gRPC's own, but that a reply which consists of what was encoded before is sent without being copied into one of
+// gRPC's buffers, which are cleared at each use: 1 MiB for what is longer than 32 KiB.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
+
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if message, ok := v.(proto.Message); ok {
+		if encoded := message.ProtoReflect().GetUnknown(); len(encoded) > 0 && len(encoded) == proto.Size(message) {
+			return mem.BufferSlice{mem.SliceBuffer(encoded)}, nil
+		}
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+// listItem encodes an item of a list, which is field 1 in each reply of the CRI.
+func listItem[M proto.Message](item M) ([]byte, error) {
+	size := proto.Size(item)
+	encoded := make([]byte, 0, protowire.SizeTag(1)+protowire.SizeBytes(size))
+	encoded = protowire.AppendVarint(protowire.AppendTag(encoded, 1, protowire.BytesType), uint64(size))
+	encoded, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(encoded, item)
+	if err != nil {
+		return nil, fmt.Errorf("encode an item of a list: %w", err)
+	}
+	return encoded, nil
+}
+
+// setItems makes reply, an empty message, a list of encoded items. They go in as unknown fields, which are sent as they are; so
+// reply is for sending only.
+func setItems(reply proto.Message, encoded []byte) { reply.ProtoReflect().SetUnknown(encoded) }
 
 // keptList is the encoded reply to an unfiltered list, kept until the index changes: the kubelet asks each second for all
 // pods and containers, of which hardly one has changed, and encoding their labels is most of the work.
@@ -18,8 +53,7 @@ type encodedList[V any] struct {
 	reply []byte
 }
 
-// fill makes reply, an empty message, what build makes of views. The encoding goes in as unknown fields, which are sent as
-// they are; so reply is for sending only.
+// fill makes reply, an empty message, what build makes of views.
 func (k *keptList[V]) fill(reply proto.Message, views []V, build func() proto.Message) error {
 	if len(views) == 0 {
 		return nil
@@ -33,7 +67,7 @@ func (k *keptList[V]) fill(reply proto.Message, views []V, build func() proto.Me
 		last = &encodedList[V]{views, encoded}
 		k.last.Store(last)
 	}
-	reply.ProtoReflect().SetUnknown(last.reply)
+	setItems(reply, last.reply)
 	return nil
 }
 

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"errors"
+	"io"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -50,4 +52,43 @@ func TestAKeptListIsAsGoodAsANewOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("removed")
+}
+
+// Lists of statistics are encoded item by item, by those who make them; their streams are not.
+func TestStatisticsInOneReplyAreThoseOfTheStream(t *testing.T) {
+	f := newFixture(t)
+	for _, name := range []string{"a", "b", "c"} {
+		f.startContainer(f.runPod(name), name, "app", "run", "100")
+	}
+	streamed, err := f.runtime.StreamContainerStats(t.Context(), &runtimeapi.StreamContainerStatsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := &runtimeapi.ListContainerStatsResponse{}
+	for part, err := streamed.Recv(); !errors.Is(err, io.EOF); part, err = streamed.Recv() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts.Stats = append(parts.Stats, part.ContainerStats...)
+	}
+	containers, err := f.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
+	if err != nil || len(containers.Stats) != 3 || !proto.Equal(containers, parts) {
+		t.Errorf("%v\n%v\nin the stream\n%v", err, containers, parts)
+	}
+
+	streamedPods, err := f.runtime.StreamPodSandboxStats(t.Context(), &runtimeapi.StreamPodSandboxStatsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	podParts := &runtimeapi.ListPodSandboxStatsResponse{}
+	for part, err := streamedPods.Recv(); !errors.Is(err, io.EOF); part, err = streamedPods.Recv() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		podParts.Stats = append(podParts.Stats, part.PodSandboxStats...)
+	}
+	pods, err := f.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
+	if err != nil || len(pods.Stats) != 3 || !proto.Equal(pods, podParts) {
+		t.Errorf("%v\n%v\nin the stream\n%v", err, pods, podParts)
+	}
 }

@@ -138,6 +138,7 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 		grpc.MaxSendMsgSize(maxMessageSize),
 		grpc.MaxConcurrentStreams(maxConcurrentRPCs),
 		grpc.NumStreamWorkers(streamWorkers),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.KeepaliveParams(cmp.Or(opts.keepalive, keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second})),
 		grpc.ChainUnaryInterceptor(calls.unary),
 		grpc.ChainStreamInterceptor(calls.stream),

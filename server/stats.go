@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -31,16 +32,18 @@ func (s *Server) ContainerStats(ctx context.Context, req *runtimeapi.ContainerSt
 
 // ListContainerStats reads the running containers'; one that ends meanwhile is left out.
 func (s *Server) ListContainerStats(ctx context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	all, err := s.listContainerStats(req.GetFilter())
+	items, err := eachContainerStats(s, req.GetFilter(), listItem)
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListContainerStatsResponse{Stats: all}, nil
+	reply := &runtimeapi.ListContainerStatsResponse{}
+	setItems(reply, slices.Concat(items...))
+	return reply, nil
 }
 
 // StreamContainerStats sends the same list in parts (KEP-5825).
 func (s *Server) StreamContainerStats(req *runtimeapi.StreamContainerStatsRequest, stream runtimeapi.RuntimeService_StreamContainerStatsServer) error {
-	all, err := s.listContainerStats(req.GetFilter())
+	all, err := eachContainerStats(s, req.GetFilter(), asIs)
 	if err != nil {
 		return err
 	}
@@ -49,23 +52,28 @@ func (s *Server) StreamContainerStats(req *runtimeapi.StreamContainerStatsReques
 	})
 }
 
-func (s *Server) listContainerStats(filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
+// eachContainerStats has the statistics of each running container used, several at a time: a list that is encoded item by item,
+// where encoding it as a whole would wait for the last.
+func eachContainerStats[T any](s *Server, filter *runtimeapi.ContainerStatsFilter, use func(*runtimeapi.ContainerStats) (T, error)) ([]T, error) {
 	containers, err := s.confirmedContainers()
 	if err != nil {
 		return nil, err
 	}
 	want := translator.ContainerStatsFilter(filter)
-	return gather(containers, func(c *state.ContainerView) (*runtimeapi.ContainerStats, error) {
+	return gather(containers, func(c *state.ContainerView) (T, error) {
+		var none T
 		if c.State != engine.ContainerRunning || !translator.ContainerMatches(want, new(containerView(c))) {
-			return nil, errdefs.ErrNotFound
+			return none, errdefs.ErrNotFound
 		}
 		st, err := s.collector.ContainerStats(s.target(c))
 		if err != nil {
-			return nil, fmt.Errorf("statistics of container %s: %w", c.ID, err)
+			return none, fmt.Errorf("statistics of container %s: %w", c.ID, err)
 		}
-		return st, nil
+		return use(st)
 	})
 }
+
+func asIs[T any](stats T) (T, error) { return stats, nil }
 
 // PodSandboxStats reads one pod's statistics. An empty id, by which the kubelet asks whether there are any, is InvalidArgument and so not Unimplemented.
 func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
@@ -82,16 +90,18 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandbox
 
 // ListPodSandboxStats reads the ready pods'; one that ends meanwhile is left out.
 func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	all, err := s.listPodStats(req.GetFilter())
+	items, err := eachPodStats(s, req.GetFilter(), listItem)
 	if err != nil {
 		return nil, err
 	}
-	return &runtimeapi.ListPodSandboxStatsResponse{Stats: all}, nil
+	reply := &runtimeapi.ListPodSandboxStatsResponse{}
+	setItems(reply, slices.Concat(items...))
+	return reply, nil
 }
 
 // StreamPodSandboxStats sends the same list in parts (KEP-5825).
 func (s *Server) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxStatsServer) error {
-	all, err := s.listPodStats(req.GetFilter())
+	all, err := eachPodStats(s, req.GetFilter(), asIs)
 	if err != nil {
 		return err
 	}
@@ -100,13 +110,19 @@ func (s *Server) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequ
 	})
 }
 
-func (s *Server) listPodStats(filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
+// eachPodStats is eachContainerStats for ready pods.
+func eachPodStats[T any](s *Server, filter *runtimeapi.PodSandboxStatsFilter, use func(*runtimeapi.PodSandboxStats) (T, error)) ([]T, error) {
 	want := translator.PodStatsFilter(filter)
-	return eachReadyPod(s, func(p *state.PodView, target stats.PodTarget) (*runtimeapi.PodSandboxStats, error) {
+	return eachReadyPod(s, func(p *state.PodView, target stats.PodTarget) (T, error) {
+		var none T
 		if !translator.PodMatches(want, new(podView(p))) {
-			return nil, errdefs.ErrNotFound
+			return none, errdefs.ErrNotFound
 		}
-		return s.collector.PodSandboxStats(target)
+		st, err := s.collector.PodSandboxStats(target)
+		if err != nil {
+			return none, err
+		}
+		return use(st)
 	})
 }
 

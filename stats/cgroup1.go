@@ -57,9 +57,9 @@ func (t v1) has(controller string) bool {
 
 func (t v1) read(path string, all bool, kept *keptFiles) (Sample, error) {
 	var s Sample
-	f := openFiles(kept)
+	f := openFiles(path, kept)
 	defer f.close()
-	usage, ok := f.number(t.dirs["memory"] + path + "/memory.usage_in_bytes")
+	usage, ok := f.number(t.dirs["memory"], "/memory.usage_in_bytes")
 	if !ok {
 		if f.err != nil {
 			return s, f.err
@@ -67,41 +67,40 @@ func (t v1) read(path string, all bool, kept *keptFiles) (Sample, error) {
 		return s, errdefs.ErrNotFound
 	}
 	s.Memory.Usage = usage
-	t.memory(f, t.dirs["memory"]+path, &s.Memory)
-	s.CPU.Usage, _ = f.number(t.dirs["cpuacct"] + path + "/cpuacct.usage")
+	t.memory(f, &s.Memory)
+	s.CPU.Usage, _ = f.number(t.dirs["cpuacct"], "/cpuacct.usage")
 	if dir := t.dirs["pids"]; dir != "" {
-		s.Pids.Current, _ = f.number(dir + path + "/pids.current")
+		s.Pids.Current, _ = f.number(dir, "/pids.current")
 	}
 	if all {
 		f.keep = false
-		t.rest(f, path, &s)
+		t.rest(f, &s)
 	}
 	return s, f.err
 }
 
 // rest reads what only metrics show.
-func (t v1) rest(f *files, path string, s *Sample) {
-	t.memoryEvents(f, t.dirs["memory"]+path, &s.Memory)
-	t.cpu(f, path, &s.CPU)
+func (t v1) rest(f *files, s *Sample) {
+	t.memoryEvents(f, &s.Memory)
+	t.cpu(f, &s.CPU)
 	if dir := t.dirs["pids"]; dir != "" {
-		limit, _ := f.number(dir + path + "/pids.max")
+		limit, _ := f.number(dir, "/pids.max")
 		s.Pids.Limit = unlimited(limit)
 	}
 	if dir := t.dirs["hugetlb"]; dir != "" {
-		s.Hugetlb = hugetlb(f, dir+path, ".usage_in_bytes", ".max_usage_in_bytes")
+		s.Hugetlb = hugetlb(f, dir, ".usage_in_bytes", ".max_usage_in_bytes")
 	}
 	if dir := t.dirs["blkio"]; dir != "" {
-		s.Block = t.block(f, dir+path)
+		s.Block = t.block(f, dir)
 	}
 	if t.unified != "" {
-		dir := t.unified + path
-		s.Pressure = Pressure{CPU: f.pressure(dir + "/cpu.pressure"), Memory: f.pressure(dir + "/memory.pressure"), IO: f.pressure(dir + "/io.pressure")}
+		s.Pressure = pressure(f, t.unified)
 	}
 }
 
-func (t v1) memory(f *files, dir string, m *Memory) {
+func (t v1) memory(f *files, m *Memory) {
 	var inactive uint64
-	f.pairs(dir+"/memory.stat", func(key []byte, value uint64) {
+	f.pairs(t.dirs["memory"], "/memory.stat", func(key []byte, value uint64) {
 		switch string(key) { // total_ is with the cgroups below, which count in usage_in_bytes too
 		case "total_rss":
 			m.RSS = value
@@ -129,24 +128,25 @@ func (t v1) memory(f *files, dir string, m *Memory) {
 	m.finish(inactive)
 }
 
-func (t v1) memoryEvents(f *files, dir string, m *Memory) {
-	m.MaxUsage, _ = f.number(dir + "/memory.max_usage_in_bytes")
-	m.FailCount, _ = f.number(dir + "/memory.failcnt")
-	m.Kernel, _ = f.number(dir + "/memory.kmem.usage_in_bytes")
-	f.pairs(dir+"/memory.oom_control", func(key []byte, value uint64) {
+func (t v1) memoryEvents(f *files, m *Memory) {
+	dir := t.dirs["memory"]
+	m.MaxUsage, _ = f.number(dir, "/memory.max_usage_in_bytes")
+	m.FailCount, _ = f.number(dir, "/memory.failcnt")
+	m.Kernel, _ = f.number(dir, "/memory.kmem.usage_in_bytes")
+	f.pairs(dir, "/memory.oom_control", func(key []byte, value uint64) {
 		if string(key) == "oom_kill" {
 			m.OOMKills, m.OOMEvents = value, value
 		}
 	})
 }
 
-func (t v1) cpu(f *files, path string, c *CPU) {
-	dir := t.dirs["cpuacct"] + path
+func (t v1) cpu(f *files, c *CPU) {
+	dir := t.dirs["cpuacct"]
 	var ok bool
-	if c.User, ok = f.number(dir + "/cpuacct.usage_user"); ok {
-		c.System, _ = f.number(dir + "/cpuacct.usage_sys")
+	if c.User, ok = f.number(dir, "/cpuacct.usage_user"); ok {
+		c.System, _ = f.number(dir, "/cpuacct.usage_sys")
 	} else {
-		f.pairs(dir+"/cpuacct.stat", func(key []byte, value uint64) {
+		f.pairs(dir, "/cpuacct.stat", func(key []byte, value uint64) {
 			switch string(key) {
 			case "user":
 				c.User = value * (1e9 / userHz)
@@ -156,7 +156,7 @@ func (t v1) cpu(f *files, path string, c *CPU) {
 		})
 	}
 	if dir := t.dirs["cpu"]; dir != "" {
-		f.pairs(dir+path+"/cpu.stat", func(key []byte, value uint64) {
+		f.pairs(dir, "/cpu.stat", func(key []byte, value uint64) {
 			switch string(key) {
 			case "nr_periods":
 				c.Periods = value
@@ -172,7 +172,7 @@ func (t v1) cpu(f *files, path string, c *CPU) {
 func (t v1) block(f *files, dir string) []BlockDevice {
 	var devices []BlockDevice
 	add := func(file string, set func(d *BlockDevice, operation string, value uint64)) {
-		data, ok := f.bytes(dir + file)
+		data, ok := f.bytes(dir, file)
 		if !ok {
 			return
 		}
@@ -225,8 +225,8 @@ func device(devices *[]BlockDevice, name string) *BlockDevice {
 }
 
 // hugetlb reads "hugetlb.2MB.usage_in_bytes" and the like; peak "" where the version has none.
-func hugetlb(f *files, dir, usage, peak string) []Hugetlb {
-	entries, err := os.ReadDir(dir)
+func hugetlb(f *files, mount, usage, peak string) []Hugetlb {
+	entries, err := os.ReadDir(mount + f.path)
 	if err != nil {
 		return nil
 	}
@@ -242,9 +242,9 @@ func hugetlb(f *files, dir, usage, peak string) []Hugetlb {
 			continue
 		}
 		h := Hugetlb{PageSize: size}
-		h.Usage, _ = f.number(dir + "/" + entry.Name())
+		h.Usage, _ = f.number(mount, "/"+entry.Name())
 		if peak != "" {
-			h.MaxUsage, _ = f.number(dir + "/hugetlb." + size + peak)
+			h.MaxUsage, _ = f.number(mount, "/hugetlb."+size+peak)
 		}
 		pages = append(pages, h)
 	}

@@ -35,10 +35,9 @@ func (t v2) has(controller string) bool {
 
 func (t v2) read(path string, all bool, kept *keptFiles) (Sample, error) {
 	var s Sample
-	f := openFiles(kept)
+	f := openFiles(path, kept)
 	defer f.close()
-	dir := t.base + path
-	usage, ok := f.number(dir + "/memory.current")
+	usage, ok := f.number(t.base, "/memory.current")
 	if !ok {
 		if f.err != nil {
 			return s, f.err
@@ -46,8 +45,8 @@ func (t v2) read(path string, all bool, kept *keptFiles) (Sample, error) {
 		return s, errdefs.ErrNotFound
 	}
 	s.Memory.Usage = usage
-	t.memory(f, dir, &s.Memory)
-	f.pairs(dir+"/cpu.stat", func(key []byte, value uint64) {
+	t.memory(f, &s.Memory)
+	f.pairs(t.base, "/cpu.stat", func(key []byte, value uint64) {
 		switch string(key) {
 		case "usage_usec":
 			s.CPU.Usage = value * 1000
@@ -63,22 +62,22 @@ func (t v2) read(path string, all bool, kept *keptFiles) (Sample, error) {
 			s.CPU.ThrottledTime = value * 1000
 		}
 	})
-	s.Pids.Current, _ = f.number(dir + "/pids.current")
-	s.Pressure = Pressure{CPU: f.pressure(dir + "/cpu.pressure"), Memory: f.pressure(dir + "/memory.pressure"), IO: f.pressure(dir + "/io.pressure")}
+	s.Pids.Current, _ = f.number(t.base, "/pids.current")
+	s.Pressure = pressure(f, t.base)
 	if all {
 		f.keep = false
-		t.memoryEvents(f, dir, &s.Memory)
-		limit, _ := f.number(dir + "/pids.max")
+		t.memoryEvents(f, &s.Memory)
+		limit, _ := f.number(t.base, "/pids.max")
 		s.Pids.Limit = unlimited(limit)
-		s.Block = t.block(f, dir)
-		s.Hugetlb = hugetlb(f, dir, ".current", "")
+		s.Block = t.block(f)
+		s.Hugetlb = hugetlb(f, t.base, ".current", "")
 	}
 	return s, f.err
 }
 
-func (t v2) memory(f *files, dir string, m *Memory) {
+func (t v2) memory(f *files, m *Memory) {
 	var inactive uint64
-	f.pairs(dir+"/memory.stat", func(key []byte, value uint64) {
+	f.pairs(t.base, "/memory.stat", func(key []byte, value uint64) {
 		switch string(key) {
 		case "anon":
 			m.RSS = value
@@ -96,20 +95,20 @@ func (t v2) memory(f *files, dir string, m *Memory) {
 			inactive = value
 		}
 	})
-	limit, _ := f.number(dir + "/memory.max")
+	limit, _ := f.number(t.base, "/memory.max")
 	m.Limit = unlimited(limit)
-	if m.Swap, m.HasSwap = f.number(dir + "/memory.swap.current"); m.HasSwap {
-		if limit, ok := f.number(dir + "/memory.swap.max"); ok && limit < 1<<62 {
+	if m.Swap, m.HasSwap = f.number(t.base, "/memory.swap.current"); m.HasSwap {
+		if limit, ok := f.number(t.base, "/memory.swap.max"); ok && limit < 1<<62 {
 			m.SwapLimit, m.HasSwapLimit = limit, true
 		}
 	}
 	m.finish(inactive)
 }
 
-func (t v2) memoryEvents(f *files, dir string, m *Memory) {
-	m.MaxUsage, _ = f.number(dir + "/memory.peak") // since Linux 5.19
+func (t v2) memoryEvents(f *files, m *Memory) {
+	m.MaxUsage, _ = f.number(t.base, "/memory.peak") // since Linux 5.19
 	m.MaxUsage = max(m.MaxUsage, m.Usage)
-	f.pairs(dir+"/memory.events", func(key []byte, value uint64) {
+	f.pairs(t.base, "/memory.events", func(key []byte, value uint64) {
 		switch string(key) {
 		case "max":
 			m.FailCount = value
@@ -122,8 +121,8 @@ func (t v2) memoryEvents(f *files, dir string, m *Memory) {
 }
 
 // block reads lines as "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0".
-func (t v2) block(f *files, dir string) []BlockDevice {
-	data, ok := f.bytes(dir + "/io.stat")
+func (t v2) block(f *files) []BlockDevice {
+	data, ok := f.bytes(t.base, "/io.stat")
 	if !ok {
 		return nil
 	}

@@ -157,7 +157,7 @@ func (c *Collector) interfaces(p PodTarget) ([]NetInterface, time.Time, error) {
 	if p.HostNetwork || p.PID == 0 {
 		return nil, time.Time{}, nil
 	}
-	interfaces, at, err := c.reader.Network(p.PID)
+	interfaces, at, err := c.reader.network(p.PodID, p.PID)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil, time.Time{}, nil
 	}

@@ -27,29 +27,30 @@ func openBudget() *atomic.Int64 {
 	return &budget
 }
 
-// keptFiles are the files of one cgroup that stay open between readings: a file's opening costs forty times its reading. They
+// keptFiles are the files of one cgroup, or of one pod's network, that stay open between readings: a file's opening costs forty times its reading. They
 // belong to whoever holds the lock of the cgroup's history.
 type keptFiles struct {
 	budget *atomic.Int64
-	byPath map[string]int
-	ended  bool // nothing is kept any more
+	byName map[string]int // the names differ, whichever hierarchy they are of
+	ended  bool           // nothing is kept any more
 }
 
-// read reads a cgroup file from its start. The kernel gives all of it at once, as far as it fits into buf. A file that is
-// absent, or whose cgroup went between opening and reading, is ErrNotFound.
-func (k *keptFiles) read(path string, buf []byte, keep bool) ([]byte, error) {
-	if fd, ok := k.byPath[path]; ok {
+// read reads the file mount + path + name from its start. The kernel gives all of it at once, as far as it fits into buf. A
+// file that is absent, or whose cgroup went between opening and reading, is ErrNotFound.
+func (k *keptFiles) read(mount, path, name string, buf []byte, keep bool) ([]byte, error) {
+	if fd, ok := k.byName[name]; ok {
 		if n, err := pread(fd, buf); err == nil {
 			return buf[:n], nil
 		}
-		k.drop(path, fd) // ENODEV: the cgroup has gone, and there may be another of its name
+		k.drop(name, fd) // ENODEV: the cgroup has gone, and there may be another of its name
 	}
+	path = mount + path + name
 	fd, err := open(path)
 	if err != nil {
 		return nil, gone(path, err)
 	}
 	n, err := pread(fd, buf)
-	if err != nil || !keep || !k.take(path, fd) {
+	if err != nil || !keep || !k.take(name, fd) {
 		_ = unix.Close(fd)
 	}
 	if err != nil {
@@ -58,7 +59,7 @@ func (k *keptFiles) read(path string, buf []byte, keep bool) ([]byte, error) {
 	return buf[:n], nil
 }
 
-func (k *keptFiles) take(path string, fd int) bool {
+func (k *keptFiles) take(name string, fd int) bool {
 	if k.ended {
 		return false
 	}
@@ -66,23 +67,23 @@ func (k *keptFiles) take(path string, fd int) bool {
 		k.budget.Add(1)
 		return false
 	}
-	if k.byPath == nil {
-		k.byPath = map[string]int{}
+	if k.byName == nil {
+		k.byName = map[string]int{}
 	}
-	k.byPath[path] = fd
+	k.byName[name] = fd
 	return true
 }
 
-func (k *keptFiles) drop(path string, fd int) {
+func (k *keptFiles) drop(name string, fd int) {
 	_ = unix.Close(fd)
-	delete(k.byPath, path)
+	delete(k.byName, name)
 	k.budget.Add(1)
 }
 
 // close lets go of all.
 func (k *keptFiles) close() {
-	for path, fd := range k.byPath {
-		k.drop(path, fd)
+	for name, fd := range k.byName {
+		k.drop(name, fd)
 	}
 }
 

@@ -88,6 +88,54 @@ func TestBeyondTheBudgetNothingStaysOpen(t *testing.T) {
 	r.Forget("one")
 }
 
+// A process id comes again, in another pod and another network.
+func TestNetworkFilesAreOfOnePod(t *testing.T) {
+	r, _, now := counters(t)
+	budget := r.budget.Load()
+	dev := func(interfaces string) {
+		t.Helper()
+		file := filepath.Join(r.root, "proc/7/net/dev")
+		must(t, os.MkdirAll(filepath.Dir(file), 0o755))
+		_ = os.Remove(file)
+		must(t, os.WriteFile(file, []byte(interfaces+": 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n"), 0o644))
+	}
+	names := func(pod string) (names string) {
+		t.Helper()
+		interfaces, at, err := r.network(pod, 7)
+		if err != nil || !at.Equal(*now) {
+			t.Fatal(at, err)
+		}
+		for _, n := range interfaces {
+			names += n.Name
+		}
+		return names
+	}
+	dev("eth0")
+	names("one")
+	dev("eth1")
+	if got := names("one"); got != "eth0" || keptOpen(t, r.root) != 1 {
+		t.Errorf("a kept file is not read again: %s", got)
+	}
+	if got := names("two"); got != "eth1" {
+		t.Errorf("another pod is answered with %s", got)
+	}
+	r.Forget("one")
+	if got := names("one"); got != "eth1" {
+		t.Errorf("%s after the end", got)
+	}
+	*now = now.Add(closeAfter + time.Second)
+	names("two")
+	if n := keptOpen(t, r.root); n != 1 {
+		t.Errorf("%d files are open a minute after one was read", n)
+	}
+	*now = now.Add(forgetAfter)
+	names("two")
+	r.Forget("two")
+	if n := keptOpen(t, r.root); n != 0 || r.budget.Load() != budget || len(r.known) != 0 {
+		t.Errorf("%d files are open, budget %d of %d, %d histories", n, r.budget.Load(), budget, len(r.known))
+	}
+}
+
 // A reader that comes too late for the end of a container keeps nothing of it.
 func TestReadersAndEndsMeet(t *testing.T) {
 	r, set, _ := counters(t)

@@ -15,23 +15,24 @@ const bufferSize = 16 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-// files reads the files of one cgroup. The first error that is not "absent" stays; absent files read as zero, since
-// controllers and kernels differ.
+// files reads the files of one cgroup, each below the mount point of a hierarchy. The first error that is not "absent" stays;
+// absent files read as zero, since controllers and kernels differ.
 type files struct {
+	path string // of the cgroup in its hierarchy
 	buf  *[bufferSize]byte
 	kept *keptFiles
 	keep bool // what is opened from now on is kept
 	err  error
 }
 
-func openFiles(kept *keptFiles) *files {
-	return &files{buf: buffers.Get().(*[bufferSize]byte), kept: kept, keep: true}
+func openFiles(path string, kept *keptFiles) *files {
+	return &files{path: path, buf: buffers.Get().(*[bufferSize]byte), kept: kept, keep: true}
 }
 
 func (f *files) close() { buffers.Put(f.buf) }
 
-func (f *files) bytes(path string) ([]byte, bool) {
-	data, err := f.kept.read(path, f.buf[:], f.keep)
+func (f *files) bytes(mount, name string) ([]byte, bool) {
+	data, err := f.kept.read(mount, f.path, name, f.buf[:], f.keep)
 	if err != nil {
 		if f.err == nil && !errors.Is(err, errdefs.ErrNotFound) {
 			f.err = err
@@ -42,8 +43,8 @@ func (f *files) bytes(path string) ([]byte, bool) {
 }
 
 // number reads a file of one number; "max" is math.MaxUint64.
-func (f *files) number(path string) (uint64, bool) {
-	data, ok := f.bytes(path)
+func (f *files) number(mount, name string) (uint64, bool) {
+	data, ok := f.bytes(mount, name)
 	if !ok {
 		return 0, false
 	}
@@ -51,8 +52,8 @@ func (f *files) number(path string) (uint64, bool) {
 }
 
 // pairs calls use for each line "key value".
-func (f *files) pairs(path string, use func(key []byte, value uint64)) bool {
-	data, ok := f.bytes(path)
+func (f *files) pairs(mount, name string, use func(key []byte, value uint64)) bool {
+	data, ok := f.bytes(mount, name)
 	if !ok {
 		return false
 	}
@@ -66,12 +67,17 @@ func (f *files) pairs(path string, use func(key []byte, value uint64)) bool {
 }
 
 // pressure reads a PSI file; nil where there is none or PSI is off (EOPNOTSUPP).
-func (f *files) pressure(path string) *PSI {
-	data, err := f.kept.read(path, f.buf[:], f.keep)
+func (f *files) pressure(mount, name string) *PSI {
+	data, err := f.kept.read(mount, f.path, name, f.buf[:], f.keep)
 	if err != nil {
 		return nil
 	}
 	return parsePSI(data)
+}
+
+// pressure is that of all three resources.
+func pressure(f *files, mount string) Pressure {
+	return Pressure{CPU: f.pressure(mount, "/cpu.pressure"), Memory: f.pressure(mount, "/memory.pressure"), IO: f.pressure(mount, "/io.pressure")}
 }
 
 func number(text []byte) (uint64, bool) {
