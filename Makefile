@@ -1,5 +1,5 @@
-# crishim: a CRI server for the Docker Engine. `make help` says what there is; `make run` and `make test` need nothing
-# but Go >= 1.26, make and git on a Debian machine, and install the rest.
+# crishim: a CRI server on a Docker Engine or its own engine. `make help` says what there is; `make run` and `make test` need
+# nothing but Go >= 1.26, make and git on a Debian machine, and install the rest.
 SHELL := /bin/sh
 .DEFAULT_GOAL := build
 
@@ -121,7 +121,7 @@ lint: need ## gofmt, go vet and staticcheck, clean
 	@hack/lint.sh
 
 .PHONY: deb
-deb: build ## a Debian package in dist/
+deb: build ## a Debian package in dist/, in the place of an older one
 	@hack/deb.sh '$(VERSION)' '$(ARCH)'
 
 .PHONY: image
