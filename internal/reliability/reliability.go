@@ -156,16 +156,21 @@ func Page(rows []Row, proofs []Proof, last Last) []byte {
 	b.WriteString(`# What is withstood, and the tests that prove it
 
 Written by ` + "`go test ./internal/reliability -update`" + ` from the rows in internal/reliability/rows.go and from the tests, which say
-which rows they prove: in their names or in a line ` + "`// Rows: S14, R21 (part)`" + ` above them. Every test that is listed runs in ` + "`make test`" + ` but benchmarks
-(at a size of seconds; counts and hours are for ` + "`make soak`" + `), those of e2e/vm in ` + "`make test-vm`" + `, so a row with a test passes
-wherever these do. *(part)*: the test proves a part of the row only. A row is *met* when its tests passed in the last recorded
-run and a soak of at least 15 minutes has passed.
+which rows they prove: in their names or in a line ` + "`// Rows: S14, R21 (part)`" + ` above them. They run in ` + "`make test`" + `, at sizes of
+seconds (counts and hours are for ` + "`make soak`" + `), those of e2e/vm in ` + "`make test-vm`" + `; only benchmarks and what needs a kubelet do not.
+
+P0 to P2 say how important a row is: P0 and P1 have to be proven; P2 goes beyond what other runtimes promise, and is listed where a test
+proves it. *(part)*: the test proves a part of the row only. The last result of a row is
+* *met*: its tests passed in the last recorded run, and a soak of at least 15 minutes did;
+* *passed, in part*: its tests passed, but none of them proves the whole row;
+* *skipped there*: that run left these tests out. Those by kubelets run in ` + "`make test-kubelet` and `make matrix`" + `, and
+  [compatibility.md](compatibility.md#kubelets-that-were-run) says how they ended.
 
 Parts: FE gRPC front end · DB Docker engine · FS root file systems and mounts · NET pod networks · STR exec, attach and
 port-forward · LOG container logs · ST records · IMG image pulls · NB native engine · MON its monitor.
 
 `)
-	fmt.Fprintf(&b, "Of %d rows that are due, %d are proven, %d in part, and %d have no test yet.\n", due, proven, partly, due-proven-partly)
+	fmt.Fprintf(&b, "Of %d rows with P0 or P1, %d are proven, %d in part, and %d have no test yet.\n", due, proven, partly, due-proven-partly)
 	fmt.Fprintf(&b, "%d of them are met. %s", met, last.summary())
 	b.Write(table.Bytes())
 	return b.Bytes()

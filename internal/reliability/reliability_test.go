@@ -99,7 +99,7 @@ func TestThePageTellsWhatIsMissing(t *testing.T) {
 	rows := []Row{{"S01", 0, "FS", "one"}, {"S02", 2, "NB", "two"}, {"S03", 2, "FS", "three"}, {"R01", 1, "all", "four"}, {"R02", 1, "NB ST", "five"}}
 	page := string(Page(rows, []Proof{{"R01", "TestA", "a/b_test.go", true}, {"R02", "TestB", "c_test.go", false}}, Last{}))
 	for _, want := range []string{
-		"Of 3 rows that are due, 1 are proven, 1 in part, and 1 have no test yet.", "| S01 P0 | FS | one | – | **no test yet** |",
+		"Of 3 rows with P0 or P1, 1 are proven, 1 in part, and 1 have no test yet.", "| S01 P0 | FS | one | – | **no test yet** |",
 		"| R01 P1 | all | four | 1 of 1 not run yet | TestA (a) *(part)* |", "| R02 P1 | NB ST | five | 1 of 1 not run yet | TestB (.) |",
 		"No `make test` is recorded. No `make soak` is recorded.",
 	} {
