@@ -23,7 +23,8 @@ type member struct {
 
 // killTree kills the first process of an exec, root, with its descendants and every process of a session that one of
 // them leads: each exec is a session of its own, by which children that outlived their parent are found. Only processes
-// of the container's cgroup are looked at, so a recycled pid elsewhere is safe. It goes on until none is left.
+// of the container's cgroup are looked at, so a recycled pid elsewhere is safe. It goes on until none is left; who cannot be
+// looked at for want of descriptors or memory may be one.
 //
 // An exec has no cgroup of its own, in which a daemon that left the session and lost its parent would still be found: a
 // process must see the same cgroup in an exec as in the container.
@@ -33,18 +34,17 @@ func killTree(container Container, root int) {
 	deadline := time.Now().Add(killTreeTimeout)
 	seen := map[int]struct{}{root: {}}
 	for wait := time.Millisecond; time.Now().Before(deadline); wait = min(2*wait, 50*time.Millisecond) {
-		left := 0
-		for _, victim := range tree(members(container), seen) {
+		all, left := members(container)
+		for _, victim := range tree(all, seen) {
 			h, err := process.Open(victim.pid, victim.startTicks)
 			if err != nil {
+				left = left || process.Starved(err)
 				continue
 			}
-			if h.Signal(unix.SIGKILL) == nil {
-				left++
-			}
+			left = h.Signal(unix.SIGKILL) == nil || left
 			h.Close()
 		}
-		if left == 0 {
+		if !left {
 			return
 		}
 		time.Sleep(wait)
@@ -70,22 +70,23 @@ func tree(all []member, seen map[int]struct{}) (found []member) {
 	return found
 }
 
-// members reads the container's processes, without zombies.
-func members(container Container) (all []member) {
+// members reads the container's processes, without zombies, and says whether some could not be read for now.
+func members(container Container) (all []member, starved bool) {
 	pids, err := container.PIDs()
 	if err != nil {
-		return nil
+		return nil, process.Starved(err)
 	}
 	for _, pid := range pids {
 		data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 		if err != nil {
+			starved = starved || process.Starved(err)
 			continue
 		}
 		if m, ok := parseStat(pid, data); ok {
 			all = append(all, m)
 		}
 	}
-	return all
+	return all, starved
 }
 
 // parseStat reads the fields after the command's closing parenthesis: state, parent, group, session, … start time.

@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -275,6 +278,44 @@ func TestOOMKilledIsAnExitByTheKill(t *testing.T) {
 		exit := exitOf("a", test.status, nil, test.kills, test.outlived, time.Now())
 		if exit.Code != test.code || exit.OOMKilled != test.oom {
 			t.Errorf("%v with %d kills: %+v", test.status, test.kills, exit)
+		}
+	}
+}
+
+// starvedContainer has no descriptor for the list of its processes, a few times.
+type starvedContainer struct {
+	Container
+	times int
+	pids  []int
+}
+
+func (c *starvedContainer) PIDs() ([]int, error) {
+	if c.times--; c.times >= 0 {
+		return nil, unix.EMFILE
+	}
+	return c.pids, nil
+}
+
+func TestATreeIsKilledThatCouldNotBeSeenAtFirst(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "sleep 1000 & echo $!; wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) })
+	var child int
+	if _, err := fmt.Fscan(out, &child); err != nil {
+		t.Fatal(err)
+	}
+	killTree(&starvedContainer{times: 3, pids: []int{cmd.Process.Pid, child}}, cmd.Process.Pid)
+	_ = cmd.Wait() // by the signal
+	if data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child)); err == nil {
+		if m, ok := parseStat(child, data); ok && m.session == cmd.Process.Pid {
+			t.Error("the child lives")
 		}
 	}
 }
