@@ -16,7 +16,7 @@ var guarding sync.Mutex
 // loopbackGuard is the rule, as iptables arguments behind the command. It drops what comes to 127.0.0.0/8 from outside
 // before any address is translated; the host's own traffic and the replies to it are not met. The kernel does the same by
 // itself, except on interfaces with route_localnet, which portmap sets on the pods' bridge so that host ports work on
-// 127.0.0.1: then any pod reaches what listens on the node's loopback alone (CVE-2020-8558; catalogue S64).
+// 127.0.0.1: then any pod reaches what listens on the node's loopback alone (CVE-2020-8558; docs/reliability.md S64).
 var loopbackGuard = []string{"!", "-i", "lo", "-d", "127.0.0.0/8", "-m", "comment", "--comment", "crishim: loopback is the node's own", "-j", "DROP"}
 
 // loopbackTable is the same for hosts that have nft alone; the lines make what is missing and leave one rule.

@@ -44,7 +44,7 @@ type containerInfo struct {
 	Adopted    bool        `json:"adopted,omitempty"`
 }
 
-// redactEnv keeps values of environment variables, which hold secrets, out of debugging output (catalogue S33).
+// redactEnv keeps values of environment variables, which hold secrets, out of debugging output (docs/reliability.md S33).
 func redactEnv(c state.ContainerView) any {
 	spec := c.Spec
 	spec.Env = append(spec.Env[:0:0], spec.Env...)

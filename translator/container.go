@@ -158,7 +158,7 @@ func permissions(p *problems, field, s string) string {
 	return out.String()
 }
 
-// cdiDevices takes the field only: the annotations by which older kubelets name them too are not obeyed (catalogue S27).
+// cdiDevices takes the field only: the annotations by which older kubelets name them too are not obeyed (docs/reliability.md S27).
 func cdiDevices(p *problems, in []*runtimeapi.CDIDevice) []string {
 	var out []string
 	for i, d := range in {

@@ -71,7 +71,7 @@ func checkHandler(p *problems, field, s string) {
 	}
 }
 
-// checkSize bounds what a record and a List entry are made of (catalogue S52).
+// checkSize bounds what a record and a List entry are made of (docs/reliability.md S52).
 func checkSize(p *problems, cfg proto.Message, limit int, maps ...map[string]string) {
 	if n := proto.Size(cfg); n > maxConfigSize {
 		p.add("config", "has %d bytes, at most %d are allowed", n, maxConfigSize)

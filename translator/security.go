@@ -119,7 +119,7 @@ func checkID(p *problems, field string, id int64) {
 	}
 }
 
-// validUsername refuses what an engine could take for a number or for USER:GROUP (catalogue S14).
+// validUsername refuses what an engine could take for a number or for USER:GROUP (docs/reliability.md S14).
 func validUsername(s string) bool {
 	name := strings.TrimSuffix(s, "$")
 	_, err := strconv.ParseUint(name, 0, 64)

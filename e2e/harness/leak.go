@@ -25,7 +25,7 @@ type footprint struct {
 }
 
 // margins are how much the daemon's numbers may grow. Idle connections to the engine are taken off goroutines and
-// descriptors before: they close after 30 s, for which every test would wait. Threads are the catalogue's 3 and a few more:
+// descriptors before: they close after 30 s, for which every test would wait. The margin of threads is wide:
 // the Go runtime ends none, so there are as many as ever waited in the kernel at once, which is no leak but no constant
 // either. Memory may grow by 5 % where that is more; see margin.
 var margins = map[string]int{"goroutines": 5, "descriptors": 5, "threads": 10, "inotify instances": 0, "bytes of live heap": 10 << 20, "resident bytes": 10 << 20}

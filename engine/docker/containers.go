@@ -317,7 +317,7 @@ func (e *Engine) endLog(ctx context.Context, s *session, id engine.ContainerID) 
 			return err
 		}
 	}
-	// A log that cannot be written must not keep a container from going (catalogue R19).
+	// A log that cannot be written must not keep a container from going (docs/reliability.md R19).
 	finishing, cancel := context.WithTimeout(ctx, finishLimit)
 	defer cancel()
 	if err := failpoint.Around("log.finish", func() error { return e.logs.Load().finish(finishing, id) }); err != nil {

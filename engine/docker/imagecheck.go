@@ -35,14 +35,14 @@ func (e *Engine) checkImage(ctx context.Context, spec *engine.ContainerSpec) (la
 }
 
 // isOpenFile says whether a working directory is the way over /proc/PID/fd out of the root, which is closed here as well as
-// in the OCI runtimes (runc CVE-2024-21626; catalogue S06).
+// in the OCI runtimes (runc CVE-2024-21626; docs/reliability.md S06).
 func isOpenFile(dir string) bool {
 	dir = path.Clean("/" + dir)
 	return strings.HasPrefix(dir, "/dev/fd/") || strings.HasPrefix(dir, "/proc/") && slices.Contains(strings.Split(dir, "/"), "fd")
 }
 
 // checkUserFiles makes sure that Docker can read an image's user files. It does so at each start, whatever user was asked
-// for, and without a bound: a FIFO there holds the start, and the container's lock, for ever (catalogue S11, S17).
+// for, and without a bound: a FIFO there holds the start, and the container's lock, for ever (docs/reliability.md S11, S17).
 func (e *Engine) checkUserFiles(ctx context.Context, id engine.ImageID) error {
 	return e.probe(ctx, id, func(ctx context.Context, s *session, probe string) error {
 		for _, file := range []string{"/etc/passwd", "/etc/group"} {
@@ -109,7 +109,7 @@ func (e *Engine) checkExec(id engine.ContainerID) error {
 // imageNamespaces are the starts of labels that a container runtime, a kubelet or Docker's own tools obey.
 var imageNamespaces = []string{annotationPrefix, "io.kubernetes.", "io.crishim.", "io.cri-containerd.", "io.containerd.", "containerd.", "com.docker."}
 
-// hideImageLabels keeps the labels that Docker copies from an image from being taken for CRI's or ours (catalogue S26): all
+// hideImageLabels keeps the labels that Docker copies from an image from being taken for CRI's or ours (docs/reliability.md S26): all
 // are named in a label of ours, by which splitLabels leaves them out, and those that others obey lose their value. A copy
 // cannot be prevented, only overridden.
 func hideImageLabels(labels, image map[string]string) error {

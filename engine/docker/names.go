@@ -91,7 +91,7 @@ func parseName(name string) (container string, pod engine.PodKey, attempt uint32
 }
 
 // makeLabels joins CRI labels and annotations with our own. A label of the user that others obey as ours is refused
-// (catalogue S26); labels of the image cannot override what is set here.
+// (docs/reliability.md S26); labels of the image cannot override what is set here.
 func makeLabels(labels, annotations, own map[string]string) (map[string]string, error) {
 	out := make(map[string]string, len(labels)+len(annotations)+len(own))
 	for key, value := range labels {

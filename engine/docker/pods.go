@@ -135,7 +135,7 @@ func removeContainer(ctx context.Context, s *session, id string) error {
 				return err
 			}
 			// dockerd holds a descriptor for each folder on its way down: a tree deeper than its limit of them never goes, and
-			// costs others theirs meanwhile (catalogue S13).
+			// costs others theirs meanwhile (docs/reliability.md S13).
 			if rerr := rmtree.Remove(ctx, layer); rerr != nil {
 				return errors.Join(err, rerr)
 			}

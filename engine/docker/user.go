@@ -24,7 +24,7 @@ type processUser struct {
 	GroupAdd []string
 }
 
-// maxUserLinks bounds the links between an image's passwd and group files (catalogue S11).
+// maxUserLinks bounds the links between an image's passwd and group files (docs/reliability.md S11).
 const maxUserLinks = 4
 
 // imageUsers finds out who an image's users are; files returns its /etc/passwd and /etc/group.

@@ -1,6 +1,6 @@
 // Package imageuser decides as whom a container runs: what CRI asks for, else the image's USER, looked up in the image's
 // own /etc/passwd and /etc/group. Both files are the image's, and not believed: they are bounded, a number is never looked
-// up as a name, and no id is taken that an engine could take for a name (catalogue S14, S16, S17).
+// up as a name, and no id is taken that an engine could take for a name (docs/reliability.md S14, S16, S17).
 package imageuser
 
 import (
@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// MaxFile is how many bytes of an image's passwd or group file are read (catalogue S11, S16, S17).
+	// MaxFile is how many bytes of an image's passwd or group file are read (docs/reliability.md S11, S16, S17).
 	MaxFile = 10 << 20
 	// MaxID is Docker's: it looks a larger number up as a name, which an image could map to uid 0.
 	MaxID = math.MaxInt32

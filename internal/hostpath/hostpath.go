@@ -24,7 +24,7 @@ const mode = 0o755
 
 // Make makes the missing end of an absolute path. An existing path is left alone, whatever leads to it. Where
 // something has to be made, links on the way are followed only where root put them into a folder that only root writes
-// (/var/run): a pod must not get folders made wherever a link in its own volume points (catalogue S09).
+// (/var/run): a pod must not get folders made wherever a link in its own volume points (docs/reliability.md S09).
 func Make(name string) error {
 	if _, err := os.Stat(name); err == nil {
 		return nil

@@ -18,7 +18,7 @@ var (
 )
 
 // Relabel gives the file or tree at name a container's SELinux label, by way of relabel (label.Relabel of go-selinux).
-// ErrInvalidArgument for what is the host's own, whatever link leads there (catalogue S12). Nothing is done where the label
+// ErrInvalidArgument for what is the host's own, whatever link leads there (docs/reliability.md S12). Nothing is done where the label
 // is "", which is without SELinux, and on a file system without labels.
 func Relabel(name, label string, relabel func(path, label string, shared bool) error) error {
 	if label == "" {

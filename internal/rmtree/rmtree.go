@@ -1,5 +1,5 @@
 // Package rmtree removes trees that somebody else filled: it goes by descriptors and never by paths, so that no link, no
-// mount and no depth of the tree leads it out, makes it fail or costs more than a few descriptors (catalogue S13).
+// mount and no depth of the tree leads it out, makes it fail or costs more than a few descriptors (docs/reliability.md S13).
 package rmtree
 
 import (

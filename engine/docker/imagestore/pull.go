@@ -22,7 +22,7 @@ import (
 // PullImage implements engine.Images.
 //
 // Pulls are joined where they name the same image with the same credentials: nobody gets an image by somebody else's
-// (catalogue S40). A registry that cannot be reached is ErrUnavailable, and the text begins with the word that the kubelet
+// (docs/reliability.md S40). A registry that cannot be reached is ErrUnavailable, and the text begins with the word that the kubelet
 // looks for (k8s.io/cri-api/pkg/errors).
 func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.Image, error) {
 	named, err := registry.ParseName(spec.Ref)

@@ -69,7 +69,7 @@ func invalid(format string, args ...any) error {
 const maxParent = 1024
 
 // Pod names the pod's cgroup; no I/O. ErrInvalidArgument when parent climbs, is the root, or is no slice with systemd
-// (catalogue S29).
+// (docs/reliability.md S29).
 func (d *Driver) Pod(id engine.PodID, parent string) (Pod, error) {
 	if err := checkID(string(id)); err != nil {
 		return Pod{}, err
@@ -159,7 +159,7 @@ func (d *Driver) Path(cgroupsPath string) (string, error) {
 	return path.Join(expanded, parts[1]+"-"+parts[2]+scope), nil
 }
 
-// Monitors is the cgroup of the monitors: outside of every pod's limits (catalogue S62).
+// Monitors is the cgroup of the monitors: outside of every pod's limits (docs/reliability.md S62).
 func (d *Driver) Monitors() string {
 	if d.systemd() {
 		return "/" + ours + slice + "/" + ours + "-monitors" + scope

@@ -18,7 +18,7 @@ import (
 const fetchers = 4
 
 // PullImage pulls and returns the image. Pulls are joined where they name the same image with the same credentials:
-// nobody gets an image by somebody else's, and the registry is asked for the manifest each time (catalogue S40). A
+// nobody gets an image by somebody else's, and the registry is asked for the manifest each time (docs/reliability.md S40). A
 // registry that cannot be reached is ErrUnavailable, and the text begins with the word that the kubelet looks for.
 func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.Image, error) {
 	named, err := registry.ParseName(spec.Ref)

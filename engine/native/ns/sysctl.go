@@ -107,7 +107,7 @@ var ipcSysctls = []string{
 }
 
 // owns refuses a sysctl that would be set on the host: of no namespace, or of one that the pod does not have for itself
-// (catalogue S24; the caller has refused it already).
+// (docs/reliability.md S24; the caller has refused it already).
 func (c *Config) owns(name string) error {
 	if c.Net && strings.HasPrefix(name, "net.") || c.IPC && (strings.HasPrefix(name, "fs.mqueue.") || slices.Contains(ipcSysctls, name)) {
 		return nil

@@ -11,7 +11,7 @@ import (
 
 // initLayer lies on top of every image's layers: real folders and files where the runtime mounts something, in place of
 // whatever the image has there. An image whose /dev, /proc, /sys, /etc or /etc/resolv.conf is a link leads nobody anywhere
-// (catalogue S02, S03, S04), whatever the version of libcontainer.
+// (docs/reliability.md S02, S03, S04), whatever the version of libcontainer.
 func (s *Store) initLayer() string { return filepath.Join(s.state, "init") }
 
 func makeInitLayer(dir string) error {

@@ -94,7 +94,7 @@ func (s *Store) RemovePod(ctx context.Context, id engine.PodID) error {
 	return nil
 }
 
-// word refuses what would begin another line or word of a file (catalogue S15).
+// word refuses what would begin another line or word of a file (docs/reliability.md S15).
 func word(what, s string) (string, error) {
 	if s == "" || len(s) > 1024 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == 0x85 || r == 0x2028 || r == 0x2029 }) {
 		return "", invalid("%s %.80q is no word", what, s)

@@ -10,7 +10,7 @@ import (
 )
 
 // BuildExec is a further process in the container that runs s, with the rights of its first one and no more: user, groups,
-// capabilities, labels, no_new_privs, limits and environment (catalogue S19).
+// capabilities, labels, no_new_privs, limits and environment (docs/reliability.md S19).
 func BuildExec(s *specs.Spec, e *engine.ExecSpec) (*specs.Process, error) {
 	if len(e.Command) == 0 || e.Command[0] == "" {
 		return nil, invalid("no command to run")

@@ -140,7 +140,7 @@ func environment(c *Container) ([]string, error) {
 	return env, nil
 }
 
-// checkSizes says clearly what the kernel would answer with E2BIG (catalogue S30).
+// checkSizes says clearly what the kernel would answer with E2BIG (docs/reliability.md S30).
 func checkSizes(p *specs.Process) error {
 	total := 0
 	for _, s := range slices.Concat(p.Args, p.Env) {

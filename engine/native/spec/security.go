@@ -45,7 +45,7 @@ func (b *builder) appArmor(p *engine.Profile) (string, error) {
 	return "", invalid("AppArmor profile type %q", p.Type)
 }
 
-// seccomp never ends in no filter where a profile was asked for (catalogue S20). Privileged containers have none.
+// seccomp never ends in no filter where a profile was asked for (docs/reliability.md S20). Privileged containers have none.
 func (b *builder) seccomp() error {
 	p := &b.c.Spec.Security.Seccomp
 	if b.c.Spec.Security.Privileged || p.Type == engine.ProfileUnset || p.Type == engine.ProfileUnconfined {

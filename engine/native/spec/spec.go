@@ -5,7 +5,7 @@
 // Build makes the spec of a container, BuildPause that of the process which is pid 1 of a pod's shared PID namespace,
 // BuildExec a further process of a container, Resources what an update sets.
 //
-// Annotations and labels, the image's too, go into no spec (catalogue S25), nor do hooks but those of CDI files.
+// Annotations and labels, the image's too, go into no spec (docs/reliability.md S25), nor do hooks but those of CDI files.
 package spec
 
 import (
