@@ -60,7 +60,7 @@ func Gather(ctx context.Context, c *config.Config, places Places) *Node {
 
 func ownSettings(c *config.Config) Own {
 	o := Own{SeccompDir: c.SeccompDir, Engine: c.Engine, RuntimeName: c.RuntimeName, Listen: c.Listen, NetworkMode: c.Network.Mode, ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs,
-		Pause: c.Images.Pause, ContainerLog: c.ContainerLog,
+		Pause: c.Images.Pause, ContainerLog: c.DockerLog(),
 		AdoptRoots: c.Adopt.Roots, AdoptCaches: c.Adopt.CNICacheDirs, Compatibility: c.Compatibility}
 	if o.RuntimeName == "" {
 		o.RuntimeName = "docker" // what the docker engine's first start takes

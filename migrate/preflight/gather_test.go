@@ -124,3 +124,15 @@ func TestTheRunningKubeletCounts(t *testing.T) {
 		t.Errorf("shim root %q", s.Root)
 	}
 }
+
+// With an old shim's files kept up the logs stay Docker's: no agent has to learn another format.
+func TestKeptOldShimsLogsAreDockers(t *testing.T) {
+	c := config.Default()
+	if own := ownSettings(c); own.ContainerLog != "cri" {
+		t.Errorf("logs are %q", own.ContainerLog)
+	}
+	c.Compatibility = "cri-dockerd"
+	if own := ownSettings(c); own.ContainerLog != "json-file" {
+		t.Errorf("logs are %q where the way back is kept open", own.ContainerLog)
+	}
+}
