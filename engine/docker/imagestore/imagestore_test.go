@@ -859,20 +859,35 @@ func TestRecordsAreVersioned(t *testing.T) {
 	}
 }
 
-func TestARecordThatCannotBeOpenedNowIsNotSetAside(t *testing.T) {
-	dir := t.TempDir()
-	if err := loadRecords(dir).add(engine.ImageID(fakeID("a")), "a@"+someDigest); err != nil {
-		t.Fatal(err)
-	}
-	var starved *records
-	starving.Opening(t, 0, unix.O_DIRECTORY, func() { starved = loadRecords(dir) })
-	if digests := loadRecords(dir).digests(engine.ImageID(fakeID("a"))); len(digests) != 1 {
-		t.Errorf("%v are known at the next start", digests)
-	}
-	if err := starved.add(engine.ImageID(fakeID("a")), "b@"+someDigest); err != nil {
-		t.Fatal(err)
-	}
-	if digests := loadRecords(dir).digests(engine.ImageID(fakeID("a"))); len(digests) != 2 {
-		t.Errorf("%v are known after another was recorded", digests)
+func TestARecordThatCannotBeOpenedNowIsNeitherSetAsideNorReplaced(t *testing.T) {
+	for name, clear := range map[string]uint32{"the folder can be read": unix.O_DIRECTORY, "nothing can": 0} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := loadRecords(dir).add(engine.ImageID(fakeID("a")), "a@"+someDigest); err != nil {
+				t.Fatal(err)
+			}
+			var starved *records
+			var err error
+			starving.Opening(t, 0, clear, func() {
+				starved = loadRecords(dir)
+				err = starved.add(engine.ImageID(fakeID("a")), "b@"+someDigest)
+			})
+			if !errors.Is(err, unix.EMFILE) {
+				t.Errorf("recorded beside what cannot be read: %v", err)
+			}
+			if digests := loadRecords(dir).digests(engine.ImageID(fakeID("a"))); len(digests) != 1 {
+				t.Errorf("%v are known at the next start", digests)
+			}
+			for range 2 { // the second one is told of by memory
+				if err := starved.add(engine.ImageID(fakeID("a")), "b@"+someDigest); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, r := range []*records{starved, loadRecords(dir)} {
+				if digests := r.digests(engine.ImageID(fakeID("a"))); len(digests) != 2 {
+					t.Errorf("%v are known after another was recorded", digests)
+				}
+			}
+		})
 	}
 }

@@ -27,8 +27,6 @@ type records struct {
 
 	mu   sync.Mutex
 	byID map[engine.ImageID]*record
-	// unread are files that could not be opened for want of descriptors.
-	unread map[string]bool
 }
 
 // record is the file's form. A change of meaning needs another version.
@@ -48,7 +46,7 @@ const (
 )
 
 func loadRecords(dir string) *records {
-	r := &records{dir: dir, byID: map[engine.ImageID]*record{}, unread: map[string]bool{}}
+	r := &records{dir: dir, byID: map[engine.ImageID]*record{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -68,7 +66,6 @@ func loadRecords(dir string) *records {
 		record, err := readRecord(path)
 		if process.Starved(err) {
 			klog.ErrorS(err, "A record of an image's digests is left to the next start, or to the image's next pull", "path", path)
-			r.unread[entry.Name()] = true
 			continue
 		}
 		if err != nil {
@@ -132,7 +129,8 @@ func (r *records) find(name string) engine.ImageID {
 	return ""
 }
 
-// add records durably that the image is repoDigest, a familiar name with a digest.
+// add records durably that the image is repoDigest, a familiar name with a digest, beside those on record. The file counts
+// where this process knows of none: there may have been no descriptor to load it.
 func (r *records) add(id engine.ImageID, repoDigest string) error {
 	name := recordName(string(id))
 	if name == "" {
@@ -140,23 +138,23 @@ func (r *records) add(id engine.ImageID, repoDigest string) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.unread[name] {
-		old, err := readRecord(filepath.Join(r.dir, name))
-		if process.Starved(err) {
+	path, next := filepath.Join(r.dir, name), &record{Version: recordVersion, ID: string(id), written: time.Now()}
+	old := r.byID[id]
+	if old != nil && slices.Contains(old.RepoDigests, repoDigest) {
+		old.written = next.written
+		return nil
+	}
+	if old == nil {
+		var err error
+		if old, err = readRecord(path); process.Starved(err) {
 			return fmt.Errorf("record the digest of an image beside those on record: %w", err)
 		}
-		if err == nil {
-			r.byID[id] = old
-		}
-		delete(r.unread, name)
 	}
-	next := &record{Version: recordVersion, ID: string(id), RepoDigests: []string{repoDigest}, written: time.Now()}
-	if old := r.byID[id]; old != nil {
-		if slices.Contains(old.RepoDigests, repoDigest) {
-			old.written = next.written
-			return nil
-		}
-		next.RepoDigests = append(slices.Clone(old.RepoDigests), repoDigest)
+	if old != nil {
+		next.RepoDigests = slices.Clone(old.RepoDigests)
+	}
+	if !slices.Contains(next.RepoDigests, repoDigest) {
+		next.RepoDigests = append(next.RepoDigests, repoDigest)
 	}
 	data, err := json.Marshal(next)
 	if err != nil {
@@ -165,7 +163,7 @@ func (r *records) add(id engine.ImageID, repoDigest string) error {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return fmt.Errorf("record the digest of an image: %w", err)
 	}
-	if err := atomicfile.Write(filepath.Join(r.dir, name), data, 0o600); err != nil {
+	if err := atomicfile.Write(path, data, 0o600); err != nil {
 		return fmt.Errorf("record the digest of an image: %w", err)
 	}
 	r.byID[id] = next
