@@ -14,8 +14,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// writeFile and placeFile are replaced by tests that fill the disk.
-var writeFile, placeFile = atomicfile.Swap, atomicfile.Place
+// These are replaced by tests, whose disks are full or lose what is written.
+var writeFile, placeFile, settleFiles = atomicfile.Swap, atomicfile.Place, atomicfile.Settle
 
 // Times of writeBehind: how often a write that failed is tried again, and the directory looked at.
 const (
@@ -78,7 +78,7 @@ func (s *Store) settleBehind(path string) {
 		return // goes with the others, or with Close
 	}
 	s.writers.Go(func() {
-		for wait := settleAfter; ; wait = retryMax {
+		for wait := settleAfter; ; wait = min(2*wait, retryMax) {
 			select {
 			case <-time.After(wait):
 			case <-s.stop:
@@ -109,14 +109,27 @@ func (s *Store) settleAll() error {
 	return err
 }
 
-// settle makes records durable now.
+// settle makes records durable now. Where that fails they are written anew: Linux tells once that it lost what was written,
+// and a second fsync of the same file succeeds without it.
 func (s *Store) settle(paths ...string) error {
-	err := atomicfile.Settle(paths...)
+	err := settleFiles(paths...)
 	if err != nil {
 		err = diskError(err)
 		s.noteWrite(err)
+		s.pods.spoil(paths)
+		s.containers.spoil(paths)
+		s.wakeWriter()
 	}
 	return err
+}
+
+// spoil has the records at these paths written anew.
+func (t *table[S, R, P, V]) spoil(paths []string) {
+	t.store.mu.Lock()
+	defer t.store.mu.Unlock()
+	for _, e := range t.bySeq {
+		e.dirty = e.dirty || slices.Contains(paths, e.file)
+	}
 }
 
 // writeDirty writes every dirty record once.

@@ -42,9 +42,18 @@ func (s *Store) UpdatePodByKey(key engine.PodKey, change func(*Pod) error) error
 	return s.pods.update(s.podEntryByKey(key), change)
 }
 
-// SettlePod waits until the pod's record is durable, for what was recorded without a wait.
+// SettlePod waits until the pod's record is durable, for what was recorded without a wait. On an error it may not be, and is
+// written anew.
 func (s *Store) SettlePod(key engine.PodKey) error {
-	return failpoint.Around("state.pod.settle", func() error { return s.settle(s.pods.path(podKeyName(key))) })
+	return failpoint.Around("state.pod.settle", func() error {
+		if e := s.podEntryByKey(key); e != nil {
+			if err := s.pods.writeEntry(e); err != nil {
+				s.wakeWriter()
+				return err
+			}
+		}
+		return s.settle(s.pods.path(podKeyName(key)))
+	})
 }
 
 // MarkPodRemoving notes in memory that a removal has begun. It is not worth a write: should the daemon end before the
@@ -187,8 +196,8 @@ func (s *Store) applyPod(engineName string, st engine.PodStatus) {
 //	not started ──► READY ──► over (NOTREADY for ever)
 //	      └────────────────────▲
 //
-// NOTREADY after READY is believed unless the status is of a pod that was not started, or the process lives: it was taken
-// before the start then, and delivered after it.
+// NOTREADY after READY is believed unless the status is of a pod that was not started, or the process is not known to have
+// ended: it was taken before the start then, and delivered after it.
 func mergePod(e *podEntry, st engine.PodStatus) {
 	old := e.status
 	if st.CreatedAt.IsZero() {

@@ -37,8 +37,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Store is all records and the index. Its methods may be called from many goroutines; none but Put, Update, Delete and
-// Close waits for the disk.
+// Store is all records and the index. Its methods may be called from many goroutines; none but Put, Update, Delete,
+// SettlePod and Close waits for the disk.
 type Store struct {
 	root     string
 	readOnly bool
