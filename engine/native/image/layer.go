@@ -65,7 +65,7 @@ func (s *Store) tryLayer(ctx context.Context, source blobSource, desc ocispec.De
 	}
 	defer func() { _ = p.file.Close() }()
 
-	temp := s.tempPath()
+	temp, failed := s.tempPath(), s.syncs.failed.Load()
 	defer func() { _ = os.RemoveAll(temp) }() // what stays is removed at the next start
 	var tree *os.File
 	if !unpacked {
@@ -88,7 +88,7 @@ func (s *Store) tryLayer(ctx context.Context, source blobSource, desc ocispec.De
 		return nil
 	}
 	l := &layer{DiffID: diffID, Blob: desc.Digest, Size: got.Bytes, Implied: got.Implied}
-	return at.onDisk(func() error { return s.publishLayer(ctx, temp, l) })
+	return at.onDisk(func() error { return s.publishLayer(ctx, temp, l, failed) })
 }
 
 // makeTree makes the folder that a layer is unpacked into, as it is until the archive says otherwise.
@@ -189,11 +189,12 @@ func (s *Store) place(temp, path string) error {
 	return os.Rename(temp, path)
 }
 
-// publishLayer puts an unpacked layer into its place. Everything of it is on disk before its name is.
-func (s *Store) publishLayer(ctx context.Context, temp string, l *layer) error {
+// publishLayer puts an unpacked layer into its place. Everything of it is on disk before its name is: it was written since so
+// many flushes had failed.
+func (s *Store) publishLayer(ctx context.Context, temp string, l *layer, failed uint64) error {
 	tree := filepath.Join(temp, layerTree)
 	began := time.Now()
-	if err := s.syncs.sync(tree); err != nil {
+	if err := s.syncs.sync(tree, failed); err != nil {
 		return err
 	}
 	s.counts.flushing.Add(int64(time.Since(began)))

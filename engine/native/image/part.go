@@ -47,6 +47,9 @@ type part struct {
 	err     error
 }
 
+// syncFile is replaced by a test, whose disk loses what is written.
+var syncFile = (*os.File).Sync
+
 // errCorrupt is content that does not have the digest it was asked for by.
 var errCorrupt = fmt.Errorf("it does not have this digest: %w", errdefs.ErrDataLoss)
 
@@ -118,8 +121,9 @@ func (s *Store) fill(ctx context.Context, p *part, source blobSource, at *progre
 		return nil
 	}
 	err = at.onDisk(func() error {
-		if err := p.file.Sync(); err != nil {
-			return err
+		if err := syncFile(p.file); err != nil {
+			// Memory still has what the disk has lost, and a second fsync would succeed.
+			return errors.Join(err, s.drop(p))
 		}
 		if err := os.Rename(s.partPath(p.desc.Digest), s.blobPath(p.desc.Digest)); err != nil {
 			return err

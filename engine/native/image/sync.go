@@ -4,13 +4,19 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
 // syncer makes what was written to the store's file system durable. Callers at once share a flush: one that begins after
 // they asked is for all of them. The zero value is ready.
 type syncer struct {
+	// failed counts the flushes that failed. Each may have told of writes whose own flush was to come, which succeeds then:
+	// Linux tells once what it lost.
+	failed atomic.Uint64
+
 	turn sync.Mutex // held while flushing
 
 	mu   sync.Mutex
@@ -22,8 +28,19 @@ type flush struct {
 	err  error
 }
 
-// sync flushes the file system of dir (syncfs(2), which reports write errors since Linux 5.8).
-func (y *syncer) sync(dir string) error {
+// sync makes durable what the caller has written to the file system of dir since failed was before.
+func (y *syncer) sync(dir string, before uint64) error {
+	if err := y.flush(dir); err != nil {
+		return err
+	}
+	if y.failed.Load() != before {
+		return fmt.Errorf("flush the layers to disk: another flush failed while this layer was written; try again: %w", errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// flush flushes the file system of dir (syncfs(2), which reports write errors since Linux 5.8).
+func (y *syncer) flush(dir string) error {
 	y.mu.Lock()
 	f := y.next
 	if f != nil {
@@ -40,7 +57,9 @@ func (y *syncer) sync(dir string) error {
 	y.mu.Lock()
 	y.next = nil // from now on it is too late to share this one
 	y.mu.Unlock()
-	f.err = syncFS(dir)
+	if f.err = syncFS(dir); f.err != nil {
+		y.failed.Add(1)
+	}
 	close(f.done)
 	return f.err
 }
