@@ -15,7 +15,6 @@ GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 UNIT = $$(go list ./... | grep -v '^crishim/e2e')
 FUZZTIME ?= 30s
 SOAK ?= 30m
-comma := ,
 ENGINE ?= 20.10
 
 .PHONY: help
@@ -56,7 +55,7 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 
 .PHONY: record
 record: need ## keeps the results of the last `make test` and of `make test-vm` in docs/reliability.md
-	go test -count=1 -run TestThePage ./internal/reliability -update -record "$(CURDIR)/.cache/unit.json,$(CURDIR)/.cache/steps.json,$(CURDIR)/.cache/e2e.json,$(CURDIR)/.cache/native.json$(foreach file,$(wildcard .cache/vm-*.json),$(comma)$(CURDIR)/$(file))"
+	go test -count=1 -run TestThePage ./internal/reliability -args -update -record $(addprefix "$(CURDIR)"/.cache/,unit.json steps.json e2e.json native.json $(notdir $(wildcard .cache/vm-*.json)))
 
 .PHONY: unit
 unit: helper ## the part of `make test` that needs neither root nor dockerd

@@ -108,16 +108,22 @@ func (r *results) take(line []byte, printed map[event]*strings.Builder, out io.W
 			if other == of || e.Test == "" && other.Package == e.Package {
 				if failed {
 					_, _ = io.WriteString(out, text.String())
+					r.ended(other, e.Action) // it did not end where its package did: a panic, or the time was over
 				}
 				delete(printed, other)
 			}
 		}
-		if e.Test != "" && !strings.Contains(e.Test, "/") {
-			_, folder, _ := strings.Cut(e.Package, "/")
-			r.Tests[folder+"."+e.Test] = e.Action
-		}
+		r.ended(of, e.Action)
 	}
 	return failed
+}
+
+// ended notes how a test did; subtests and packages are not counted.
+func (r *results) ended(of event, how string) {
+	if of.Test != "" && !strings.Contains(of.Test, "/") {
+		_, folder, _ := strings.Cut(of.Package, "/")
+		r.Tests[folder+"."+of.Test] = how
+	}
 }
 
 func (r *results) write(file string) error {

@@ -24,7 +24,7 @@ not json
 	if err != nil || !failed || out.String() != "a_test.go:1: wrong\nFAIL\tm/a\t0.1s\npanic: oh\nnot json\n" {
 		t.Errorf("%v, %v:\n%s", failed, err, out.String())
 	}
-	if want := map[string]string{"a.TestGood": "pass", "a.TestBad": "fail", "a.TestSkipped": "skip"}; !maps.Equal(r.Tests, want) {
+	if want := map[string]string{"a.TestGood": "pass", "a.TestBad": "fail", "a.TestSkipped": "skip", "a.TestCrashed": "fail"}; !maps.Equal(r.Tests, want) {
 		t.Errorf("%v", r.Tests)
 	}
 }

@@ -47,16 +47,15 @@ type Soak struct {
 // ReadLast reads results.json, soak.json and soak-native.json of a folder; a file that is not there is a run that never was.
 func ReadLast(dir string) (l Last, err error) {
 	for name, into := range map[string]any{"results.json": &l.Results, "soak.json": &l.Soak, "soak-native.json": &l.NativeSoak} {
-		err = errors.Join(err, readJSON(filepath.Join(dir, name), into))
+		if rerr := readJSON(filepath.Join(dir, name), into); !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
 	}
 	return l, err
 }
 
 func readJSON(path string, into any) error {
 	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}
@@ -66,7 +65,8 @@ func readJSON(path string, into any) error {
 	return nil
 }
 
-// Record joins what hack/results wrote, as far as it is about tests that prove rows. The date is the earliest.
+// Record joins what hack/results and hack/test-vm.sh wrote, as far as it is about tests that prove rows. The date is the
+// earliest. A file that is not there is an error.
 func Record(files []string, proofs []Proof) (Results, error) {
 	all := Results{Tests: map[string]string{}}
 	for _, file := range files {
@@ -105,6 +105,16 @@ func (p Proof) result() string { return filepath.ToSlash(filepath.Dir(p.File)) +
 func (s Soak) enough() bool {
 	d, err := time.ParseDuration(s.Length)
 	return err == nil && s.Passed && d >= minSoak
+}
+
+// machine names `make test-vm` where its own tests ran; `make test` skips them.
+func (r Results) machine() string {
+	for name, result := range r.Tests {
+		if strings.HasPrefix(name, "e2e/vm.") && result != "skip" {
+			return " and `make test-vm`"
+		}
+	}
+	return ""
 }
 
 // of is the last result of a row.
@@ -148,7 +158,7 @@ func (l Last) of(tests []Proof) string {
 func (l Last) summary() string {
 	tests := "No `make test` is recorded."
 	if l.Results.Date != "" {
-		tests = fmt.Sprintf("The results are of `make test` and `make test-vm` on %s.", l.Results.Date)
+		tests = fmt.Sprintf("The results are of `make test`%s on %s.", l.Results.machine(), l.Results.Date)
 	}
 	soaks := ""
 	for _, s := range []Soak{l.Soak, l.NativeSoak} {

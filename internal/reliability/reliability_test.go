@@ -3,7 +3,9 @@ package reliability
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,7 +15,7 @@ import (
 
 var (
 	update = flag.Bool("update", false, "write docs/reliability.md")
-	record = flag.String("record", "", "files of hack/results, separated by commas, to keep as results.json")
+	record = flag.Bool("record", false, "keep the files that follow, of hack/results and hack/test-vm.sh, as results.json")
 )
 
 func TestThePageIsWhatTheTestsSay(t *testing.T) {
@@ -27,8 +29,8 @@ func TestThePageIsWhatTheTestsSay(t *testing.T) {
 			t.Errorf("%s: %s names row %s, which is not in rows.go", p.File, p.Test, p.Row)
 		}
 	}
-	if *record != "" {
-		results, err := Record(strings.Split(*record, ","), proofs)
+	if *record {
+		results, err := Record(flag.Args(), proofs)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,6 +125,9 @@ func TestLastResults(t *testing.T) {
 	if err != nil || results.Date != "2026-01-02" || len(results.Tests) != 3 {
 		t.Fatalf("%+v, %v", results, err)
 	}
+	if _, err := Record([]string{file, file + ".absent"}, nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("results that are not there: %v", err)
+	}
 	last := Last{Results: results, Soak: Soak{Date: "2026-01-03", Length: "20m0s", Passed: true, Engine: "1.2", Faults: map[string]int{"kill": 2, "stop": 3}}}
 	for want, tests := range map[string][]Proof{
 		"met": {good}, "passed, in part": {part}, "**failed**: TestBad": {good, bad}, "skipped there: TestSkip": {good, skip}, "1 of 2 not run yet": {good, absent}, "–": nil,
@@ -137,6 +142,12 @@ func TestLastResults(t *testing.T) {
 	last.NativeSoak = Soak{Date: "2026-01-04", Length: "16m0s", Engine: "native"}
 	if got := last.summary(); !strings.Contains(got, "on Docker 1.2, on 2026-01-03, ran for 20m0s") || !strings.Contains(got, "on the native engine, on 2026-01-04, ran for 16m0s, Linux , and **failed**") || !strings.Contains(got, "5 faults (3× stop, 2× kill)") {
 		t.Error(got)
+	}
+	for result, want := range map[string]string{"skip": "of `make test` on 2026-01-02.", "fail": "of `make test` and `make test-vm` on 2026-01-02."} {
+		last.Results.Tests["e2e/vm.TestOfIt"] = result
+		if got := last.summary(); !strings.Contains(got, want) {
+			t.Errorf("%q is not in %s", want, got)
+		}
 	}
 	for _, s := range []Soak{{}, {Length: "20m", Passed: false}, {Length: "14m", Passed: true}} {
 		last.Soak = s
