@@ -123,7 +123,7 @@ func TestAdoptSwitchesANodeAndBack(t *testing.T) {
 	}
 
 	t.Log(adopt(t, "--rollback", "--yes"))
-	check("after the way back", oldSocket, map[string]string{"kubelet": "active enabled", "crishim": "inactive disabled", "cri-docker": "active enabled"})
+	check("after the way back", oldSocket, map[string]string{"kubelet": "active enabled", "crishim": "inactive disabled", "crishim.socket": "active disabled", "cri-docker": "active enabled"})
 	if now, err := os.ReadFile(flagsFile); err != nil || string(now) != flags {
 		t.Errorf("the kubelet's file is %q, was %q, %v", now, flags, err)
 	}

@@ -287,7 +287,7 @@ func run(t *testing.T, program string, args ...string) string {
 	t.Helper()
 	out, err := exec.CommandContext(within(t), program, args...).CombinedOutput()
 	if err != nil {
-		journal, _ := exec.Command("journalctl", "--no-pager", "-n", "60", "-u", "crishim").Output()
+		journal, _ := exec.Command("journalctl", "--no-pager", "-n", "60", "-u", "crishim", "-u", "kubelet", "-u", "cri-docker").Output()
 		t.Fatalf("%s %v: %v\n%s\n%s", program, args, err, out, journal)
 	}
 	return string(out)

@@ -180,9 +180,12 @@ func Back(ctx context.Context, u *Undo, out io.Writer) error {
 	var errs []error
 	try := func(what string, err error) { errs = append(errs, step(out, what, err)) }
 	try("stop "+Kubelet, units.Stop(ctx, Kubelet))
-	socket, _, err := units.State(ctx, CrishimSocket)
+	socket, found, err := units.State(ctx, CrishimSocket)
 	if err != nil {
 		try("ask systemd for "+CrishimSocket, err)
+	}
+	if _, known := was[CrishimSocket]; !known { // to a backup of an earlier version
+		was[CrishimSocket] = kubeletfiles.UnitState{Active: socket.Enabled, Enabled: socket.Enabled}
 	}
 	if !was[Crishim].Active {
 		if socket.Active { // it would start the service again
@@ -216,7 +219,7 @@ func Back(ctx context.Context, u *Undo, out io.Writer) error {
 			try("start "+name, units.Start(ctx, name))
 		}
 	}
-	if socket.Active && was[CrishimSocket].Active && !was[Crishim].Active {
+	if found && was[CrishimSocket].Active && !was[Crishim].Active {
 		try("start "+CrishimSocket, units.Start(ctx, CrishimSocket))
 	}
 	if restored != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -127,6 +128,46 @@ func TestBackStopsTheSocketThatWouldStartCrishimAgain(t *testing.T) {
 			}
 			if now := s.states(); now != before {
 				t.Errorf("the units are\n%s\nthey were\n%s", now, before)
+			}
+		})
+	}
+}
+
+// A way back that broke off when the socket was stopped starts it at the next call, as any other.
+func TestBackStartsTheSocketThatABrokenOneStopped(t *testing.T) {
+	p, s := node(t)
+	s.units[CrishimSocket] = &kubeletfiles.UnitState{Name: CrishimSocket, Active: true}
+	before := s.states()
+	if err := Switch(t.Context(), p, s, ready, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	undo := &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s}
+	s.fail = "start " + CrishimSocket
+	if err := Back(t.Context(), undo, io.Discard); err == nil {
+		t.Error("the socket was not started, which is no error")
+	}
+	if err := Back(t.Context(), undo, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if now := s.states(); now != before {
+		t.Errorf("the units are\n%s\nthey were\n%s", now, before)
+	}
+}
+
+// A backup of an earlier version does not tell how the socket was: one that is enabled stays so, and is on after the way back.
+func TestBackLeavesASocketThatTheBackupDoesNotKnow(t *testing.T) {
+	for name, on := range map[string]bool{"enabled": true, "started": false} {
+		t.Run(name, func(t *testing.T) {
+			p, s := node(t)
+			if err := Switch(t.Context(), p, s, ready, io.Discard); err != nil {
+				t.Fatal(err)
+			}
+			s.units[CrishimSocket] = &kubeletfiles.UnitState{Name: CrishimSocket, Active: true, Enabled: on}
+			if err := Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s}, io.Discard); err != nil {
+				t.Fatal(err)
+			}
+			if u := s.units[CrishimSocket]; u.Active != on || u.Enabled != on {
+				t.Errorf("the socket is %+v", u)
 			}
 		})
 	}
