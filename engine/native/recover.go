@@ -143,7 +143,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	for _, c := range e.allContainers() {
 		if _, err := e.pod(c.Spec.Pod); err != nil {
 			klog.InfoS("A container has no pod any more", "id", c.ID, "pod", c.Spec.Pod)
-			if err := e.loseContainer(ctx, c, ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the record of its pod is lost"}); err != nil {
+			if err := e.loseContainer(ctx, tidyLimit, c, ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the record of its pod is lost"}); err != nil {
 				return err
 			}
 		}
@@ -343,27 +343,31 @@ func (e *Engine) tidyRest(c *container) {
 }
 
 // lose ends what has no monitor: after its death, or after a reboot. What cannot be killed for want of descriptors is waited for;
-// an error says that ctx ended meanwhile, and that the pod is not told as ended: the next start does that.
+// an error says that ctx ended meanwhile, and that the pod is not told as ended: the next start does that. But for such waits it
+// takes no longer than tidyLimit: a service has a minute to stop.
 func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) error {
 	end := ending{Code: codeKilled, Reason: reasonMonitorLost, Message: "the pod's monitor ended, and the container was killed"}
 	if p.Boot != boot() {
 		end = ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the node was rebooted"}
 	}
-	if err := killPatiently(ctx, "kill the monitor of a pod sandbox", p.ID, func(ctx context.Context) error { return e.killMonitor(ctx, p) }); err != nil {
+	left, err := killPatiently(ctx, tidyLimit, "kill the monitor of a pod sandbox", p.ID, func(ctx context.Context) error { return e.killMonitor(ctx, p) })
+	if err != nil {
 		return err
 	}
 	quiet(e.removeTornExits(p, containers), "remove what the monitor of a pod sandbox was writing", p.ID)
 	var all errgroup.Group
 	all.Go(func() error {
-		return killPatiently(ctx, "kill what the monitor of a pod sandbox left", p.ID, func(ctx context.Context) error { return e.killSession(ctx, e.monitorRecord(p)) })
+		_, err := killPatiently(ctx, left, "kill what the monitor of a pod sandbox left", p.ID, func(ctx context.Context) error { return e.killSession(ctx, e.monitorRecord(p)) })
+		return err
 	})
 	for _, c := range containers {
-		all.Go(func() error { return e.loseContainer(ctx, c, end) })
+		all.Go(func() error { return e.loseContainer(ctx, left, c, end) })
 	}
 	if p.Boot == boot() && p.Spec.Namespaces.PID == engine.NamespacePod {
 		cg := e.cgroups.Container(p.Cgroup, engine.ContainerID(pauseID(p.ID)))
 		all.Go(func() error {
-			return killPatiently(ctx, "kill the process that holds a pod's PID namespace", p.ID, func(ctx context.Context) error { return e.cgroups.Kill(ctx, cg.Path) })
+			_, err := killPatiently(ctx, left, "kill the process that holds a pod's PID namespace", p.ID, func(ctx context.Context) error { return e.cgroups.Kill(ctx, cg.Path) })
+			return err
 		})
 	}
 	if err := all.Wait(); err != nil {
@@ -380,19 +384,22 @@ func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) erro
 	return nil
 }
 
-// killPatiently kills something, and tries again for as long as there is no descriptor for that: what still runs must not be
-// told as ended. An error says that ctx ended before; what else goes wrong is left to the next removal or start.
-func killPatiently(ctx context.Context, what string, id any, kill func(context.Context) error) error {
-	err := patiently(ctx, what, func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyLimit)
+// killPatiently kills something within limit, and tries again for as long as there is no descriptor for that, which does not
+// count: what still runs must not be told as ended. It returns what the last try left of limit. An error says that ctx ended
+// before; what else goes wrong is left to the next removal or start.
+func killPatiently(ctx context.Context, limit time.Duration, what string, id any, kill func(context.Context) error) (left time.Duration, err error) {
+	err = patiently(ctx, what, func() error {
+		began := time.Now()
+		defer func() { left = limit - time.Since(began) }()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		defer cancel()
 		return kill(ctx)
 	})
 	if process.Starved(err) {
-		return fmt.Errorf("%s %v: %w", what, id, err)
+		return left, fmt.Errorf("%s %v: %w", what, id, err)
 	}
 	quiet(err, what, id)
-	return nil
+	return left, nil
 }
 
 // removeTornExits removes the files of exits that a monitor, which is dead, had not written to their end.
@@ -412,10 +419,11 @@ func (e *Engine) removeTornExits(p *pod, containers []*container) error {
 	return errors.Join(errs...)
 }
 
-// loseContainer kills what is left of a container and tells its end: the one on record, or else end. An error is as lose's.
-func (e *Engine) loseContainer(ctx context.Context, c *container, end ending) error {
+// loseContainer kills what is left of a container, within limit, and tells its end: the one on record, or else end. An error is
+// as lose's.
+func (e *Engine) loseContainer(ctx context.Context, limit time.Duration, c *container, end ending) error {
 	if c.Boot == boot() {
-		err := killPatiently(ctx, "kill a container without a monitor", c.ID, func(ctx context.Context) error { return e.cgroups.Kill(ctx, c.Cgroup.Path) })
+		_, err := killPatiently(ctx, limit, "kill a container without a monitor", c.ID, func(ctx context.Context) error { return e.cgroups.Kill(ctx, c.Cgroup.Path) })
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,9 @@
 package native
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -104,12 +106,16 @@ func TestWhatCannotBeKilledIsNotToldAsEnded(t *testing.T) {
 		given()
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); b.Stats().MonitorsLost == lost && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); b.Stats().MonitorsLost == lost && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
+	noticed := b.Stats().MonitorsLost > lost
 	time.Sleep(300 * time.Millisecond) // for what must not happen
 	state, lives := b.status(t, id).State, unix.Kill(running.PID, 0) == nil
 	given()
+	if !noticed {
+		t.Error("nobody noticed that the monitor died")
+	}
 	if state != engine.ContainerRunning || !lives {
 		t.Errorf("without descriptors it is %v, its process lives: %v", state, lives)
 	}
@@ -121,4 +127,30 @@ func TestWhatCannotBeKilledIsNotToldAsEnded(t *testing.T) {
 		t.Error("its process lives")
 	}
 	b.removePod(t, pod)
+}
+
+// Kills in a row share a time, of which waiting for descriptors takes nothing.
+func TestKillsInARowShareTheirTime(t *testing.T) {
+	const limit = time.Hour
+	hangs := func(context.Context) error { time.Sleep(time.Millisecond); return errors.New("it hangs") }
+	left, err := killPatiently(t.Context(), limit, "kill", "it", hangs)
+	if err != nil || left >= limit {
+		t.Errorf("%v is left, %v", left, err)
+	}
+	var deadlines []time.Time
+	_, err = killPatiently(t.Context(), limit, "kill", "it", func(ctx context.Context) error {
+		deadline, _ := ctx.Deadline()
+		if deadlines = append(deadlines, deadline); len(deadlines) == 1 {
+			return unix.EMFILE
+		}
+		return nil
+	})
+	if err != nil || len(deadlines) != 2 || !deadlines[1].After(deadlines[0]) {
+		t.Errorf("tried until %v, %v", deadlines, err)
+	}
+	told, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := killPatiently(told, limit, "kill", "it", func(ctx context.Context) error { return cmp.Or(ctx.Err(), error(unix.EMFILE)) }); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("without descriptors, when it is told to end: %v", err)
+	}
 }
