@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -156,7 +157,7 @@ func (b *bench) containerSpec(t testing.TB, pod engine.PodID, s *engine.PodSpec,
 	}
 }
 
-// run runs a script in a new container.
+// run runs a script in a new container. One that traps SIGTERM does so by then: before, a stop would do something else.
 func (b *bench) run(t *testing.T, pod engine.PodID, s *engine.PodSpec, name, script string) engine.ContainerID {
 	t.Helper()
 	spec := b.containerSpec(t, pod, s, name, script)
@@ -164,10 +165,25 @@ func (b *bench) run(t *testing.T, pod engine.PodID, s *engine.PodSpec, name, scr
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.StartContainer(t.Context(), st.ID, spec); err != nil {
+	if st, err = b.StartContainer(t.Context(), st.ID, spec); err != nil {
 		t.Fatal(err)
 	}
+	if strings.Contains(script, "trap ") {
+		eventually(t, 20*time.Second, "container "+name+" traps SIGTERM", func() bool { return traps(st.PID, unix.SIGTERM) })
+	}
 	return st.ID
+}
+
+// traps says whether a process catches or ignores a signal.
+func traps(pid int, signal unix.Signal) bool {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(data)) {
+		name, mask, _ := strings.Cut(line, ":")
+		if set, _ := strconv.ParseUint(strings.TrimSpace(mask), 16, 64); (name == "SigCgt" || name == "SigIgn") && set>>(signal-1)&1 == 1 {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *bench) status(t testing.TB, id engine.ContainerID) engine.ContainerStatus {
