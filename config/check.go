@@ -133,8 +133,10 @@ func localEngine(v string) error {
 }
 
 func cidr(v string) error {
-	_, err := netip.ParsePrefix(v)
-	return err
+	if _, err := netip.ParsePrefix(v); err != nil {
+		return fmt.Errorf("%q is no range such as 10.244.0.0/24", v)
+	}
+	return nil
 }
 
 func hostPort(v string) error {

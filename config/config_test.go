@@ -88,6 +88,44 @@ func TestUnknownKeysAndWrongTypesNameTheirLine(t *testing.T) {
 	}
 }
 
+func TestNumbersWithoutAUnitAreRefused(t *testing.T) {
+	for _, row := range []struct{ file, want string }{
+		{"\ndrain_timeout = 10\n", `:2: drain_timeout: 10 has no unit; write it as in "10s"`},
+		{"[images]\n\npull_no_progress = 1.5\n", `:3: images.pull_no_progress: 1.5 has no unit; write it as in "10s"`},
+		{"images.pull_no_progress = 300\n", `:1: images.pull_no_progress: 300 has no unit`},
+		{"\nimages = {pull_no_progress = 300}\n", `:2: images.pull_no_progress: 300 has no unit`},
+		{"[docker]\nlog_max_size = 50\n", `:2: docker.log_max_size: 50 has no unit; write it as in "50MiB"`},
+		{"[nri]\nplugin_request_timeout = 0\n", `:2: nri.plugin_request_timeout: 0 has no unit`},
+	} {
+		if _, err := load(t, row.file); err == nil || !strings.HasSuffix(err.Error(), row.want) && !strings.Contains(err.Error(), row.want+";") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: got %v, want %q alone", row.file, err, row.want)
+		}
+	}
+}
+
+func TestWrongTypesAreToldInTheFilesWords(t *testing.T) {
+	for _, row := range []struct{ file, want string }{
+		{"listen = \"unix:///a\"\n", `:1: listen: it is a list of texts, as in listen = ["unix:///run/crishim/crishim.sock"]`},
+		{"engines = [1]\n", `:1: engines: it is a list of texts, as in engines = ["one", "two"]`},
+		{"[log]\nlevel = \"3\"\n", ":2: log.level: it is a whole number without quotes"},
+		{"log = 3\n", ":1: log: it is a section, [log]"},
+		{"[[docker]]\n", ":1: docker: it is a section, [docker]"},
+		{"checkpoint = \"yes\"\n", ":1: checkpoint: it is true or false, without quotes"},
+		{"engine = docker\n", "at start of value; texts need quotes"},
+		{"engine = native\n", "; texts need quotes"},
+		{"engine = 1\n", ":1: engine: it is a text in quotes"},
+		{"drain_timeout = [\"10s\"]\n", `:1: drain_timeout: it is a duration with its unit, in quotes, as in "90s"`},
+		{"[docker]\nlog_max_size = true\n", `:2: docker.log_max_size: it is a size with its unit, in quotes, as in "50MiB"`},
+		{"[handlers]\nkata = 1\n", ":2: handlers.kata: it is a section, [handlers.kata]"},
+		{"[handlers.kata]\nengine = \"docker\"\nruntime = 1\n", ":3: handlers.kata.runtime: it is a text in quotes"},
+		{"[network]\npod_cidrs = [\"10.1.2\"]\n", `:2: network.pod_cidrs: "10.1.2" is no range such as 10.244.0.0/24`},
+	} {
+		if _, err := load(t, row.file); err == nil || !strings.HasSuffix(err.Error(), row.want) {
+			t.Errorf("%q: got %v, want %q", row.file, err, row.want)
+		}
+	}
+}
+
 func TestAllFaultsOfAFileComeAtOnceWithTheirLines(t *testing.T) {
 	_, err := load(t, `engine = 1
 listen = [

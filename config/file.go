@@ -15,12 +15,14 @@ import (
 // Where it is no TOML at all only the first fault can be told.
 func (c *Config) decode(path string, data []byte) []error {
 	var wrong *toml.DecodeError
-	if err := toml.Unmarshal(data, &map[string]any{}); errors.As(err, &wrong) {
+	written := map[string]any{}
+	if err := toml.Unmarshal(data, &written); errors.As(err, &wrong) {
 		return []error{atLine(path, wrong)}
 	} else if err != nil {
 		return []error{fmt.Errorf("%s: %w", path, err)}
 	}
-	var errs []error
+	unitless, errs := withoutUnit(path, written, keyLines(data))
+	defer c.reset(unitless)
 	rest := bytes.Split(bytes.Clone(data), []byte("\n"))
 	for {
 		d := toml.NewDecoder(bytes.NewReader(bytes.Join(rest, []byte("\n"))))
@@ -42,6 +44,8 @@ func (c *Config) decode(path string, data []byte) []error {
 			}
 			rest[row-1] = nil
 			errs = append(errs, atLine(path, wrong))
+		case err != nil && len(errs) == 0:
+			return []error{fmt.Errorf("%s: %w", path, err)}
 		default:
 			// Success, or TOML that is broken only because a line of it was taken away.
 			return errs
@@ -51,7 +55,97 @@ func (c *Config) decode(path string, data []byte) []error {
 
 func atLine(path string, e *toml.DecodeError) error {
 	row, _ := e.Position()
-	return fmt.Errorf("%s:%d: %s%s", path, row, prefix(e.Key()), strings.TrimPrefix(e.Error(), "toml: "))
+	return fmt.Errorf("%s:%d: %s%s", path, row, prefix(e.Key()), inTOML(strings.Join(e.Key(), "."), strings.TrimPrefix(e.Error(), "toml: ")))
+}
+
+// withoutUnit finds the durations and sizes that are no texts: the decoder takes some for nanoseconds or bytes, and ends at
+// others without telling where.
+func withoutUnit(path string, written map[string]any, lines map[string]int) (keys []string, errs []error) {
+	for _, s := range settings(Default()) {
+		example := ""
+		switch s.value.Interface().(type) {
+		case Duration:
+			example = "10s"
+		case Size:
+			example = "50MiB"
+		default:
+			continue
+		}
+		value, rest := any(written), s.key
+		for rest != "" {
+			section, ok := value.(map[string]any)
+			if !ok {
+				break
+			}
+			var name string
+			name, rest, _ = strings.Cut(rest, ".")
+			value = section[name]
+		}
+		line := lines[s.key]
+		if section, _, _ := strings.Cut(s.key, "."); line == 0 { // it is in an inline table
+			line = lines[section]
+		}
+		switch value.(type) {
+		case int64, float64:
+			keys, errs = append(keys, s.key), append(errs, fmt.Errorf("%s:%d: %s: %v has no unit; write it as in %q", path, line, s.key, value, example))
+		case bool:
+			keys, errs = append(keys, s.key), append(errs, fmt.Errorf("%s:%d: %s: it is %s", path, line, s.key, s.form()))
+		}
+	}
+	return keys, errs
+}
+
+// reset gives settings their defaults: what is wrong with them was said.
+func (c *Config) reset(keys []string) {
+	defaults := settings(Default())
+	for i, s := range settings(c) {
+		if slices.Contains(keys, s.key) {
+			s.value.Set(defaults[i].value)
+		}
+	}
+}
+
+// inTOML says in the file's own words what the decoder says in Go's.
+func inTOML(key, message string) string {
+	switch {
+	case strings.Contains(message, "at start of value"), strings.HasPrefix(message, "expected keyword"):
+		return message + "; texts need quotes"
+	case !strings.HasPrefix(message, "cannot decode TOML") && !strings.HasPrefix(message, "cannot store"):
+		return message
+	}
+	for _, s := range settings(Default()) {
+		if s.key == key {
+			return "it is " + s.form()
+		}
+		if section, _, ok := strings.Cut(s.key, "."); ok && section == key {
+			return "it is a section, [" + key + "]"
+		}
+	}
+	if name, ok := strings.CutPrefix(key, "handlers."); ok && !strings.Contains(name, ".") {
+		return "it is a section, [" + key + "]"
+	}
+	return "it is a text in quotes" // a handler's
+}
+
+// form is how the file has the setting.
+func (s setting) form() string {
+	name := s.key[strings.LastIndex(s.key, ".")+1:]
+	switch s.value.Interface().(type) {
+	case bool:
+		return "true or false, without quotes"
+	case int:
+		return "a whole number without quotes"
+	case []string:
+		if s.value.Len() == 0 {
+			return "a list of texts, as in " + name + ` = ["one", "two"]`
+		}
+		return "a list of texts, as in " + name + " = " + s.toml()
+	case Duration:
+		return `a duration with its unit, in quotes, as in "90s"`
+	case Size:
+		return `a size with its unit, in quotes, as in "50MiB"`
+	}
+	return "a text in quotes"
 }
 
 func prefix(key toml.Key) string {
