@@ -25,7 +25,7 @@ const DefaultPath = "/etc/crishim/config.toml"
 // Config is all settings. Sizes are bytes ("50MiB" in the file), durations as in "90s".
 type Config struct {
 	Listen            []string  `toml:"listen" help:"CRI sockets, unix:///PATH; a second one may be an old shim's"`
-	SocketGroup       string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root"`
+	SocketGroup       string    `toml:"socket_group" help:"group that may use the CRI sockets, beside root; with crishim.socket set SocketGroup= in that unit instead"`
 	Engine            string    `toml:"engine" help:"default engine, for pods without a runtime handler: auto, docker or native; auto takes docker where a Docker Engine is installed at the first start, else native"`
 	Engines           []string  `toml:"engines" help:"engines that are on, beside the default one: docker, native; each one's name is a runtime handler, by which a RuntimeClass moves pods to it"`
 	CgroupDriver      string    `toml:"cgroup_driver" help:"cgroup driver of the native engine, the kubelet's: cgroupfs or systemd; empty: that of the node's Docker Engine where one is or was on beside it, else systemd where it is init"`

@@ -64,7 +64,18 @@ func TestSystemdIsToldOfReadinessWatchdogAndEnd(t *testing.T) {
 	if code := n.Shim.ExitCode(); code != 0 {
 		t.Errorf("exit status %d after SIGTERM", code)
 	}
-	n.Shim.Start()
+	if n.Docker == nil || n.Shim.Both() {
+		n.Shim.Start()
+		return
+	}
+	// While dockerd is down the start ends all the same, and says what is waited for.
+	n.Docker.Stop()
+	n.Shim.StartWithoutWaiting()
+	wait("STATUS=waiting for the Docker Engine at " + n.Docker.Endpoint())
+	wait("READY=1")
+	n.Docker.Start()
+	wait("STATUS=serving on the Docker Engine at " + n.Docker.Endpoint())
+	n.Shim.WaitReady()
 }
 
 func TestSignalsReloadAndDump(t *testing.T) {

@@ -163,6 +163,9 @@ func (s *Server) away() map[string]string {
 	return away
 }
 
+// reasonUnusable is the reason of an engine that no wait makes usable.
+const reasonUnusable = "EngineUnusable"
+
 // reasonAway is the reason of a container that nothing is known of while its engine is away.
 const reasonAway = "EngineUnavailable"
 
@@ -187,8 +190,7 @@ func (s *Server) watch(ctx context.Context, eng engine.Engine) error {
 		return err
 	}
 	klog.ErrorS(err, "This engine cannot be used; the other one goes on", "engine", eng.Name())
-	health := s.store.Health(eng.Name())
-	sink.Health(engine.Health{Reason: health.Reason, Message: errors.Unwrap(err).Error()})
+	sink.Health(engine.Health{Reason: reasonUnusable, Message: errors.Unwrap(err).Error()})
 	<-ctx.Done()
 	return ctx.Err()
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"k8s.io/klog/v2"
 )
 
 // Listen opens the CRI sockets: those that systemd hands over, else addresses ("unix:///run/…" or a path), mode 0660,
@@ -34,9 +35,12 @@ func Listen(addresses []string, group string) ([]net.Listener, error) {
 	for _, l := range listeners {
 		have[l.Addr().String()] = true
 	}
-	gid, err := groupID(group)
+	gid, err := GroupID(group)
 	if err != nil {
 		return nil, err
+	}
+	if len(listeners) > 0 && group != "" {
+		klog.Warningf("socket_group = %q does nothing for a socket that systemd holds: set SocketGroup= in its unit (systemctl edit crishim.socket)", group)
 	}
 	for _, address := range addresses {
 		path := strings.TrimPrefix(address, "unix://")
@@ -70,7 +74,8 @@ func closedDir(dir string) error {
 	return nil
 }
 
-func groupID(name string) (int, error) {
+// GroupID is the id of a group by its name or number; "" is root's.
+func GroupID(name string) (int, error) {
 	if name == "" {
 		return 0, nil
 	}
@@ -100,7 +105,7 @@ func listenUnix(path string, gid int) (net.Listener, error) {
 	default:
 		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 			_ = conn.Close()
-			return nil, errors.New("another process answers there; stop it first")
+			return nil, errors.New("another process answers there; ss -lxp shows which, stop it first")
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, err

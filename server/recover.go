@@ -51,7 +51,7 @@ func (s *Server) recover(ctx context.Context) error {
 	}
 	waiting := maps.Clone(s.engines)
 	var grace <-chan time.Time
-	serving, late := false, false
+	settled, serving, late := false, false, false
 	for len(waiting) > 0 {
 		select {
 		case name := <-synced:
@@ -73,6 +73,10 @@ func (s *Server) recover(ctx context.Context) error {
 			if len(waiting) > 0 {
 				klog.InfoS("What is another engine's is answered from the records until it comes", "engines", slices.Sorted(maps.Keys(waiting)))
 			}
+		}
+		if !settled && (serving || s.allAway(waiting)) {
+			settled = true
+			close(s.settled)
 		}
 	}
 	if !s.opts.Observe {

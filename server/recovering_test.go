@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -60,6 +61,9 @@ func TestRuntimeIsNotReadyBeforeCallsAreAnswered(t *testing.T) {
 	}
 	_, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 	wantCode(t, "ListPodSandbox", err, codes.Unavailable)
+	if closed(f.server.Settled()) {
+		t.Error("the start is over before the engine has told what it holds")
+	}
 	close(list)
 	eventually(t, "RuntimeReady", func() error {
 		if c := ready(); !c.Status {
@@ -69,5 +73,45 @@ func TestRuntimeIsNotReadyBeforeCallsAreAnswered(t *testing.T) {
 	})
 	if _, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
 		t.Error(err)
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// A unit whose start waits for dockerd would be ended and started anew for as long.
+func TestTheStartIsOverWhenEveryEngineSaysThatItIsAway(t *testing.T) {
+	b := newBoth(t)
+	pod := b.runOn("pod", "")
+	b.stop()
+	b.engine.SetHealth(false)
+	b.second.SetHealth(false)
+	b.begin()
+	eventually(t, "the end of the start", func() error {
+		if !closed(b.server.Settled()) {
+			return errors.New("it goes on")
+		}
+		return nil
+	})
+	if closed(b.server.Recovered()) {
+		t.Error("what no engine has told is known")
+	}
+	_, err := b.states()
+	wantCode(t, "ListPodSandbox", err, codes.Unavailable)
+	_, err = b.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: b.podConfig("early")})
+	wantCode(t, "RunPodSandbox", err, codes.Unavailable)
+	if c := b.conditions()[runtimeapi.RuntimeReady]; c.Status {
+		t.Errorf("%v", c)
+	}
+	b.engine.SetHealth(true)
+	b.waitRecovered()
+	if states, err := b.states(); err != nil || states[pod] != ready {
+		t.Errorf("%v, %v", states, err)
 	}
 }

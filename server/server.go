@@ -109,6 +109,7 @@ type Server struct {
 	containerList    keptList[state.ContainerView]
 	cniSeconds       *prometheus.HistogramVec
 
+	settled   chan struct{} // closed when each engine was listed or has said that it is away
 	recovered chan struct{} // closed when calls can be answered
 	grpc      *grpc.Server
 	// Background work that creations left behind (parked results) ends with the server.
@@ -121,7 +122,7 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 	s := &Server{
 		opts: opts, engines: map[string]engine.Engine{}, takesPods: map[string]bool{}, store: store, network: network,
 		reader: reader, disk: disk, collector: stats.NewCollector(reader, disk),
-		cniSeconds: newCNISeconds(opts.Metrics), recovered: make(chan struct{}), ended: make(chan struct{}), found: newFound(),
+		cniSeconds: newCNISeconds(opts.Metrics), settled: make(chan struct{}), recovered: make(chan struct{}), ended: make(chan struct{}), found: newFound(),
 	}
 	if err := s.takeEngines(engines); err != nil {
 		return nil, err
@@ -187,6 +188,10 @@ func (s *Server) open() bool {
 		return false
 	}
 }
+
+// Settled is closed when the start is over: calls are answered, or no engine has come yet and each has said that it is away.
+// Until one comes what needs the state is then answered Unavailable.
+func (s *Server) Settled() <-chan struct{} { return s.settled }
 
 // Recovered is closed when the state is known and every call is answered.
 func (s *Server) Recovered() <-chan struct{} { return s.recovered }

@@ -24,6 +24,16 @@ func (o *Options) setDefaults() {
 	o.silence = cmp.Or(o.silence, 30*time.Second)
 }
 
+// Check returns what New would refuse, beside an address that is taken.
+func (o Options) Check() error {
+	o.setDefaults()
+	if err := o.validate(); err != nil {
+		return err
+	}
+	_, err := o.tlsConfig()
+	return err
+}
+
 // validate reports all errors at once.
 func (o *Options) validate() error {
 	var errs []error
@@ -36,7 +46,7 @@ func (o *Options) validate() error {
 	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n > 65535 {
 		refuse("address %q has no port within 0 and 65535", o.Address)
 	} else if !o.AllowRemote && !isLoopback(host) {
-		refuse("address %q is not a loopback address and can be reached from other hosts: use 127.0.0.1, or allow it explicitly", o.Address)
+		refuse("address %q is not a loopback address and can be reached from other hosts: use 127.0.0.1, or set streaming.allow_remote = true, with streaming.cert and streaming.key", o.Address)
 	}
 	if (o.CertFile == "") != (o.KeyFile == "") {
 		refuse("a certificate and a key file are needed together")

@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"os"
+	"strings"
 
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
@@ -17,25 +21,31 @@ import (
 	"crishim/config"
 )
 
-func checkFlags(fs *pflag.FlagSet) {
-	fs.String("endpoint", "", "CRI socket to check, unix:///PATH (default: the first one of the configuration)")
-	fs.String("runtime-handler", "", "runtime handler of the test pod")
-	config.Flags(fs)
+func checkFlags(flags *pflag.FlagSet) {
+	flags.String("endpoint", "", "CRI socket to check, unix:///PATH (default: the first one of the configuration)")
+	flags.String("runtime-handler", "", "runtime handler of the test pod")
+	config.Flags(flags)
 }
 
-func runCheck(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
-	c, err := config.Load(fs)
+func runCheck(ctx context.Context, flags *pflag.FlagSet, out io.Writer) error {
+	c, err := config.Load(flags)
 	if err != nil {
 		return err
 	}
-	endpoint, err := fs.GetString("endpoint")
+	endpoint, err := flags.GetString("endpoint")
 	if err != nil {
 		return err
 	}
-	if endpoint == "" {
+	switch {
+	case endpoint == "":
 		endpoint = c.Listen[0]
+	case strings.HasPrefix(endpoint, "/"):
+		endpoint = "unix://" + endpoint
 	}
-	handler, err := fs.GetString("runtime-handler")
+	if err := answers(ctx, endpoint); err != nil {
+		return err
+	}
+	handler, err := flags.GetString("runtime-handler")
 	if err != nil {
 		return err
 	}
@@ -52,6 +62,22 @@ func runCheck(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 		Runtime: runtimeapi.NewRuntimeServiceClient(conn), Image: runtimeapi.NewImageServiceClient(conn),
 		Program: program, RuntimeHandler: handler, PluginWarnings: pluginWarnings(ctx, c), Out: out,
 	})
+}
+
+// answers says what is wrong where nobody takes connections on a unix socket.
+func answers(ctx context.Context, endpoint string) error {
+	path, ok := strings.CutPrefix(endpoint, "unix://")
+	if !ok {
+		return nil // gRPC knows more kinds
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s may not be used by this user: %w; run this as root", endpoint, err)
+	case err != nil:
+		return fmt.Errorf("nothing answers on %s: %w; is crishim.service running?", endpoint, err)
+	}
+	return conn.Close()
 }
 
 // pluginWarnings are about CNI plugins with known faults.

@@ -24,20 +24,27 @@ type node struct {
 
 func nodeFile(c *config.Config) string { return filepath.Join(c.RootDir, "node.json") }
 
-// decideNode returns what was decided, with the reason in a sentence. What the configuration names counts over what was
-// recorded, and is recorded for the day when it does not name it any more.
+// decideNode returns what was decided, with the reason in a sentence, and records it for the day when the configuration does
+// not name it any more.
 func decideNode(c *config.Config, host string) (node, string, error) {
+	was, now, why, err := choose(c, host)
+	if err != nil || now == was {
+		return now, why, err
+	}
+	return now, why, now.write(nodeFile(c))
+}
+
+// choose returns what is recorded and what holds from the next start on: what the configuration names counts over it.
+func choose(c *config.Config, host string) (was, now node, why string, err error) {
 	path := nodeFile(c)
-	var was node
 	data, err := os.ReadFile(path)
 	if err == nil {
 		err = json.Unmarshal(data, &was)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return node{}, "", fmt.Errorf("read which engine this node has: %w; mend %s, or remove it and set engine", err, path)
+		return node{}, node{}, "", fmt.Errorf("read which engine this node has: %w; mend %s, or remove it and set engine", err, path)
 	}
-	now := node{CgroupDriver: was.CgroupDriver}
-	var why string
+	now = node{CgroupDriver: was.CgroupDriver}
 	switch now.Engine = c.Engine; {
 	case c.Engine != config.EngineAuto:
 		why = "the configuration says so"
@@ -56,10 +63,7 @@ func decideNode(c *config.Config, host string) (node, string, error) {
 	default:
 		now.RuntimeName = "crishim"
 	}
-	if now == was {
-		return now, why, nil
-	}
-	return now, why, now.write(path)
+	return was, now, why, nil
 }
 
 func (n node) write(path string) error {

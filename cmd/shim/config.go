@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
+	"os"
 
 	"github.com/spf13/pflag"
 
 	"crishim/config"
+	"crishim/server"
 )
 
 func configFlags(fs *pflag.FlagSet) {
@@ -22,5 +25,23 @@ func showConfig(_ context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := checkStart(c, "/"); err != nil {
+		return err
+	}
 	return c.Write(out, false)
+}
+
+// checkStart says what the daemon would refuse at its start, on the host below the given root folder, beside what
+// config.Load does. Who may not read which engine the node has is told the rest.
+func checkStart(c *config.Config, host string) error {
+	_, group := server.GroupID(c.SocketGroup)
+	errs := []error{group, streamingOptions(c).Check()}
+	_, choice, _, err := choose(c, host)
+	switch {
+	case err == nil:
+		errs = append(errs, checkEngines(c.EnginesOn(choice.Engine), c))
+	case !errors.Is(err, os.ErrPermission):
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

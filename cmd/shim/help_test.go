@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -32,6 +33,17 @@ func TestHelpTellsOfEveryCommand(t *testing.T) {
 				t.Errorf("the help of %s has a line of %d columns: %s", name, len(line), line)
 			}
 		}
+	}
+	for args, want := range map[string]string{
+		"help adopt": "Usage: crishim adopt", "images": "Usage: crishim images", "images --json": "Usage: crishim images", "--version": "crishim " + version,
+	} {
+		var out bytes.Buffer
+		if err := run(t.Context(), strings.Fields(args), &out); err != nil && !errors.Is(err, pflag.ErrHelp) || !strings.Contains(out.String(), want) {
+			t.Errorf("crishim %s: %v, %q", args, err, &out)
+		}
+	}
+	if err := run(t.Context(), []string{"help", "nothing"}, io.Discard); !errors.Is(err, errUsage) {
+		t.Errorf("help of what is no command: %v", err)
 	}
 	for _, args := range [][]string{{"--help"}, {"-h"}, {"help"}} {
 		var out bytes.Buffer

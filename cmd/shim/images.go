@@ -101,7 +101,7 @@ func manageImages(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 		return verifyInDaemon(ctx, c, fs, refs, out)
 	}
 	if errdefs.IsFailedPrecondition(err) {
-		return fmt.Errorf("%w; stop it first, or let it do this (crictl pull, crictl rmi)", err)
+		return fmt.Errorf("%s; use crictl images, crictl pull and crictl rmi, or stop it first, as import and export need: %w", plain(err.Error()), errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return err
@@ -178,9 +178,13 @@ func printImages(fs *pflag.FlagSet, list []engine.Image, out io.Writer) error {
 	return w.Flush()
 }
 
-func pullImages(ctx context.Context, store *image.Store, _ *pflag.FlagSet, refs []string, out io.Writer) error {
+func pullImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer) error {
+	c, err := config.Load(fs)
+	if err != nil {
+		return err
+	}
 	for _, ref := range refs {
-		img, err := store.PullImage(ctx, &engine.PullSpec{Ref: ref, NoProgress: time.Minute})
+		img, err := store.PullImage(ctx, &engine.PullSpec{Ref: ref, NoProgress: time.Duration(c.Images.PullNoProgress)})
 		if err != nil {
 			return err
 		}

@@ -10,8 +10,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/pflag"
 
 	"crishim/check"
@@ -36,6 +38,8 @@ type command struct {
 	arguments bool
 	// settings says that its help lists the daemon's settings.
 	settings bool
+	// verdicts says that its exit statuses up to 2 tell what it found: 3 is that it could not.
+	verdicts bool
 }
 
 func commands() map[string]command {
@@ -49,8 +53,8 @@ func commands() map[string]command {
 		},
 		"preflight": {
 			does:  "tell whether this node's pods can be taken over from dockershim or cri-dockerd, and what to do first",
-			more:  "It changes nothing. Exit status: 0 ready, 1 something to do first, 2 some pods cannot be taken over.",
-			flags: preflightFlags, run: runPreflight,
+			more:  "It changes nothing. Exit status: 0 ready, 1 something to do first, 2 this node cannot be switched as it is,\n3 that could not be told.",
+			flags: preflightFlags, run: runPreflight, verdicts: true,
 		},
 		"adopt": {
 			does:  "switch this node's kubelet from dockershim or cri-dockerd to crishim, its pods running on; --rollback undoes it",
@@ -59,8 +63,8 @@ func commands() map[string]command {
 		},
 		"verify": {
 			does:  "find what dead pods have left on this node: pause containers, addresses, rules, links; --fix mends",
-			more:  "Without --fix it changes nothing. Exit status: 0 nothing is left over, 1 something is.",
-			flags: verifyFlags, run: runVerify,
+			more:  "Without --fix it changes nothing. Exit status: 0 nothing is left over, 1 something is, 3 that could not be told.",
+			flags: verifyFlags, run: runVerify, verdicts: true,
 		},
 		"config": {does: "check the configuration and print it; --sample prints a commented file", flags: configFlags, run: showConfig, settings: true},
 		"version": {
@@ -73,13 +77,65 @@ func commands() map[string]command {
 	}
 }
 
-// errUsage is a command line that makes no sense: exit status 2.
+// The exit statuses of what failed.
+const (
+	failed  = 1
+	misused = 2
+	untold  = 3
+)
+
+// errUsage is a command line that makes no sense.
 var errUsage = errors.New("see crishim --help")
 
 // verdict is what a command found, which it has printed already, as the exit status.
 type verdict int
 
 func (v verdict) Error() string { return fmt.Sprintf("exit status %d", int(v)) }
+
+// noVerdict is why a command could not tell what it is there to tell.
+type noVerdict struct{ error }
+
+func (n noVerdict) Unwrap() error { return n.error }
+
+// status is what the process ends with, and the message that goes with it.
+func status(err error) (int, string) {
+	var found verdict
+	var none noVerdict
+	switch {
+	case err == nil || errors.Is(err, pflag.ErrHelp):
+		return 0, ""
+	case errors.As(err, &found):
+		return int(found), ""
+	case errors.As(err, &none):
+		return untold, plain(err.Error())
+	case errors.Is(err, errUsage):
+		return misused, plain(err.Error())
+	}
+	return failed, plain(err.Error())
+}
+
+// classes are what programs read at the end of errors.
+var classes = []error{
+	errdefs.ErrUnknown, errdefs.ErrInvalidArgument, errdefs.ErrNotFound, errdefs.ErrAlreadyExists, errdefs.ErrPermissionDenied,
+	errdefs.ErrResourceExhausted, errdefs.ErrFailedPrecondition, errdefs.ErrConflict, errdefs.ErrNotModified, errdefs.ErrAborted,
+	errdefs.ErrOutOfRange, errdefs.ErrNotImplemented, errdefs.ErrInternal, errdefs.ErrUnavailable, errdefs.ErrDataLoss, errdefs.ErrUnauthenticated,
+}
+
+// plain takes the classes of errors off the ends of a message's lines.
+func plain(message string) string {
+	lines := strings.Split(message, "\n")
+	for i := range lines {
+		for again := true; again; {
+			again = false
+			for _, class := range classes {
+				if rest, ok := strings.CutSuffix(lines[i], ": "+class.Error()); ok {
+					lines[i], again = rest, true
+				}
+			}
+		}
+	}
+	return strings.Join(lines, "\n")
+}
 
 func main() {
 	// The container of `crishim check` runs this very program.
@@ -93,18 +149,11 @@ func main() {
 	}
 	err := start(ctx, os.Args[1:], os.Stdout)
 	stop()
-	var found verdict
-	switch {
-	case err == nil || errors.Is(err, pflag.ErrHelp):
-	case errors.As(err, &found):
-		os.Exit(int(found))
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(os.Stderr, "crishim:", err)
-		os.Exit(2)
-	default:
-		fmt.Fprintln(os.Stderr, "crishim:", err)
-		os.Exit(1)
+	code, message := status(err)
+	if message != "" {
+		fmt.Fprintln(os.Stderr, "crishim:", message)
 	}
+	os.Exit(code)
 }
 
 // run is main without the process.
@@ -114,6 +163,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		name, args = args[0], args[1:]
 	} else if len(args) > 0 && (args[0] == "--help" || args[0] == "-h") {
 		name = "help"
+	} else if len(args) == 1 && args[0] == "--version" {
+		name, args = "version", nil
+	}
+	if name == "help" && len(args) == 1 && args[0][0] != '-' {
+		name, args = args[0], []string{"--help"}
 	}
 	if name == "help" {
 		_, err := io.WriteString(out, overview())
@@ -123,6 +177,15 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if !ok {
 		return fmt.Errorf("unknown command %q: %w", name, errUsage)
 	}
+	err := c.do(ctx, name, args, out)
+	if found := verdict(0); c.verdicts && err != nil && !errors.Is(err, pflag.ErrHelp) && !errors.As(err, &found) {
+		return noVerdict{err}
+	}
+	return err
+}
+
+// do runs the command with what stands behind its name.
+func (c command) do(ctx context.Context, name string, args []string, out io.Writer) error {
 	fs := pflag.NewFlagSet("crishim "+name, pflag.ContinueOnError)
 	fs.SetOutput(out)
 	fs.SortFlags = false
@@ -136,6 +199,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	if fs.NArg() > 0 && !c.arguments {
 		return fmt.Errorf("unexpected argument %q: %w", fs.Arg(0), errUsage)
+	}
+	if fs.NArg() == 0 && c.arguments {
+		fs.Usage()
+		return pflag.ErrHelp
 	}
 	return c.run(ctx, fs, out)
 }

@@ -19,7 +19,6 @@ import (
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"crishim/cni"
@@ -67,9 +66,27 @@ func registerMetrics(registry *prometheus.Registry, store *state.Store, network 
 	gauge("crishim_cni_owed_dels", "Pods whose CNI DEL is still owed.", func() float64 { return float64(len(network.Owed())) })
 }
 
-// serveMetrics answers /metrics and /healthz, and profiles on a socket of their own, until ctx ends.
-func serveMetrics(ctx context.Context, c config.Metrics, registry *prometheus.Registry, store *state.Store, engines nodeEngines) error {
-	group, ctx := errgroup.WithContext(ctx)
+// page is a handler with what it is reached by.
+type page struct {
+	listener net.Listener
+	handler  http.Handler
+}
+
+// listenPages opens /metrics and /healthz, and profiles on a socket of their own, before calls are taken. What cannot be
+// opened is left out: pods are worth more than their figures.
+func listenPages(c config.Metrics, registry *prometheus.Registry, store *state.Store, engines nodeEngines) []page {
+	var all []page
+	open := func(key, address string, handler http.Handler) {
+		l, err := listenHTTP(address)
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			klog.ErrorS(err, fmt.Sprintf("%s: %s is taken by another program: set another address, or \"\" to turn it off; going on without", key, address))
+		case err != nil:
+			klog.ErrorS(err, fmt.Sprintf("%s: nothing is served on %s; going on without", key, address))
+		default:
+			all = append(all, page{l, handler})
+		}
+	}
 	if c.Listen != "" {
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
@@ -80,24 +97,16 @@ func serveMetrics(ctx context.Context, c config.Metrics, registry *prometheus.Re
 			}
 			_, _ = fmt.Fprintln(w, "ok")
 		})
-		group.Go(func() error { return serveHTTP(ctx, c.Listen, mux) })
+		open("metrics.listen", c.Listen, mux)
 	}
 	if c.Pprof != "" {
 		mux := http.NewServeMux()
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-		group.Go(func() error { return serveHTTP(ctx, c.Pprof, mux) })
+		open("metrics.pprof", c.Pprof, mux)
 	}
-	return group.Wait()
-}
-
-func serveHTTP(ctx context.Context, address string, handler http.Handler) error {
-	l, err := listenHTTP(address)
-	if err != nil {
-		return fmt.Errorf("listen on %s: %w", address, err)
-	}
-	return serveOn(ctx, l, handler)
+	return all
 }
 
 func serveOn(ctx context.Context, l net.Listener, handler http.Handler) error {

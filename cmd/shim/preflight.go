@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -40,12 +42,16 @@ func runPreflight(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	form, err := outputForm(fs, outputText, outputJSON, outputNode)
+	if err != nil {
+		return err
+	}
 	node := preflight.Gather(ctx, c, places)
-	if form, err := fs.GetString("output"); err == nil && form == outputNode {
+	if form == outputNode {
 		return writeJSON(out, node)
 	}
 	report := preflight.Examine(node)
-	if err := writeReport(fs, out, report, report.WriteText); err != nil {
+	if err := writeReport(form, out, report, report.WriteText); err != nil {
 		return err
 	}
 	if report.Verdict != preflight.Ready {
@@ -66,18 +72,21 @@ func nodePlaces(fs *pflag.FlagSet) (preflight.Places, error) {
 	return preflight.Places{Root: "/", Proc: "/proc", ShimRoot: shimRoot, CacheDir: cacheDir}, nil
 }
 
-// writeReport prints a report as the flag --output says.
-func writeReport(fs *pflag.FlagSet, out io.Writer, report any, text func(io.Writer) error) error {
-	switch form, err := fs.GetString("output"); {
-	case err != nil:
-		return err
-	case form == outputText:
-		return text(out)
-	case form == outputJSON:
-		return writeJSON(out, report)
-	default:
-		return fmt.Errorf("--output=%s: it is %s or %s: %w", form, outputText, outputJSON, errUsage)
+// outputForm is what the flag --output says, which is asked before anything is done.
+func outputForm(fs *pflag.FlagSet, forms ...string) (string, error) {
+	form, err := fs.GetString("output")
+	if err == nil && !slices.Contains(forms, form) {
+		err = fmt.Errorf("--output=%s: it is one of %s: %w", form, strings.Join(forms, ", "), errUsage)
 	}
+	return form, err
+}
+
+// writeReport prints a report in its form.
+func writeReport(form string, out io.Writer, report any, text func(io.Writer) error) error {
+	if form == outputJSON {
+		return writeJSON(out, report)
+	}
+	return text(out)
 }
 
 func writeJSON(out io.Writer, value any) error {

@@ -112,10 +112,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	streams, err := streaming.New(streaming.Options{
-		Address: c.Streaming.Address, AllowRemote: c.Streaming.AllowRemote,
-		CertFile: c.Streaming.Cert, KeyFile: c.Streaming.Key, IdleTimeout: time.Duration(c.Streaming.IdleTimeout),
-	}, srv.StreamRuntime())
+	streams, err := streaming.New(streamingOptions(c), srv.StreamRuntime())
 	if err != nil {
 		return err
 	}
@@ -125,6 +122,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	registerMetrics(registry, store, network, engines)
+	pages := listenPages(c.Metrics, registry, store, engines)
 	admin := listenAdmin(c)
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -137,10 +135,12 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	group.Go(func() error { return srv.Run(working) })
 	group.Go(func() error { return streams.Serve(ctx) })
 	group.Go(func() error { return srv.Serve(listeners) })
-	group.Go(func() error { return serveMetrics(ctx, c.Metrics, registry, store, engines) })
+	for _, page := range pages {
+		group.Go(func() error { return serveOn(ctx, page.listener, page.handler) })
+	}
 	group.Go(func() error { return serveAdmin(ctx, admin, srv.Images(), engines) })
 	group.Go(func() error { return handleSignals(ctx, fs, engines) })
-	group.Go(func() error { return notifySystemd(ctx, srv) })
+	group.Go(func() error { return notifySystemd(ctx, srv, newStatusLine(c, engines, store)) })
 	group.Go(func() error {
 		<-ctx.Done()
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
@@ -156,6 +156,13 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	return nil
 }
 
+func streamingOptions(c *config.Config) streaming.Options {
+	return streaming.Options{
+		Address: c.Streaming.Address, AllowRemote: c.Streaming.AllowRemote,
+		CertFile: c.Streaming.Cert, KeyFile: c.Streaming.Key, IdleTimeout: time.Duration(c.Streaming.IdleTimeout),
+	}
+}
+
 func closeAll(listeners []net.Listener) {
 	for _, l := range listeners {
 		_ = l.Close()
@@ -166,34 +173,6 @@ func setLogLevel(level int) error {
 	var fs flag.FlagSet
 	klog.InitFlags(&fs)
 	return fs.Set("v", strconv.Itoa(level))
-}
-
-// notifySystemd says READY once calls are answered, then feeds the watchdog while they are.
-func notifySystemd(ctx context.Context, srv *server.Server) error {
-	select {
-	case <-srv.Recovered():
-	case <-ctx.Done():
-		return nil
-	}
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		klog.ErrorS(err, "systemd could not be told that the daemon is ready")
-	}
-	interval, err := daemon.SdWatchdogEnabled(false)
-	if err != nil || interval == 0 {
-		return err
-	}
-	ticker := time.NewTicker(interval / 3)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			if srv.Alive(ctx) {
-				_, _ = daemon.SdNotify(false, daemon.SdNotifyWatchdog)
-			}
-		}
-	}
 }
 
 // handleSignals: SIGHUP reads the settings again that can change in a running daemon, SIGUSR1 dumps the goroutines.

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"text/tabwriter"
 	"time"
 
@@ -26,6 +28,9 @@ func showState(_ context.Context, fs *pflag.FlagSet, out io.Writer) error {
 		return err
 	}
 	store, err := state.OpenReadOnly(stateDir(c))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("no records in %s: crishim has not run here, or root_dir is another", stateDir(c))
+	}
 	if err != nil {
 		return err
 	}

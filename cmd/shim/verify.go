@@ -38,6 +38,10 @@ func runVerify(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	form, err := outputForm(fs, outputText, outputJSON)
+	if err != nil {
+		return err
+	}
 	// What package cni logs for a daemon would stand in the report's way.
 	klog.LogToStderr(false)
 	klog.SetOutput(io.Discard)
@@ -65,7 +69,7 @@ func runVerify(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 			return err
 		}
 	}
-	if err := writeReport(fs, out, problems, func(out io.Writer) error { return writeProblems(out, problems) }); err != nil {
+	if err := writeReport(form, out, problems, func(out io.Writer) error { return writeProblems(out, problems) }); err != nil {
 		return err
 	}
 	for _, p := range problems {

@@ -11,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/api/types/versions"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"crishim/engine"
 )
@@ -151,6 +152,17 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 		f.warnings = append(f.warnings, "this Docker Engine has no seccomp: every container runs unconfined by it")
 	}
 	return f
+}
+
+// logOnce logs what answers now, and those of its limits that are not logged yet.
+func (f *facts) logOnce(logged map[string]bool) {
+	klog.InfoS("Docker Engine answers", "version", f.version, "api", f.api, "cgroupDriver", f.cgroupDriver, "storageDriver", f.storageDriver, "root", f.rootDir)
+	for _, warning := range f.warnings {
+		if !logged[warning] {
+			logged[warning] = true
+			klog.InfoS("This Docker Engine limits what pods get", "what", warning)
+		}
+	}
 }
 
 // preparesImages says whether the layers of images are folders that can be mounted.

@@ -368,10 +368,26 @@ func TestUnusableEngineIsRefused(t *testing.T) {
 			if err := e.Watch(ctx, sink); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
 				t.Errorf("Watch returned %v", err)
 			}
-			if h := sink.last(); h.Ready || h.Message == "" {
-				t.Errorf("health %+v", h)
+			if h := sink.last(); h != (engine.Health{}) {
+				t.Errorf("it was said to be away, as if it could come back: %+v", h)
 			}
 		})
+	}
+}
+
+// What answers is logged at each connect, what it lacks once.
+func TestTheLogSaysWhatAnswers(t *testing.T) {
+	log := captureLog(t)
+	f := newFake(t)
+	f.info.SecurityOptions = nil
+	_, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	f.end()
+	eventually(t, 30*time.Second, "a second connect", func() bool { return strings.Count(log.String(), `"Docker Engine answers"`) == 2 })
+	for text, want := range map[string]int{`version="` + f.info.ServerVersion + `"`: 2, `cgroupDriver="cgroupfs"`: 2, "every container runs unconfined by it": 1} {
+		if got := strings.Count(log.String(), text); got != want {
+			t.Errorf("%s is logged %d times, want %d:\n%s", text, got, want, log)
+		}
 	}
 }
 

@@ -134,17 +134,7 @@ func TestPeerFault13GarbledRepliesHoldNoConnection(t *testing.T) {
 // Rows: S33
 func TestPeerFault15TheEnvironmentIsNotLogged(t *testing.T) {
 	const secret = "s3cr3t-canary"
-	before := klog.CaptureState()
-	t.Cleanup(before.Restore)
-	var flags flag.FlagSet
-	klog.InitFlags(&flags)
-	for name, value := range map[string]string{"logtostderr": "false", "stderrthreshold": "FATAL", "one_output": "true", "v": "10"} {
-		if err := flags.Set(name, value); err != nil {
-			t.Fatal(err)
-		}
-	}
-	log := &lockedBuffer{}
-	klog.SetOutput(log)
+	log := captureLog(t)
 
 	f := newFake(t)
 	e, sink := watched(t, f.socket, nil)
@@ -198,6 +188,24 @@ func TestPeerFault16AnUpgradedEngineIsNegotiatedAgain(t *testing.T) {
 	}
 }
 
+// captureLog catches what is logged until the test ends. It comes before watched, so that nobody logs while the log is
+// switched.
+func captureLog(t *testing.T) *lockedBuffer {
+	t.Helper()
+	before := klog.CaptureState()
+	t.Cleanup(before.Restore)
+	var flags flag.FlagSet
+	klog.InitFlags(&flags)
+	for name, value := range map[string]string{"logtostderr": "false", "stderrthreshold": "FATAL", "one_output": "true", "v": "10"} {
+		if err := flags.Set(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := &lockedBuffer{}
+	klog.SetOutput(log)
+	return log
+}
+
 type lockedBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -210,6 +218,7 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 }
 
 func (b *lockedBuffer) String() string {
+	klog.Flush()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.text.String()

@@ -71,15 +71,20 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	defer stop()
 	health := engine.Health{}
 	told := false
+	logged := map[string]bool{}
 	retry := retryFirst
 	for {
 		started := time.Now()
-		err := e.watchSession(ctx, sink, func() {
+		err := e.watchSession(ctx, sink, func(f *facts) {
+			f.logOnce(logged)
 			health, told = engine.Health{Ready: true}, true
 			sink.Health(health)
 		})
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if u := (unusable{}); errors.As(err, &u) {
+			return err // it is not away: whoever hears that waits for it to come back
 		}
 		next := engine.Health{Reason: reasonUnavailable, Message: err.Error()}
 		if why := (*notReady)(nil); errors.As(err, &why) {
@@ -89,9 +94,6 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 			health, told = next, true
 			klog.InfoS("Docker Engine is away", "reason", next.Reason, "err", err)
 			sink.Health(health)
-		}
-		if u := (unusable{}); errors.As(err, &u) {
-			return err
 		}
 		if time.Since(started) > 10*time.Second {
 			retry = retryFirst
@@ -106,7 +108,7 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 }
 
 // watchSession runs one session and returns why it ended. ready is called right before its Resync.
-func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func()) error {
+func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(*facts)) error {
 	life, end := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -147,7 +149,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	e.current.Store(s)
 	defer e.current.CompareAndSwap(s, nil)
 	e.images.Invalidate()
-	ready()
+	ready(facts)
 	sink.Resync(snapshot)
 	if !e.opts.Observe {
 		running.Go(func() { w.endForgotten(forgotten) })
