@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 )
 
@@ -54,7 +56,7 @@ func newCalls(reg prometheus.Registerer, gate func(method string) error) *calls 
 
 func (c *calls) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
-	err = c.guard(info.FullMethod, start, func() error {
+	err = c.guard(info.FullMethod, req, start, func() error {
 		resp, err = handler(ctx, req)
 		return err
 	})
@@ -65,17 +67,17 @@ func (c *calls) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 }
 
 func (c *calls) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return c.guard(info.FullMethod, time.Now(), func() error { return handler(srv, ss) })
+	return c.guard(info.FullMethod, nil, time.Now(), func() error { return handler(srv, ss) })
 }
 
-func (c *calls) guard(fullMethod string, start time.Time, handle func() error) (err error) {
+func (c *calls) guard(fullMethod string, req any, start time.Time, handle func() error) (err error) {
 	method := path.Base(fullMethod)
 	defer func() {
 		if p := recover(); p != nil {
 			err = panicError(p)
 		}
 		err = toStatus(err)
-		c.observe(method, err, time.Since(start))
+		c.observe(method, req, err, time.Since(start))
 	}()
 	if err := c.gate(method); err != nil {
 		return err
@@ -83,29 +85,56 @@ func (c *calls) guard(fullMethod string, start time.Time, handle func() error) (
 	return handle()
 }
 
-func (c *calls) observe(method string, err error, took time.Duration) {
+func (c *calls) observe(method string, req any, err error, took time.Duration) {
 	code := status.Code(err)
 	c.seconds.WithLabelValues(method, code.String()).Observe(took.Seconds())
-	level := klog.V(logLevel(method))
+	level, text := klog.V(logLevel(method)), callersDoing(code)
+	about := func(more ...any) []any { return slices.Concat([]any{"method", method}, subject(req), more) }
 	switch {
+	case err != nil && text == "":
+		klog.ErrorS(err, "Call failed", about("code", code.String(), "took", took)...)
+	case !level.Enabled():
 	case err == nil:
-		level.InfoS("Answered", "method", method, "took", took)
-	case callersDoing(code):
-		level.InfoS("Refused", "method", method, "code", code.String(), "took", took, "err", err)
+		level.InfoS("Answered", about("took", took)...)
 	default:
-		klog.ErrorS(err, "Call failed", "method", method, "code", code.String(), "took", took)
+		level.InfoS(text, about("code", code.String(), "took", took, "err", err)...)
 	}
 }
 
-// callersDoing says that the error is about the request and no fault of ours: a kubelet makes them all day (probes of what
-// has exited or takes too long, its question for statistics of no pod). Unavailable is among them because an engine that
-// is away is logged once, by itself, and is asked for twice a second.
-func callersDoing(code codes.Code) bool {
+// callersDoing is what is logged of an error that is about the request and no fault of ours; "" for another. A kubelet makes
+// them all day: probes of what has exited or takes too long, its question for statistics of no pod, the rotation of logs that
+// are Docker's. Unavailable is among them because an engine that is away is logged once, by itself, and is asked for twice a
+// second.
+func callersDoing(code codes.Code) string {
 	switch code {
-	case codes.NotFound, codes.Canceled, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.DeadlineExceeded, codes.Unavailable:
-		return true
+	case codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition, codes.AlreadyExists, codes.Unimplemented:
+		return "Refused"
+	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
+		return "Not done"
 	}
-	return false
+	return ""
+}
+
+// subject is what a request is about, for the log: names where it has them, else the id.
+func subject(req any) []any {
+	var all []any
+	switch r := req.(type) {
+	case *runtimeapi.RunPodSandboxRequest:
+		all = append(all, "pod", podRef(r.GetConfig()))
+	case *runtimeapi.CreateContainerRequest:
+		all = append(all, "pod", podRef(r.GetSandboxConfig()), "container", r.GetConfig().GetMetadata().GetName(), "id", r.GetPodSandboxId())
+	case interface{ GetContainerId() string }:
+		all = append(all, "id", r.GetContainerId())
+	case interface{ GetPodSandboxId() string }:
+		all = append(all, "id", r.GetPodSandboxId())
+	case interface{ GetImage() *runtimeapi.ImageSpec }:
+		all = append(all, "image", r.GetImage().GetImage())
+	}
+	return all
+}
+
+func podRef(c *runtimeapi.PodSandboxConfig) klog.ObjectRef {
+	return klog.KRef(c.GetMetadata().GetNamespace(), c.GetMetadata().GetName())
 }
 
 // logLevel keeps the log of a normal minute short: what changes something is level 0 to 2, what the kubelet asks every
