@@ -95,7 +95,7 @@ func (s *Server) reuseContainer(ctx context.Context, creation containerCreation,
 		return "", fmt.Errorf("container %s, attempt %d, of pod sandbox %s exists already as %s, %s; remove it first: %w",
 			creation.key.Name, creation.key.Attempt, creation.pod, c.ID, c.State, errdefs.ErrAlreadyExists)
 	}
-	klog.InfoS("Taking back a container that nobody was given", "container", creation.key.Name, "pod", creation.pod, "id", c.ID, "phase", c.Phase)
+	klog.InfoS("Removing a half-made container whose id no caller got", "container", creation.key.Name, "pod", creation.pod, "id", c.ID, "phase", c.Phase)
 	return "", s.removeContainer(ctx, c)
 }
 

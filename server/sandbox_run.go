@@ -84,7 +84,7 @@ func (s *Server) reusePod(ctx context.Context, key engine.PodKey, hash string) (
 		return "", fmt.Errorf("pod sandbox %s of %s/%s, attempt %d, exists already as %s with %s; remove it first: %w",
 			key.Name, key.Namespace, key.Name, key.Attempt, pod.ID, differs(complete), errdefs.ErrAlreadyExists)
 	}
-	klog.InfoS("Taking back a pod sandbox that nobody was given", "pod", klog.KRef(key.Namespace, key.Name), "id", pod.ID, "phase", pod.Phase)
+	klog.InfoS("Removing a half-made pod sandbox whose id no caller got", "pod", klog.KRef(key.Namespace, key.Name), "id", pod.ID, "phase", pod.Phase)
 	return "", s.removePod(ctx, pod)
 }
 

@@ -54,13 +54,6 @@ func PodListItem(v *PodView) *runtimeapi.PodSandbox {
 	return pod
 }
 
-// PodAttributes is CRI PodSandboxAttributes, which statistics carry.
-func PodAttributes(v *PodView) *runtimeapi.PodSandboxAttributes {
-	return &runtimeapi.PodSandboxAttributes{
-		Id: string(v.ID), Metadata: podMetadata(v.Spec.Key), Labels: v.Spec.Labels, Annotations: v.Spec.Annotations,
-	}
-}
-
 // PodMatches says whether the pod passes a filter: id or a prefix of it, state, and every label of the selector.
 func PodMatches(f *runtimeapi.PodSandboxFilter, v *PodView) bool {
 	if f == nil {

@@ -42,7 +42,6 @@ func TestPodReplies(t *testing.T) {
 		"labels":{"l":"1"},"annotations":{"a":"2"},"runtimeHandler":"crun"}`)
 	wantMessage(t, PodListItem(v), `{"id":"p1","metadata":{"name":"n","uid":"u","namespace":"ns","attempt":2},"state":"SANDBOX_READY","createdAt":"1000000005",
 		"labels":{"l":"1"},"annotations":{"a":"2"},"runtimeHandler":"crun"}`)
-	wantMessage(t, PodAttributes(v), `{"id":"p1","metadata":{"name":"n","uid":"u","namespace":"ns","attempt":2},"labels":{"l":"1"},"annotations":{"a":"2"}}`)
 	v.State, v.IPs = engine.PodNotReady, nil
 	if s := PodStatusReply(v); s.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY || s.Network == nil || s.Network.Ip != "" {
 		t.Errorf("a stopped pod: %v", s)

@@ -13,6 +13,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/failpoint"
+	"crishim/internal/mounttree"
 	"crishim/internal/process"
 )
 
@@ -65,7 +66,7 @@ func (p *pins) pin(id engine.PodID, pid int, startTicks uint64) (string, error) 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	path := p.path(id)
-	if same, err := sameInode(path, int(ns.Fd())); err == nil && same {
+	if same, err := mounttree.At(path, int(ns.Fd())); err == nil && same {
 		return path, nil
 	}
 	if err := p.remove(id); err != nil {
@@ -90,17 +91,6 @@ func bindNamespace(fd int, path string) error {
 		_ = os.Remove(path)
 	}
 	return err
-}
-
-func sameInode(path string, fd int) (bool, error) {
-	var a, b unix.Stat_t
-	if err := unix.Lstat(path, &a); err != nil {
-		return false, err
-	}
-	if err := unix.Fstat(fd, &b); err != nil {
-		return false, err
-	}
-	return a.Dev == b.Dev && a.Ino == b.Ino, nil
 }
 
 // release unmounts and removes the pin, or whatever somebody put in its place; links are not followed.

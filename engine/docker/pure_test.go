@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/mounttree"
 	"crishim/internal/process"
 )
 
@@ -139,7 +140,7 @@ func TestPinIsSafe(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = ns.Close() }()
-			if same, err := sameInode(path, int(ns.Fd())); err != nil || !same {
+			if same, err := mounttree.At(path, int(ns.Fd())); err != nil || !same {
 				t.Errorf("the pin is another namespace: %v", err)
 			}
 			for range 2 {

@@ -260,7 +260,7 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 // check refuses calls that come before the state is known.
 func (e *Engine) check(ctx context.Context) error {
 	if !e.ready.Load() {
-		return fmt.Errorf("the native engine is still sorting what it found: %w", errdefs.ErrUnavailable)
+		return fmt.Errorf("the native engine is still reading its records; try again in a moment: %w", errdefs.ErrUnavailable)
 	}
 	return ctx.Err()
 }
@@ -310,11 +310,11 @@ func (e *Engine) imagesChanged() { e.events.push(func(s engine.Sink) { s.ImagesC
 
 func logProgress(p image.Progress) {
 	switch p.Phase {
-	case "done":
-		klog.InfoS("Image is there", "image", p.Ref, "bytes", p.Fetched, "layers", p.Layers, "took", p.Elapsed.Round(time.Millisecond))
+	case "done": // a pull says so itself, with what it got
+		klog.V(4).InfoS("Image is complete", "image", p.Ref, "bytes", p.Fetched, "layers", p.Layers, "took", p.Elapsed.Round(time.Millisecond))
 	case "failed":
 		if errors.Is(p.Err, context.Canceled) {
-			klog.InfoS("Nobody waits for the image any more", "image", p.Ref, "bytes", p.Fetched)
+			klog.InfoS("Pull cancelled, every caller left", "image", p.Ref, "bytes", p.Fetched)
 			return
 		}
 		klog.ErrorS(p.Err, "Image could not be fetched", "image", p.Ref, "bytes", p.Fetched)

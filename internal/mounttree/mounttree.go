@@ -93,3 +93,15 @@ func unmount(path string) error {
 	}
 	return fmt.Errorf("unmount %s: %w", path, err)
 }
+
+// At says whether the open file is what is at path, as a namespace that is pinned there; a link at path is not followed.
+func At(path string, fd int) (bool, error) {
+	var a, b unix.Stat_t
+	if err := unix.Lstat(path, &a); err != nil {
+		return false, err
+	}
+	if err := unix.Fstat(fd, &b); err != nil {
+		return false, err
+	}
+	return a.Dev == b.Dev && a.Ino == b.Ino, nil
+}

@@ -82,3 +82,26 @@ func TestEverythingMountedBelowIsUnmountedAlsoWhatIsInUse(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestWhatIsAtAPath(t *testing.T) {
+	dir := t.TempDir()
+	file, err := os.Create(filepath.Join(dir, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := os.WriteFile(filepath.Join(dir, "other"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("file", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"file": true, "other": false, "link": false} {
+		if got, err := At(filepath.Join(dir, name), int(file.Fd())); err != nil || got != want {
+			t.Errorf("%s: %t, %v", name, got, err)
+		}
+	}
+	if _, err := At(filepath.Join(dir, "absent"), int(file.Fd())); !os.IsNotExist(err) {
+		t.Error(err)
+	}
+}

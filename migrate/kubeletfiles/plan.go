@@ -22,9 +22,6 @@ var dockershimFlags = []string{
 	"image-pull-progress-deadline", "experimental-dockershim-root-directory", "redirect-container-streaming",
 }
 
-// DockershimFlag says whether only dockershim obeys a flag of the kubelet.
-func DockershimFlag(name string) bool { return slices.Contains(dockershimFlags, name) }
-
 // Target is what the kubelet shall use.
 type Target struct {
 	Endpoint string // unix:///PATH

@@ -138,7 +138,7 @@ func (p *Pins) Pin(id engine.PodID, name string, kind Kind, pid int, startTicks 
 		return fail(fmt.Errorf("the kernel has no such kind: %w", errdefs.ErrFailedPrecondition))
 	}
 	path := p.path(id, name)
-	if same, err := sameFile(path, int(file.Fd())); err == nil && same {
+	if same, err := mounttree.At(path, int(file.Fd())); err == nil && same {
 		return path, nil
 	}
 	if err := p.Unpin(id, name); err != nil {
@@ -165,15 +165,4 @@ func bind(source, path string) error {
 		return fmt.Errorf("bind %s: %w", path, err)
 	}
 	return nil
-}
-
-func sameFile(path string, fd int) (bool, error) {
-	var a, b unix.Stat_t
-	if err := unix.Lstat(path, &a); err != nil {
-		return false, err
-	}
-	if err := unix.Fstat(fd, &b); err != nil {
-		return false, err
-	}
-	return a.Dev == b.Dev && a.Ino == b.Ino, nil
 }

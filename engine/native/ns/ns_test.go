@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/mounttree"
 	"crishim/internal/process"
 )
 
@@ -132,7 +133,7 @@ func TestAPodsNamespacesArePinnedWithTheirHostnameAndSysctls(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer func() { _ = unix.Close(fd) }()
-				if same, err := sameFile(set[User], fd); err != nil || !same {
+				if same, err := mounttree.At(set[User], fd); err != nil || !same {
 					t.Errorf("the network namespace is not the user namespace's: %v", err)
 				}
 			}
