@@ -202,7 +202,7 @@ func (c command) do(ctx context.Context, name string, args []string, out io.Writ
 	}
 	if fs.NArg() == 0 && c.arguments {
 		fs.Usage()
-		return pflag.ErrHelp
+		return fmt.Errorf("%s: name one of its commands: %w", name, errUsage)
 	}
 	return c.run(ctx, fs, out)
 }
