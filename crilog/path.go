@@ -17,33 +17,6 @@ const (
 	folderMode = 0o755
 )
 
-// CheckPath joins CRI PodSandboxConfig.log_directory and ContainerConfig.log_path to the absolute path of the log, or ""
-// where either is empty (the container writes no log). A directory that is not absolute or is the root, a log path that
-// is absolute or names a directory, and ".." or NUL anywhere are ErrInvalidArgument.
-func CheckPath(logDir, logPath string) (string, error) {
-	if logDir == "" || logPath == "" {
-		return "", nil
-	}
-	refuse := func(why string) (string, error) {
-		return "", fmt.Errorf("log path %q in log directory %q: %s: %w", logPath, logDir, why, errdefs.ErrInvalidArgument)
-	}
-	switch {
-	case strings.ContainsRune(logDir, 0) || strings.ContainsRune(logPath, 0):
-		return refuse("a NUL character")
-	case hasDotDot(logDir) || hasDotDot(logPath):
-		return refuse("\"..\" is not allowed")
-	case !filepath.IsAbs(logDir):
-		return refuse("the log directory is not absolute")
-	case filepath.Clean(logDir) == "/":
-		return refuse("the log directory is the file system's root")
-	case filepath.IsAbs(logPath):
-		return refuse("the log path is not relative to the log directory")
-	case strings.HasSuffix(logPath, "/") || strings.HasSuffix(logPath, "/.") || filepath.Clean(logPath) == ".":
-		return refuse("the log path names a directory")
-	}
-	return filepath.Join(logDir, logPath), nil
-}
-
 func hasDotDot(path string) bool {
 	return slices.Contains(strings.Split(path, "/"), "..")
 }
