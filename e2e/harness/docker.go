@@ -79,7 +79,7 @@ func StartDocker(t T, options DockerOptions) *Docker {
 func (d *Docker) writeConfig() {
 	d.t.Helper()
 	config := map[string]any{
-		"data-root": d.DataRoot, "exec-root": filepath.Join(d.dir, "exec"), "pidfile": filepath.Join(d.dir, "docker.pid"),
+		"data-root": d.DataRoot, "exec-root": filepath.Join(d.dir, "exec"), "pidfile": d.pidFile(),
 		"hosts": []string{"unix://" + d.Socket}, "group": "root", "bridge": d.bridge, "iptables": false, "ip6tables": false,
 		"cgroup-parent": d.CgroupParent, "exec-opts": []string{"native.cgroupdriver=cgroupfs"},
 		"live-restore": d.Options.LiveRestore, "shutdown-timeout": 5,
@@ -137,13 +137,21 @@ func (d *Docker) Kill() {
 		d.t.Fatalf("reading %s: %v", file, err)
 	}
 	d.Process.Kill()
-	Eventually(d.t, 10*time.Second, "the end of the containerd of dockerd", func() error {
+	Eventually(d.t, time.Minute, "the end of the containerd of dockerd", func() error {
 		if syscall.Kill(pid, 0) == nil {
 			return fmt.Errorf("process %d is there", pid)
 		}
 		return nil
 	})
+	// The next dockerd would take whatever process has these ids by then for one that runs here.
+	for _, left := range []string{file, d.pidFile()} {
+		if err := os.Remove(left); err != nil && !os.IsNotExist(err) {
+			d.t.Fatalf("killing dockerd: %v", err)
+		}
+	}
 }
+
+func (d *Docker) pidFile() string { return filepath.Join(d.dir, "docker.pid") }
 
 // Start starts it again after Stop or Kill and waits until it answers.
 func (d *Docker) Start() {
