@@ -44,7 +44,7 @@ var allowed = map[string][]string{
 	"streaming":            {"internal"},
 	"translator":           {"engine", "crilog", "internal"},
 
-	"engine/native/checkpoint": {"engine/native/image"},
+	"engine/native/checkpoint": {"engine/native/image", "internal"},
 }
 
 // onlyIn keeps a module out of all rooms but these.

@@ -8,6 +8,7 @@ package checkpoint
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"crishim/internal/atomicfile"
 )
 
 // The names in an archive.
@@ -66,30 +69,46 @@ func Pack(ctx context.Context, work string, config *Config, oci *specs.Spec, loc
 	return nil
 }
 
-// appear makes a file that only root reads, and that has no name before it is whole: a crash leaves nothing. On a file system
-// without such files it has one that ends in .tmp meanwhile.
+// appear makes a file that only root reads, and that has no name before it is whole: a crash leaves nothing. Where it takes the place of
+// an older one, and on a file system without such files, it has a hidden name of its own beside the location meanwhile.
 func appear(location string, write func(*os.File) error) error {
-	temp := location + ".tmp"
-	_ = os.Remove(temp) // of a crash on such a file system
-	fd, err := unix.Open(filepath.Dir(location), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	nameless := err == nil
-	var f *os.File
-	if nameless {
-		f = os.NewFile(uintptr(fd), temp)
-	} else if f, err = os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
-		return err
+	dir := filepath.Dir(location)
+	temp := filepath.Join(dir, ".checkpoint-"+rand.Text())
+	name, err := writeNameless(dir, write, location, temp)
+	if errors.Is(err, errNamed) {
+		name, err = temp, writeNew(temp, write)
 	}
-	err = errors.Join(write(f), f.Sync())
-	if err == nil && nameless {
-		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, temp, unix.AT_SYMLINK_FOLLOW)
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(temp, location) // there may be an older one
+	if err == nil && name == temp {
+		err = os.Rename(temp, location)
 	}
 	if err != nil {
 		_ = os.Remove(temp)
+		return err
 	}
-	return err
+	return atomicfile.SyncDir(dir)
+}
+
+// errNamed is where files have names from the start.
+var errNamed = errors.New("the file system has no files without a name")
+
+// writeNameless makes a file in dir that gets the first of two names that is free.
+func writeNameless(dir string, write func(*os.File) error, first, second string) (name string, err error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return "", errNamed
+	}
+	f := os.NewFile(uintptr(fd), first)
+	defer func() { _ = f.Close() }()
+	if err := errors.Join(write(f), f.Sync()); err != nil {
+		return "", err
+	}
+	for _, name = range []string{first, second} {
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+		if err == nil {
+			return name, nil
+		}
+	}
+	return "", errNamed
 }
 
 // writeNew makes a file that only root reads; it must not be there.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -17,6 +18,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"crishim/internal/powercut"
 )
 
 // entries are what a tar has, by name; a folder's name ends with a slash, a link has its target for content.
@@ -221,6 +224,68 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 	for _, path := range []string{"/dev/zero", t.TempDir(), "/nonexistent"} {
 		if _, err := ReadConfig(t.Context(), File(path)); err == nil {
 			t.Errorf("%s was read", path)
+		}
+	}
+}
+
+// appears is appear of a content.
+func appears(t *testing.T, location, content string) {
+	t.Helper()
+	if err := appear(location, func(f *os.File) error { _, err := f.WriteString(content); return err }); err != nil {
+		t.Error(err)
+	}
+}
+
+// Two archives at once for one location leave one of them, whole, and nothing else; a file beside it is nobody's to take.
+func TestArchivesMeetAtOneLocation(t *testing.T) {
+	dir := t.TempDir()
+	location := filepath.Join(dir, "c.tar")
+	appears(t, location+".tmp", "somebody's")
+	for _, old := range []bool{false, true} {
+		err := appear(location, func(f *os.File) error {
+			appears(t, location, "meanwhile")
+			_, err := f.WriteString("last")
+			return err
+		})
+		if data, read := os.ReadFile(location); err != nil || read != nil || string(data) != "last" {
+			t.Errorf("where there was an older one (%v): %v, %q, %v", old, err, data, read)
+		}
+	}
+	if data, err := os.ReadFile(location + ".tmp"); err != nil || string(data) != "somebody's" {
+		t.Errorf("the file beside it: %q, %v", data, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+	failed := errors.New("no")
+	if err := appear(location, func(*os.File) error { return failed }); !errors.Is(err, failed) {
+		t.Error(err)
+	}
+	if err := appear("/proc/c.tar", func(*os.File) error { return nil }); err == nil { // neither nameless nor with a name
+		t.Error("it is there")
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+// Wherever the power is cut, an archive is there whole or not at all, and it is there once that was said.
+func TestAPowerCutLeavesAWholeArchiveOrNothing(t *testing.T) {
+	disk := powercut.New(t, 16<<20)
+	content := strings.Repeat("archive", 9000)
+	appears(t, filepath.Join(disk.Dir, "c.tar"), content)
+	said := disk.Now()
+	for _, at := range append(disk.Moments(5), said) {
+		for _, lossy := range []bool{false, true} {
+			disk.Cut(at, lossy, func(dir string) {
+				data, err := os.ReadFile(filepath.Join(dir, "c.tar"))
+				if gone := errors.Is(err, fs.ErrNotExist); gone && at == said || !gone && (err != nil || string(data) != content) {
+					t.Errorf("cut after write %d of %d (lossy: %v): %d bytes, %v", at, said, lossy, len(data), err)
+				}
+				if left, err := os.ReadDir(dir); err != nil || slices.ContainsFunc(left, func(e fs.DirEntry) bool { return e.Name() != "c.tar" && e.Name() != "lost+found" }) {
+					t.Errorf("cut after write %d of %d (lossy: %v): %v is left, %v", at, said, lossy, left, err)
+				}
+			})
 		}
 	}
 }
