@@ -74,7 +74,7 @@ func (what *verifying) do(ctx context.Context, store *image.Store, out io.Writer
 // some still.
 func mendImages(ctx context.Context, store *image.Store, damaged []image.Damage, broken map[engine.ImageID]bool, out io.Writer) (left []image.Damage, err error) {
 	var again []string
-	store.Repair(ctx, damaged, func(img *engine.Image, err error) {
+	err = store.Repair(ctx, damaged, func(img *engine.Image, err error) {
 		broken[img.ID] = true
 		if err != nil {
 			_, _ = fmt.Fprintf(out, "%s: not mended: %v\n", describe(img), err)
@@ -82,8 +82,8 @@ func mendImages(ctx context.Context, store *image.Store, damaged []image.Damage,
 		}
 		again = append(again, string(img.ID))
 	})
-	if len(again) == 0 {
-		return nil, nil
+	if err != nil || len(again) == 0 {
+		return nil, err
 	}
 	_, err = store.Verify(ctx, again, func(img *engine.Image, found []image.Damage) {
 		left = append(left, found...)

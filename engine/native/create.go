@@ -56,7 +56,8 @@ func (e *Engine) CreateContainer(ctx context.Context, s *engine.ContainerSpec) (
 	c := newContainer(containerRecord{
 		header: header{Version: recordVersion, Boot: boot()}, ID: id, Spec: *s, CreatedAt: time.Now(), Cgroup: e.cgroups.Container(p.Cgroup, id),
 	})
-	// From here on the images are in use, as RemoveImage sees it; a removal that came first is found by the look-up.
+	// From here on the images are in use, as RemoveImage and a repair see it; a removal that came first is found by the look-up of the
+	// layers, which waits for a repair.
 	e.mu.Lock()
 	e.containers[id] = c
 	e.mu.Unlock()

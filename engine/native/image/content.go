@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ import (
 type content struct {
 	blobs  map[digest.Digest]*blob
 	layers map[digest.Digest]*layer
+	// replaced are damaged layers that lie in their places, and not in layers, until a repair has put new ones there.
+	replaced map[digest.Digest]*layer
 	// verified are blobs that were seen to become a layer, so that nobody gets a layer by claiming its DiffID (S40).
 	verified map[digest.Digest]digest.Digest
 	// looked are layers that Ready has found whole, or that were unpacked since the start.
@@ -95,7 +98,7 @@ func (s *Store) layerTree(d digest.Digest) string { return filepath.Join(s.layer
 func (c *content) load(s *Store) error {
 	c.blobs, c.layers = map[digest.Digest]*blob{}, map[digest.Digest]*layer{}
 	c.leases, c.verified = map[string]int{}, map[digest.Digest]digest.Digest{}
-	c.looked = map[digest.Digest]*layer{}
+	c.looked, c.replaced = map[digest.Digest]*layer{}, map[digest.Digest]*layer{}
 	folder := s.path(blobsDir, string(digest.SHA256))
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -188,7 +191,7 @@ func readLayer(path string, d digest.Digest) (*layer, error) {
 func (c *content) imageSize(rec *record) int64 {
 	var sum int64
 	for _, d := range rec.DiffIDs {
-		if l := c.layers[d]; l != nil { // else it is being brought in anew
+		if l := cmp.Or(c.layers[d], c.replaced[d]); l != nil {
 			sum += l.Bytes
 		}
 	}

@@ -156,17 +156,32 @@ func (s *Store) Annotations(_ context.Context, id engine.ImageID) (map[string]st
 }
 
 // LayerDirs are the folders of an image's layers, lowest first, in the form of overlay. They stay as long as the image is
-// held or used, and nobody may write in them.
-func (s *Store) LayerDirs(_ context.Context, id engine.ImageID) ([]string, error) {
+// held or used, and nobody may write in them. While a layer is being replaced by a repair, that is waited for.
+func (s *Store) LayerDirs(ctx context.Context, id engine.ImageID) ([]string, error) {
+	dirs, replaced, err := s.layerDirs(id)
+	if !replaced {
+		return dirs, err
+	}
+	unlock, err := s.lockRepairs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	dirs, _, err = s.layerDirs(id)
+	return dirs, err
+}
+
+// layerDirs says whether any of them is being replaced, too.
+func (s *Store) layerDirs(id engine.ImageID) (dirs []string, replaced bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	img := s.images[id]
 	if img == nil {
-		return nil, notFound(string(id))
+		return nil, false, notFound(string(id))
 	}
-	var dirs []string
 	for _, d := range img.record.DiffIDs {
+		replaced = replaced || s.content.layers[d] == nil
 		dirs = append(dirs, s.layerTree(d))
 	}
-	return dirs, nil
+	return dirs, replaced, nil
 }

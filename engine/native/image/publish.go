@@ -25,14 +25,9 @@ func (s *Store) publish(f *found, as names) error {
 	defer s.recording.Unlock()
 	s.mu.Lock()
 	rec := record{Version: recordVersion, ID: f.id(), DiffIDs: f.config.RootFS.DiffIDs, Pulled: time.Now()}
-	have := s.images[f.id()]
-	if have == nil {
-		have = s.hidden[f.id()] // it is pulled while it is being repaired
-	}
-	if have != nil {
+	if have := s.images[f.id()]; have != nil {
 		rec.Tags, rec.Digests = slices.Clone(have.record.Tags), slices.Clone(have.record.Digests)
 		rec.Manifests = slices.Clone(have.record.Manifests)
-		rec.Tags = slices.DeleteFunc(rec.Tags, func(t tag) bool { id, taken := s.byName[t.Name]; return taken && id != f.id() })
 	}
 	rec.take(f.manifest, as, s.tagSeq)
 	s.tagSeq += uint64(len(as.tags))

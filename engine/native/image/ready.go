@@ -29,35 +29,44 @@ func (s *Store) Ready(ctx context.Context, id engine.ImageID) error {
 		}
 		defer unlock()
 	}
-	var damaged []Damage
-	for _, d := range s.unseen(id) {
-		what, err := s.look(ctx, d)
-		if err != nil {
-			return fmt.Errorf("look at layer %s of image %s: %w", d, id, err)
-		}
-		if what != "" {
-			damaged = append(damaged, Damage{Digest: d, Layer: true, What: what})
-		}
+	if damaged, err := s.damaged(ctx, id); err != nil || len(damaged) == 0 {
+		return err
 	}
-	if len(damaged) == 0 {
-		return nil
+	unlock, err := s.lockRepairs(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	damaged, err := s.damaged(ctx, id) // nobody is at them any more, and who was may have mended them
+	if err != nil || len(damaged) == 0 {
+		return err
 	}
 	klog.ErrorS(nil, "Layers of an image are damaged and brought in anew", "image", id, "first", damaged[0].String(), "layers", len(damaged))
 	blobs, err := s.unsound(ctx, id, damaged)
 	if err != nil {
 		return fmt.Errorf("look at what the damaged layers of image %s were unpacked from: %w", id, err)
 	}
-	var failed error
 	// It does not end with its caller: what was brought in so far would be in vain.
-	s.Repair(context.WithoutCancel(ctx), append(damaged, blobs...), func(img *engine.Image, err error) {
-		if img.ID == id {
-			failed = err
+	for _, m := range s.repair(context.WithoutCancel(ctx), append(damaged, blobs...)) {
+		if m.image.ID == id && m.err != nil {
+			return fmt.Errorf("image %s is damaged (%v) and could not be mended: %w", id, &damaged[0], m.err)
 		}
-	})
-	if failed != nil {
-		return fmt.Errorf("image %s is damaged (%v) and could not be mended: %w", id, &damaged[0], failed)
 	}
 	return nil
+}
+
+// damaged are the layers of an image that nobody has looked at yet and that are damaged, or are being replaced.
+func (s *Store) damaged(ctx context.Context, id engine.ImageID) (damaged []Damage, err error) {
+	for _, d := range s.unseen(id) {
+		what, err := s.look(ctx, d)
+		if err != nil {
+			return nil, fmt.Errorf("look at layer %s of image %s: %w", d, id, err)
+		}
+		if what != "" {
+			damaged = append(damaged, Damage{Digest: d, Layer: true, What: what})
+		}
+	}
+	return damaged, nil
 }
 
 // unsound are the damaged ones among the blobs that damaged layers of an image would be unpacked from: they have to come from where
@@ -99,7 +108,7 @@ func (s *Store) unseen(id engine.ImageID) []digest.Digest {
 	}
 	var unseen []digest.Digest
 	for _, d := range img.record.DiffIDs {
-		if l := s.content.layers[d]; l != nil && s.content.looked[d] != l {
+		if l := s.content.layers[d]; l == nil || s.content.looked[d] != l {
 			unseen = append(unseen, d)
 		}
 	}
@@ -116,7 +125,7 @@ func (s *Store) look(ctx context.Context, d digest.Digest) (string, error) {
 	l := s.content.layers[d]
 	s.mu.Unlock()
 	if l == nil {
-		return "", nil // removed meanwhile
+		return "it is being replaced", nil
 	}
 	if l.Content == 0 { // it was not counted when it was unpacked, or has nothing: only its absence shows
 		if _, err := os.Lstat(s.layerTree(d)); errors.Is(err, os.ErrNotExist) {

@@ -90,11 +90,14 @@ func (s *Store) RemoveImage(ctx context.Context, ref engine.ImageID) error {
 	return nil
 }
 
+// usersOf is Options.InUse or Options.Mounted.
+type usersOf func(context.Context, engine.ImageID) ([]string, error)
+
 func (s *Store) refuseUsed(ctx context.Context, id engine.ImageID) error {
 	return s.refuse(ctx, id, s.options.InUse)
 }
 
-func (s *Store) refuse(ctx context.Context, id engine.ImageID, usersOf func(context.Context, engine.ImageID) ([]string, error)) error {
+func (s *Store) refuse(ctx context.Context, id engine.ImageID, usersOf usersOf) error {
 	s.mu.Lock()
 	var users []string
 	for owner := range s.holds[id] {
@@ -145,7 +148,7 @@ func (s *Store) Collect(ctx context.Context, age time.Duration) error {
 
 // collect removes unused content that may go. It is out of its place at once and takes its space a little longer.
 func (s *Store) collect(ctx context.Context, mayGo func(d digest.Digest, since time.Time) bool) error {
-	spared, err := s.spared(ctx)
+	spared, err := s.spared(ctx, s.options.InUse)
 	if err != nil {
 		return err
 	}
@@ -177,9 +180,9 @@ func (s *Store) used() map[string]bool {
 }
 
 // spared is the content of images that are in use although no record of theirs can be read (it is damaged or lost, or names
-// content that is): their layers lie under containers. What they were is told by their configs, and by records that were set aside.
-func (s *Store) spared(ctx context.Context) (map[digest.Digest]bool, error) {
-	if s.options.InUse == nil {
+// content that is, or is a newer version's): their layers lie under containers. What they were is told by their configs, and by records that were set aside.
+func (s *Store) spared(ctx context.Context, usersOf usersOf) (map[digest.Digest]bool, error) {
+	if usersOf == nil {
 		return nil, nil
 	}
 	named := map[engine.ImageID][]digest.Digest{}
@@ -189,6 +192,9 @@ func (s *Store) spared(ctx context.Context) (map[digest.Digest]bool, error) {
 		if !used[blobLease(d)] {
 			named[engine.ImageID(d)] = nil // any of them may be a config
 		}
+	}
+	for d := range s.foreign {
+		named[engine.ImageID(d)] = nil
 	}
 	s.mu.Unlock()
 	aside, err := filepath.Glob(s.path(recordsDir, "*"+recordSuffix+badSuffix))
@@ -207,7 +213,7 @@ func (s *Store) spared(ctx context.Context) (map[digest.Digest]bool, error) {
 	}
 	spared := map[digest.Digest]bool{}
 	for id, content := range named {
-		users, err := s.options.InUse(ctx, id)
+		users, err := usersOf(ctx, id)
 		if err != nil {
 			return nil, fmt.Errorf("find who uses image %s: %w", id, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -19,12 +20,33 @@ import (
 
 // Repair brings damaged content, as Verify found it, in anew, and tells of each image that has any of it how that went: layers out of
 // sound blobs, damaged blobs from the registry that the image was pulled from, by digest, with the node's credentials. Its names
-// stay. A layer of an image that is in use is left as it is (ErrFailedPrecondition), and nothing is thrown away before what takes its
-// place is on disk: what fails, or is cut off by a crash, leaves the image as damaged as it was.
-func (s *Store) Repair(ctx context.Context, damaged []Damage, told func(*engine.Image, error)) {
-	s.repairing.Lock()
-	defer s.repairing.Unlock()
-	r := &repair{store: s, layers: map[digest.Digest]bool{}, blobs: map[digest.Digest]bool{}, old: map[digest.Digest]*layer{}, at: newProgress()}
+// stay. A layer that somebody may have mounted is left as it is (ErrFailedPrecondition), and nothing is thrown away before what takes
+// its place is on disk: what fails, or is cut off by a crash, leaves the image as damaged as it was. The error is of waiting for
+// another repair.
+func (s *Store) Repair(ctx context.Context, damaged []Damage, told func(*engine.Image, error)) error {
+	unlock, err := s.lockRepairs(ctx)
+	if err != nil {
+		return err
+	}
+	images := s.repair(ctx, damaged)
+	unlock()
+	for _, m := range images {
+		told(&m.image, m.err)
+	}
+	return nil
+}
+
+func (s *Store) lockRepairs(ctx context.Context) (unlock func(), err error) {
+	unlock, err = s.repairing.Lock(ctx, struct{}{})
+	if err != nil {
+		return nil, fmt.Errorf("wait for damaged images to be repaired: %w", err)
+	}
+	return unlock, nil
+}
+
+// repair is the work of Repair, whose caller has locked the repairs.
+func (s *Store) repair(ctx context.Context, damaged []Damage) []*mending {
+	r := &repair{store: s, layers: map[digest.Digest]bool{}, blobs: map[digest.Digest]bool{}, at: newProgress()}
 	for _, d := range damaged {
 		if d.Layer {
 			r.layers[d.Digest] = true
@@ -35,9 +57,7 @@ func (s *Store) Repair(ctx context.Context, damaged []Damage, told func(*engine.
 	r.plan(ctx)
 	r.replace(ctx)
 	r.end()
-	for _, m := range r.images {
-		told(&m.image, m.err)
-	}
+	return r.images
 }
 
 // repair is one call of Repair.
@@ -46,9 +66,7 @@ type repair struct {
 	at            *progress
 	layers, blobs map[digest.Digest]bool
 	images        []*mending
-	// old are damaged layers that lie in their places until new ones take these.
-	old  map[digest.Digest]*layer
-	undo []func() // leases, locks, connections
+	undo          []func() // leases, locks, connections
 }
 
 // mending is an image that is repaired.
@@ -56,7 +74,6 @@ type mending struct {
 	image  engine.Image
 	record record
 	damage []digest.Digest // its damaged layers
-	hidden *stored         // it, while nobody finds it as its layers are not there
 	// ways are its manifests, in the order of the record, with where their content comes from.
 	ways []way
 	err  error
@@ -87,6 +104,9 @@ func (r *repair) end() {
 // plan finds the images and asks where their content is to come from.
 func (r *repair) plan(ctx context.Context) {
 	s := r.store
+	if err := s.collect(ctx, func(d digest.Digest, _ time.Time) bool { return r.layers[d] || r.blobs[d] }); err != nil {
+		klog.ErrorS(err, "Damaged content of no image could not be removed")
+	}
 	s.mu.Lock()
 	for _, id := range slices.Sorted(maps.Keys(s.images)) {
 		img := s.images[id]
@@ -114,44 +134,67 @@ func (r *repair) plan(ctx context.Context) {
 	s.mu.Unlock()
 	for _, m := range r.images {
 		m.err = r.claim(ctx, m)
+	}
+	r.spare(ctx)
+	for _, m := range r.images {
 		if m.err == nil {
 			m.err = r.find(ctx, m)
 		}
 	}
-	r.spare()
 }
 
-// claim keeps an image with damaged layers from being used until the end, where nobody does.
+// claim keeps an image from being removed, and from being held by anybody new, until the end.
 func (r *repair) claim(ctx context.Context, m *mending) error {
-	if len(m.damage) == 0 {
-		return nil
-	}
-	unlock, err := r.store.using.Lock(ctx, m.record.ID)
+	s := r.store
+	unlock, err := s.using.Lock(ctx, m.record.ID)
 	if err != nil {
 		return err
 	}
 	r.undo = append(r.undo, unlock)
-	mounted := r.store.options.Mounted
-	if mounted == nil {
-		mounted = r.store.options.InUse
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img := s.images[m.record.ID]
+	if img == nil {
+		return notFound(string(m.record.ID))
 	}
-	return r.store.refuse(ctx, m.record.ID, mounted)
+	m.record = img.record
+	return nil
 }
 
-// spare leaves layers alone that an image has which cannot be repaired, and so the images that share them.
-func (r *repair) spare() {
-	kept := map[digest.Digest]error{}
-	for range r.images {
-		for _, m := range r.images {
-			for _, d := range m.damage {
-				if m.err == nil && kept[d] != nil {
-					m.err = fmt.Errorf("it shares layer %s: %w", d, kept[d])
-				}
+// spare leaves images alone of which somebody may have a damaged layer mounted, by whatever image.
+func (r *repair) spare(ctx context.Context) {
+	s := r.store
+	having := map[engine.ImageID][]digest.Digest{}
+	s.mu.Lock()
+	for id, img := range s.images {
+		for _, d := range img.record.DiffIDs {
+			if r.layers[d] {
+				having[id] = append(having[id], d)
 			}
-			for _, d := range m.damage {
-				if m.err != nil && kept[d] == nil {
-					kept[d] = m.err
-				}
+		}
+	}
+	s.mu.Unlock()
+	kept := map[digest.Digest]error{}
+	for id, layers := range having {
+		if err := s.refuse(ctx, id, s.options.Mounted); err != nil {
+			for _, d := range layers {
+				kept[d] = err
+			}
+		}
+	}
+	unrecorded, err := s.spared(ctx, s.options.Mounted)
+	for d := range r.layers {
+		switch {
+		case err != nil:
+			kept[d] = err
+		case unrecorded[d]:
+			kept[d] = fmt.Errorf("an image of which no record can be read is in use: %w", errdefs.ErrFailedPrecondition)
+		}
+	}
+	for _, m := range r.images {
+		for _, d := range m.damage {
+			if m.err == nil && kept[d] != nil {
+				m.err = fmt.Errorf("layer %s stays as it is: %w", d, kept[d])
 			}
 		}
 	}
@@ -218,14 +261,10 @@ func (r *repair) registry(ctx context.Context, names []string) (source, error) {
 	return repo, nil
 }
 
-// replace brings everything in, new layers into the places of damaged ones. The records stay on disk all the while.
+// replace brings everything in, new layers into the places of damaged ones. The records stay on disk all the while: a crash finds
+// each layer new or as it was.
 func (r *repair) replace(ctx context.Context) {
-	for _, m := range r.images {
-		if m.err == nil && len(m.damage) > 0 {
-			r.hide(m)
-		}
-	}
-	r.drop()
+	r.take(ctx)
 	for _, m := range r.images {
 		// The first manifest of the record is the one that was taken last.
 		for _, w := range slices.Backward(m.ways) {
@@ -234,91 +273,54 @@ func (r *repair) replace(ctx context.Context) {
 			}
 		}
 	}
-	r.keep()
+	r.giveBack()
 	for _, m := range r.images {
-		r.show(m)
 		for _, w := range slices.Backward(m.ways) {
 			if m.err == nil {
-				m.err = r.store.publish(w.found, names{tags: r.freeTags(m), digests: w.digests})
+				m.err = r.store.publish(w.found, names{digests: w.digests})
 			}
 		}
 	}
 }
 
-// hide keeps an image from being found while layers of it are not there. A crash meanwhile finds its record, and each layer new or
-// as it was.
-func (r *repair) hide(m *mending) {
-	s := r.store
-	s.recording.Lock() // or a record that is being written would put it back
-	defer s.recording.Unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m.hidden = s.images[m.record.ID]
-	if m.hidden != nil {
-		s.hidden[m.record.ID] = m.hidden
-	}
-	delete(s.images, m.record.ID)
-	s.index()
-}
-
-// keep takes the damaged layers in again that no new one has replaced.
-func (r *repair) keep() {
-	s := r.store
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for d, l := range r.old {
-		if s.content.layers[d] == nil {
-			s.content.layers[d] = l
-			s.content.verified[l.Blob] = d
-		}
-	}
-}
-
-// show undoes hide, unless who pulled the image meanwhile has done so.
-func (r *repair) show(m *mending) {
-	s := r.store
-	s.recording.Lock()
-	defer s.recording.Unlock()
-	free := r.freeTags(m)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.hidden, m.record.ID)
-	if m.hidden == nil || s.images[m.record.ID] != nil {
-		return
-	}
-	img := *m.hidden
-	img.record.Tags = slices.DeleteFunc(slices.Clone(img.record.Tags), func(t tag) bool { return !slices.Contains(free, t.Name) })
-	img.image.RepoTags = familiar(tagNames(img.record.Tags))
-	s.images[m.record.ID] = &img
-	s.index()
-}
-
-// freeTags are those that no other image got meanwhile.
-func (r *repair) freeTags(m *mending) []string {
-	r.store.mu.Lock()
-	defer r.store.mu.Unlock()
-	return slices.DeleteFunc(tagNames(m.record.Tags), func(tag string) bool {
-		id, taken := r.store.byName[tag]
-		return taken && id != m.record.ID
-	})
-}
-
-// drop has the damaged layers be unpacked anew, and removes those of no image.
-func (r *repair) drop() {
+// take has the damaged layers be unpacked anew. LayerDirs names none of them any more, so that it can be told for good who may have
+// one mounted; that one is not replaced.
+func (r *repair) take(ctx context.Context) {
 	s := r.store
 	s.placing.Lock()
 	defer s.placing.Unlock()
-	for d := range r.layers {
-		s.mu.Lock()
-		old := s.content.layers[d]
-		delete(s.content.layers, d)
-		s.mu.Unlock()
-		if old != nil && slices.ContainsFunc(r.images, func(m *mending) bool { return m.hidden != nil && slices.Contains(m.damage, d) }) {
-			r.old[d] = old
-			continue
-		}
-		if err := s.discard(s.layerPath(d)); err != nil && !os.IsNotExist(err) {
-			klog.ErrorS(err, "A damaged layer of no image could not be removed", "layer", d)
+	s.mu.Lock()
+	for _, m := range r.images {
+		for _, d := range m.damage {
+			if l := s.content.layers[d]; l != nil && m.err == nil {
+				s.content.replaced[d] = l
+				delete(s.content.layers, d)
+			}
 		}
 	}
+	s.mu.Unlock()
+	r.spare(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d, l := range s.content.replaced {
+		if !r.layers[d] {
+			s.content.layers[d] = l
+			delete(s.content.replaced, d)
+		}
+	}
+}
+
+// giveBack takes damaged layers in again whose places no new ones have got.
+func (r *repair) giveBack() {
+	s := r.store
+	s.placing.Lock() // or one may be about to
+	defer s.placing.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d, l := range s.content.replaced {
+		if s.content.layers[d] == nil {
+			s.content.layers[d] = l
+		}
+	}
+	clear(s.content.replaced)
 }

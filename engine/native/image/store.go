@@ -8,6 +8,11 @@
 // (a whiteout is a character device 0:0, an opaque folder has trusted.overlay.opaque=y), records/ID.json an image, tmp/
 // what is under way. What a later step relies on is durable before that step: a crash leaves content that no record names,
 // and Run removes it. An image's id is the digest of its config, as on a Docker Engine.
+//
+// A layer's folder is only replaced, when it is damaged, while nobody can have it mounted nor come to it: first LayerDirs stops
+// naming it, then everybody is asked who may have been told of it before (Options.Mounted, Hold), for every image that has the layer.
+// Where there is somebody it stays as it is. Whoever mounts layers is one of Mounted's before asking for LayerDirs. Images are
+// listed all the while, and their records stay on disk.
 package image
 
 import (
@@ -49,8 +54,8 @@ type Options struct {
 	Limits Limits
 	// InUse says who uses an image, in words for an error ("container ID"); none when it may go. It may be nil.
 	InUse func(ctx context.Context, id engine.ImageID) (users []string, err error)
-	// Mounted says, likewise, who has layers of an image mounted, so that they cannot be replaced; nil is InUse. A container that
-	// has ended uses its image, for nobody is to remove it, and mounts nothing.
+	// Mounted says, likewise, who has layers of an image mounted, or is about to ask for LayerDirs, so that they cannot be replaced;
+	// nil is InUse. A container that has ended uses its image, for nobody is to remove it, and mounts nothing.
 	Mounted func(ctx context.Context, id engine.ImageID) (users []string, err error)
 	// Changed is called after an image was added, tagged or removed. It may be nil, and must not call the Store.
 	Changed func()
@@ -103,8 +108,8 @@ type Store struct {
 	using keymutex.Mutex[engine.ImageID]
 	// looking orders who looks at a layer, and mends it.
 	looking keymutex.Mutex[digest.Digest]
-	// repairing is one Repair at a time: an image may have layers that two of them are at.
-	repairing sync.Mutex
+	// repairing is one repair at a time: an image may have layers that two of them are at. Who holds it knows all layers in place.
+	repairing keymutex.Mutex[struct{}]
 
 	usage atomic.Pointer[engine.FSUsage]
 	temp  atomic.Uint64 // names in tmp/
@@ -120,7 +125,6 @@ type Store struct {
 	// foreign is what records of a newer version name; Open fills it.
 	foreign map[digest.Digest]bool
 	images  map[engine.ImageID]*stored // immutable values
-	hidden  map[engine.ImageID]*stored // those that a repair keeps from being found
 	byName  map[string]engine.ImageID  // full names with tag or digest
 	tagSeq  uint64
 	holds   map[engine.ImageID]map[string]int
@@ -142,7 +146,6 @@ func Open(options Options) (*Store, error) {
 		hostDirs:  slices.Clone(options.RegistryConfigDirs),
 		foreign:   map[digest.Digest]bool{},
 		images:    map[engine.ImageID]*stored{},
-		hidden:    map[engine.ImageID]*stored{},
 		byName:    map[string]engine.ImageID{},
 		holds:     map[engine.ImageID]map[string]int{},
 	}
@@ -169,6 +172,9 @@ func Open(options Options) (*Store, error) {
 }
 
 func (o *Options) complete() {
+	if o.Mounted == nil {
+		o.Mounted = o.InUse
+	}
 	if o.Limits == (Limits{}) {
 		o.Limits = DefaultLimits
 	}

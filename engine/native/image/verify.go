@@ -91,6 +91,9 @@ func (v *verification) image(ctx context.Context, id engine.ImageID) (damaged []
 		return nil, err
 	}
 	defer s.Release(id, owner)
+	if _, err := s.LayerDirs(ctx, id); err != nil { // none of them is replaced from here on
+		return nil, err
+	}
 	s.mu.Lock()
 	rec := s.images[id].record
 	s.mu.Unlock()

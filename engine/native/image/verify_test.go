@@ -67,7 +67,9 @@ func repaired(t *testing.T, s *Store) map[engine.ImageID]error {
 		all = append(all, damaged...)
 	}
 	errs := map[engine.ImageID]error{}
-	s.Repair(t.Context(), all, func(img *engine.Image, err error) { errs[img.ID] = err })
+	if err := s.Repair(t.Context(), all, func(img *engine.Image, err error) { errs[img.ID] = err }); err != nil {
+		t.Fatal(err)
+	}
 	return errs
 }
 
@@ -429,32 +431,5 @@ func TestRepairsOfSharedLayersAtOnce(t *testing.T) {
 			}
 		}
 		sound(t, s)
-	}
-}
-
-// An image that is pulled while it is being mended, and so is not to be found, keeps the names that it had.
-func TestAnImageIsPulledWhileItIsRepaired(t *testing.T) {
-	reg := newSite(t, nil)
-	image := imageWith(t, layerOf(t, file("one", noise(20_000))))
-	refs := []string{reg.push(t, "a:v1", image), reg.push(t, "a:v2", image)}
-	s := newStore(t, nil)
-	var id engine.ImageID
-	for _, ref := range refs {
-		id = pull(t, s, ref).ID
-	}
-	r := &repair{store: s}
-	m := &mending{record: s.images[id].record}
-	r.hide(m)
-	if _, err := s.Image(t.Context(), refs[0]); err == nil {
-		t.Error("it is found")
-	}
-	pull(t, s, refs[0])
-	r.show(m)
-	if img, err := s.Image(t.Context(), string(id)); err != nil || len(img.RepoTags) != 2 {
-		t.Errorf("%v, %v", img, err)
-	}
-	_ = s.Close()
-	if s = reopen(t, s.root, nil); len(s.images[id].record.Tags) != 2 || len(s.hidden) != 0 {
-		t.Errorf("%v", s.images[id].record.Tags)
 	}
 }
