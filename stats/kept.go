@@ -2,6 +2,7 @@ package stats
 
 import (
 	"errors"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -35,9 +36,18 @@ type keptFiles struct {
 	ended  bool           // nothing is kept any more
 }
 
-// read reads the file mount + path + name from its start. The kernel gives all of it at once, as far as it fits into buf. A
-// file that is absent, or whose cgroup went between opening and reading, is ErrNotFound.
+// read reads the file mount + path + name from its start. The kernel gives all of a cgroup file at once, as far as it fits into
+// buf. A file that is absent, or whose cgroup went between opening and reading, is ErrNotFound.
 func (k *keptFiles) read(mount, path, name string, buf []byte, keep bool) ([]byte, error) {
+	return k.readBy(pread, mount, path, name, buf, keep)
+}
+
+// readLines is read for a file of many lines, of which the kernel gives a page at once.
+func (k *keptFiles) readLines(mount, path, name string, buf []byte, keep bool) ([]byte, error) {
+	return k.readBy(preadAll, mount, path, name, buf, keep)
+}
+
+func (k *keptFiles) readBy(pread func(fd int, buf []byte) (int, error), mount, path, name string, buf []byte, keep bool) ([]byte, error) {
 	if fd, ok := k.byName[name]; ok {
 		if n, err := pread(fd, buf); err == nil {
 			return buf[:n], nil
@@ -96,9 +106,23 @@ func open(path string) (int, error) {
 	}
 }
 
-func pread(fd int, buf []byte) (int, error) {
+func pread(fd int, buf []byte) (int, error) { return preadAt(fd, buf, 0) }
+
+// preadAll reads until nothing comes, or right away where what came is so short that it was no full page: then that was all.
+func preadAll(fd int, buf []byte) (int, error) {
+	const line = 512 // at most
+	read := 0
 	for {
-		n, err := unix.Pread(fd, buf, 0)
+		n, err := preadAt(fd, buf[read:], read)
+		if read += n; err != nil || n == 0 || read < os.Getpagesize()-line || read == len(buf) {
+			return read, err
+		}
+	}
+}
+
+func preadAt(fd int, buf []byte, at int) (int, error) {
+	for {
+		n, err := unix.Pread(fd, buf, int64(at))
 		if !errors.Is(err, unix.EINTR) {
 			return n, err
 		}

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -133,6 +135,40 @@ func TestNetworkFilesAreOfOnePod(t *testing.T) {
 	r.Forget("two")
 	if n := keptOpen(t, r.root); n != 0 || r.budget.Load() != budget || len(r.known) != 0 {
 		t.Errorf("%d files are open, budget %d of %d, %d histories", n, r.budget.Load(), budget, len(r.known))
+	}
+}
+
+// The kernel gives a page of such a file at once.
+func TestAllOfManyInterfacesAreRead(t *testing.T) {
+	const count = 70
+	made := make(chan error, 1)
+	counted := make(chan struct{})
+	thread := make(chan int, 1)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		for i := 0; i < count && err == nil; i++ {
+			err = netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("dummy%d", i)}})
+		}
+		thread <- unix.Gettid()
+		made <- err
+		<-counted
+	}()
+	defer close(counted)
+	tid := <-thread
+	if err := <-made; err != nil {
+		t.Skipf("interfaces cannot be made here: %v", err)
+	}
+	r, err := NewReader("/")
+	if err != nil {
+		t.Skipf("no cgroups here: %v", err)
+	}
+	defer r.Forget("pod")
+	for _, from := range []string{"a new file", "a kept one"} {
+		interfaces, _, err := r.network("pod", tid)
+		if err != nil || len(interfaces) != count {
+			t.Errorf("%s: %d interfaces of %d, %v", from, len(interfaces), count, err)
+		}
 	}
 }
 

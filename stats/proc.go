@@ -35,7 +35,7 @@ func (r *Reader) network(pod string, pid int) ([]NetInterface, time.Time, error)
 	h.newest.Time, h.hasNewest = r.clock(), true
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
-	data, err := h.kept.read(r.root, "/proc/"+process, "/net/dev", buf[:], true)
+	data, err := h.kept.readLines(r.root, "/proc/"+process, "/net/dev", buf[:], true)
 	if err != nil {
 		r.forget(key, h)
 		h.end()

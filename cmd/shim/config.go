@@ -32,10 +32,13 @@ func showConfig(_ context.Context, fs *pflag.FlagSet, out io.Writer) error {
 }
 
 // checkStart says what the daemon would refuse at its start, on the host below the given root folder, beside what
-// config.Load does. Who may not read which engine the node has is told the rest.
+// config.Load does. Who may not read the key of streams, or which engine the node has, is told the rest.
 func checkStart(c *config.Config, host string) error {
 	_, group := server.GroupID(c.SocketGroup)
-	errs := []error{group, streamingOptions(c).Check()}
+	errs := []error{group}
+	if err := streamingOptions(c).Check(); !errors.Is(err, os.ErrPermission) {
+		errs = append(errs, err)
+	}
 	_, choice, _, err := choose(c, host)
 	switch {
 	case err == nil:

@@ -166,7 +166,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	} else if len(args) == 1 && args[0] == "--version" {
 		name, args = "version", nil
 	}
-	if name == "help" && len(args) == 1 && args[0][0] != '-' {
+	if name == "help" && len(args) == 1 && args[0] != "" && args[0][0] != '-' {
 		name, args = args[0], []string{"--help"}
 	}
 	if name == "help" {

@@ -10,6 +10,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,9 +76,12 @@ type Options struct {
 	Observe bool
 	// TracerProvider traces requests to the engine; nil traces nothing.
 	TracerProvider trace.TracerProvider
+
+	pingLimit time.Duration // of tests
 }
 
 func (o *Options) complete() error {
+	o.pingLimit = cmp.Or(o.pingLimit, pingLimit)
 	var errs []error
 	if path, ok := strings.CutPrefix(o.Socket, "unix://"); !ok || !filepath.IsAbs(path) {
 		errs = append(errs, fmt.Errorf("docker socket %q: only unix:///PATH is supported, the engine must run on this host", o.Socket))

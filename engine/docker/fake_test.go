@@ -313,7 +313,7 @@ func TestHangingContainerHoldsNobody(t *testing.T) {
 func TestHungEngineIsAway(t *testing.T) {
 	f := newFake(t)
 	f.put(testContainer, running)
-	e, sink := watched(t, f.socket, nil)
+	e, sink := watched(t, f.socket, func(o *Options) { o.pingLimit = time.Second })
 	sink.waitReady(t)
 	f.setHang("/", true)
 	start := time.Now()
@@ -383,9 +383,9 @@ func TestTheLogSaysWhatAnswers(t *testing.T) {
 	_, sink := watched(t, f.socket, nil)
 	sink.waitReady(t)
 	f.end()
-	eventually(t, 30*time.Second, "a second connect", func() bool { return strings.Count(log.String(), `"Docker Engine answers"`) == 2 })
+	eventually(t, 30*time.Second, "a second connect", func() bool { return strings.Count(log.String(), `"Docker Engine answers"`) >= 2 })
 	for text, want := range map[string]int{`version="` + f.info.ServerVersion + `"`: 2, `cgroupDriver="cgroupfs"`: 2, "every container runs unconfined by it": 1} {
-		if got := strings.Count(log.String(), text); got != want {
+		if got := strings.Count(log.String(), text); got < want || want == 1 && got > 1 {
 			t.Errorf("%s is logged %d times, want %d:\n%s", text, got, want, log)
 		}
 	}

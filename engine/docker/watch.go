@@ -18,10 +18,12 @@ import (
 	"crishim/engine"
 )
 
-// The pace of watching. A dockerd that stops is noticed within pingEvery + pingLimit; one that dies, at once.
+// The pace of watching. A dockerd that stops is noticed within pingEvery + pingLimit; one that dies, at once. All that is asked of it
+// fails then, and kubelets up to 1.22 never again stop a pod whose stop failed once: a node that is merely overloaded must not come to
+// that.
 const (
 	pingEvery        = 300 * time.Millisecond
-	pingLimit        = 1500 * time.Millisecond
+	pingLimit        = 10 * time.Second
 	retryFirst       = 50 * time.Millisecond
 	retryMost        = time.Second
 	reconcileEvery   = 30 * time.Second
@@ -191,7 +193,7 @@ func (e *Engine) watchdog(ctx context.Context, s *session) error {
 			return ctx.Err()
 		case <-time.After(pingEvery):
 		}
-		pinging, cancel := context.WithTimeout(ctx, pingLimit)
+		pinging, cancel := context.WithTimeout(ctx, e.opts.pingLimit)
 		_, err := s.cli.Ping(pinging)
 		late := pinging.Err() != nil
 		cancel()
@@ -199,7 +201,7 @@ func (e *Engine) watchdog(ctx context.Context, s *session) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil && late:
-			return &notReady{reasonNotResponding, fmt.Errorf("no answer to a ping within %s: %w", pingLimit, errAway)}
+			return &notReady{reasonNotResponding, fmt.Errorf("no answer to a ping within %s: %w", e.opts.pingLimit, errAway)}
 		case err != nil:
 			return &notReady{reasonUnavailable, fmt.Errorf("ping: %w: %w", err, errdefs.ErrUnavailable)}
 		}

@@ -386,11 +386,12 @@ func (e *Engine) lose(ctx context.Context, p *pod, containers []*container) erro
 
 // killPatiently kills something within limit, and tries again for as long as there is no descriptor for that, which does not
 // count: what still runs must not be told as ended. It returns what the last try left of limit. An error says that ctx ended
-// before; what else goes wrong is left to the next removal or start.
+// before; what else goes wrong is left to the next removal or start. Of limit leastTidy is always left: a kill looks more than once
+// whether something forked meanwhile.
 func killPatiently(ctx context.Context, limit time.Duration, what string, id any, kill func(context.Context) error) (left time.Duration, err error) {
 	err = patiently(ctx, what, func() error {
 		began := time.Now()
-		defer func() { left = limit - time.Since(began) }()
+		defer func() { left = max(limit-time.Since(began), leastTidy) }()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		defer cancel()
 		return kill(ctx)

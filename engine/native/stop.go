@@ -101,6 +101,9 @@ var hangLimit = 5 * time.Second
 // tidyLimit bounds what is cleaned up without a caller.
 const tidyLimit = 30 * time.Second
 
+// leastTidy is what is left of tidyLimit for what comes last.
+const leastTidy = 2 * time.Second
+
 // end kills the container if it runs and takes away what its process had: state, cgroup and mounts. The writable layer, the
 // exit and the log stay.
 func (e *Engine) end(ctx context.Context, c *container) error {

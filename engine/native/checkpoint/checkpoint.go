@@ -85,7 +85,10 @@ func appear(location string, write func(*os.File) error) error {
 		_ = os.Remove(temp)
 		return err
 	}
-	return atomicfile.SyncDir(dir)
+	if err := atomicfile.SyncDir(dir); err != nil {
+		return fmt.Errorf("the archive is there, but may not outlive a power cut: %w", err)
+	}
+	return nil
 }
 
 // errNamed is where files have names from the start.
