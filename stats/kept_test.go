@@ -147,8 +147,8 @@ func TestAllOfManyInterfacesAreRead(t *testing.T) {
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
 		err := unix.Unshare(unix.CLONE_NEWNET)
-		for i := 0; i < count && err == nil; i++ {
-			err = netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("dummy%d", i)}})
+		for i := 0; i < count/2 && err == nil; i++ {
+			err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("one%d", i)}, PeerName: fmt.Sprintf("other%d", i)})
 		}
 		thread <- unix.Gettid()
 		made <- err
