@@ -161,7 +161,9 @@ func (d *Docker) lastSnapshot() (string, error) {
 }
 
 func (d *Docker) lists() map[string][]string {
-	lists := map[string][]string{"mount": mountsUnder(d.dir), "shim": shims(d.dir)}
+	// A dockerd that is killed while it makes a container's first layer leaves that mounted.
+	mounts := slices.DeleteFunc(mountsUnder(d.dir), func(point string) bool { return strings.HasSuffix(point, "-init/merged") })
+	lists := map[string][]string{"mount": mounts, "shim": shims(d.dir)}
 	if !d.Running() {
 		return lists
 	}
