@@ -5,6 +5,7 @@ import (
 	"io"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -64,31 +65,40 @@ func TestStatisticsInOneReplyAreThoseOfTheStream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	parts := &runtimeapi.ListContainerStatsResponse{}
-	for part, err := streamed.Recv(); !errors.Is(err, io.EOF); part, err = streamed.Recv() {
-		if err != nil {
-			t.Fatal(err)
-		}
-		parts.Stats = append(parts.Stats, part.ContainerStats...)
+	inStream := &runtimeapi.ListContainerStatsResponse{}
+	for _, part := range received(t, streamed) {
+		inStream.Stats = append(inStream.Stats, part.ContainerStats...)
 	}
 	containers, err := f.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
-	if err != nil || len(containers.Stats) != 3 || !proto.Equal(containers, parts) {
-		t.Errorf("%v\n%v\nin the stream\n%v", err, containers, parts)
+	if err != nil || len(containers.Stats) != 3 || !proto.Equal(containers, inStream) {
+		t.Errorf("%v\n%v\nin the stream\n%v", err, containers, inStream)
 	}
 
 	streamedPods, err := f.runtime.StreamPodSandboxStats(t.Context(), &runtimeapi.StreamPodSandboxStatsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	podParts := &runtimeapi.ListPodSandboxStatsResponse{}
-	for part, err := streamedPods.Recv(); !errors.Is(err, io.EOF); part, err = streamedPods.Recv() {
+	podsInStream := &runtimeapi.ListPodSandboxStatsResponse{}
+	for _, part := range received(t, streamedPods) {
+		podsInStream.Stats = append(podsInStream.Stats, part.PodSandboxStats...)
+	}
+	pods, err := f.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
+	if err != nil || len(pods.Stats) != 3 || !proto.Equal(pods, podsInStream) {
+		t.Errorf("%v\n%v\nin the stream\n%v", err, pods, podsInStream)
+	}
+}
+
+// received are all messages of a stream.
+func received[M any](t *testing.T, stream grpc.ServerStreamingClient[M]) (all []*M) {
+	t.Helper()
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		podParts.Stats = append(podParts.Stats, part.PodSandboxStats...)
-	}
-	pods, err := f.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
-	if err != nil || len(pods.Stats) != 3 || !proto.Equal(pods, podParts) {
-		t.Errorf("%v\n%v\nin the stream\n%v", err, pods, podParts)
+		all = append(all, message)
 	}
 }
