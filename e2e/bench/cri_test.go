@@ -14,7 +14,8 @@ import (
 	"crishim/e2e/harness"
 )
 
-// The operations of a pod's life, in their order. toRunning is from before RunPodSandbox until ContainerStatus says RUNNING.
+// The operations of a pod's life, in their order. toRunning is from before RunPodSandbox until ContainerStatus says RUNNING,
+// toGone what the stops and removals take together: a server may do in one of them what another does in the next.
 const (
 	opRunPod    = "RunPodSandbox"
 	opCreate    = "CreateContainer"
@@ -25,9 +26,10 @@ const (
 	opRemove    = "RemoveContainer"
 	opStopPod   = "StopPodSandbox"
 	opRemovePod = "RemovePodSandbox"
+	opToGone    = "pod to gone"
 )
 
-var operations = []string{opRunPod, opCreate, opStart, opToRunning, opExec, opStop, opRemove, opStopPod, opRemovePod}
+var operations = []string{opRunPod, opCreate, opStart, opToRunning, opExec, opStop, opRemove, opStopPod, opRemovePod, opToGone}
 
 // times are milliseconds by operation.
 type times map[string]float64

@@ -88,6 +88,9 @@ func lifecycleGoals(op string, clients int) []goal {
 	if op == opRunPod || op == opToRunning {
 		return []goal{withinRatio(1.05), asPeer(margin)}
 	}
+	if op == opToGone {
+		return []goal{asPeer(0)}
+	}
 	return []goal{within(3), asPeer(margin)}
 }
 
@@ -105,6 +108,9 @@ func live(s side, count, clients int) ([]times, error) {
 		if err := each(count, clients, phase); err != nil {
 			return nil, err
 		}
+	}
+	for _, t := range lives {
+		t[opToGone] = t[opStop] + t[opRemove] + t[opStopPod] + t[opRemovePod]
 	}
 	return lives, nil
 }
