@@ -86,8 +86,8 @@ test-vm: deb ## systemd, cgroup v2, AppArmor: the native engine and the service 
 	@CORE='$(CORE)' hack/test-vm.sh '$(RUN)'
 
 .PHONY: matrix
-matrix: helper ## all end-to-end tests, and all by kubelets, on every engine: native, 20.10, 28 and 29
-	@for engine in native 20.10 28 29; do hack/test-engine.sh $$engine && MATRIX=1 hack/test-kubelet.sh $$engine || exit 1; done
+matrix: helper ## all end-to-end tests, and all by kubelets, on ENGINES: native, 20.10, 28, 29, and kubelets on both engines at once (hours)
+	@hack/matrix.sh $(or $(ENGINES),native 20.10 both 28 29)
 
 .PHONY: bench
 bench: need ## one table: crishim, Docker alone, CNI alone, a peer; PARTS=REGEXP picks, ENGINE=native, COUNT= ROUNDS= PODS= MIB= PEER=unix://SOCKET
