@@ -24,7 +24,7 @@ const (
 	probePeriod = 3 * time.Second
 )
 
-// settleAfter is how long records that write did not wait for wait for others: a pod and its containers mostly run by then,
+// settleAfter is how long written records wait for others: a pod and its containers mostly run by then,
 // so that each is settled once, and not while the engine wants the same disk for starting them.
 const settleAfter = time.Second
 
@@ -68,15 +68,19 @@ func (s *Store) writeBehind() {
 	}
 }
 
-// settleBehind makes durable in the background what write did not wait for.
+// settleBehind makes durable in the background what was written.
 func (s *Store) settleBehind(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	first := len(s.unsettled) == 0
 	s.unsettled[path] = struct{}{}
-	if !first || s.closed {
-		return // goes with the others, or with Close
+	if first && !s.closed { // else it goes with the others, or with Close
+		s.startSettling()
 	}
+}
+
+// startSettling settles after a while what is unsettled then.
+func (s *Store) startSettling() {
 	s.writers.Go(func() {
 		for wait := settleAfter; ; wait = min(2*wait, retryMax) {
 			select {
@@ -91,7 +95,7 @@ func (s *Store) settleBehind(path string) {
 	})
 }
 
-// settleAll makes durable now what write did not wait for. What fails is kept for the next time.
+// settleAll makes durable now what was written. What fails is kept for the next time.
 func (s *Store) settleAll() error {
 	s.mu.Lock()
 	paths := slices.Collect(maps.Keys(s.unsettled))

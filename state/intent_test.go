@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
-	"crishim/internal/atomicfile"
 )
 
 // Rows: R11 (part)
@@ -42,12 +41,12 @@ func TestAnIntentOfWhichItsEngineToldIsNotDeleted(t *testing.T) {
 }
 
 // Rows: R11 (part)
-func TestARecordThatWasNotMadeDurableIsNotLeft(t *testing.T) {
-	write := writeFile
-	writeFile = func(path string, data []byte, mode os.FileMode) error {
-		return errors.Join(atomicfile.Swap(path, data, mode), unix.EIO)
+func TestARecordWhoseWriteFailedIsNotLeft(t *testing.T) {
+	place := placeFile
+	placeFile = func(path string, data []byte, mode os.FileMode) error {
+		return errors.Join(place(path, data, mode), unix.EIO)
 	}
-	t.Cleanup(func() { writeFile = write })
+	t.Cleanup(func() { placeFile = place })
 	root := t.TempDir()
 	s := openStore(t, root)
 	t.Cleanup(func() { _ = s.Close() })

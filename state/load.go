@@ -83,18 +83,25 @@ func (t *table[S, R, P, V]) load() error {
 	if err != nil {
 		return fmt.Errorf("load %s records: %w", t.kind, err)
 	}
+	left := map[string]bool{} // by path: temporary files
+	var paths []string
 	for _, f := range files {
 		path := filepath.Join(t.dir, f.Name())
 		if strings.HasPrefix(f.Name(), atomicfile.TempPrefix) {
-			if !t.store.readOnly {
-				_ = os.Remove(path)
-			}
-			continue
+			left[path] = true
+		} else {
+			paths = append(paths, path)
 		}
+	}
+	for _, path := range paths {
 		rec := new(R)
-		err := t.read(path, rec)
+		err := t.read(path, path, rec)
+		if older := atomicfile.Older(path); left[older] && !process.Starved(err) {
+			err = t.unsettled(path, older, rec, err)
+			delete(left, older)
+		}
 		if process.Starved(err) {
-			return fmt.Errorf("load %s record %s: %w", t.kind, f.Name(), err)
+			return fmt.Errorf("load %s record %s: %w", t.kind, filepath.Base(path), err)
 		}
 		if err != nil {
 			t.refuse(path, err)
@@ -108,12 +115,45 @@ func (t *table[S, R, P, V]) load() error {
 		t.derive(e)
 		t.index(e)
 	}
+	for path := range left {
+		if !t.store.readOnly {
+			_ = os.Remove(path)
+		}
+	}
 	return nil
 }
 
-// read decodes one file and checks that it may stand where it does.
-func (t *table[S, R, P, V]) read(path string, rec *R) error {
-	data, err := readRecord(path)
+// unsettled takes the older self of a record that was not settled, where a power cut has left nothing that can be read (reason)
+// of the newer one. Else the newer one still is to be settled.
+func (t *table[S, R, P, V]) unsettled(path, older string, rec *R, reason error) error {
+	s := t.store
+	if reason == nil || errors.Is(reason, errNewer) {
+		if !s.readOnly {
+			s.unsettled[path] = struct{}{}
+		}
+		return reason
+	}
+	*rec = *new(R)
+	err := t.read(older, path, rec)
+	if err != nil && !errors.Is(err, errNewer) {
+		if !s.readOnly {
+			_ = os.Remove(older)
+		}
+		return reason
+	}
+	klog.InfoS("The last second's change of a record is lost by a power cut, it is as before", "kind", t.kind, "path", path, "reason", reason)
+	if s.readOnly {
+		return err
+	}
+	if rerr := os.Rename(older, path); rerr != nil {
+		return fmt.Errorf("put back what a record was before a power cut: %w", rerr)
+	}
+	return err
+}
+
+// read decodes a file and checks that it may stand at path.
+func (t *table[S, R, P, V]) read(file, path string, rec *R) error {
+	data, err := readRecord(file)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // Wherever the power is cut in the lives of pods, the store opens, each record is whole and one that was written, and what
-// an update waited for is there: once a pod's networks are recorded, no cut forgets them before its record is deleted. A store
+// SettlePod waited for is there: once a pod's networks are recorded, no cut forgets them before its record is deleted. A store
 // that was closed has what it did not wait for, too.
 //
 // Rows: R22
@@ -78,7 +78,7 @@ func TestR22APowerCutLeavesWholeRecords(t *testing.T) {
 				defer func() { must(t, s.Close()) }()
 				for name, life := range lives {
 					p, found := s.PodByKey(samplePod(name).Spec.Key)
-					// An intent is not waited for, and of what runs or is on its way out the older self may come back.
+					// Only SettlePod waits: else the older self may come back.
 					known, going := false, false
 					written := map[Phase]bool{}
 					for _, one := range life {

@@ -141,7 +141,6 @@ func (p *Pod) setIdentity(id string)      { p.ID = engine.PodID(id) }
 func (p *Pod) seq() *uint64               { return &p.Seq }
 func (p *Pod) engineName() string         { return p.Engine }
 func (p *Pod) phase() Phase               { return p.Phase }
-func (p *Pod) unawaited() bool            { return p.Phase == PhaseIntent || p.Phase == PhaseCreated }
 func (p *Pod) forgetProcess()             { p.PID, p.StartTicks = 0, 0 }
 
 func (p *Pod) check() error {
@@ -159,7 +158,6 @@ func (c *Container) setIdentity(id string) { c.ID = engine.ContainerID(id) }
 func (c *Container) seq() *uint64          { return &c.Seq }
 func (c *Container) engineName() string    { return c.Engine }
 func (c *Container) phase() Phase          { return c.Phase }
-func (c *Container) unawaited() bool       { return c.Phase == PhaseIntent || c.Phase == PhaseCreated }
 func (c *Container) forgetProcess()        { c.PID, c.StartTicks = 0, 0 }
 
 func (c *Container) check() error {

@@ -311,20 +311,17 @@ func TestSpaceIsFoundAgainWithoutAWrite(t *testing.T) {
 	}
 }
 
-// An intent is there for the next start as soon as it is put, and waits for no disk; a removal that has begun is worth no
+// A record is there for the next start as soon as it is written, and waits for no disk; a removal that has begun is worth no
 // write at all.
 func TestWhatNeedNotOutliveAPowerCutIsNotWaitedFor(t *testing.T) {
 	root := filledRoot(t)
-	write := writeFile
-	writeFile = func(path string, _ []byte, _ os.FileMode) error {
-		return &os.PathError{Op: "sync", Path: path, Err: unix.EIO}
-	}
-	t.Cleanup(func() { writeFile = write })
+	release := stuckDisk(t)
 	s := openStore(t, root)
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { release(); _ = s.Close() })
 	intent := samplePod("new")
 	intent.ID, intent.Phase = "", PhaseIntent
 	must(t, s.PutPod(intent))
+	must(t, s.UpdatePod("pod-c", func(p *Pod) error { p.Phase = PhaseStopped; return nil }))
 	s.MarkPodRemoving("pod-a")
 	s.MarkContainerRemoving("ctr-a")
 	s.MarkPodRemoving("absent")
@@ -340,6 +337,9 @@ func TestWhatNeedNotOutliveAPowerCutIsNotWaitedFor(t *testing.T) {
 	}
 	if v, ok := ro.PodByKey(intent.Spec.Key); !ok || v.Phase != PhaseIntent {
 		t.Errorf("the intent on disk: %v %+v", ok, v)
+	}
+	if v, _ := ro.Pod("pod-c"); v.Phase != PhaseStopped {
+		t.Errorf("the stopped pod on disk: %s", v.Phase)
 	}
 	if v, _ := ro.Container("ctr-a"); v.Phase != PhaseCreated {
 		t.Errorf("the container on disk: %s", v.Phase)
@@ -842,9 +842,10 @@ func TestViewsAreSharedUntilSomethingChanges(t *testing.T) {
 
 // R42: ListContainers at 500 pods with 3 containers each, right after a change.
 func BenchmarkListAfterAChange(b *testing.B) {
-	real := writeFile
-	writeFile = func(string, []byte, os.FileMode) error { return nil }
-	defer func() { writeFile = real }()
+	place, settle := placeFile, settleFiles
+	placeFile = func(string, []byte, os.FileMode) error { return nil }
+	settleFiles = func(...string) error { return nil }
+	defer func() { placeFile, settleFiles = place, settle }()
 	s := openStore(b, filepath.Join(b.TempDir(), "state"))
 	for i := range 500 {
 		must(b, s.PutPod(samplePod(strconv.Itoa(i))))

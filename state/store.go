@@ -16,9 +16,9 @@
 //   - a record in PhaseIntent, whose object exists fully, half or not at all;
 //   - a record in any other phase whose object has moved on, or is gone: the first Resync of its engine says so.
 //
-// A power cut may besides bring back the record of an object that was ended or removed at that moment, and lose an intent,
-// that a container was created or that an object ran (see unawaited), of the last second: waiting for the disk there would
-// only slow the kubelet down, and a machine that boots has nothing of it running.
+// A change waits for the disk only where SettlePod asks for it: all records are made durable together, a second later (see
+// atomicfile.Place). So a power cut may besides bring back a record as it was a second before, or lose one of the last second
+// (see write): waiting for the disk there would only slow the kubelet down, and a machine that boots has nothing of it running.
 package state
 
 import (
@@ -37,8 +37,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Store is all records and the index. Its methods may be called from many goroutines; none but Put, Update, Delete,
-// SettlePod and Close waits for the disk.
+// Store is all records and the index. Its methods may be called from many goroutines; none but SettlePod and
+// Close waits until something is durable.
 type Store struct {
 	root     string
 	readOnly bool
@@ -51,7 +51,7 @@ type Store struct {
 
 	mu            sync.RWMutex
 	closed        bool
-	unsettled     map[string]struct{} // paths of records that settleBehind has not made durable yet
+	unsettled     map[string]struct{} // paths of records that were written and are not durable yet
 	pods          *table[engine.PodStatus, Pod, *Pod, PodView]
 	containers    *table[engine.ContainerStatus, Container, *Container, ContainerView]
 	podContainers map[engine.PodID]map[*containerEntry]struct{}
@@ -92,6 +92,9 @@ func Open(root, run string) (*Store, error) {
 	if err := s.load(); err != nil {
 		_ = lock.Close()
 		return nil, err
+	}
+	if len(s.unsettled) > 0 { // by a daemon that was killed
+		s.startSettling()
 	}
 	s.writers.Go(s.writeBehind)
 	return s, nil

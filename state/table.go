@@ -1,17 +1,15 @@
 package state
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"crishim/internal/atomicfile"
 	"crishim/internal/failpoint"
 
 	"github.com/containerd/errdefs"
@@ -26,13 +24,6 @@ type recordOf[R any] interface {
 	seq() *uint64
 	engineName() string
 	phase() Phase
-	// unawaited says that a write does not wait for the disk at all. A killed process leaves every write whole; this is about
-	// what a power cut may bring back, after which nothing of any record runs. Should an intent be lost, or that an object was
-	// created, what was made is known from the engine, by its labels, and taken back; the networks of a created pod are waited
-	// for by SettlePod. All other writes wait for the file, not for its folder: the record's older self may come back. Of an
-	// object on its way out the next Stop and Remove do again what was done; of one that runs the older self, or what the
-	// engine knows, has what must be taken back.
-	unawaited() bool
 	forgetProcess()
 	check() error
 }
@@ -129,7 +120,7 @@ func (t *table[S, R, P, V]) put(rec R) error {
 		err = fmt.Errorf("record %s: %w: %w", t.kind, err, errdefs.ErrInvalidArgument)
 	} else if err = t.write("put", path, &rec); err != nil {
 		// It may be there although it was not made durable.
-		if rerr := os.Remove(path); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		if derr := atomicfile.Drop(path); derr != nil {
 			s.mu.Lock()
 			t.stale[path] = struct{}{}
 			s.mu.Unlock()
@@ -526,7 +517,12 @@ func (t *table[S, R, P, V]) unclaim(path string) {
 	delete(t.writing, path)
 }
 
-// write replaces the record's file and waits for the disk as far as the record says. step is for the failpoints.
+// write replaces the record's file and does not wait for the disk. A killed process leaves every write whole; this is about
+// what a power cut may bring back, after which nothing of any record runs: the record's older self, or none of one that is a
+// second old. Should an intent be lost, or that an object was created, what was made is known from the engine, by its labels,
+// and taken back; the networks of a created pod are waited for by SettlePod. Of an object on its way out the next Stop and
+// Remove do again what was done; of one that runs the older self, or what the engine knows, has what must be taken back.
+// step is for the failpoints.
 func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 	name := "state." + t.kind + "." + step
 	err := func() error {
@@ -537,16 +533,10 @@ func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
-		replace := writeFile
-		if P(rec).unawaited() {
-			replace = placeFile
-		}
-		if err := replace(path, data, 0o600); err != nil {
+		if err := placeFile(path, data, 0o600); err != nil {
 			return diskError(err)
 		}
-		if !P(rec).phase().Ending() {
-			t.store.settleBehind(path)
-		}
+		t.store.settleBehind(path)
 		return failpoint.Hit(name + ".after")
 	}()
 	t.store.noteWrite(err)
@@ -559,7 +549,7 @@ func (t *table[S, R, P, V]) unlink(path string) error {
 	if err := failpoint.Hit(name + ".before"); err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := atomicfile.Drop(path); err != nil {
 		return fmt.Errorf("delete %s record: %w", t.kind, diskError(err))
 	}
 	return failpoint.Hit(name + ".after")

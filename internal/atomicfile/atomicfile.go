@@ -8,8 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 
 	"crishim/internal/failpoint"
+
+	"golang.org/x/sys/unix"
 )
 
 // TempPrefix begins the names of files that a crash may leave in the folder; a loader skips and removes them.
@@ -25,40 +29,131 @@ func Write(path string, data []byte, mode os.FileMode) error {
 
 // Swap is Write without the last step: after a power cut the whole old content may be there instead of the whole new one.
 func Swap(path string, data []byte, mode os.FileMode) error {
-	return replace(path, data, mode, (*os.File).Sync)
+	return replace(path, data, mode, (*os.File).Sync, func(temp string) error { return os.Rename(temp, path) })
 }
 
-// Place is Swap without fsync: a process that is killed leaves the old content or the new, but a power cut before Settle
-// may leave an empty file.
+// Place is Swap without fsync: a process that is killed leaves the old content or the new, but a power cut before Settle may
+// tear the file. What it held when it was settled last is then at Older(path), if it was. What is placed is removed by Drop, and
+// not written otherwise.
 func Place(path string, data []byte, mode os.FileMode) error {
-	return replace(path, data, mode, func(*os.File) error { return nil })
+	return replace(path, data, mode, func(*os.File) error { return nil }, func(temp string) error {
+		placing.Lock()
+		defer placing.Unlock()
+		err := link(path, Older(path))
+		// One that is there already is of the last settling; the file itself is newer, and not durable.
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+			if err := syncFile(temp); err != nil { // a file system without links
+				return err
+			}
+		}
+		return os.Rename(temp, path)
+	})
+}
+
+// placing is held while a file and its older self change places, which takes no fsync.
+var placing sync.Mutex
+
+var link = os.Link // tests have a file system without
+
+// Older is where what path held stays from Place to Settle. Its name begins with TempPrefix.
+func Older(path string) string {
+	return filepath.Join(filepath.Dir(path), TempPrefix+filepath.Base(path)+".older")
 }
 
 // Settle makes durable what was placed at the paths; OK for one that is not there any more.
 func Settle(paths ...string) error {
 	var errs []error
-	dirs := map[string]struct{}{}
-	for _, path := range paths {
-		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err == nil {
-			err = errors.Join(f.Sync(), f.Close())
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("write %s: %w", path, err))
-			continue
-		}
-		dirs[filepath.Dir(path)] = struct{}{}
-	}
-	for dir := range dirs {
-		errs = append(errs, SyncDir(dir))
+	for some := range slices.Chunk(paths, atOnce) {
+		errs = append(errs, settle(some))
 	}
 	return errors.Join(errs...)
 }
 
-func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) error) (err error) {
+// atOnce is how many files Settle has open.
+const atOnce = 64
+
+func settle(paths []string) error {
+	var errs []error
+	var open []*os.File
+	defer func() {
+		for _, f := range open {
+			_ = f.Close()
+		}
+	}()
+	for _, path := range paths {
+		f, err := os.Open(path)
+		switch {
+		case err == nil:
+			open = append(open, f)
+			// All are on their way before the first is waited for, whose commit of the journal then is that of the others too.
+			_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+		case !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, fmt.Errorf("write %s: %w", path, err))
+		}
+	}
+	dirs := map[string]error{}
+	var durable []*os.File
+	for _, f := range open {
+		if err := f.Sync(); err != nil {
+			errs = append(errs, fmt.Errorf("write %s: %w", f.Name(), err))
+			continue
+		}
+		durable = append(durable, f)
+		dirs[filepath.Dir(f.Name())] = nil
+	}
+	for dir := range dirs {
+		dirs[dir] = SyncDir(dir)
+		errs = append(errs, dirs[dir])
+	}
+	for _, f := range durable {
+		if dirs[filepath.Dir(f.Name())] == nil {
+			errs = append(errs, outgrow(f))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// outgrow removes the older self of a file that is durable, unless a newer one was placed meanwhile.
+func outgrow(durable *os.File) error {
+	placing.Lock()
+	defer placing.Unlock()
+	settled, err := durable.Stat()
+	if err != nil {
+		return err
+	}
+	if now, err := os.Lstat(durable.Name()); err != nil || !os.SameFile(now, settled) {
+		return absent(err)
+	}
+	return absent(os.Remove(Older(durable.Name())))
+}
+
+// Drop removes what was placed at path, and its older self. A power cut may bring it back. OK when it is absent.
+func Drop(path string) error {
+	placing.Lock()
+	defer placing.Unlock()
+	if err := absent(os.Remove(path)); err != nil {
+		return err
+	}
+	return absent(os.Remove(Older(path)))
+}
+
+// absent is err, but that what was to be removed may be absent.
+func absent(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) error, rename func(temp string) error) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, TempPrefix+filepath.Base(path)+"-*")
 	if err != nil {
@@ -89,7 +184,7 @@ func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) err
 	if err := failpoint.Hit("file." + filepath.Base(dir) + ".written"); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, path); err != nil {
+	if err := rename(temp); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
@@ -97,10 +192,11 @@ func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) err
 
 // Remove removes path durably; OK when it is absent.
 func Remove(path string) error {
-	if err := os.Remove(path); err != nil {
-		if os.IsNotExist(err) {
-			return nil
-		}
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	return SyncDir(filepath.Dir(path))

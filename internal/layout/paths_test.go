@@ -70,7 +70,6 @@ var trusted = map[string]string{
 	"state/load.go":                       "records below root_dir, named by what is in the folder or by checked ids",
 	"state/lock.go":                       "the lock below root_dir",
 	"state/store.go":                      "folders below root_dir",
-	"state/table.go":                      "records below root_dir, named by checked ids",
 	"stats/kept.go":                       "a cgroup path that the kernel told of a container's process",
 	"streaming/netns.go":                  "opens a pinned namespace of our own and checks that it is one",
 	"internal/failpoint/on.go":            "only in builds for tests",
