@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"crishim/internal/atomicfile"
 	"crishim/internal/failpoint"
 
 	"github.com/containernetworking/cni/libcni"
@@ -88,11 +89,15 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	// The last step: while anything is owed, the cached result is of use to the next try.
-	if err := failpoint.Around("cni.uncache", func() error { return atomicfile.Remove(a.cacheFile()) }); errors.Is(err, syscall.EROFS) {
+	// The last step: while anything is owed, the cached result is of use to the next try. It waits for no disk: where a power cut
+	// brings the file back it brings back the pod's record, which is deleted after it, and so the next try.
+	err = failpoint.Around("cni.uncache", func() error { return os.Remove(a.cacheFile()) })
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, syscall.EROFS):
 		// Nothing is held by a file that stays, and a folder that became read-only must keep no pod from being stopped.
 		klog.ErrorS(err, "The cached result of a network cannot be removed", "pod", a.PodID)
-	} else if err != nil {
+	default:
 		return fmt.Errorf("remove the cached result: %w", err)
 	}
 	return nil

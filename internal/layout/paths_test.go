@@ -44,6 +44,7 @@ var trusted = map[string]string{
 	"cmd/shim/observer.go":                "a folder below run_dir of a daemon that only observes, and copies of records in it",
 	"cmd/shim/folders.go":                 "root_dir and run_dir",
 	"cni/network.go":                      "folders below root_dir",
+	"cni/del.go":                          "libcni's cached result below root_dir, named by a checked id",
 	"cni/netns.go":                        "opens a pinned namespace of our own and checks that it is one",
 	"cni/owed.go":                         "records below root_dir; a pod id was checked",
 	"cni/podcidr.go":                      "the operator's configuration folder",
