@@ -43,15 +43,19 @@ run: build ## a node on this machine: pod network, crishim, and `crishim check`;
 	@hack/run.sh $(if $(filter-out file,$(origin ENGINE)),$(ENGINE))
 
 .PHONY: test
-test: helper ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd, the core on the native engine too
+test: helper ## everything: unit, golden and contract tests under the race detector, then end to end on a real dockerd and on the native engine
 	@hack/packages.sh test
 	go test -race -run '^$$' $(UNIT) >/dev/null # builds with all cores
 	@go build -o .cache/results ./hack/results
 	.cache/results .cache/unit.json go test -race -timeout 25m -p 1 -json $(UNIT)
 	go test -race -tags failpoint ./internal/failpoint
 	.cache/results .cache/steps.json go test -count=1 -tags failpoint -run EveryStep -json ./engine/native
-	.cache/results .cache/e2e.json go test -count=1 -timeout 45m -p 1 -json ./e2e/...
-	@CORE=1 RESULTS=.cache/native.json hack/test-engine.sh native
+	@# Beside each other: most of their time they wait.
+	@RESULTS=.cache/native.json hack/test-engine.sh native & native=$$! status=0; \
+		.cache/results .cache/e2e.json go test -count=1 -timeout 60m -p 1 -json ./e2e/... || \
+			{ echo 'the end-to-end tests on Docker 20.10 failed' >&2; status=1; }; \
+		wait $$native || { echo 'the end-to-end tests on the native engine failed' >&2; status=1; }; \
+		exit $$status
 
 .PHONY: record
 record: need ## keeps the results of the last `make test` and of `make test-vm` in docs/reliability.md
