@@ -46,13 +46,18 @@ func (s *Store) UpdatePodByKey(key engine.PodKey, change func(*Pod) error) error
 // written anew.
 func (s *Store) SettlePod(key engine.PodKey) error {
 	return failpoint.Around("state.pod.settle", func() error {
-		if e := s.podEntryByKey(key); e != nil {
-			if err := s.pods.writeEntry(e); err != nil {
-				s.wakeWriter()
-				return err
-			}
+		path := s.pods.path(podKeyName(key))
+		e := s.podEntryByKey(key)
+		if e == nil {
+			return s.settle(path)
 		}
-		return s.settle(s.pods.path(podKeyName(key)))
+		if err := s.pods.writeEntry(e); err != nil {
+			s.wakeWriter()
+			return err
+		}
+		e.writing.Lock() // what is settled stays the newest until it is
+		defer e.writing.Unlock()
+		return s.settle(path)
 	})
 }
 

@@ -201,3 +201,31 @@ func TestARecordThatTheDiskLostIsWrittenAnew(t *testing.T) {
 		}
 	}
 }
+
+// A record that replaced the one that is being settled would not be durable when SettlePod says so.
+//
+// Rows: R22 (part)
+func TestNothingIsWrittenOverWhatIsBeingSettled(t *testing.T) {
+	pod := samplePod("p")
+	var s *Store
+	settle, settled := settleFiles, 0
+	settleFiles = func(paths ...string) error {
+		if e := s.podEntry(pod.ID); e.writing.TryLock() {
+			e.writing.Unlock()
+			t.Error("another write may come between")
+		}
+		settled++
+		return settle(paths...)
+	}
+	t.Cleanup(func() { settleFiles = settle })
+	s = openStore(t, t.TempDir())
+	s.unsettled["another"] = struct{}{} // nobody settles behind
+	must(t, s.PutPod(pod))
+	must(t, s.SettlePod(pod.Spec.Key))
+	if settled != 1 {
+		t.Errorf("settled %d times", settled)
+	}
+	clear(s.unsettled)
+	settleFiles = settle
+	must(t, s.Close())
+}
