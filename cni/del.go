@@ -90,7 +90,7 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 		return errors.Join(errs...)
 	}
 	// The last step: while anything is owed, the cached result is of use to the next try. It waits for no disk: where a power cut
-	// brings the file back it brings back the pod's record, which is deleted after it, and so the next try.
+	// brings the file back, the pod is deleted again or GC ends what is not known any more.
 	err = failpoint.Around("cni.uncache", func() error { return os.Remove(a.cacheFile()) })
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist):

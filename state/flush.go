@@ -72,27 +72,40 @@ func (s *Store) writeBehind() {
 func (s *Store) settleBehind(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := len(s.unsettled) == 0
 	s.unsettled[path] = struct{}{}
-	if first && !s.closed { // else it goes with the others, or with Close
-		s.startSettling()
-	}
+	s.startSettling()
 }
 
-// startSettling settles after a while what is unsettled then.
+// startSettling settles after a while what is unsettled then, until all is. It requires mu.
 func (s *Store) startSettling() {
+	if s.settling || s.closed || len(s.unsettled) == 0 {
+		return
+	}
+	s.settling = true
 	s.writers.Go(func() {
-		for wait := settleAfter; ; wait = min(2*wait, retryMax) {
+		wait := settleAfter
+		for {
 			select {
 			case <-time.After(wait):
 			case <-s.stop:
 				return // Close does it
 			}
-			if err := s.settleAll(); err == nil {
+			wait = settleAfter
+			if s.settleAll() != nil {
+				wait = retryMax // repeat tries sooner where the disk takes writes
+			} else if s.settled() {
 				return
 			}
 		}
 	})
+}
+
+// settled ends the settling where nothing is left to settle.
+func (s *Store) settled() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settling = len(s.unsettled) > 0
+	return !s.settling
 }
 
 // settleAll makes durable now what was written. What fails is kept for the next time.
@@ -116,10 +129,14 @@ func (s *Store) settleAll() error {
 // settle makes records durable now. Where that fails they are written anew: Linux tells once that it lost what was written,
 // and a second fsync of the same file succeeds without it.
 func (s *Store) settle(paths ...string) error {
-	err := settleFiles(paths...)
+	if len(paths) == 0 {
+		return nil
+	}
+	err := diskError(settleFiles(paths...))
+	s.mu.Lock()
+	s.settleErr = err
+	s.mu.Unlock()
 	if err != nil {
-		err = diskError(err)
-		s.noteWrite(err)
 		s.pods.spoil(paths)
 		s.containers.spoil(paths)
 		s.wakeWriter()
@@ -211,7 +228,7 @@ func (s *Store) repeat() {
 		return
 	}
 	_ = os.Remove(path) // the next start would too
-	if s.writeDirty() != nil {
+	if s.writeDirty() != nil || s.settleAll() != nil {
 		return
 	}
 	s.mu.Lock()

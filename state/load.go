@@ -135,20 +135,29 @@ func (t *table[S, R, P, V]) unsettled(path, older string, rec *R, reason error) 
 	}
 	*rec = *new(R)
 	err := t.read(older, path, rec)
+	if process.Starved(err) {
+		return err
+	}
 	if err != nil && !errors.Is(err, errNewer) {
-		if !s.readOnly {
+		if !s.readOnly && !unreadable(err) {
 			_ = os.Remove(older)
 		}
 		return reason
 	}
 	klog.InfoS("The last second's change of a record is lost by a power cut, it is as before", "kind", t.kind, "path", path, "reason", reason)
-	if s.readOnly {
-		return err
+	if s.readOnly || unreadable(reason) {
+		return err // both stay, the next write replaces the newer one
 	}
 	if rerr := os.Rename(older, path); rerr != nil {
-		return fmt.Errorf("put back what a record was before a power cut: %w", rerr)
+		klog.ErrorS(rerr, "What a record was before a power cut could not be put back, both files stay", "path", path)
 	}
 	return err
+}
+
+// unreadable says that a file could not be read, which tells nothing of what is in it.
+func unreadable(err error) bool {
+	var failed *fs.PathError
+	return errors.As(err, &failed)
 }
 
 // read decodes a file and checks that it may stand at path.

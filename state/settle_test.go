@@ -190,7 +190,7 @@ func TestARecordThatTheDiskLostIsWrittenAnew(t *testing.T) {
 				disk, root := newLosingDisk(t), t.TempDir()
 				s := openStore(t, root)
 				t.Cleanup(func() { _ = s.Close() })
-				s.unsettled["another"] = struct{}{} // somebody settles behind already: the test itself, and nobody else
+				s.settling = true // the test itself, and nobody else
 				must(t, s.PutPod(pod))
 				if err := settle(s); !errdefs.IsUnavailable(err) {
 					t.Errorf("settled by a disk that lost it: %v", err)
@@ -219,13 +219,55 @@ func TestNothingIsWrittenOverWhatIsBeingSettled(t *testing.T) {
 	}
 	t.Cleanup(func() { settleFiles = settle })
 	s = openStore(t, t.TempDir())
-	s.unsettled["another"] = struct{}{} // nobody settles behind
+	s.settling = true // by nobody
 	must(t, s.PutPod(pod))
 	must(t, s.SettlePod(pod.Spec.Key))
 	if settled != 1 {
 		t.Errorf("settled %d times", settled)
 	}
-	clear(s.unsettled)
 	settleFiles = settle
+	must(t, s.Close())
+}
+
+// While nothing can be made durable the node says so, although writes succeed, one settling goes on, and both end with it.
+//
+// Rows: R22 (part)
+func TestASettlingThatFailsIsToldUntilOneSucceeds(t *testing.T) {
+	var mu sync.Mutex
+	broken := true
+	settle := settleFiles
+	settleFiles = func(paths ...string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if broken {
+			return &os.PathError{Op: "sync", Path: paths[0], Err: unix.EIO}
+		}
+		return settle(paths...)
+	}
+	t.Cleanup(func() { settleFiles = settle })
+	s := openStore(t, t.TempDir())
+	s.settling = true // by the test
+	pod := samplePod("p")
+	must(t, s.PutPod(pod))
+	if err := s.settleAll(); !errdefs.IsUnavailable(err) {
+		t.Errorf("settled: %v", err)
+	}
+	must(t, s.UpdatePod(pod.ID, func(p *Pod) error { p.Returned = true; return nil }))
+	if err := s.WriteError(); !errdefs.IsUnavailable(err) {
+		t.Errorf("a write that went well hides that nothing is durable: %v", err)
+	}
+	if s.settled() {
+		t.Error("the settling ends before all is settled")
+	}
+	mu.Lock()
+	broken = false
+	mu.Unlock()
+	s.repeat()
+	if err := s.WriteError(); err != nil {
+		t.Errorf("after a settling that went well: %v", err)
+	}
+	if !s.settled() {
+		t.Error("the settling goes on with nothing left")
+	}
 	must(t, s.Close())
 }

@@ -12,7 +12,7 @@
 // atomically, carry a schema version and a checksum, and are never trusted without both. A record of a newer schema is
 // left where it is, reported and not served. What a crash may leave:
 //
-//   - a temporary file, removed at the next start;
+//   - a temporary file, removed at the next start, and beside a record that was not settled the one before;
 //   - a record in PhaseIntent, whose object exists fully, half or not at all;
 //   - a record in any other phase whose object has moved on, or is gone: the first Resync of its engine says so.
 //
@@ -22,6 +22,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,6 +53,7 @@ type Store struct {
 	mu            sync.RWMutex
 	closed        bool
 	unsettled     map[string]struct{} // paths of records that were written and are not durable yet
+	settling      bool                // somebody settles behind
 	pods          *table[engine.PodStatus, Pod, *Pod, PodView]
 	containers    *table[engine.ContainerStatus, Container, *Container, ContainerView]
 	podContainers map[engine.PodID]map[*containerEntry]struct{}
@@ -67,6 +69,8 @@ type Store struct {
 	removed  map[string]time.Time
 	swept    time.Time // when removed was last rid of old ids
 	writeErr error
+	// settleErr is the outcome of the last settling: a write that came after it says nothing about the disk.
+	settleErr error
 }
 
 type (
@@ -93,9 +97,9 @@ func Open(root, run string) (*Store, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	if len(s.unsettled) > 0 { // by a daemon that was killed
-		s.startSettling()
-	}
+	s.mu.Lock()
+	s.startSettling() // what a daemon that was killed did not
+	s.mu.Unlock()
 	s.writers.Go(s.writeBehind)
 	return s, nil
 }
@@ -181,7 +185,7 @@ func (s *Store) Rebooted() bool { return s.rebooted }
 func (s *Store) WriteError() error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.writeErr
+	return cmp.Or(s.writeErr, s.settleErr)
 }
 
 // Health is what the engine last reported; not ready before it reported anything.

@@ -119,7 +119,7 @@ func (t *table[S, R, P, V]) put(rec R) error {
 	if err != nil {
 		err = fmt.Errorf("record %s: %w: %w", t.kind, err, errdefs.ErrInvalidArgument)
 	} else if err = t.write("put", path, &rec); err != nil {
-		// It may be there although it was not made durable.
+		// It may be there all the same.
 		if derr := atomicfile.Drop(path); derr != nil {
 			s.mu.Lock()
 			t.stale[path] = struct{}{}

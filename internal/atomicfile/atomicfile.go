@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TempPrefix begins the names of files that a crash may leave in the folder; a loader skips and removes them.
+// TempPrefix begins the names of files that a crash may leave in the folder; a loader removes them, but for what is Older than a
+// file that it cannot read.
 const TempPrefix = ".tmp-"
 
 // Write replaces path with data: a temporary file in the same folder, fsync, rename, fsync of the folder.
@@ -33,21 +34,36 @@ func Swap(path string, data []byte, mode os.FileMode) error {
 }
 
 // Place is Swap without fsync: a process that is killed leaves the old content or the new, but a power cut before Settle may
-// tear the file. What it held when it was settled last is then at Older(path), if it was. What is placed is removed by Drop, and
-// not written otherwise.
+// tear the file. What it held when it was settled last is then at Older(path); of a file that never was it is what was placed
+// first. What is placed is removed by Drop, and not written otherwise.
 func Place(path string, data []byte, mode os.FileMode) error {
 	return replace(path, data, mode, func(*os.File) error { return nil }, func(temp string) error {
-		placing.Lock()
-		defer placing.Unlock()
-		err := link(path, Older(path))
-		// One that is there already is of the last settling; the file itself is newer, and not durable.
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
-			if err := syncFile(temp); err != nil { // a file system without links
-				return err
-			}
+		kept, err := renameKeeping(temp, path)
+		if kept || err != nil {
+			return err
+		}
+		if err := syncFile(temp); err != nil {
+			return err
 		}
 		return os.Rename(temp, path)
 	})
+}
+
+// renameKeeping renames temp to path and keeps what was there as its older self; false where that cannot be kept, as on a file
+// system without links, and nothing was done.
+func renameKeeping(temp, path string) (kept bool, err error) {
+	placing.Lock()
+	defer placing.Unlock()
+	switch err := link(path, Older(path)); {
+	case err == nil, errors.Is(err, fs.ErrExist): // one that is there is of the last settling; the file itself is not durable
+	case errors.Is(err, fs.ErrNotExist): // nor may a predecessor's be left
+		if err := absent(os.Remove(Older(path))); err != nil {
+			return false, err
+		}
+	default:
+		return false, nil
+	}
+	return true, os.Rename(temp, path)
 }
 
 // placing is held while a file and its older self change places, which takes no fsync.
@@ -60,7 +76,8 @@ func Older(path string) string {
 	return filepath.Join(filepath.Dir(path), TempPrefix+filepath.Base(path)+".older")
 }
 
-// Settle makes durable what was placed at the paths; OK for one that is not there any more.
+// Settle makes durable what was placed at the paths, as long as nothing is placed there meanwhile; OK for one that is not there
+// any more.
 func Settle(paths ...string) error {
 	var errs []error
 	for some := range slices.Chunk(paths, atOnce) {
@@ -74,7 +91,7 @@ const atOnce = 64
 
 func settle(paths []string) error {
 	var errs []error
-	var open []*os.File
+	var open, written []*os.File
 	defer func() {
 		for _, f := range open {
 			_ = f.Close()
@@ -82,18 +99,23 @@ func settle(paths []string) error {
 	}()
 	for _, path := range paths {
 		f, err := os.Open(path)
-		switch {
-		case err == nil:
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
 			open = append(open, f)
 			// All are on their way before the first is waited for, whose commit of the journal then is that of the others too.
-			_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-		case !errors.Is(err, fs.ErrNotExist):
-			errs = append(errs, fmt.Errorf("write %s: %w", path, err))
+			err = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+			if !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ENOSPC) { // else the kernel cannot do it, and fsync will
+				written = append(written, f)
+				continue
+			}
 		}
+		errs = append(errs, fmt.Errorf("write %s: %w", path, err))
 	}
 	dirs := map[string]error{}
 	var durable []*os.File
-	for _, f := range open {
+	for _, f := range written {
 		if err := f.Sync(); err != nil {
 			errs = append(errs, fmt.Errorf("write %s: %w", f.Name(), err))
 			continue

@@ -110,7 +110,15 @@ func TestManyFilesAreSettled(t *testing.T) {
 	}
 }
 
-// A folder in the file's place cannot be made durable, what else there is is.
+// What was dropped but for its older self leaves nothing to a successor.
+func TestAPredecessorsOlderSelfIsNotASuccessors(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "record.json")
+	must(t, os.WriteFile(Older(path), []byte("another's"), 0o600))
+	must(t, Place(path, []byte("one"), 0o600))
+	has(t, Older(path), "")
+}
+
+// A link to itself cannot be made durable, what else there is is.
 func TestSettleSaysWhatItCouldNot(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "record.json")
