@@ -27,7 +27,7 @@ func (e *Engine) removeOrphans(ctx context.Context) {
 		owned[id], owned[pauseID(engine.PodID(id))] = true, true
 	}
 	e.mu.Unlock()
-	o := orphans{e, owned}
+	o := orphans{Engine: e, owned: owned}
 	o.monitors(ctx)
 	o.cgroups(ctx)
 	o.files(ctx)
@@ -37,15 +37,17 @@ func (e *Engine) removeOrphans(ctx context.Context) {
 type orphans struct {
 	*Engine
 	owned map[string]bool
+	// lives says that a monitor which nobody owns could not be ended, and may write.
+	lives bool
 }
 
 // in are the names in a folder that nobody owns.
-func (o orphans) in(dir string) []string {
+func (o *orphans) in(dir string) []string {
 	entries, err := os.ReadDir(dir)
 	quiet(err, "list a folder", dir)
 	var names []string
 	for _, entry := range entries {
-		if !o.owned[entry.Name()] && !beingWritten(entry) {
+		if !o.owned[entry.Name()] && !o.beingWritten(entry) {
 			names = append(names, entry.Name())
 		}
 	}
@@ -53,25 +55,35 @@ func (o orphans) in(dir string) []string {
 }
 
 // beingWritten says whether it is a file that a monitor may be writing at this moment.
-func beingWritten(entry os.DirEntry) bool {
-	if !strings.HasPrefix(entry.Name(), atomicfile.TempPrefix) {
+func (o *orphans) beingWritten(entry os.DirEntry) bool {
+	name, temporary := strings.CutPrefix(entry.Name(), atomicfile.TempPrefix)
+	if !temporary || !o.lives && !o.ownsPrefixOf(name) {
 		return false
 	}
 	info, err := entry.Info()
 	return err != nil || time.Since(info.ModTime()).Abs() < time.Minute // a clock that was set back makes it no newer
 }
 
+func (o *orphans) ownsPrefixOf(name string) bool {
+	for id := range o.owned {
+		if strings.HasPrefix(name, id) {
+			return true
+		}
+	}
+	return false
+}
+
 // monitors ends those without a pod, and what they run.
-func (o orphans) monitors(ctx context.Context) {
+func (o *orphans) monitors(ctx context.Context) {
 	for _, id := range o.in(o.Engine.monitors()) {
 		if err := o.killMonitorIn(ctx, o.monitorDir(engine.PodID(id))); err != nil {
 			quiet(err, "end a monitor without a pod", id)
-			o.owned[id] = true // by its folder alone it is known
+			o.owned[id], o.lives = true, true // by its folder alone it is known
 		}
 	}
 }
 
-func (o orphans) killMonitorIn(ctx context.Context, dir string) error {
+func (o *orphans) killMonitorIn(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinLimit)
 	defer cancel()
 	client, err := monitor.Connect(ctx, dir)
@@ -103,7 +115,7 @@ func (o orphans) killMonitorIn(ctx context.Context, dir string) error {
 
 // cgroups ends what runs in the cgroups of pods and containers that are known from our folders alone: another engine's on
 // this machine are named alike.
-func (o orphans) cgroups(ctx context.Context) {
+func (o *orphans) cgroups(ctx context.Context) {
 	for _, id := range o.in(o.bundles()) {
 		oci, err := o.readBundle(engine.ContainerID(id))
 		if err == nil && oci.Linux == nil || err != nil && !process.Starved(err) {
@@ -135,7 +147,7 @@ func (o orphans) cgroups(ctx context.Context) {
 	}
 }
 
-func (o orphans) removeCgroup(ctx context.Context, cgroupsPath string) error {
+func (o *orphans) removeCgroup(ctx context.Context, cgroupsPath string) error {
 	path, err := o.Engine.cgroups.Path(cgroupsPath)
 	if err != nil {
 		return nil // it names none of ours
@@ -144,7 +156,7 @@ func (o orphans) removeCgroup(ctx context.Context, cgroupsPath string) error {
 }
 
 // files removes pins, mounts, writable layers and whatever else has a name of ours.
-func (o orphans) files(ctx context.Context) {
+func (o *orphans) files(ctx context.Context) {
 	pinned, err := o.pins.List()
 	quiet(err, "list the pins of pods", "")
 	for _, id := range pinned {

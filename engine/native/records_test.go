@@ -13,6 +13,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/native/monitor"
+	"crishim/internal/atomicfile"
 )
 
 // rewrite changes text in every record of a folder, none of which may lack it.
@@ -130,11 +131,13 @@ func TestWhatNoRecordNamesIsRemoved(t *testing.T) {
 	ours, oursSpec := b.runPod(t, func(s *engine.PodSpec) { s.CgroupParent = "" })
 	inOther := b.run(t, other, otherSpec, "lost", "sleep 1000")
 	var pids []int
+	var lostOne engine.ContainerID
 	for _, p := range []struct {
 		id   engine.PodID
 		spec *engine.PodSpec
 	}{{kubelets, kubeletsSpec}, {ours, oursSpec}} {
 		c := b.run(t, p.id, p.spec, "c", "sleep 1000")
+		lostOne = c
 		pids = append(pids, b.status(t, c).PID, b.monitorPID(t, p.id))
 		b.run(t, p.id, p.spec, "ended", "exit 0")
 	}
@@ -157,6 +160,11 @@ func TestWhatNoRecordNamesIsRemoved(t *testing.T) {
 	records := []string{b.podRecords.dir, b.containerRecords.dir}
 	b.die(t)
 	kill(t, dead)
+	// As a monitor leaves it that is killed while it records an end.
+	torn := filepath.Join(b.opts.RootDir, "exits", atomicfile.TempPrefix+string(lostOne)+"-1")
+	if err := os.WriteFile(torn, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, file := range files {
 		damage(t, file, damages["cut"])
 	}

@@ -264,10 +264,11 @@ func (e *Engine) rejoin(ctx context.Context, p *pod, client *monitor.Client, con
 
 // noteState takes over what the monitor says; st is nil where it does not know the container.
 func (e *Engine) noteState(ctx context.Context, c *container, client *monitor.Client, st *monitor.State) {
+	unstarted := st != nil && (st.Status == monitor.StatusCreated || st.Exit != nil && st.Exit.Unstarted)
 	e.mu.Lock()
-	if st == nil || st.Exit == nil && st.Status == monitor.StatusCreated {
-		// The start was recorded, the monitor not asked, or its process waits for a start that nobody will send: it can be
-		// started still.
+	if st == nil || unstarted {
+		// The start was recorded, the monitor not asked, or its process waits, or waited until it died, for a start that
+		// nobody will send: it can be started still.
 		c.Started = false
 	} else {
 		c.born = st.CreatedAt
@@ -275,11 +276,11 @@ func (e *Engine) noteState(ctx context.Context, c *container, client *monitor.Cl
 	e.mu.Unlock()
 	switch {
 	case st == nil:
-	case st.Exit != nil:
-		e.exited(c, st)
-	case st.Status == monitor.StatusCreated:
+	case unstarted:
 		quiet(deleteIn(ctx, client, st.ID), "take back a container that was not started", st.ID)
 		quiet(removeFile(e.exitFile(c.ID)), "forget a process that was not started", st.ID)
+	case st.Exit != nil:
+		e.exited(c, st)
 	default:
 		if st.Status == monitor.StatusPaused {
 			// For a checkpoint, which ended with the daemon that asked for it.
@@ -319,6 +320,9 @@ func (e *Engine) knownEnd(c *container) (*ending, error) {
 		if err := json.Unmarshal(data, &exit); err != nil || exit.FinishedAt.IsZero() {
 			klog.ErrorS(err, "The record of a container's end cannot be read", "id", c.ID, "path", file)
 			continue
+		}
+		if exit.Unstarted {
+			continue // left by a daemon that died while it took the process back
 		}
 		return new(endingOf(&exit)), nil
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"crishim/engine"
+	"crishim/engine/native/monitor"
 )
 
 // The daemon dies and returns: what runs goes on, what ended meanwhile is told exactly, everything works again.
@@ -133,11 +134,37 @@ func TestADaemonThatEndsWhileItStartsKillsNothing(t *testing.T) {
 	b.removePod(t, pod)
 }
 
-// A process that was made and not started, as a crash between the two leaves it, is made anew by the next start.
+// A process that was made and not started, as a crash between the two leaves it, is made anew by the next start: also if it died
+// meanwhile, and if the daemon died again while it took it back.
 //
 // Rows: R01 (part), R11 (part)
 func TestAStartThatACrashCutIsMadeAgain(t *testing.T) {
 	b := serving(t)
+	for name, meanwhile := range map[string]func(*testing.T, *monitor.Client, monitor.State, string){
+		"it waits": func(*testing.T, *monitor.Client, monitor.State, string) {},
+		"it was taken back": func(t *testing.T, client *monitor.Client, st monitor.State, exit string) {
+			if err := deleteIn(t.Context(), client, st.ID); err != nil {
+				t.Fatal(err)
+			}
+			if !exists(exit) {
+				t.Error("no end of it is on record: this shows nothing")
+			}
+		},
+		"it died": func(t *testing.T, _ *monitor.Client, st monitor.State, exit string) {
+			kill(t, st.PID)
+			eventually(t, 10*time.Second, "its end is on record", func() bool { return exists(exit) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) { b.cutStart(t, meanwhile) })
+	}
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+func (b *bench) cutStart(t *testing.T, meanwhile func(*testing.T, *monitor.Client, monitor.State, string)) {
 	pod, spec := b.runPod(t)
 	s := b.containerSpec(t, pod, spec, "c", "exit 3")
 	st, err := b.CreateContainer(t.Context(), s)
@@ -160,10 +187,18 @@ func TestAStartThatACrashCutIsMadeAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.createProcess(t.Context(), p, string(st.ID), oci, logOf(s)); err != nil {
+	created, err := b.createProcess(t.Context(), p, string(st.ID), oci, logOf(s))
+	if err != nil {
 		t.Fatal(err)
 	}
+	dir, exit := b.monitorDir(pod), b.exitFile(st.ID)
 	b.die(t)
+	client, err := monitor.Connect(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	meanwhile(t, client, created, exit)
+	client.Close()
 	b.back(t)
 	if st := b.status(t, st.ID); st.State != engine.ContainerCreated {
 		t.Errorf("%+v", st)

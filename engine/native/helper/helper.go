@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 // ErrNotBuilt says that this binary was built without the helper (plain `go build`; `make` builds both).
@@ -42,13 +43,14 @@ func Digest() string {
 }
 
 // Open returns the helper, ready to run by way of /proc/PID/fd/N: a sealed memfd, or, where the kernel's settings let no
-// memfd be executed, a file 0500 in dir, which must be on a file system that is not mounted noexec. The caller keeps it
-// open; once is enough for the daemon's life. ErrNotBuilt without a helper.
+// memfd be executed, a file 0500 in dir, which must be on a file system that is not mounted noexec; it has no name there any more.
+// The caller keeps it open; once is enough for the daemon's life. ErrNotBuilt without a helper.
 func Open(dir string) (*os.File, error) {
 	if !Built() {
 		return nil, ErrNotBuilt
 	}
 	defer letGo()
+	sweep(dir)
 	f, err := sealed()
 	if err == nil {
 		return f, nil
@@ -57,6 +59,7 @@ func Open(dir string) (*os.File, error) {
 	if ferr != nil {
 		return nil, fmt.Errorf("make the native engine's helper: %w; as a file instead: %w", err, ferr)
 	}
+	klog.InfoS("The native engine's helper runs from a file, as it cannot from a memfd", "err", err)
 	return f, nil
 }
 
@@ -72,7 +75,7 @@ func sealed() (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "crishim-monitor")
 	if err = copyTo(f); err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+		err = seal(fd)
 	}
 	if err == nil {
 		err = os.NewSyscallError("fchmod", unix.Fchmod(fd, 0o500))
@@ -88,28 +91,40 @@ func sealed() (*os.File, error) {
 	return f, nil
 }
 
-// written makes the file. A new one each time: an old one may still run, and a torn one must not.
+// seal waits for pages that the kernel is moving at this moment, as it does on a busy node, beyond the 150 ms that it waits itself.
+func seal(fd int) error {
+	for try := 1; ; try++ {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+		if !errors.Is(err, unix.EBUSY) || try == 20 {
+			return os.NewSyscallError("fcntl F_ADD_SEALS", err)
+		}
+	}
+}
+
+// sweep removes files of daemons that died while they made one, or were of a version that let it keep its name.
+func sweep(dir string) {
+	left, _ := filepath.Glob(filepath.Join(dir, ".helper-*"))
+	for _, file := range append(left, filepath.Join(dir, "crishim-monitor")) {
+		_ = os.Remove(file)
+	}
+}
+
+// written makes the file, and takes its name away: it lasts as long as it is open or runs.
 func written(dir string) (_ *os.File, err error) {
 	temp, err := os.CreateTemp(dir, ".helper-*")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.Remove(temp.Name()) }()
+	path := temp.Name()
+	defer func() { _ = os.Remove(path) }()
 	err = copyTo(temp)
 	if err == nil {
 		err = temp.Chmod(0o500)
-	}
-	if err == nil {
-		err = temp.Sync()
 	}
 	if cerr := temp.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
-		return nil, err
-	}
-	path := filepath.Join(dir, "crishim-monitor")
-	if err := os.Rename(temp.Name(), path); err != nil {
 		return nil, err
 	}
 	// Opened for reading only: a program that is open for writing cannot be executed.
@@ -119,7 +134,7 @@ func written(dir string) (_ *os.File, err error) {
 	}
 	if err := unix.Access(path, unix.X_OK); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("%s cannot be executed (mounted noexec?): %w", path, err)
+		return nil, fmt.Errorf("%s cannot be executed (mounted noexec?): %w", dir, err)
 	}
 	return f, nil
 }

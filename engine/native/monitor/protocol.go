@@ -236,6 +236,8 @@ type Exit struct {
 	OOMKills   uint64    `json:"oomKills,omitempty"`
 	OOMKilled  bool      `json:"oomKilled,omitempty"`
 	FinishedAt time.Time `json:"finishedAt"`
+	// Unstarted says that no start was ever asked for: it was no end of the container, which can be started still.
+	Unstarted bool `json:"unstarted,omitempty"`
 }
 
 // State is a container as its monitor knows it.

@@ -39,6 +39,8 @@ type container struct {
 	outlivedOOMKills atomic.Uint64
 	// asked says that it was.
 	asked atomic.Bool
+	// askedToStart says that its program may have run.
+	askedToStart atomic.Bool
 
 	// op is held by what changes the container: one at a time.
 	op sync.Mutex
@@ -142,6 +144,7 @@ func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Statu
 	c.uid, c.gid = plan.Owner()
 	if status == monitor.StatusRunning {
 		c.started = c.created
+		c.askedToStart.Store(true)
 	}
 	_, reaped, err := s.reaper.start(func() (Process, error) {
 		err := failpoint.Around("monitor.container.create", func() (err error) { c.runtime, err = fork(plan, io.child); return err })
@@ -209,6 +212,7 @@ func (c *container) start() (any, error) {
 		return nil, fmt.Errorf("container %s is %s, not created: %w", c.id, status, errdefs.ErrFailedPrecondition)
 	}
 	started := time.Now()
+	c.askedToStart.Store(true)
 	if err := c.step("start", c.runtime.Start); err != nil {
 		return nil, err
 	}

@@ -31,6 +31,7 @@ func (c *container) untilExit(reaped, stopOOM func()) {
 		_ = c.runtime.KillAll()
 	}
 	exit := exitOf(c.id, status, err, kills, c.outlivedOOMKills.Load(), finished)
+	exit.Unstarted = !c.askedToStart.Load()
 	c.record(exit)
 	c.output.drain(drainTimeout)
 	c.stdin.end()
