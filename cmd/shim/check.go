@@ -104,8 +104,16 @@ func pluginWarnings(ctx context.Context, c *config.Config) []string {
 	var warnings []string
 	for _, p := range plugins {
 		if p.Old {
-			warnings = append(warnings, fmt.Sprintf("%s is version %s; below 1.9 host port rules catch foreign traffic (CVE-2025-67499) and NAT rules leak, update it", p.Path, p.Version))
+			warnings = append(warnings, oldPlugin(p))
 		}
 	}
 	return warnings
+}
+
+func oldPlugin(p cni.PluginVersion) string {
+	is := "is version " + p.Version
+	if p.Version == "" {
+		is = "tells no version and is below 1.6, as it does not know CNI 1.1"
+	}
+	return fmt.Sprintf("%s %s; below 1.9 host port rules catch foreign traffic (CVE-2025-67499) and NAT rules leak, update it", p.Path, is)
 }

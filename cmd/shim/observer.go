@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -20,7 +19,6 @@ import (
 	"crishim/config"
 	"crishim/engine"
 	"crishim/engine/docker"
-	"crishim/internal/atomicfile"
 	"crishim/migrate"
 	"crishim/server"
 	"crishim/state"
@@ -125,15 +123,15 @@ func observedStore(c *config.Config, root, run string) (*state.Store, error) {
 	return state.Open(filepath.Join(root, "state"), filepath.Join(run, "state"))
 }
 
-// copyFiles copies the regular files of a tree that a daemon may be writing; each is replaced as a whole there. OK where
-// there is none.
+// copyFiles copies the regular files of a tree that a daemon may be writing; each is replaced as a whole there. With them goes what
+// is temporary there: after a power cut the older self of a record may be all that can be read. OK where there is none.
 func copyFiles(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			rel, _ := filepath.Rel(from, path)
 			return os.MkdirAll(filepath.Join(to, rel), 0o700)
 		}
-		if errors.Is(err, fs.ErrNotExist) || err == nil && (!d.Type().IsRegular() || d.Name() == "lock" || strings.HasPrefix(d.Name(), atomicfile.TempPrefix)) {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && (!d.Type().IsRegular() || d.Name() == "lock") {
 			return nil
 		}
 		if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,10 @@ import (
 	"github.com/containerd/errdefs"
 
 	"crishim/cni"
+	"crishim/config"
+	"crishim/engine"
+	"crishim/internal/atomicfile"
+	"crishim/state"
 )
 
 // The daemon that observes makes its folder, answers there even while no engine does, and takes all away that it made.
@@ -61,6 +66,35 @@ func TestObserveWritesInItsOwnFolderOnly(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(runDir, observeFolder)); !os.IsNotExist(err) {
 		t.Errorf("the observer's folder is left: %v", err)
+	}
+}
+
+// What a power cut left of a record is observed as the daemon would find it.
+func TestTheObserverReadsTheOlderSelfOfATornRecord(t *testing.T) {
+	c := config.Default()
+	c.RootDir, c.RunDir = t.TempDir(), t.TempDir()
+	written, err := state.Open(stateDir(c), filepath.Join(c.RunDir, "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := state.Pod{ID: "p", Engine: "docker", CreatedAt: time.Now(), Phase: state.PhaseRunning, Spec: engine.PodSpec{Key: engine.PodKey{Name: "p", Namespace: "default", UID: "u"}}}
+	if err := errors.Join(written.PutPod(pod), written.Close()); err != nil {
+		t.Fatal(err)
+	}
+	records, err := filepath.Glob(filepath.Join(stateDir(c), "pods", "*"))
+	if err != nil || len(records) != 1 {
+		t.Fatalf("%v, %v", records, err)
+	}
+	if err := errors.Join(os.Rename(records[0], atomicfile.Older(records[0])), os.WriteFile(records[0], nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	observed, err := observedStore(c, t.TempDir(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = observed.Close() }()
+	if pods := observed.Pods(); len(pods) != 1 || pods[0].ID != "p" {
+		t.Errorf("%+v", pods)
 	}
 }
 
