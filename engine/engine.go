@@ -69,7 +69,7 @@ type Health struct {
 // Pods makes and ends pod sandboxes.
 type Pods interface {
 	// CreatePod makes the pod without starting anything in it. Where an object of the same key is left over from a crash
-	// (the caller has no record of it) it is removed first.
+	// (the caller has no record of it) it is removed first. An id beside an error is that of what could not be taken back.
 	CreatePod(ctx context.Context, spec *PodSpec) (PodID, error)
 	// StartPod starts it and returns its status: PID and a pinned NetNSPath (empty with the host's network). The network
 	// namespace has no interfaces but a down loopback; the caller attaches networks to it.

@@ -85,15 +85,20 @@ func (e *Engine) CreatePod(ctx context.Context, s *engine.PodSpec) (engine.PodID
 	p := &pod{podRecord: podRecord{
 		header: header{Version: recordVersion, Boot: boot()}, ID: id, Spec: *s, CreatedAt: time.Now(), Cgroup: cg, Labels: labels,
 	}}
-	if err := e.savePod(p); err != nil {
-		host.ReleaseLabels(labels)
-		return "", errors.Join(err, e.podRecords.remove(string(id)))
+	err = e.savePod(p)
+	if err != nil {
+		left := e.forgetPod(p)
+		if left == nil {
+			host.ReleaseLabels(labels)
+			return "", err
+		}
+		err = errors.Join(err, left) // the next daemon would find it, and so does whoever removes it by its id
 	}
 	e.mu.Lock()
 	e.pods[id] = p
 	e.mu.Unlock()
 	e.podChanged(p)
-	return id, nil
+	return id, err
 }
 
 func (e *Engine) removeLeftover(ctx context.Context, key engine.PodKey) error {
