@@ -149,7 +149,7 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 		files := limitsByFile(status.CgroupPath, &spec.Resources, &engine.Resources{}, s.facts.cgroupV2)
 		if err := writeCgroupFiles(files); err != nil && !process.Gone(status.PID, status.StartTicks) {
 			// It runs without a limit that was asked for: it must not.
-			return status, errors.Join(err, killAndWait(ctx, s, string(id)))
+			return status, errors.Join(err, e.killAndWait(ctx, s, string(id)))
 		}
 		e.byFile.Store(id, spec.Resources)
 		return status, nil
@@ -212,7 +212,7 @@ func (e *Engine) StopContainer(ctx context.Context, id engine.ContainerID, grace
 	}
 	return e.do(ctx, "kill container "+string(id), slowLimit, func(ctx context.Context, s *session) error {
 		if !stopped {
-			if err := killAndWait(ctx, s, string(id)); err != nil {
+			if err := e.killAndWait(ctx, s, string(id)); err != nil {
 				return err
 			}
 		}
@@ -236,7 +236,7 @@ func (e *Engine) stopGently(ctx context.Context, id engine.ContainerID, grace ti
 		waiting, cancel := context.WithDeadline(ctx, end)
 		defer cancel()
 		exited, failed := s.cli.ContainerWait(waiting, string(id), container.WaitConditionNotRunning)
-		err := s.cli.ContainerKill(ctx, string(id), signalName(in.Config.StopSignal))
+		err := e.stopSignal(ctx, s, in)
 		if errdefs.IsNotFound(err) {
 			return true, nil
 		}
@@ -258,15 +258,47 @@ func (e *Engine) stopGently(ctx context.Context, id engine.ContainerID, grace ti
 	})
 }
 
+// stopSignal sends the container's. Docker thaws a paused one for it, and knows the signals without a name of their own.
+func (e *Engine) stopSignal(ctx context.Context, s *session, in *container.InspectResponse) error {
+	name := signalName(in.Config.StopSignal)
+	if number := unix.SignalNum(name); number != 0 && !in.State.Paused {
+		if sent, err := e.signal(in.ID, number); sent || err != nil {
+			return err
+		}
+	}
+	return s.cli.ContainerKill(ctx, in.ID, name)
+}
+
+// signalledLimit is how long a process may take to end by our own signal before Docker is asked to kill it: it thaws what
+// was paused.
+const signalledLimit = time.Second
+
 // killAndWait returns when the container does not run.
-func killAndWait(ctx context.Context, s *session, id string) error {
-	err := s.cli.ContainerKill(ctx, id, "KILL")
+func (e *Engine) killAndWait(ctx context.Context, s *session, id string) error {
+	sent, err := e.signal(id, unix.SIGKILL)
+	if err != nil {
+		return err
+	}
+	if sent {
+		waiting, cancel := context.WithTimeout(ctx, signalledLimit)
+		defer cancel()
+		err := waitForExit(waiting, s, id)
+		if err == nil || ctx.Err() != nil || waiting.Err() == nil {
+			return err
+		}
+	}
+	err = s.cli.ContainerKill(ctx, id, "KILL")
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil && !errdefs.IsConflict(err) {
 		return err
 	}
+	return waitForExit(ctx, s, id)
+}
+
+// waitForExit returns when the container does not run, as Docker says.
+func waitForExit(ctx context.Context, s *session, id string) error {
 	exited, failed := s.cli.ContainerWait(ctx, id, container.WaitConditionNotRunning)
 	select {
 	case <-exited:
@@ -313,7 +345,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 // endLog kills the container if it runs and completes its log.
 func (e *Engine) endLog(ctx context.Context, s *session, id engine.ContainerID) error {
 	if err := s.cli.ContainerKill(ctx, string(id), "KILL"); err == nil {
-		if err := killAndWait(ctx, s, string(id)); err != nil {
+		if err := e.killAndWait(ctx, s, string(id)); err != nil {
 			return err
 		}
 	}
@@ -329,7 +361,7 @@ func (e *Engine) endLog(ctx context.Context, s *session, id engine.ContainerID) 
 // forget drops what is remembered of a removed container.
 func (e *Engine) forget(id engine.ContainerID) error {
 	e.byFile.Delete(id)
-	e.roots.Delete(id)
+	e.processes.forget(string(id))
 	return failpoint.Around("log.forget", func() error { return e.logs.Load().forget(id) })
 }
 

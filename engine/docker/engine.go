@@ -138,8 +138,8 @@ type Engine struct {
 	cgroups containerCgroups
 	// byFile are the limits last written to cgroup files, by container: Docker does not know them.
 	byFile sync.Map // engine.ContainerID → engine.Resources
-	// roots are the root file systems of running containers as Docker sees them, where it tells.
-	roots sync.Map // engine.ContainerID → string
+	// processes are the first ones of containers and pods.
+	processes firstProcesses
 	// pauses are the images of pods that are not removed.
 	pauses pauseImages
 	// current is nil while the engine is away.

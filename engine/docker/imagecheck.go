@@ -79,11 +79,11 @@ func (e *Engine) checkUserFiles(ctx context.Context, id engine.ImageID) error {
 // them before each exec, as itself, and one that is a FIFO costs it a thread for ever. Docker has another look after ours,
 // so that a container that swaps the file all the time may still get one through.
 func (e *Engine) checkExec(id engine.ContainerID) error {
-	root, ok := e.roots.Load(id)
-	if !ok {
+	p, known := e.processes.of(string(id))
+	if !known {
 		return nil
 	}
-	dir, err := unix.Open(root.(string), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	dir, err := unix.Open(p.root, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil // not running any more, or mounted where we do not see it
 	}

@@ -10,8 +10,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"crishim/engine"
 )
 
 func TestWorkingDirectoriesThatAreOpenFiles(t *testing.T) {
@@ -100,7 +98,7 @@ func TestUserFilesAreLookedAtBeforeAnExec(t *testing.T) {
 			t.Fatal(err)
 		}
 		var e Engine
-		e.roots.Store(engine.ContainerID(testContainer), root)
+		e.processes.seen(testContainer, firstProcess{root: root})
 		if err := e.checkExec(testContainer); errdefs.IsFailedPrecondition(err) != row.refused || (err != nil) != row.refused {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -22,6 +22,7 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 	status := podStatus(in)
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)
+		e.processes.seen(in.ID, firstProcess{status.PID, status.StartTicks, mergedDir(in, f)})
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
 	}
 	e.pauses.seen(status.ID, engine.ImageID(in.Image))
@@ -62,8 +63,8 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 		}
 	}
 	if status.PID > 0 {
-		e.roots.Store(status.ID, mergedDir(in, f))
 		status.StartTicks, _ = process.StartTicks(status.PID)
+		e.processes.seen(in.ID, firstProcess{status.PID, status.StartTicks, mergedDir(in, f)})
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
 		status.User = userOfProcess(status.PID)
 		if status.UpperDir == "" {

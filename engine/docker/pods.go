@@ -290,7 +290,7 @@ func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 		return nil
 	}
 	return e.do(ctx, "stop pod "+string(id), slowLimit, func(ctx context.Context, s *session) error {
-		if err := killAndWait(ctx, s, string(id)); err != nil {
+		if err := e.killAndWait(ctx, s, string(id)); err != nil {
 			return err
 		}
 		return e.killForgotten(ctx, string(id), s.facts)
@@ -312,6 +312,7 @@ func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
 		return err
 	}
 	e.cgroups.forget(string(id))
+	e.processes.forget(string(id))
 	return errors.Join(e.pins.release(id), e.payMounts(ctx))
 }
 

@@ -505,6 +505,7 @@ func (w *watcher) tell(o *observed) {
 		}
 		if o.kind == sandbox {
 			w.e.pauses.forget(engine.PodID(o.id))
+			w.e.processes.forget(o.id)
 			w.sink.PodRemoved(engine.PodID(o.id))
 		} else {
 			if err := w.e.forget(engine.ContainerID(o.id)); err != nil {

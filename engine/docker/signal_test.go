@@ -1,0 +1,139 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"golang.org/x/sys/unix"
+
+	"crishim/internal/process"
+)
+
+// sleeper is a process that ends by a signal only, and what is known of it.
+func sleeper(t *testing.T) (*exec.Cmd, firstProcess) {
+	t.Helper()
+	cmd := exec.Command("/bin/sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	ticks, err := process.StartTicks(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, firstProcess{cmd.Process.Pid, ticks, "/"}
+}
+
+// endedBy is the signal that ended the process.
+func endedBy(cmd *exec.Cmd) syscall.Signal {
+	_ = cmd.Wait()
+	return cmd.ProcessState.Sys().(syscall.WaitStatus).Signal()
+}
+
+// A container's first process is signalled without Docker only where it is known to be that.
+func TestSignalsGoToTheContainersOwnProcess(t *testing.T) {
+	cmd, own := sleeper(t)
+	later, elsewhere, untold, unread := own, own, own, own
+	later.startTicks++
+	elsewhere.root = t.TempDir()
+	untold.root = ""
+	unread.startTicks = 0
+	for name, p := range map[string]firstProcess{
+		"another with its pid":                    later,
+		"one outside of the container's root":     elsewhere,
+		"one of a container whose root is untold": untold,
+		"one whose start could not be read":       unread,
+	} {
+		var e Engine
+		e.processes.seen(testContainer, p)
+		if sent, err := e.signal(testContainer, unix.SIGTERM); sent || err != nil {
+			t.Errorf("%s got it: %v, %v", name, sent, err)
+		}
+	}
+	observer := Engine{opts: Options{Observe: true}}
+	observer.processes.seen(testContainer, own)
+	if sent, _ := observer.signal(testContainer, unix.SIGTERM); sent {
+		t.Error("an observer sent it")
+	}
+
+	var e Engine
+	if sent, _ := e.signal(testContainer, unix.SIGTERM); sent {
+		t.Error("it was sent to the process of a container that nobody saw")
+	}
+	e.processes.seen(testContainer, own)
+	if sent, err := e.signal(testContainer, unix.SIGTERM); !sent || err != nil {
+		t.Fatalf("the container's own process did not get it: %v, %v", sent, err)
+	}
+	if by := endedBy(cmd); by != unix.SIGTERM {
+		t.Errorf("it ended by %v", by)
+	}
+	if sent, err := e.signal(testContainer, unix.SIGTERM); sent || err != nil {
+		t.Errorf("it was sent to what has ended: %v, %v", sent, err)
+	}
+}
+
+// watchedSleeper is an engine that has seen a process run as the test container's.
+func watchedSleeper(t *testing.T) (*Engine, *fakeEngine, *exec.Cmd) {
+	t.Helper()
+	f := newFake(t)
+	cmd, own := sleeper(t)
+	f.put(testContainer, running)
+	f.mu.Lock()
+	in := f.containers[testContainer]
+	in.State.Pid = own.pid
+	in.GraphDriver.Data = map[string]string{"MergedDir": own.root}
+	f.containers[testContainer] = in
+	f.mu.Unlock()
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	return e, f, cmd
+}
+
+func TestStopSignalsWithoutDocker(t *testing.T) {
+	for name, c := range map[string]struct {
+		grace time.Duration
+		by    syscall.Signal
+	}{"gently": {time.Minute, unix.SIGTERM}, "at once": {0, unix.SIGKILL}} {
+		t.Run(name, func(t *testing.T) {
+			e, f, cmd := watchedSleeper(t)
+			f.mu.Lock()
+			f.fail["/containers/"+testContainer+"/wait"] = func(w http.ResponseWriter) {
+				_ = json.NewEncoder(w).Encode(container.WaitResponse{StatusCode: 128 + int64(c.by)})
+			}
+			f.mu.Unlock()
+			if err := e.StopContainer(t.Context(), testContainer, c.grace); err != nil {
+				t.Fatal(err)
+			}
+			if by := endedBy(cmd); by != c.by {
+				t.Errorf("it ended by %v", by)
+			}
+			if n := f.requests("POST /containers/" + testContainer + "/kill"); n != 0 {
+				t.Errorf("Docker was asked %d times to signal it", n)
+			}
+		})
+	}
+}
+
+// A process that was frozen does not end by a signal: Docker, which can thaw it, is asked.
+func TestDockerKillsWhatASignalDoesNotEnd(t *testing.T) {
+	e, f, _ := watchedSleeper(t)
+	f.setHang("/containers/"+testContainer+"/wait", true)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stopped := make(chan error, 1)
+	go func() { stopped <- e.StopContainer(ctx, testContainer, 0) }()
+	eventually(t, 30*time.Second, "Docker is asked to kill", func() bool { return f.requests("POST /containers/"+testContainer+"/kill") == 1 })
+	cancel()
+	if err := <-stopped; err == nil {
+		t.Error("the stop succeeded although the container runs")
+	}
+}
