@@ -3,9 +3,11 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -299,6 +301,36 @@ func TestStopGivesGraceThenKills(t *testing.T) {
 				t.Errorf("state %v, exit code %d; want exited, %d", status.State, status.ExitCode, row.code)
 			}
 		})
+	}
+}
+
+// Every Docker Engine takes note of a process that the daemon signalled without it, also of one that runs since before the daemon's start.
+func TestStopsSignalWithoutDocker(t *testing.T) {
+	harness.AboutDocker(t)
+	n, proxy := behindProxy(t)
+	var kills atomic.Int32
+	proxy.Hold(func(r *http.Request) bool {
+		if r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/kill") {
+			kills.Add(1)
+		}
+		return false
+	})
+	pod := n.RunPod(t, "signals")
+	command := []string{"/bin/testserver", "on-term", "5"}
+	gently, atOnce := pod.Run("gently", n.Registry.Ref(harness.Busybox), command), pod.Run("at-once", n.Registry.Ref(harness.Busybox), command)
+	gently.WaitLog("ready")
+	n.Shim.Restart()
+	gently.Stop(30)
+	atOnce.Stop(0)
+	if code := gently.Status().ExitCode; code != 5 {
+		t.Errorf("the one that was to end gently has exit code %d, want 5", code)
+	}
+	if code := atOnce.Status().ExitCode; code != 137 {
+		t.Errorf("the one that was to be killed has exit code %d, want 137", code)
+	}
+	pod.Stop()
+	if n := kills.Load(); n != 0 {
+		t.Errorf("Docker was asked %d times to signal something", n)
 	}
 }
 
