@@ -98,7 +98,7 @@ func TestUserFilesAreLookedAtBeforeAnExec(t *testing.T) {
 			t.Fatal(err)
 		}
 		var e Engine
-		e.processes.seen(testContainer, firstProcess{root: root})
+		e.processes.m.Store(testContainer, firstProcess{root: root})
 		if err := e.checkExec(testContainer); errdefs.IsFailedPrecondition(err) != row.refused || (err != nil) != row.refused {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -22,7 +22,7 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 	status := podStatus(in)
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)
-		e.processes.seen(in.ID, firstProcess{status.PID, status.StartTicks, mergedDir(in, f)})
+		e.processes.seen(in, status.StartTicks, f)
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
 	}
 	e.pauses.seen(status.ID, engine.ImageID(in.Image))
@@ -64,12 +64,13 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 	}
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)
-		e.processes.seen(in.ID, firstProcess{status.PID, status.StartTicks, mergedDir(in, f)})
+		e.processes.seen(in, status.StartTicks, f)
 		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
 		status.User = userOfProcess(status.PID)
 		if status.UpperDir == "" {
 			// The containerd image store names no folder.
-			status.UpperDir = overlayUpperDir(status.PID)
+			root, _ := rootMountOf(status.PID)
+			status.UpperDir = root.upperDir()
 		}
 	}
 	e.cgroups.seen(in, status.CgroupPath, f)
@@ -135,25 +136,48 @@ func containerdRoot(id string, f *facts) string {
 	return filepath.Join(f.rootDir, "rootfs", f.storageDriver, id)
 }
 
-// overlayUpperDir finds the writable layer in the mount table of a process in the container.
-func overlayUpperDir(pid int) string {
+// rootMount is what a process has mounted at its root.
+type rootMount struct {
+	device     string // MAJOR:MINOR
+	fileSystem string
+	options    string // of the file system
+}
+
+// rootMountOf reads the mount table of a process.
+func rootMountOf(pid int) (m rootMount, ok bool) {
 	file, err := os.Open(procPath(pid, "mountinfo"))
 	if err != nil {
-		return ""
+		return rootMount{}, false
 	}
 	defer func() { _ = file.Close() }()
 	scanner := bufio.NewScanner(file)
 	scanner.Buffer(nil, 1<<20)
 	for scanner.Scan() {
-		before, after, ok := strings.Cut(scanner.Text(), " - ")
-		fields, fs := strings.Fields(before), strings.Fields(after)
-		if !ok || len(fields) < 5 || fields[4] != "/" || len(fs) < 3 || fs[0] != "overlay" {
-			continue
+		if m, ok := parseRootMount(scanner.Text()); ok {
+			return m, true
 		}
-		for option := range strings.SplitSeq(fs[2], ",") {
-			if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
-				return dir
-			}
+	}
+	return rootMount{}, false
+}
+
+// parseRootMount reads a line of a mount table, if it is of the root: ID PARENT MAJOR:MINOR ROOT / OPTIONS … - TYPE SOURCE OPTIONS.
+func parseRootMount(line string) (m rootMount, ok bool) {
+	before, after, cut := strings.Cut(line, " - ")
+	fields, fs := strings.Fields(before), strings.Fields(after)
+	if !cut || len(fields) < 5 || fields[4] != "/" || len(fs) < 3 {
+		return rootMount{}, false
+	}
+	return rootMount{device: fields[2], fileSystem: fs[0], options: fs[2]}, true
+}
+
+// upperDir is the writable layer of an overlay, "" for anything else.
+func (m rootMount) upperDir() string {
+	if m.fileSystem != "overlay" {
+		return ""
+	}
+	for option := range strings.SplitSeq(m.options, ",") {
+		if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
+			return dir
 		}
 	}
 	return ""

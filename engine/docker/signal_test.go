@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -15,10 +16,20 @@ import (
 	"crishim/internal/process"
 )
 
-// sleeper is a process that ends by a signal only, and what is known of it.
+// sleeper is a process that ends by a signal only, and what is known of it. It has a mount at its root, as containers have.
 func sleeper(t *testing.T) (*exec.Cmd, firstProcess) {
 	t.Helper()
+	root := t.TempDir()
+	if err := unix.Mount("/", root, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
 	cmd := exec.Command("/bin/sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +41,7 @@ func sleeper(t *testing.T) (*exec.Cmd, firstProcess) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return cmd, firstProcess{cmd.Process.Pid, ticks, "/"}
+	return cmd, firstProcess{pid: cmd.Process.Pid, startTicks: ticks, root: root}
 }
 
 // endedBy is the signal that ended the process.
@@ -42,25 +53,27 @@ func endedBy(cmd *exec.Cmd) syscall.Signal {
 // A container's first process is signalled without Docker only where it is known to be that.
 func TestSignalsGoToTheContainersOwnProcess(t *testing.T) {
 	cmd, own := sleeper(t)
-	later, elsewhere, untold, unread := own, own, own, own
+	later, elsewhere, untold, unread, dockers := own, own, own, own, own
 	later.startTicks++
-	elsewhere.root = t.TempDir()
+	elsewhere.root = "/proc"
 	untold.root = ""
 	unread.startTicks = 0
+	dockers.byDocker = true
 	for name, p := range map[string]firstProcess{
 		"another with its pid":                    later,
 		"one outside of the container's root":     elsewhere,
 		"one of a container whose root is untold": untold,
 		"one whose start could not be read":       unread,
+		"one that Docker has to signal":           dockers,
 	} {
 		var e Engine
-		e.processes.seen(testContainer, p)
+		e.processes.m.Store(testContainer, p)
 		if sent, err := e.signal(testContainer, unix.SIGTERM); sent || err != nil {
 			t.Errorf("%s got it: %v, %v", name, sent, err)
 		}
 	}
 	observer := Engine{opts: Options{Observe: true}}
-	observer.processes.seen(testContainer, own)
+	observer.processes.m.Store(testContainer, own)
 	if sent, _ := observer.signal(testContainer, unix.SIGTERM); sent {
 		t.Error("an observer sent it")
 	}
@@ -69,7 +82,7 @@ func TestSignalsGoToTheContainersOwnProcess(t *testing.T) {
 	if sent, _ := e.signal(testContainer, unix.SIGTERM); sent {
 		t.Error("it was sent to the process of a container that nobody saw")
 	}
-	e.processes.seen(testContainer, own)
+	e.processes.m.Store(testContainer, own)
 	if sent, err := e.signal(testContainer, unix.SIGTERM); !sent || err != nil {
 		t.Fatalf("the container's own process did not get it: %v, %v", sent, err)
 	}
@@ -78,6 +91,38 @@ func TestSignalsGoToTheContainersOwnProcess(t *testing.T) {
 	}
 	if sent, err := e.signal(testContainer, unix.SIGTERM); sent || err != nil {
 		t.Errorf("it was sent to what has ended: %v, %v", sent, err)
+	}
+}
+
+func TestRootMount(t *testing.T) {
+	for _, line := range []string{
+		"1132 1131 0:57 / / rw,relatime master:1 - overlay overlay rw,lowerdir=/l,upperdir=/u,workdir=/w",
+		"1133 1132 0:58 / /proc rw,nosuid - proc proc rw",
+		"not a line of a mount table",
+	} {
+		m, ok := parseRootMount(line)
+		if want := strings.Contains(line, "overlay"); ok != want || ok && (m.device != "0:57" || m.upperDir() != "/u") {
+			t.Errorf("of %q: %+v, %v", line, m, ok)
+		}
+	}
+}
+
+// Docker alone suspends a restart policy, and knows what an OCI runtime that was chosen keeps for a container.
+func TestWhatDockerHasToSignal(t *testing.T) {
+	f := &facts{defaultRuntime: "runc"}
+	for name, c := range map[string]struct {
+		host container.HostConfig
+		want bool
+	}{
+		"ours":            {container.HostConfig{RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyDisabled}, Runtime: "runc"}, false},
+		"an old shim's":   {container.HostConfig{}, false},
+		"docker update":   {container.HostConfig{RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyUnlessStopped}}, true},
+		"another runtime": {container.HostConfig{Runtime: "kata"}, true},
+	} {
+		in := &container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{HostConfig: &c.host}}
+		if got := signalledByDocker(in, f); got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
 	}
 }
 

@@ -142,6 +142,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	}
 	forgotten := w.suspects()
 	e.pauses.forgetOthers(w.seen)
+	e.processes.forgetOthers(w.seen)
 	if !e.opts.Observe {
 		e.sweepMounts(life, s)
 		e.logs.Load().forgetOthers(w.seen)
