@@ -55,7 +55,7 @@ func (t v1) has(controller string) bool {
 	return t.dirs[controller] != ""
 }
 
-func (t v1) read(path string, all bool, kept *keptFiles) (Sample, error) {
+func (t v1) read(path string, extent extent, kept *keptFiles) (Sample, error) {
 	var s Sample
 	f := openFiles(path, kept)
 	defer f.close()
@@ -69,10 +69,10 @@ func (t v1) read(path string, all bool, kept *keptFiles) (Sample, error) {
 	s.Memory.Usage = usage
 	t.memory(f, &s.Memory)
 	s.CPU.Usage, _ = f.number(t.dirs["cpuacct"], "/cpuacct.usage")
-	if dir := t.dirs["pids"]; dir != "" {
+	if dir := t.dirs["pids"]; dir != "" && extent >= ofPod {
 		s.Pids.Current, _ = f.number(dir, "/pids.current")
 	}
-	if all {
+	if extent == everything {
 		f.keep = false
 		t.rest(f, &s)
 	}

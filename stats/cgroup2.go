@@ -33,7 +33,7 @@ func (t v2) has(controller string) bool {
 	return false
 }
 
-func (t v2) read(path string, all bool, kept *keptFiles) (Sample, error) {
+func (t v2) read(path string, extent extent, kept *keptFiles) (Sample, error) {
 	var s Sample
 	f := openFiles(path, kept)
 	defer f.close()
@@ -62,9 +62,11 @@ func (t v2) read(path string, all bool, kept *keptFiles) (Sample, error) {
 			s.CPU.ThrottledTime = value * 1000
 		}
 	})
-	s.Pids.Current, _ = f.number(t.base, "/pids.current")
+	if extent >= ofPod {
+		s.Pids.Current, _ = f.number(t.base, "/pids.current")
+	}
 	s.Pressure = pressure(f, t.base)
-	if all {
+	if extent == everything {
 		f.keep = false
 		t.memoryEvents(f, &s.Memory)
 		limit, _ := f.number(t.base, "/pids.max")

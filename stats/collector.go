@@ -20,6 +20,10 @@ func NewCollector(r *Reader, d *Disk) *Collector { return &Collector{reader: r, 
 // ContainerStats is CRI ContainerStats. A container without a cgroup (exited, or ending at this moment) has attributes and the
 // writable layer only.
 func (c *Collector) ContainerStats(t Target) (*runtimeapi.ContainerStats, error) {
+	return c.containerStats(t, ofContainer)
+}
+
+func (c *Collector) containerStats(t Target, extent extent) (*runtimeapi.ContainerStats, error) {
 	stats := &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{
 			Id:          t.ContainerID,
@@ -29,7 +33,7 @@ func (c *Collector) ContainerStats(t Target) (*runtimeapi.ContainerStats, error)
 		},
 		WritableLayer: c.writableLayer(t),
 	}
-	sample, err := c.reader.sample(t.CgroupPath, t.ContainerID, false)
+	sample, err := c.reader.sample(t.CgroupPath, t.ContainerID, extent)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return stats, nil
 	}
@@ -56,8 +60,12 @@ func (c *Collector) writableLayer(t Target) *runtimeapi.FilesystemUsage {
 // PodSandboxStats is CRI PodSandboxStats with its containers.
 func (c *Collector) PodSandboxStats(p PodTarget) (*runtimeapi.PodSandboxStats, error) {
 	linux := &runtimeapi.LinuxPodSandboxStats{}
+	extent := ofContainer
+	if p.CgroupPath == "" {
+		extent = ofPod // they are summed up
+	}
 	for _, t := range p.Containers {
-		container, err := c.ContainerStats(t)
+		container, err := c.containerStats(t, extent)
 		if err != nil {
 			return nil, err
 		}
@@ -88,7 +96,7 @@ func (c *Collector) PodSandboxStats(p PodTarget) (*runtimeapi.PodSandboxStats, e
 // podSample is the pod's own cgroup, or the sum of what runs in the pod where it has none.
 func (c *Collector) podSample(p PodTarget) (Sample, error) {
 	if p.CgroupPath != "" {
-		return c.reader.sample(p.CgroupPath, p.PodID, false)
+		return c.reader.sample(p.CgroupPath, p.PodID, ofPod)
 	}
 	var sum Sample
 	found := false
@@ -97,7 +105,7 @@ func (c *Collector) podSample(p PodTarget) (Sample, error) {
 		if i > 0 {
 			path, owner = p.Containers[i-1].CgroupPath, p.Containers[i-1].ContainerID
 		}
-		s, err := c.reader.sample(path, owner, false)
+		s, err := c.reader.sample(path, owner, ofPod)
 		if errors.Is(err, errdefs.ErrNotFound) {
 			continue
 		}

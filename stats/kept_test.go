@@ -32,7 +32,7 @@ func readTwice(t *testing.T, r *Reader, now *time.Time, path, owner string) {
 	t.Helper()
 	for range 2 {
 		*now = now.Add(2 * MaxAge)
-		if _, err := r.sample(path, owner, false); err != nil {
+		if _, err := r.sample(path, owner, ofPod); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -50,7 +50,7 @@ func TestFilesStayOpenUntilTheirContainerEnds(t *testing.T) {
 	}
 	set(2_000_000)
 	*now = now.Add(2 * MaxAge)
-	if s, err := r.sample("/c", "one", false); err != nil || s.CPU.Usage != 2_000_000_000 {
+	if s, err := r.sample("/c", "one", ofPod); err != nil || s.CPU.Usage != 2_000_000_000 {
 		t.Errorf("an open file is not read anew: %+v, %v", s.CPU, err)
 	}
 	r.Forget("one")
@@ -68,7 +68,7 @@ func TestFilesThatNobodyReadsAreClosed(t *testing.T) {
 	set(1)
 	readTwice(t, r, now, "/c", "one")
 	*now = now.Add(closeAfter + time.Second)
-	_, _ = r.sample("/other", "two", false)
+	_, _ = r.sample("/other", "two", ofPod)
 	if n := keptOpen(t, r.root); n != 0 || len(r.known) != 1 {
 		t.Errorf("%d files are open, %d histories kept", n, len(r.known))
 	}
@@ -181,7 +181,7 @@ func TestReadersAndEndsMeet(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			for i := range 500 {
-				if _, err := r.sample("/c", fmt.Sprint(i%2), i%3 == 0); err != nil {
+				if _, err := r.sample("/c", fmt.Sprint(i%2), extent(i%3)); err != nil {
 					t.Error(err)
 				}
 				r.Forget(fmt.Sprint(i % 2))
@@ -237,7 +237,7 @@ func TestACgroupOfTheSameNameIsReadAnew(t *testing.T) {
 	readTwice(t, r, &now, path, "one")
 	remove()
 	now = now.Add(2 * MaxAge)
-	if _, err := r.sample(path, "one", false); !errdefs.IsNotFound(err) {
+	if _, err := r.sample(path, "one", ofPod); !errdefs.IsNotFound(err) {
 		t.Errorf("a cgroup that is gone: %v", err)
 	}
 	if n := r.budget.Load(); n != budget || len(r.known) != 0 {

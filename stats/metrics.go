@@ -275,7 +275,7 @@ func (m *measurement) metrics(available []metric) []*runtimeapi.Metric {
 func (c *Collector) measure(t Target) (*measurement, error) {
 	m := &measurement{target: t}
 	var err error
-	if m.sample, err = c.reader.sample(t.CgroupPath, t.ContainerID, true); err != nil {
+	if m.sample, err = c.reader.sample(t.CgroupPath, t.ContainerID, everything); err != nil {
 		return nil, err
 	}
 	if m.processes, err = c.reader.Processes(t.CgroupPath); err != nil {

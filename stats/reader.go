@@ -31,10 +31,20 @@ type Reader struct {
 	swept time.Time
 }
 
+// extent is how much of a cgroup is read: each file costs a list of hundreds of pods its share, and the kubelet waits for that
+// every few seconds. Each has what those before it have.
+type extent int
+
+const (
+	ofContainer extent = iota // what the CRI's statistics show of a container
+	ofPod                     // … of a pod, which is the number of its tasks too
+	everything                // what metrics show, of one pod at a time
+)
+
 // tree is one version's way to read a cgroup.
 type tree interface {
 	version() int
-	read(path string, all bool, kept *keptFiles) (Sample, error)
+	read(path string, extent extent, kept *keptFiles) (Sample, error)
 	procs(path string) string // the directory whose cgroup.procs lists the processes
 	has(controller string) bool
 }
@@ -48,7 +58,7 @@ type history struct {
 	older     Sample
 	hasNewest bool
 	hasOlder  bool
-	all       bool // newest is of every file
+	extent    extent // of newest
 }
 
 // NewReader reads below the file system root ("/" but for tests) and finds out which cgroup version is mounted there.
@@ -73,38 +83,38 @@ func (r *Reader) CgroupVersion() int { return r.tree.version() }
 
 // Container reads the cgroup of a container or pod: path as in /proc/PID/cgroup. ErrNotFound when it is gone. A sample
 // younger than MaxAge is returned again.
-func (r *Reader) Container(cgroupPath string) (Sample, error) { return r.sample(cgroupPath, "", true) }
+func (r *Reader) Container(cgroupPath string) (Sample, error) {
+	return r.sample(cgroupPath, "", everything)
+}
 
-// sample reads all of a cgroup, or only what the CRI's statistics show (a third of the files: lists of hundreds of pods are
-// asked for every few seconds, metrics of one pod at a time). The latter stay open until Forget of the owner, the id of a
-// container or pod.
-func (r *Reader) sample(cgroupPath, owner string, all bool) (Sample, error) {
+// sample reads a cgroup. What lists of statistics read stays open until Forget of the owner, the id of a container or pod.
+func (r *Reader) sample(cgroupPath, owner string, extent extent) (Sample, error) {
 	if cgroupPath == "" {
 		return Sample{}, fmt.Errorf("no cgroup: %w", errdefs.ErrNotFound)
 	}
-	path := filepath.Clean("/" + cgroupPath)
+	path := absolute(cgroupPath)
 	h := r.history(path, owner)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := r.clock()
 	// The clock's monotonic part decides: a step of the wall clock neither ages nor freshens a sample.
 	age := now.Sub(h.newest.Time)
-	if h.hasNewest && age < MaxAge && age >= 0 && (h.all || !all) {
+	if h.hasNewest && age < MaxAge && age >= 0 && h.extent >= extent {
 		return h.newest, nil
 	}
-	sample, err := r.tree.read(path, all, &h.kept)
+	sample, err := r.tree.read(path, extent, &h.kept)
 	if err != nil {
 		r.forget(path, h)
 		h.end()
 		return Sample{}, fmt.Errorf("cgroup %s: %w", path, err)
 	}
 	sample.Time = now
-	h.push(sample, all)
+	h.push(sample, extent)
 	return h.newest, nil
 }
 
 // push takes a new sample and gives it its rate.
-func (h *history) push(s Sample, all bool) {
+func (h *history) push(s Sample, extent extent) {
 	if h.hasNewest && s.Time.Sub(h.newest.Time) >= MaxAge {
 		h.older, h.hasOlder = h.newest, true
 	}
@@ -116,7 +126,7 @@ func (h *history) push(s Sample, all bool) {
 			s.CPU.HasRate = true
 		}
 	}
-	h.newest, h.hasNewest, h.all = s, true, all
+	h.newest, h.hasNewest, h.extent = s, true, extent
 }
 
 // end closes what is open, for good: who still waits for h reads without keeping. It requires mu.
@@ -207,9 +217,17 @@ func (r *Reader) forgetAll(which func(h *history) bool) {
 	}
 }
 
+// absolute is cgroupPath itself where it is a clean path already, as those of /proc/PID/cgroup are.
+func absolute(cgroupPath string) string {
+	if !strings.HasPrefix(cgroupPath, "/") {
+		cgroupPath = "/" + cgroupPath
+	}
+	return filepath.Clean(cgroupPath)
+}
+
 // ParentCgroup is the cgroup above, "" where that would be the root.
 func ParentCgroup(cgroupPath string) string {
-	parent := filepath.Dir(filepath.Clean("/" + cgroupPath))
+	parent := filepath.Dir(absolute(cgroupPath))
 	if parent == "/" {
 		return ""
 	}

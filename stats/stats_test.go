@@ -226,6 +226,24 @@ func TestPodSumsItsContainersWhereItHasNoCgroup(t *testing.T) {
 	}
 }
 
+// A container's statistics tell of no tasks, so that none are counted for them; a pod that is the sum of its containers needs them
+// all the same, also right after its containers were asked for.
+func TestTasksAreCountedForPods(t *testing.T) {
+	c := NewCollector(testReader(t, "v1hybrid"), NewDisk())
+	target := testTarget()
+	if _, err := c.ContainerStats(target); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.reader.sample(target.CgroupPath, target.ContainerID, ofContainer)
+	if err != nil || s.Pids.Current != 0 {
+		t.Errorf("for a container: %d tasks, %v", s.Pids.Current, err)
+	}
+	pod, err := c.PodSandboxStats(PodTarget{PodID: "p1", Containers: []Target{target}})
+	if err != nil || pod.Linux.Process.ProcessCount.Value == 0 {
+		t.Errorf("a pod's processes %v, %v", pod.GetLinux().GetProcess(), err)
+	}
+}
+
 // expected are the names that critest (cri-tools, validate/pod.go) looks for.
 var expected = strings.Fields(`container_blkio_device_usage_total container_cpu_cfs_periods_total container_cpu_cfs_throttled_periods_total
 container_cpu_cfs_throttled_seconds_total container_cpu_system_seconds_total container_cpu_usage_seconds_total container_cpu_user_seconds_total
