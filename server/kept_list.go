@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"google.golang.org/grpc/encoding"
@@ -26,7 +27,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return c.CodecV2.Marshal(v)
 }
 
-// listItem encodes an item of a list, which is field 1 in each reply of the CRI.
+// listItem encodes an item of a list, which is field 1 in each reply of the CRI, as attributes are in each of its statistics.
 func listItem[M proto.Message](item M) ([]byte, error) {
 	size := proto.Size(item)
 	encoded := make([]byte, 0, protowire.SizeTag(1)+protowire.SizeBytes(size))
@@ -59,7 +60,7 @@ func (k *keptList[V]) fill(reply proto.Message, views []V, build func() proto.Me
 		return nil
 	}
 	last := k.last.Load()
-	if last == nil || len(last.views) != len(views) || &last.views[0] != &views[0] {
+	if last == nil || !same(last.views, views) {
 		encoded, err := proto.Marshal(build())
 		if err != nil {
 			return fmt.Errorf("encode the list: %w", err)
@@ -73,3 +74,41 @@ func (k *keptList[V]) fill(reply proto.Message, views []V, build func() proto.Me
 
 // unfiltered says that a filter is absent or empty: the kubelet sends both.
 func unfiltered(filter proto.Message) bool { return proto.Size(filter) == 0 }
+
+// same says that nothing has changed in the index between two lists of its views.
+func same[V any](a, b []V) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
+
+// keptAttributes are the encoded attributes in lists of statistics, kept until the index changes: most of an item's bytes and of
+// the work of encoding it, since the labels are in them.
+type keptAttributes[V any] struct {
+	last atomic.Pointer[encodedAttributes[V]]
+}
+
+type encodedAttributes[V any] struct {
+	views []V
+	byID  sync.Map // of []byte
+}
+
+func (k *keptAttributes[V]) of(views []V) *encodedAttributes[V] {
+	last := k.last.Load()
+	if last == nil || !same(last.views, views) {
+		last = &encodedAttributes[V]{views: views}
+		k.last.Store(last)
+	}
+	return last
+}
+
+// encoded are attributes as the field that they are of their item. They must not be older than the views of e.
+func (e *encodedAttributes[V]) encoded(attributes interface {
+	proto.Message
+	GetId() string
+}) ([]byte, error) {
+	if kept, ok := e.byID.Load(attributes.GetId()); ok {
+		return kept.([]byte), nil
+	}
+	encoded, err := listItem(attributes)
+	if err == nil {
+		e.byID.Store(attributes.GetId(), encoded)
+	}
+	return encoded, err
+}

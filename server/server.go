@@ -107,7 +107,11 @@ type Server struct {
 	memory           memory
 	podList          keptList[state.PodView]
 	containerList    keptList[state.ContainerView]
-	cniSeconds       *prometheus.HistogramVec
+
+	podAttributes       keptAttributes[state.PodView]
+	containerAttributes keptAttributes[state.ContainerView]
+
+	cniSeconds *prometheus.HistogramVec
 
 	settled   chan struct{} // closed when each engine was listed or has said that it is away
 	recovered chan struct{} // closed when calls can be answered

@@ -32,13 +32,30 @@ func (s *Server) ContainerStats(ctx context.Context, req *runtimeapi.ContainerSt
 
 // ListContainerStats reads the running containers'; one that ends meanwhile is left out.
 func (s *Server) ListContainerStats(ctx context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	items, err := eachContainerStats(s, req.GetFilter(), listItem)
+	containers := s.containerAttributes.of(s.store.Containers()) // before they are listed: see encoded
+	items, err := eachContainerStats(s, req.GetFilter(), func(st *runtimeapi.ContainerStats) ([]byte, error) {
+		if err := encodeAttributes(containers, st); err != nil {
+			return nil, err
+		}
+		return listItem(st)
+	})
 	if err != nil {
 		return nil, err
 	}
 	reply := &runtimeapi.ListContainerStatsResponse{}
 	setItems(reply, slices.Concat(items...))
 	return reply, nil
+}
+
+// encodeAttributes takes a container's attributes for those that were encoded before.
+func encodeAttributes(kept *encodedAttributes[state.ContainerView], st *runtimeapi.ContainerStats) error {
+	attributes, err := kept.encoded(st.Attributes)
+	if err != nil {
+		return err
+	}
+	st.Attributes = nil
+	st.ProtoReflect().SetUnknown(attributes)
+	return nil
 }
 
 // StreamContainerStats sends the same list in parts (KEP-5825).
@@ -81,7 +98,7 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandbox
 	if err != nil {
 		return nil, err
 	}
-	st, err := s.collector.PodSandboxStats(s.podTarget(&pod, s.store.ContainersOf(pod.ID)))
+	st, err := s.collector.PodSandboxStats(s.podTarget(&pod, pointers(s.store.ContainersOf(pod.ID))))
 	if err != nil {
 		return nil, fmt.Errorf("statistics of pod sandbox %s: %w", pod.ID, err)
 	}
@@ -90,7 +107,22 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandbox
 
 // ListPodSandboxStats reads the ready pods'; one that ends meanwhile is left out.
 func (s *Server) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
-	items, err := eachPodStats(s, req.GetFilter(), listItem)
+	// Before they are listed: see encoded.
+	pods, containers := s.podAttributes.of(s.store.Pods()), s.containerAttributes.of(s.store.Containers())
+	items, err := eachPodStats(s, req.GetFilter(), func(st *runtimeapi.PodSandboxStats) ([]byte, error) {
+		for _, c := range st.Linux.Containers {
+			if err := encodeAttributes(containers, c); err != nil {
+				return nil, err
+			}
+		}
+		attributes, err := pods.encoded(st.Attributes)
+		if err != nil {
+			return nil, err
+		}
+		st.Attributes = nil
+		st.ProtoReflect().SetUnknown(attributes)
+		return listItem(st)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -163,8 +195,8 @@ func eachReadyPod[T any](s *Server, build func(p *state.PodView, target stats.Po
 	if err != nil {
 		return nil, err
 	}
-	byPod := map[engine.PodID][]state.ContainerView{}
-	for _, c := range s.store.Containers() {
+	byPod := map[engine.PodID][]*state.ContainerView{}
+	for _, c := range pointers(s.store.Containers()) {
 		byPod[c.PodID] = append(byPod[c.PodID], c)
 	}
 	return gather(pods, func(p *state.PodView) (T, error) {
@@ -240,7 +272,16 @@ func (s *Server) mountpoint(engineName string) string {
 	return ""
 }
 
-func (s *Server) podTarget(p *state.PodView, containers []state.ContainerView) stats.PodTarget {
+// pointers spares the copies of what is large.
+func pointers[V any](views []V) []*V {
+	all := make([]*V, len(views))
+	for i := range views {
+		all[i] = &views[i]
+	}
+	return all
+}
+
+func (s *Server) podTarget(p *state.PodView, containers []*state.ContainerView) stats.PodTarget {
 	target := stats.PodTarget{
 		PodID: string(p.ID), PodName: p.Spec.Key.Name, Namespace: p.Spec.Key.Namespace, UID: p.Spec.Key.UID, Attempt: p.Spec.Key.Attempt,
 		Labels: p.Spec.Labels, Annotations: p.Spec.Annotations,
@@ -250,9 +291,9 @@ func (s *Server) podTarget(p *state.PodView, containers []state.ContainerView) s
 	if p.Spec.CgroupParent != "" {
 		target.CgroupPath = stats.ParentCgroup(p.Status.CgroupPath)
 	}
-	for i := range containers {
-		if containers[i].State == engine.ContainerRunning {
-			target.Containers = append(target.Containers, s.target(&containers[i]))
+	for _, c := range containers {
+		if c.State == engine.ContainerRunning {
+			target.Containers = append(target.Containers, s.target(c))
 		}
 	}
 	if target.PID == 0 && len(target.Containers) > 0 {
