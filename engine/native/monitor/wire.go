@@ -53,6 +53,26 @@ func (c Conn) Send(message any, files ...*os.File) error {
 	return err
 }
 
+// Left says whether the peer has closed the connection.
+func (c Conn) Left() bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true // closed here
+	}
+	left := false
+	err = raw.Control(func(fd uintptr) {
+		state := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		for {
+			n, err := unix.Poll(state, 0)
+			if !errors.Is(err, unix.EINTR) {
+				left = err == nil && n > 0
+				return
+			}
+		}
+	})
+	return left || err != nil
+}
+
 func (c Conn) sendFiles(frame []byte, files []*os.File) (int, error) {
 	fds := make([]int, len(files))
 	for i, file := range files {

@@ -83,7 +83,7 @@ func (c *call) create() (any, error) {
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
-	return c.server.make(c.request.ID, &args, monitor.StatusCreated, Plan.Create)
+	return c.make(&args, monitor.StatusCreated, Plan.Create)
 }
 
 func (c *call) restore() (any, error) {
@@ -91,25 +91,31 @@ func (c *call) restore() (any, error) {
 	if err := c.args(&args); err != nil {
 		return nil, err
 	}
-	return c.server.make(c.request.ID, &args.CreateArgs, monitor.StatusRunning, func(plan Plan, stdio Stdio) (Container, error) {
+	return c.make(&args.CreateArgs, monitor.StatusRunning, func(plan Plan, stdio Stdio) (Container, error) {
 		return plan.Restore(stdio, &args)
 	})
 }
 
 // make makes a container by way of fork, after which it is in the given status.
-func (s *Server) make(id string, args *monitor.CreateArgs, status monitor.Status, fork func(Plan, Stdio) (Container, error)) (any, error) {
+func (c *call) make(args *monitor.CreateArgs, status monitor.Status, fork func(Plan, Stdio) (Container, error)) (any, error) {
+	s, id := c.server, c.request.ID
 	release, err := s.reserve(id)
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.build(id, args, status, fork)
+	// A caller that has given up may have been told already that there is nothing to delete. A Delete after this waits for us.
+	if c.conn.Left() {
+		release(nil)
+		return nil, fmt.Errorf("container %s: the caller has given up: %w", id, errdefs.ErrAborted)
+	}
+	made, err := s.build(id, args, status, fork)
 	if err != nil {
 		release(nil)
 		return nil, err
 	}
-	release(c)
-	s.events.publish(monitor.EventState, c.state)
-	return c.state(), nil
+	release(made)
+	s.events.publish(monitor.EventState, made.state)
+	return made.state(), nil
 }
 
 func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Status, fork func(Plan, Stdio) (Container, error)) (*container, error) {

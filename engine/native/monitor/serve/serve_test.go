@@ -129,6 +129,48 @@ func TestPeersOfOtherVersionsAreUnderstood(t *testing.T) {
 	}
 }
 
+// A creation that is served only after its caller has given it up, and has had it deleted, makes nothing.
+func TestACreationThatWasGivenUpMakesNothing(t *testing.T) {
+	f := newFixture(t, nil)
+	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	create := func(id string, giveUp bool) error {
+		t.Helper()
+		caller, err := net.Dial("unix", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = caller.Close() }()
+		conn, err := listener.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		if giveUp {
+			_ = caller.Close()
+		}
+		args, _ := json.Marshal(f.args(id, "/bin/sleep", "100"))
+		c := &call{server: f.server, conn: monitor.Conn{UnixConn: conn.(*net.UnixConn)}, request: monitor.Request{Op: monitor.OpCreate, ID: id, Args: args}}
+		_, err = c.create()
+		return err
+	}
+	if err := f.Delete(f.ctx(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := create("a", true); !errdefs.IsAborted(err) {
+		t.Errorf("given up: %v", err)
+	}
+	if states := must(f.List(f.ctx())); len(states) != 0 {
+		t.Errorf("there is %+v", states)
+	}
+	if err := create("a", false); err != nil {
+		t.Errorf("asked for again: %v", err)
+	}
+}
+
 func TestErrorsKeepTheirClass(t *testing.T) {
 	f := newFixture(t, nil)
 	check := func(what string, err error, is func(error) bool) {
