@@ -218,6 +218,26 @@ func TestPullAnswersTheAskedImage(t *testing.T) {
 	}
 }
 
+// An image that somebody removes as soon as it was pulled is pulled again: "not found" would be said of the registry.
+func TestAPullOfWhatIsBeingRemoved(t *testing.T) {
+	f := newFakeDocker(t)
+	pulls, lasts := 0, 2
+	f.pull = func(_ http.ResponseWriter, _ *http.Request, ref string) {
+		if pulls++; pulls == lasts {
+			f.put("a", fakeImage{tags: []string{ref}})
+		}
+	}
+	s := newStore(t, f, nil)
+	img, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: "app"})
+	if err != nil || string(img.ID) != fakeID("a") || pulls != 2 {
+		t.Errorf("%+v, %v after %d pulls", img, err, pulls)
+	}
+	pulls, lasts = 0, -1
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: "gone"}); !errdefs.IsNotFound(err) || pulls != removedTries {
+		t.Errorf("what never stays: %v after %d pulls, want %d", err, pulls, removedTries)
+	}
+}
+
 func TestAuthFormsReachDocker(t *testing.T) {
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config.json")

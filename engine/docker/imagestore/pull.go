@@ -79,12 +79,21 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 	if mirrors != nil {
 		return s.pullThrough(ctx, d, named, mirrors, credentials, p)
 	}
-	if err := dockerPull(ctx, d, named.String(), domain, credentials, p); err != nil {
-		return nil, classify(ctx, named, credentials, err)
+	for tries := 1; ; tries++ {
+		if err := dockerPull(ctx, d, named.String(), domain, credentials, p); err != nil {
+			return nil, classify(ctx, named, credentials, err)
+		}
+		p.touch()
+		img, err := inspect(ctx, d, named.String())
+		// One that is not there was removed by somebody since: "not found" would say that the registry has none.
+		if !errdefs.IsNotFound(err) || tries == removedTries {
+			return img, err
+		}
 	}
-	p.touch()
-	return inspect(ctx, d, named.String())
 }
+
+// removedTries are how often an image is pulled that is removed each time before it was looked at.
+const removedTries = 3
 
 // dockerPull lets Docker pull ref, following its progress.
 func dockerPull(ctx context.Context, d docker, ref, domain string, credentials registry.Credentials, p *progress) error {
