@@ -75,8 +75,24 @@ var (
 // goTool runs the go command.
 func goTool(dir string, env []string, args ...string) error { return locked(dir, env, "go", args...) }
 
-// locked runs a command that builds. Test packages of several processes may want the same program: one builds at a time.
+// locked runs a command that builds, as inCache does.
 func locked(dir string, env []string, name string, args ...string) error {
+	return inCache(func() error { return runIn(dir, env, name, args...) })
+}
+
+// runIn runs a command in a folder.
+func runIn(dir string, env []string, name string, args ...string) error {
+	command := exec.Command(name, args...)
+	command.Dir, command.Env = dir, append(os.Environ(), env...)
+	if out, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// inCache calls a function that writes to the cache folder. Test packages of several processes may want the same file of it:
+// one builds or fetches at a time. It does not nest.
+func inCache(write func() error) error {
 	lock, err := os.OpenFile(filepath.Join(cacheDir(), "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o644)
 	if err != nil {
 		return err
@@ -85,12 +101,30 @@ func locked(dir string, env []string, name string, args ...string) error {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return err
 	}
-	command := exec.Command(name, args...)
-	command.Dir, command.Env = dir, append(os.Environ(), env...)
-	if out, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return nil
+	return write()
+}
+
+// debianPackage unpacks Debian's package, without installing it, into a folder of the cache, unless it is there.
+func debianPackage(name, dir string) error {
+	return inCache(func() error {
+		if dirHas(dir, "usr") { // what both packages here have; the folder gets its name when it is whole
+			return nil
+		}
+		unpacked := dir + ".new"
+		for _, stale := range []string{unpacked, dir} { // of a run that was killed
+			if err := os.RemoveAll(stale); err != nil {
+				return err
+			}
+		}
+		if err := os.Mkdir(unpacked, 0o755); err != nil {
+			return err
+		}
+		script := fmt.Sprintf("apt-get download %[1]s >&2; dpkg-deb -x %[1]s_*.deb .; rm %[1]s_*.deb", name)
+		if err := runIn(unpacked, nil, "sh", "-ec", script); err != nil {
+			return err
+		}
+		return os.Rename(unpacked, dir)
+	})
 }
 
 func testServer(t T) string {
@@ -148,13 +182,8 @@ func busyboxFile(t T) string {
 			return file
 		}
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatalf("fetching busybox: %v", err)
-	}
-	fetch := exec.Command("sh", "-ec", "apt-get download busybox >&2; dpkg-deb -x busybox_*.deb .; rm busybox_*.deb")
-	fetch.Dir = dir
-	if out, err := fetch.CombinedOutput(); err != nil {
-		t.Fatalf("fetching Debian's busybox package for the test images: %v\n%s", err, out)
+	if err := debianPackage("busybox", dir); err != nil {
+		t.Fatalf("fetching Debian's busybox package for the test images: %v", err)
 	}
 	for _, file := range []string{filepath.Join(dir, "bin", "busybox"), filepath.Join(dir, "usr", "bin", "busybox")} {
 		if findsAppletsOnPath(file) {

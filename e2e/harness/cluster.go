@@ -132,17 +132,7 @@ func etcd(t T) string {
 	if isFile(file) {
 		return file
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatalf("fetching etcd: %v", err)
-	}
-	err := onHostNetwork(func() error {
-		fetch := exec.Command("sh", "-ec", "apt-get download etcd-server >&2; dpkg-deb -x etcd-server_*.deb .; rm etcd-server_*.deb")
-		fetch.Dir = dir
-		if out, err := fetch.CombinedOutput(); err != nil {
-			return fmt.Errorf("%w\n%s", err, out)
-		}
-		return nil
-	})
+	err := onHostNetwork(func() error { return debianPackage("etcd-server", dir) })
 	if err != nil {
 		t.Fatalf("fetching Debian's etcd-server package: %v", err)
 	}

@@ -24,7 +24,13 @@ func Earlier(t testing.TB, commit string) (binary string) {
 	if out, err := exec.Command("git", "-C", root(), "cat-file", "-e", commit+"^{commit}").CombinedOutput(); err != nil {
 		t.Skipf("the earlier daemon is built from commit %.12s, which this checkout does not have (a source archive, or a shallow clone?): %v %s", commit, err, out)
 	}
-	if err := onHostNetwork(func() error { return buildCommit(commit, target) }); err != nil {
+	build := func() error {
+		if isFile(target) {
+			return nil // another process has just built it
+		}
+		return buildCommit(commit, target)
+	}
+	if err := onHostNetwork(func() error { return inCache(build) }); err != nil {
 		t.Fatalf("building crishim of commit %.12s: %v", commit, err)
 	}
 	return target
@@ -44,7 +50,7 @@ func buildCommit(commit, target string) error {
 	if out, err := exec.Command("sh", "-c", unpack).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", unpack, err, out)
 	}
-	if err := locked(tree, nil, filepath.Join(tree, "hack", "helper.sh"), runtime.GOARCH, commit[:12]); err != nil {
+	if err := runIn(tree, nil, filepath.Join(tree, "hack", "helper.sh"), runtime.GOARCH, commit[:12]); err != nil {
 		return err
 	}
 	if !isFile(filepath.Join(tree, "engine", "native", "helper", "embedded", runtime.GOARCH, "crishim-monitor")) {
@@ -52,7 +58,7 @@ func buildCommit(commit, target string) error {
 	}
 	built := target + ".new"
 	args := strings.Fields("build -buildvcs=false -ldflags=-X=main.version=" + commit[:12] + " -o")
-	if err := goTool(tree, []string{"CGO_ENABLED=0"}, append(args, built, "./cmd/shim")...); err != nil {
+	if err := runIn(tree, []string{"CGO_ENABLED=0"}, "go", append(args, built, "./cmd/shim")...); err != nil {
 		return err
 	}
 	return os.Rename(built, target)
