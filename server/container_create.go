@@ -40,6 +40,9 @@ func (s *Server) makeContainer(ctx context.Context, req *runtimeapi.CreateContai
 	if err != nil {
 		return nil, err
 	}
+	if err := s.podIsUsed(&pod); err != nil {
+		return nil, err
+	}
 	if pod.Spec.LogDirectory == "" { // adopted: the engine does not know it
 		pod.Spec.LogDirectory = req.GetSandboxConfig().GetLogDirectory()
 	}
@@ -59,7 +62,7 @@ func (s *Server) makeContainer(ctx context.Context, req *runtimeapi.CreateContai
 		return nil, err
 	}
 	creation := containerCreation{pod.ID, spec.Key}
-	hash := translator.ConfigHash(req.GetConfig())
+	hash := translator.ContainerConfigHash(req.GetConfig())
 	id, err := s.containerFlights.do(ctx, creation, hash, func(ctx context.Context, awaited func() bool) (engine.ContainerID, error) {
 		if id, err := s.reuseContainer(ctx, creation, hash); id != "" || err != nil {
 			return id, err
@@ -259,25 +262,59 @@ func (s *Server) takeBackContainer(ctx context.Context, eng engine.Engine, spec 
 
 func (s *Server) markContainerReturned(id engine.ContainerID) error {
 	c, ok := s.store.Container(id)
-	if !ok || c.Returned {
+	if !ok {
 		return nil
 	}
-	return s.store.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *state.Container) error { c.Returned = true; return nil })
+	return s.containerIsUsed(&c)
 }
 
-// parkContainer takes back a container that nobody came for.
-func (s *Server) parkContainer(ctx context.Context, creation containerCreation, id engine.ContainerID) {
-	s.later(ctx, parkedFor, func(ctx context.Context) {
-		if err := s.containerFlights.wait(ctx, creation); err != nil {
-			return
+// containerIsUsed is podIsUsed for a container.
+func (s *Server) containerIsUsed(c *state.ContainerView) error {
+	if c.Returned || !c.Recorded {
+		return nil
+	}
+	id := c.ID
+	return s.store.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *state.Container) error {
+		if c.ID != id {
+			return nil
 		}
-		c, ok := s.store.Container(id)
-		if !ok || c.Returned {
-			return
+		if c.Phase.Ending() {
+			return fmt.Errorf("container %s is being removed, as nobody had asked for it: %w", id, errdefs.ErrUnavailable)
 		}
-		klog.InfoS("Removing a container whose caller never came back", "container", creation.key.Name, "id", id)
-		if err := s.removeContainer(ctx, c); err != nil {
-			klog.ErrorS(err, "Could not remove an abandoned container; RemoveContainer will", "id", id)
-		}
+		c.Returned = true
+		return nil
 	})
+}
+
+// parkContainer takes back a container that nobody comes for.
+func (s *Server) parkContainer(ctx context.Context, creation containerCreation, id engine.ContainerID) {
+	s.later(ctx, parkedFor, func(ctx context.Context) { s.takeBackParkedContainer(ctx, creation, id) })
+}
+
+// takeBackParkedContainer is takeBackParkedPod for a container.
+func (s *Server) takeBackParkedContainer(ctx context.Context, creation containerCreation, id engine.ContainerID) {
+	if err := s.containerFlights.wait(ctx, creation); err != nil {
+		return
+	}
+	c, ok := s.store.ContainerByKey(creation.pod, creation.key)
+	if !ok {
+		return
+	}
+	err := s.store.UpdateContainerByKey(creation.pod, creation.key, func(c *state.Container) error {
+		if c.ID != id || c.Returned {
+			return errUsed
+		}
+		c.Phase = state.PhaseRemoving
+		return nil
+	})
+	if errors.Is(err, errUsed) {
+		return
+	}
+	if err != nil {
+		klog.ErrorS(err, "Could not record that an abandoned container is removed; removing it all the same", "id", id)
+	}
+	klog.InfoS("Removing a container whose caller never came back", "container", creation.key.Name, "id", id)
+	if err := s.removeContainer(ctx, c); err != nil {
+		klog.ErrorS(err, "Could not remove an abandoned container; RemoveContainer will", "id", id)
+	}
 }

@@ -36,6 +36,9 @@ func (s *Server) StartContainer(ctx context.Context, req *runtimeapi.StartContai
 	if err := s.ready(c.Engine); err != nil {
 		return nil, err
 	}
+	if err := s.containerIsUsed(&c); err != nil {
+		return nil, err
+	}
 	// A start whose caller leaves halfway is finished: whether the process runs must not depend on when that was.
 	// Only a stop ends it.
 	ctx, end := s.starts.begin(context.WithoutCancel(ctx), c.ID)

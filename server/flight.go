@@ -25,18 +25,19 @@ type flights[K comparable, R any] struct {
 }
 
 type flight[R any] struct {
-	hash    string
-	done    chan struct{}
-	waiters int                     // guarded by flights.mu
-	abort   context.CancelCauseFunc // of the work's context
+	hash     string
+	done     chan struct{}
+	waiters  int                     // guarded by flights.mu
+	replaced bool                    // work of another hash waits for its end; guarded by flights.mu
+	abort    context.CancelCauseFunc // of the work's context
 
 	// Written before done is closed.
 	result R
 	err    error
 }
 
-// do runs work for key, or joins work of the same key and hash. Work of another hash is waited for, and then this call
-// begins anew. work is told how to ask whether anybody still waits for its result.
+// do runs work for key, or joins work of the same key and hash. Work of another hash is waited for, or aborted as soon as
+// nobody else waits for it, and then this call begins anew. work is told how to ask whether anybody still waits for its result.
 func (f *flights[K, R]) do(ctx context.Context, key K, hash string, work func(ctx context.Context, awaited func() bool) (R, error)) (R, error) {
 	var none R
 	for {
@@ -54,7 +55,10 @@ func (f *flights[K, R]) do(ctx context.Context, key K, hash string, work func(ct
 		same := fl.hash == hash
 		if same {
 			fl.waiters++
+		} else {
+			fl.replaced = true
 		}
+		fl.abortIfUnwanted()
 		f.mu.Unlock()
 
 		select {
@@ -66,10 +70,18 @@ func (f *flights[K, R]) do(ctx context.Context, key K, hash string, work func(ct
 			if same {
 				f.mu.Lock()
 				fl.waiters--
+				fl.abortIfUnwanted()
 				f.mu.Unlock()
 			}
 			return none, ctx.Err()
 		}
+	}
+}
+
+// abortIfUnwanted requires flights.mu.
+func (fl *flight[R]) abortIfUnwanted() {
+	if fl.replaced && fl.waiters == 0 {
+		fl.abort(errReplaced)
 	}
 }
 
@@ -117,12 +129,20 @@ func (f *flights[K, R]) underWay(key K) bool {
 // errEnds is why a work was aborted. It is no error of the caller's whose work it is: that one may come back.
 var errEnds = fmt.Errorf("it is being stopped: %w", errdefs.ErrFailedPrecondition)
 
+// errReplaced is why a work was aborted for which nobody waited any more. Who asks for it again meets what replaced it.
+var errReplaced = fmt.Errorf("another config was asked for under the same name: %w", errdefs.ErrAborted)
+
 // abortedBy puts the cause of an abort in the place of the class of what broke because of it.
 func abortedBy(ctx context.Context, err error) error {
-	if !errors.Is(err, context.Canceled) || !errors.Is(context.Cause(ctx), errEnds) {
+	if !errors.Is(err, context.Canceled) {
 		return err
 	}
-	return fmt.Errorf("given up: %w (%v)", errEnds, err)
+	for _, cause := range []error{errEnds, errReplaced} {
+		if errors.Is(context.Cause(ctx), cause) {
+			return fmt.Errorf("given up: %w (%v)", cause, err)
+		}
+	}
+	return err
 }
 
 // wait returns when no work is in flight for key.

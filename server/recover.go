@@ -188,8 +188,11 @@ func (s *Server) takeBackPodLater(ctx context.Context, key engine.PodKey, pause 
 
 func (s *Server) takeBackUnreturned(ctx context.Context, c state.ContainerView) {
 	creation := containerCreation{c.PodID, c.Spec.Key}
-	if c.Phase == state.PhaseCreated {
+	switch c.Phase {
+	case state.PhaseCreated:
 		s.parkContainer(ctx, creation, c.ID)
+		return
+	case state.PhaseRunning: // somebody has started it; a daemon before this one did not note who
 		return
 	}
 	s.takeBackContainerLater(ctx, creation, 0)

@@ -263,27 +263,65 @@ func dropPod(ctx context.Context, eng engine.Engine, id engine.PodID) error {
 
 // markPodReturned notes that a caller has the id. The record is written only if it does not say so already.
 func (s *Server) markPodReturned(key engine.PodKey) error {
-	if pod, ok := s.store.PodByKey(key); !ok || pod.Returned {
+	pod, ok := s.store.PodByKey(key)
+	if !ok {
 		return nil
 	}
-	return s.store.UpdatePodByKey(key, func(p *state.Pod) error { p.Returned = true; return nil })
+	return s.podIsUsed(&pod)
 }
 
-// parkPod takes back a pod that nobody came for.
-func (s *Server) parkPod(ctx context.Context, key engine.PodKey, id engine.PodID) {
-	s.later(ctx, parkedFor, func(ctx context.Context) {
-		if err := s.podFlights.wait(ctx, key); err != nil {
-			return
+// podIsUsed notes that a caller has the id, by which it has asked for something: a kubelet that was restarted, or that has
+// given a RunPodSandbox up, goes on with the pod that it finds in the list, and does not ask for it again.
+func (s *Server) podIsUsed(pod *state.PodView) error {
+	if pod.Returned || !pod.Recorded {
+		return nil
+	}
+	return s.store.UpdatePodByKey(pod.Spec.Key, func(p *state.Pod) error {
+		if p.ID != pod.ID {
+			return nil
 		}
-		pod, ok := s.store.PodByKey(key)
-		if !ok || pod.ID != id || pod.Returned {
-			return
+		if p.Phase.Ending() {
+			return fmt.Errorf("pod sandbox %s is being removed, as nobody had asked for it: %w", pod.ID, errdefs.ErrUnavailable)
 		}
-		klog.InfoS("Removing a pod sandbox whose caller never came back", "pod", klog.KRef(key.Namespace, key.Name), "id", id)
-		if err := s.removePod(ctx, pod); err != nil {
-			klog.ErrorS(err, "Could not remove an abandoned pod sandbox; RemovePodSandbox will", "id", id)
-		}
+		p.Returned = true
+		return nil
 	})
+}
+
+// errUsed is why something that nobody was given is not taken back: a caller has come.
+var errUsed = errors.New("a caller has it")
+
+// parkPod takes back a pod that nobody comes for.
+func (s *Server) parkPod(ctx context.Context, key engine.PodKey, id engine.PodID) {
+	s.later(ctx, parkedFor, func(ctx context.Context) { s.takeBackParkedPod(ctx, key, id) })
+}
+
+func (s *Server) takeBackParkedPod(ctx context.Context, key engine.PodKey, id engine.PodID) {
+	if err := s.podFlights.wait(ctx, key); err != nil {
+		return
+	}
+	pod, ok := s.store.PodByKey(key)
+	if !ok || len(s.store.ContainersOf(id)) > 0 { // a daemon before this one may not have noted who made them
+		return
+	}
+	// Who comes from here on is told that it goes, and who came before keeps it.
+	err := s.store.UpdatePodByKey(key, func(p *state.Pod) error {
+		if p.ID != id || p.Returned {
+			return errUsed
+		}
+		p.Phase = state.PhaseStopping
+		return nil
+	})
+	if errors.Is(err, errUsed) {
+		return
+	}
+	if err != nil {
+		klog.ErrorS(err, "Could not record that an abandoned pod sandbox is removed; removing it all the same", "id", id)
+	}
+	klog.InfoS("Removing a pod sandbox whose caller never came back", "pod", klog.KRef(key.Namespace, key.Name), "id", id)
+	if err := s.removePod(ctx, pod); err != nil {
+		klog.ErrorS(err, "Could not remove an abandoned pod sandbox; RemovePodSandbox will", "id", id)
+	}
 }
 
 // later runs work after a pause, unless the server ends first. It outlives the call that asks for it.

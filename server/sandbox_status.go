@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 
+	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"crishim/internal/process"
 	"crishim/state"
@@ -24,6 +26,11 @@ func (s *Server) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandbo
 		return nil, err
 	}
 	pod = confirmed[0]
+	if pod.Phase == state.PhaseRunning && !s.opts.Observe { // by its status a kubelet finds what it goes on with
+		if err := s.podIsUsed(&pod); err != nil && !errdefs.IsNotFound(err) {
+			klog.ErrorS(err, "Could not record that somebody has come for a pod sandbox", "id", pod.ID)
+		}
+	}
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: translator.PodStatusReply(new(podView(&pod)))}
 	if req.GetVerbose() {
 		containers, err := s.confirmContainers(s.store.ContainersOf(pod.ID))
