@@ -20,8 +20,9 @@ import (
 // clusterRun is a control plane, its node, and what its manifests may name.
 type clusterRun struct {
 	*harness.Cluster
-	n    *harness.Node
-	host string
+	n       *harness.Node
+	kubelet *harness.Kubelet
+	host    string
 }
 
 // clusterManifests are applied at once; IMAGE and DIR as in podManifest.
@@ -127,7 +128,7 @@ func TestCluster(t *testing.T) {
 	recordKubelet(t, harness.KubeletCurrent, len(clusterSteps))
 	n := node(t)
 	c := &clusterRun{n: n, host: t.TempDir(), Cluster: harness.StartCluster(t, n)}
-	harness.StartKubelet(t, n, harness.KubeletOptions{Cluster: c.Cluster, Config: map[string]any{
+	c.kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Cluster: c.Cluster, Config: map[string]any{
 		"featureGates": map[string]any{"PodAndContainerStatsFromCRI": true},
 	}})
 	c.waitFor(t, "the node to be ready", "True", "get", "node", "e2e", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
@@ -170,6 +171,7 @@ var clusterSteps = []struct {
 	{"kubectl logs, followed", clusterLogs},
 	{"kubectl port-forward", clusterForward},
 	{"kubectl debug adds a container that sees the others' processes", clusterDebug},
+	{"all streams were WebSockets, up to the kubelet", clusterWebSockets},
 	{"kubectl top's figures come through the node's proxy", clusterFigures},
 	{"kubectl delete", clusterDelete},
 }
@@ -288,6 +290,10 @@ func clusterRuntimeClass(t *testing.T, c *clusterRun) {
 		handlers = append(handlers, "runc")
 	}
 	for _, handler := range handlers {
+		users := "hostUsers: true"
+		if handler == "native" {
+			users = "hostUsers: false" // which Docker cannot
+		}
 		c.apply(t, fmt.Sprintf(`
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
@@ -300,8 +306,9 @@ metadata: {name: of-%[1]s}
 spec:
   terminationGracePeriodSeconds: 1
   runtimeClassName: class-%[1]s
-  containers: [{name: c, image: IMAGE, command: [testserver, on-term, "0"]}]
-`, handler))
+  %[2]s
+  containers: [{name: c, image: IMAGE, command: [testserver, log, "2"], readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1, timeoutSeconds: 20}}]
+`, handler, users))
 	}
 	harness.Eventually(t, time.Minute, "the event about a handler that nobody has", func() error {
 		events := c.Must(t, "events", "--for=pod/of-nobody")
@@ -311,11 +318,21 @@ spec:
 		return nil
 	})
 	c.Must(t, "delete", "pod", "of-nobody", "--timeout=1m")
+	var both []*survivor
 	for _, handler := range handlers[1:] {
-		c.waitReady(t, "of-"+handler)
+		pod := "of-" + handler
+		c.waitReady(t, pod)
 		if handler == "runc" {
 			continue
 		}
+		s := &survivor{n: c.n, name: pod,
+			id: func(t *testing.T) string {
+				return c.Must(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[*].containerID}")
+			},
+			log: func(t *testing.T) string { return c.Must(t, "logs", pod) },
+		}
+		s.remember(t)
+		both = append(both, s)
 		_, id, _ := strings.Cut(c.Must(t, "get", "pod", "of-"+handler, "-o", "jsonpath={.status.containerStatuses[0].containerID}"), "://")
 		ids, err := c.n.Docker.Containers()
 		if err != nil {
@@ -327,6 +344,25 @@ spec:
 		if got := c.Must(t, "exec", "of-"+handler, "--", "echo", "there"); got != "there\n" {
 			t.Errorf("a command in the pod of class %s says %q", handler, got)
 		}
+		users := strings.Fields(c.Must(t, "exec", pod, "--", "cat", "/proc/self/uid_map"))
+		if own := len(users) == 3 && users[1] != "0"; own != (handler == "native") {
+			t.Errorf("the users of the pod of class %s are %v", handler, users)
+		}
+		harness.Eventually(t, time.Minute, "the figures of the pod of class "+handler, func() error {
+			for _, name := range []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes"} {
+				if got := series(c.kubelet.Get(t, "/metrics/resource"), name, `pod="`+pod+`"`, `container="c"`); got <= 0 {
+					return fmt.Errorf("%s is %v", name, got)
+				}
+			}
+			return nil
+		})
+	}
+	if len(both) > 0 {
+		c.n.Shim.KillAndRestart()
+	}
+	for _, s := range both {
+		s.checkSurvived(t)
+		c.waitReady(t, s.name)
 	}
 }
 
@@ -484,10 +520,30 @@ func clusterDebug(t *testing.T, c *clusterRun) {
 	}
 }
 
+// clusterWebSockets checks that nobody fell back to SPDY: neither kubectl, whose requests the kubelet would count among all but not
+// among those by WebSocket, nor the API server, which would translate.
+func clusterWebSockets(t *testing.T, c *clusterRun) {
+	server, kubelet := c.Must(t, "get", "--raw", "/metrics"), c.kubelet.Get(t, "/metrics")
+	for subresource, path := range map[string]string{"exec": "exec", "attach": "attach", "portforward": "portForward"} {
+		of := `subresource="` + subresource + `"`
+		proxied := series(server, "apiserver_websocket_streaming_requests_total", of, `proxy_type="proxied_to_kubelet"`)
+		if translated := series(server, "apiserver_websocket_streaming_requests_total", of, `proxy_type="translated_at_apiserver"`); proxied < 1 || translated > 0 {
+			t.Errorf("of %s the API server passed on %v WebSockets and translated %v", subresource, proxied, translated)
+		}
+		all := 0.0
+		for _, method := range []string{"GET", "POST"} { // SPDY is POST
+			all += max(0, series(kubelet, "kubelet_http_requests_total", `method="`+method+`"`, `path="`+path+`"`))
+		}
+		if sockets := series(kubelet, "kubelet_websocket_streaming_requests_total", of); sockets != all || sockets < 1 {
+			t.Errorf("of %v requests of %s that reached the kubelet %v were WebSockets", all, subresource, sockets)
+		}
+	}
+}
+
 func clusterFigures(t *testing.T, c *clusterRun) {
 	harness.Eventually(t, time.Minute, "the figures", func() error {
 		got, err := c.Run(t, "", "get", "--raw", "/api/v1/nodes/e2e/proxy/metrics/resource")
-		if err == nil && !hasSeries(got, "container_memory_working_set_bytes", `pod="shell"`, `container="shell"`, `namespace="default"`) {
+		if err == nil && series(got, "container_memory_working_set_bytes", `pod="shell"`, `container="shell"`, `namespace="default"`) <= 0 {
 			err = errors.New("the pod is not among them")
 		}
 		return err

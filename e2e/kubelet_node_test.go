@@ -108,7 +108,9 @@ func fullNode(t *testing.T, version string) {
 	// The Go runtime ends no thread and keeps some memory of the most that ever was at once; the live heap is looked at.
 	n := node(t, "threads", "resident bytes")
 	r := &kubeletRun{n: n, host: t.TempDir()}
-	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: version, Config: map[string]any{"maxPods": pods, "registryPullQPS": 0, "syncFrequency": "1m"}})
+	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: version, Config: map[string]any{"maxPods": pods + 1, "registryPullQPS": 0, "syncFrequency": "1m"}})
+	r.apply(t, "witness", kubeletWitness)
+	witness := watch(t, n, r.Kubelet, "witness", "c")
 	name := func(i int) string { return fmt.Sprintf("full-%d", i) }
 	for i := range pods {
 		r.apply(t, name(i), `
@@ -123,7 +125,7 @@ func fullNode(t *testing.T, version string) {
 		}
 		ready := 0
 		for _, pod := range all {
-			if pod.Ready() {
+			if pod.Ready() && strings.HasPrefix(pod.Metadata.Name, "full-") {
 				ready++
 				addresses[pod.Status.PodIP] = true
 			}
@@ -141,25 +143,33 @@ func fullNode(t *testing.T, version string) {
 		r.Delete(t, name(i))
 	}
 	harness.Eventually(t, 10*time.Minute, "all pods to end", func() error {
-		if left := len(n.CNI.Addresses()); left > 0 {
+		if left := len(n.CNI.Addresses()); left > 1 {
 			return fmt.Errorf("%d addresses are taken", left)
 		}
 		return nil
 	})
+	witness.checkSurvived(t)
 }
 
 // What a kubelet's feature gates ask of a runtime otherwise.
 func TestKubeletFeatureGates(t *testing.T) {
 	wholeKubelet(t)
-	for name, gates := range map[string]map[string]any{
-		"evented PLEG and streamed lists": {"EventedPLEG": true, "CRIListStreaming": true, "PodAndContainerStatsFromCRI": true},
-		"no statistics from the CRI":      {"PodAndContainerStatsFromCRI": false},
+	for name, gate := range map[string]struct {
+		gates map[string]any
+		check func(t *testing.T, r *kubeletRun, before string)
+	}{
+		"evented PLEG":               {map[string]any{"EventedPLEG": true, "PodAndContainerStatsFromCRI": true}, checkEvents},
+		"streamed lists":             {map[string]any{"CRIListStreaming": true, "PodAndContainerStatsFromCRI": true}, checkStreamedLists},
+		"no statistics from the CRI": {map[string]any{"PodAndContainerStatsFromCRI": false}, checkOwnStatistics},
 	} {
 		t.Run(name, func(t *testing.T) {
 			recordKubelet(t, harness.KubeletCurrent, 1)
 			n := node(t)
+			before := n.Shim.Get("/metrics")
 			r := &kubeletRun{n: n, host: t.TempDir()}
-			r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"featureGates": gates}})
+			r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Config: map[string]any{"featureGates": gate.gates}})
+			r.apply(t, "witness", kubeletWitness)
+			witness := watch(t, n, r.Kubelet, "witness", "c")
 			for _, pod := range []string{"web", "crash", "once", "graceful"} {
 				r.apply(t, pod, kubeletPods[pod])
 			}
@@ -169,28 +179,64 @@ func TestKubeletFeatureGates(t *testing.T) {
 			kubeletGraceful(t, n, r.Kubelet, r.host)
 			harness.Eventually(t, time.Minute, "the pod's figures", func() error {
 				stats, err := r.StatsSummary("web")
-				if err == nil && (len(stats.Containers) != 1 || stats.Containers[0].Memory.WorkingSetBytes == 0 || stats.Containers[0].RootFS.UsedBytes == nil) {
+				if err == nil && (len(stats.Containers) != 1 || stats.Containers[0].CPU.UsageCoreNanoSeconds == 0 || stats.Containers[0].Memory.WorkingSetBytes == 0 ||
+					stats.Containers[0].RootFS.UsedBytes == nil || stats.CPU.UsageCoreNanoSeconds == 0 || stats.Memory.WorkingSetBytes == 0) {
 					err = fmt.Errorf("they are %+v", stats)
 				}
 				return err
 			})
-			if gates["EventedPLEG"] == true {
-				if got := value(r.Get(t, "/metrics"), "kubelet_evented_pleg_connection_success_count"); got == "" || got == "0" {
-					t.Errorf("the kubelet has connected %q times to the events", got)
-				}
-			}
+			gate.check(t, r, before)
+			witness.checkSurvived(t)
 		})
 	}
 }
 
-// value is that of a metric without labels, "" where there is none.
-func value(metrics, name string) string {
-	for line := range strings.Lines(metrics) {
-		if number, found := strings.CutPrefix(line, name+" "); found {
-			return strings.TrimSpace(number)
+// checkEvents checks that the kubelet got events and lost the stream of them never: it counts as connected, too, where a runtime
+// answers that it has none.
+func checkEvents(t *testing.T, r *kubeletRun, _ string) {
+	metrics := r.Get(t, "/metrics")
+	for name, want := range map[string]func(float64) bool{
+		"kubelet_evented_pleg_connection_success_count":         func(n float64) bool { return n == 1 },
+		"kubelet_evented_pleg_connection_error_count":           func(n float64) bool { return n == 0 },
+		"kubelet_evented_pleg_connection_latency_seconds_count": func(n float64) bool { return n >= 10 }, // an event each
+	} {
+		if got := series(metrics, name); !want(got) {
+			t.Errorf("%s is %v", name, got)
 		}
 	}
-	return ""
+}
+
+// checkStreamedLists checks that the kubelet asks for streams: it would ask for lists, for good, after one that is not there.
+func checkStreamedLists(t *testing.T, r *kubeletRun, before string) {
+	harness.Eventually(t, time.Minute, "the kubelet to ask for streams of everything", func() error {
+		r.Get(t, "/metrics/cadvisor") // of which it makes one
+		after := r.n.Shim.Get("/metrics")
+		for _, method := range []string{"StreamPodSandboxes", "StreamContainers", "StreamImages", "StreamPodSandboxStats", "StreamPodSandboxMetrics"} {
+			const name = "crishim_rpc_duration_seconds_count"
+			labels := []string{`method="` + method + `"`, `code="OK"`}
+			if now, was := series(after, name, labels...), max(0, series(before, name, labels...)); now <= was {
+				return fmt.Errorf("%s was answered %v times, before %v", method, now, was)
+			}
+		}
+		return nil
+	})
+}
+
+// checkOwnStatistics checks the figures that the kubelet itself makes of cgroups that the runtime gave it.
+func checkOwnStatistics(t *testing.T, r *kubeletRun, _ string) {
+	harness.Eventually(t, time.Minute, "the metrics of resources", func() error {
+		metrics := r.Get(t, "/metrics/resource")
+		for name, labels := range map[string][]string{
+			"container_cpu_usage_seconds_total":  {`pod="web-e2e"`, `container="web"`},
+			"container_memory_working_set_bytes": {`pod="web-e2e"`, `container="web"`},
+			"pod_memory_working_set_bytes":       {`pod="web-e2e"`},
+		} {
+			if got := series(metrics, name, labels...); got <= 0 {
+				return fmt.Errorf("%s of %v is %v", name, labels, got)
+			}
+		}
+		return nil
+	})
 }
 
 // After a reboot nothing runs and the pods come back, in their old volumes.

@@ -99,14 +99,14 @@ func kubeletResourceMetrics(t *testing.T, r *kubeletRun) {
 		metrics := r.Get(t, "/metrics/resource")
 		for _, labels := range [][]string{{`pod="guaranteed-e2e"`, `container="c"`}, {`pod="burstable-e2e"`, `container="c"`}, {`pod="burstable-e2e"`, `container="other"`}} {
 			for _, name := range []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "container_start_time_seconds"} {
-				if !hasSeries(metrics, name, labels...) {
-					return fmt.Errorf("%s has no row with %v", name, labels)
+				if got := series(metrics, name, labels...); got <= 0 {
+					return fmt.Errorf("%s of %v is %v", name, labels, got)
 				}
 			}
 		}
 		for _, name := range []string{"pod_cpu_usage_seconds_total", "pod_memory_working_set_bytes"} {
-			if !hasSeries(metrics, name, `pod="guaranteed-e2e"`) {
-				return fmt.Errorf("%s has no row for the pod", name)
+			if got := series(metrics, name, `pod="guaranteed-e2e"`); got <= 0 {
+				return fmt.Errorf("%s of the pod is %v", name, got)
 			}
 		}
 		if !strings.Contains(metrics, "\nnode_memory_working_set_bytes ") || !strings.Contains(metrics, "\nresource_scrape_error 0") && !strings.Contains(metrics, "\nscrape_error 0") {
@@ -114,7 +114,7 @@ func kubeletResourceMetrics(t *testing.T, r *kubeletRun) {
 		}
 		return nil
 	})
-	if metrics := r.Get(t, "/metrics/probes"); !hasSeries(metrics, "prober_probe_total", `pod="guaranteed-e2e"`, `probe_type="Readiness"`, `result="successful"`) {
+	if metrics := r.Get(t, "/metrics/probes"); series(metrics, "prober_probe_total", `pod="guaranteed-e2e"`, `probe_type="Readiness"`, `result="successful"`) <= 0 {
 		t.Error("the metrics of probes have no row for the pod's")
 	}
 	for _, name := range []string{"guaranteed", "burstable"} {

@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/md5"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +28,8 @@ var kubeletStreamFamily = kubeletFamily{
   - {name: pipe, image: IMAGE, stdin: true, command: [sh, -c, "while read x; do echo got $x; echo heard $x >&2; done"]}
   - {name: terminal, image: IMAGE, stdin: true, tty: true, command: [sh, -c, "while read x; do echo got $x at $(stty size); done"]}
   - {name: once, image: IMAGE, stdin: true, stdinOnce: true, command: [sh, -c, "md5sum; exec testserver on-term 0"]}
+  - {name: bulk-spdy, image: IMAGE, stdin: true, stdinOnce: true, command: [sh, -c, "head -c 4194304 | md5sum; exec testserver on-term 0"]}
+  - {name: bulk-websocket, image: IMAGE, stdin: true, stdinOnce: true, command: [sh, -c, "head -c 4194304 | md5sum; exec testserver on-term 0"]}
   - {name: echo, image: IMAGE, command: [testserver, tcp, ":7"], readinessProbe: {tcpSocket: {port: 7}, periodSeconds: 1}}`,
 	},
 	steps: []kubeletStep{
@@ -121,12 +125,24 @@ func kubeletAttaches(t *testing.T, r *kubeletRun) {
 			_ = typed.Close()
 		}
 	}
-	var out harness.Buffer
-	s := harness.Streams{Stdin: strings.NewReader("all of it"), Stdout: &out}
-	attached := ctx(t)
-	go func() { _ = harness.StreamSPDY(attached, r.AttachURL("streams", "once", s), s) }()
-	out.WaitFor(t, "  -\n") // md5sum ends with its standard input
-	if pod := r.WaitReady(t, "streams"); pod.Container("pipe").RestartCount+pod.Container("terminal").RestartCount+pod.Container("once").RestartCount != 0 {
+	input := make([]byte, 4<<20)
+	random := rand.NewChaCha8([32]byte{3})
+	_, _ = random.Read(input)
+	for container, typed := range map[string][]byte{"once": []byte("all of it"), "bulk-spdy": input, "bulk-websocket": input} { // md5sum of once ends with its standard input; without stdinOnce the end of what is typed would end the attach
+		stream := harness.StreamSPDY
+		if container == "bulk-websocket" {
+			stream = harness.StreamWebSocket
+		}
+		var out harness.Buffer
+		s := harness.Streams{Stdin: bytes.NewReader(typed), Stdout: &out}
+		attached, cancel := context.WithCancel(ctx(t))
+		ended := make(chan error, 1)
+		go func() { ended <- stream(attached, r.AttachURL("streams", container, s), s) }()
+		out.WaitFor(t, fmt.Sprintf("%x  -\n", md5.Sum(typed)))
+		cancel()
+		<-ended
+	}
+	if pod := r.WaitReady(t, "streams"); slices.ContainsFunc(pod.Status.ContainerStatuses, func(c harness.KubeletContainer) bool { return c.RestartCount != 0 }) {
 		t.Errorf("containers were restarted: %+v", pod.Status.ContainerStatuses)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -96,7 +97,7 @@ var kubeletPods = map[string]string{
   - {name: slow, image: IMAGE, command: [testserver, log, "4"]}
   - name: chatty
     image: IMAGE
-    command: [sh, -c, "testserver log 800 LINES 100; exec testserver on-term 0"]`,
+    command: [sh, -c, "testserver log 300 LINES 100; exec testserver on-term 0"]`,
 
 	"graceful": `
   terminationGracePeriodSeconds: 20
@@ -234,11 +235,17 @@ func kubeletProbes(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) 
 
 func kubeletProbeTimeout(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) {
 	k.WaitPod(t, "probes", time.Minute, "its startup probe to time out", func(p harness.KubeletPod) error {
-		if c := p.Container("hangs"); c.State.Running == nil || time.Since(c.State.Running.StartedAt) < 8*time.Second {
-			return errors.New("it has not run for long")
+		if c := p.Container("hangs"); c.State.Running == nil || c.Started == nil || *c.Started || c.RestartCount != 0 {
+			return fmt.Errorf("container hangs is %+v", c)
+		}
+		if failed := series(k.Get(t, "/metrics/probes"), "prober_probe_total", `pod="probes-e2e"`, `container="hangs"`, `probe_type="Startup"`, `result="failed"`); failed < 3 {
+			return fmt.Errorf("its probe failed %v times", failed)
 		}
 		return nil
 	})
+	if got := series(k.Get(t, "/metrics/probes"), "prober_probe_total", `pod="probes-e2e"`, `container="hangs"`, `probe_type="Startup"`, `result="successful"`); got > 0 {
+		t.Errorf("its probe, which takes %v times as long as it may, succeeded %v times", 1234, got)
+	}
 	// One probe may be under way; those before it are over.
 	if ps := k.Shell(t, "probes", "hangs", "ps"); strings.Count(ps, "sleep 1234") > 2 || strings.Count(ps, "sleep 4321") > 2 {
 		t.Errorf("processes of probes that timed out are left:\n%s", ps)
@@ -479,23 +486,33 @@ func kubeletStats(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) {
 	// What a kubelet's own cAdvisor says of containerd's pods, and of nobody else's, comes from the CRI.
 	harness.Eventually(t, 30*time.Second, "the pod's metrics", func() error {
 		metrics := k.Get(t, "/metrics/cadvisor")
-		for _, name := range []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes", "container_network_receive_bytes_total"} {
-			if !hasSeries(metrics, name, `namespace="default"`, `pod="web-e2e"`) {
-				return fmt.Errorf("%s has no row for the pod", name)
+		for name, label := range map[string]string{
+			"container_cpu_usage_seconds_total": `container="web"`, "container_memory_working_set_bytes": `container="web"`, "container_start_time_seconds": `container="web"`,
+			"container_network_receive_bytes_total": `interface="eth0"`, "container_network_transmit_bytes_total": `interface="eth0"`,
+		} {
+			if got := series(metrics, name, `namespace="default"`, `pod="web-e2e"`, label); got <= 0 {
+				return fmt.Errorf("%s of the pod is %v", name, got)
 			}
 		}
 		return nil
 	})
 }
 
-// hasSeries says whether metrics in Prometheus's text format have a row of that name with these labels.
-func hasSeries(metrics, name string, labels ...string) bool {
+// series is the value of the first row of that name with these labels in metrics of Prometheus's text format; −1 where there is none.
+func series(metrics, name string, labels ...string) float64 {
 	for line := range strings.Lines(metrics) {
-		if strings.HasPrefix(line, name+"{") && !slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(line, l) }) {
-			return true
+		rest, found := strings.CutPrefix(line, name)
+		if !found || rest[0] != ' ' && rest[0] != '{' || slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(rest, l) }) {
+			continue
+		}
+		if at := strings.LastIndex(rest, "}"); at >= 0 {
+			rest = rest[at+1:]
+		}
+		if number, err := strconv.ParseFloat(strings.Fields(rest)[0], 64); err == nil { // a time may follow
+			return number
 		}
 	}
-	return false
+	return -1
 }
 
 // longLived are the pods whose containers nothing restarts.
@@ -580,11 +597,16 @@ func kubeletGraceful(t *testing.T, _ *harness.Node, k *harness.Kubelet, host str
 	wantFile(t, filepath.Join(host, "end"), "pre-stop\nterm\n")
 }
 
-func kubeletStubborn(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) {
-	k.WaitReady(t, "stubborn")
+func kubeletStubborn(t *testing.T, n *harness.Node, k *harness.Kubelet, _ string) {
+	_, id, _ := strings.Cut(k.WaitReady(t, "stubborn").Container("stubborn").ContainerID, "://")
+	pid := n.HostPID(t, id)
+	started := harness.StartTime(pid)
 	k.Delete(t, "stubborn")
 	if took := waitEnded(t, k, "stubborn", 40*time.Second); took < 2*time.Second || took > 20*time.Second {
 		t.Errorf("it took %v, want the grace period of 2 s and a little", took)
+	}
+	if harness.StartTime(pid) == started {
+		t.Errorf("process %d of it still runs", pid)
 	}
 }
 

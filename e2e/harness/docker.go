@@ -275,6 +275,20 @@ func (d *Docker) Containers() ([]string, error) {
 	return ids, nil
 }
 
+// ImageTags are the tags ("repository:tag") of all images of the engine.
+func (d *Docker) ImageTags(t T) []string {
+	t.Helper()
+	var list []struct{ RepoTags []string }
+	if err := d.call(http.MethodGet, "/images/json", nil, &list); err != nil {
+		t.Fatalf("listing Docker's images: %v", err)
+	}
+	var tags []string
+	for _, image := range list {
+		tags = append(tags, image.RepoTags...)
+	}
+	return tags
+}
+
 // ContainerNames are the names of all containers of the engine, without Docker's slash.
 func (d *Docker) ContainerNames() ([]string, error) {
 	var list []struct{ Names []string }

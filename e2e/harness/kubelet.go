@@ -84,6 +84,7 @@ type KubeletPod struct {
 type KubeletContainer struct {
 	Name, Image, ImageID, ContainerID string
 	Ready                             bool
+	Started                           *bool // nil where the kubelet does not know yet
 	RestartCount                      int
 	State, LastState                  struct {
 		Waiting    *struct{ Reason, Message string }
@@ -530,8 +531,9 @@ func (k *Kubelet) removePods() {
 	})
 	// An old kubelet does not know the unified hierarchy, in which OCI runtimes make cgroups too, and leaves those of its pods there.
 	Eventually(k.t, 30*time.Second, "the kubelet to remove the cgroups and volumes of its pods", func() error {
-		left := slices.DeleteFunc(Cgroups(k.cgroup), func(name string) bool {
-			return k.old() || slices.Contains([]string{"/kubepods", "/kubepods/besteffort", "/kubepods/burstable"}, name)
+		hierarchies := slices.DeleteFunc(cgroupRoots(), func(root string) bool { return k.old() && strings.HasSuffix(root, "/unified") })
+		left := slices.DeleteFunc(cgroupsIn(hierarchies, k.cgroup), func(name string) bool {
+			return slices.Contains([]string{"/kubepods", "/kubepods/besteffort", "/kubepods/burstable"}, name)
 		})
 		volumes, err := os.ReadDir(filepath.Join(k.RootDir, "pods"))
 		// An old kubelet that was restarted while a pod waited to be tried again forgets its volumes, and then complains of their

@@ -113,8 +113,14 @@ func (n *Node) footprint() footprint {
 	f.lists["cgroup"] = slices.DeleteFunc(f.lists["cgroup"], func(name string) bool {
 		return name == "/kubepods" || name == "/kubepods/besteffort"
 	})
-	for kind, list := range n.engine().lists() {
-		f.lists[kind] = append(f.lists[kind], list...)
+	engines := []engine{n.engine()}
+	if n.Shim.Both() {
+		engines = append(engines, native{n.Shim})
+	}
+	for _, e := range engines {
+		for kind, list := range e.lists() {
+			f.lists[kind] = append(f.lists[kind], list...)
+		}
 	}
 	f.stacks, f.numbers["goroutines"] = n.Shim.profile("goroutine?debug=1", "total ")
 	idle := pooled(f.stacks)

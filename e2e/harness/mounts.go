@@ -56,9 +56,11 @@ func cgroupRoots() []string {
 }
 
 // Cgroups lists the cgroups below a parent ("/name"), relative to it, in all hierarchies together.
-func Cgroups(parent string) []string {
+func Cgroups(parent string) []string { return cgroupsIn(cgroupRoots(), parent) }
+
+func cgroupsIn(hierarchies []string, parent string) []string {
 	seen := map[string]bool{}
-	for _, root := range cgroupRoots() {
+	for _, root := range hierarchies {
 		top := filepath.Join(root, parent)
 		_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() && path != top {

@@ -164,6 +164,7 @@ const (
 	UserInGroup  = "predefined-group:v1" // User "1000", whom /etc/group puts into 50000
 	ThreeTags    = "tags:1"              // the same image as tags:2 and tags:3
 	Small        = "small:latest"        // a layer of its own, that no other image shares
+	Pinned       = "pinned:latest"       // as Small; the harness's configuration has it as pinned
 	VolumeFiles  = "volume-files:latest" // /data/file, /data/sub/file for image volumes
 	Pause        = "pause:test"          // testserver ignore-term
 )
@@ -198,7 +199,7 @@ func fillRegistry() *Registry {
 	for _, tag := range []string{"1", "2", "3"} {
 		r.Push(&session, "tags:"+tag, three)
 	}
-	for repository, file := range map[string]string{Small: "small", VolumeFiles: "data/file"} {
+	for repository, file := range map[string]string{Small: "small", Pinned: "pinned", VolumeFiles: "data/file"} {
 		tree := &testimage.Tree{}
 		tree.File(file, 0o644, []byte(repository))
 		tree.File(path.Join(path.Dir(file), "sub", "file"), 0o644, []byte("in the sub-path"))

@@ -121,7 +121,7 @@ func (s *Shim) Settings() map[string]any {
 		// Nothing of this machine's own settings counts, and the pause image comes from loopback.
 		"seccomp_dir": filepath.Join(s.kubeletDir(), "seccomp"),
 		"images": map[string]any{
-			"pause": SharedRegistry(s.t).Ref(Pause), "registry_dirs": []string{filepath.Join(s.dir, "certs.d")},
+			"pause": SharedRegistry(s.t).Ref(Pause), "pinned": []string{SharedRegistry(s.t).Ref(Pinned)}, "registry_dirs": []string{filepath.Join(s.dir, "certs.d")},
 			"credentials": filepath.Join(s.dir, "docker-config.json"),
 		},
 		"log": map[string]any{"level": 4},

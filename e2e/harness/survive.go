@@ -88,6 +88,9 @@ func (n *Node) HostPID(t T, id string) int {
 	var pid int
 	Eventually(t, 30*time.Second, "the engine to know the container", func() (err error) {
 		pid, err = n.engine().hostPID(id)
+		if err != nil && n.Shim.Both() {
+			pid, err = native{n.Shim}.hostPID(id)
+		}
 		return err
 	})
 	return pid

@@ -20,6 +20,7 @@ type KubeletRun struct {
 	Test    string `json:"test"`
 	Result  string `json:"result"` // "pass" or "fail"
 	Checks  int    `json:"checks"` // how many steps it has
+	Passes  int    `json:"passes"` // in a row, the last run among them
 	Date    string `json:"date"`
 }
 
@@ -51,16 +52,16 @@ func table(runs Kubelets) string {
 		return "No run is recorded.\n"
 	}
 	var b strings.Builder
-	b.WriteString("| Kubelet | Engine | Tests that passed | Failed | Last run |\n| --- | --- | --- | --- | --- |\n")
+	b.WriteString("| Kubelet | Engine | Tests that passed | Times in a row | Failed | Run since |\n| --- | --- | --- | --- | --- | --- |\n")
 	pairs := slices.SortedFunc(maps.Keys(rows), func(a, b pair) int {
 		return cmp.Or(compareVersions(b.kubelet, a.kubelet), strings.Compare(a.engine, b.engine))
 	})
 	for _, at := range pairs {
 		var passed, failed []string
-		date := ""
+		date, passes := rows[at][0].Date, rows[at][0].Passes
 		slices.SortFunc(rows[at], func(a, b KubeletRun) int { return strings.Compare(a.Test, b.Test) })
 		for _, run := range rows[at] {
-			date = max(date, run.Date)
+			date, passes = min(date, run.Date), min(passes, run.Passes)
 			if run.Result != "pass" {
 				failed = append(failed, run.Test)
 			} else if run.Checks > 1 {
@@ -69,7 +70,7 @@ func table(runs Kubelets) string {
 				passed = append(passed, run.Test)
 			}
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", at.kubelet, at.engine, orDash(passed), orDash(failed), date)
+		fmt.Fprintf(&b, "| %s | %s | %s | %d | %s | %s |\n", at.kubelet, at.engine, orDash(passed), passes, orDash(failed), date)
 	}
 	return b.String()
 }

@@ -3,6 +3,7 @@ package reliability
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -11,6 +12,24 @@ func TestTheTableOfKubeletsIsWhatTheRunsSay(t *testing.T) {
 	var runs Kubelets
 	if err := readJSON("kubelets.json", &runs); err != nil {
 		t.Fatal(err)
+	}
+	sources, err := filepath.Glob("../../e2e/*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var code []byte
+	for _, source := range sources {
+		data, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code = append(code, data...)
+	}
+	for _, run := range runs {
+		test, _, _ := strings.Cut(run.Test, "/")
+		if !bytes.Contains(code, []byte("func "+test+"(t *testing.T)")) {
+			t.Errorf("a result of %s is recorded, and there is no such test", test)
+		}
 	}
 	const path = "../../docs/compatibility.md"
 	have, err := os.ReadFile(path)
@@ -34,17 +53,17 @@ func TestTheTableOfKubeletsIsWhatTheRunsSay(t *testing.T) {
 
 func TestKubeletTable(t *testing.T) {
 	page := "before\n" + kubeletsBegin + "old\n" + kubeletsEnd + "after\n"
-	run := func(kubelet, engine, test, result string, checks int, date string) KubeletRun {
-		return KubeletRun{kubelet, engine, test, result, checks, date}
+	run := func(kubelet, engine, test, result string, checks, passes int, date string) KubeletRun {
+		return KubeletRun{kubelet, engine, test, result, checks, passes, date}
 	}
 	got, err := KubeletTable([]byte(page), Kubelets{
-		"1": run("v1.9.1", "native", "TestA", "pass", 1, "2026-01-01"), "2": run("v1.22.17", "Docker 2", "TestB", "fail", 1, "2026-01-02"),
-		"3": run("v1.22.17", "Docker 2", "TestA", "pass", 16, "2026-01-03"),
+		"1": run("v1.9.1", "native", "TestA", "pass", 1, 3, "2026-01-01"), "2": run("v1.22.17", "Docker 2", "TestB", "fail", 1, 0, "2026-01-02"),
+		"3": run("v1.22.17", "Docker 2", "TestA", "pass", 16, 2, "2026-01-03"), "4": run("v1.9.1", "native", "TestC", "pass", 1, 2, "2026-01-04"),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "| v1.22.17 | Docker 2 | TestA (16) | TestB | 2026-01-03 |\n| v1.9.1 | native | TestA | – | 2026-01-01 |\n" + kubeletsEnd + "after\n"
+	want := "| v1.22.17 | Docker 2 | TestA (16) | 0 | TestB | 2026-01-02 |\n| v1.9.1 | native | TestA, TestC | 2 | – | 2026-01-01 |\n" + kubeletsEnd + "after\n"
 	if !strings.HasPrefix(string(got), "before\n"+kubeletsBegin+"| Kubelet |") || !strings.HasSuffix(string(got), want) {
 		t.Errorf("%s", got)
 	}
