@@ -1,6 +1,6 @@
 #!/bin/sh
-# matrix.sh ENGINE...: the whole end-to-end suite and all tests by kubelets on each engine, as test-engine.sh names them; on both,
-# kubelets alone. It goes on after a failure, for it takes hours, and ends with what each part came to.
+# matrix.sh ENGINE...: the whole end-to-end suite, all tests by kubelets and, on native and 20.10, `make demo-cluster`, as
+# test-engine.sh names the engines; on both, kubelets alone. It goes on after a failure, for it takes hours, and ends with what each part came to.
 set -u
 cd "$(dirname "$0")/.."
 status=0 summary=
@@ -19,6 +19,10 @@ part() { # NAME COMMAND...
 for engine; do
 	[ "$engine" = both ] || part "suite on $engine" hack/test-engine.sh "$engine"
 	part "kubelets on $engine" env MATRIX=1 hack/test-kubelet.sh "$engine"
+	case $engine in
+	native) part "demo cluster on native" make demo-cluster ENGINE=native ;;
+	20.10) part "demo cluster on docker" make demo-cluster ENGINE=docker ;;
+	esac
 done
 printf '%s' "$summary" >&2
 exit $status
