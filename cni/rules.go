@@ -15,7 +15,7 @@ import (
 // removeLeakedRules removes the masquerading and host-port rules that plugins leave in the host's nat tables when the
 // network namespace was gone before DEL: bridge and ptp (up to 1.9 at least) read the addresses from the namespace and,
 // where there is none, keep the ipMasq chain and its rules and answer success. Only rules that carry the names of this
-// attachment go. A host without iptables or nft has none.
+// attachment go. A host without iptables or nft has none, nor has one whose kernel has no such tables.
 func removeLeakedRules(ctx context.Context, a *Attachment) error {
 	errs := []error{removeIptables(ctx, func(saved string) string { return leakedRules(saved, a.Network, a.PodID) })}
 	if err := removeNft(ctx, a); err != nil {
@@ -24,10 +24,10 @@ func removeLeakedRules(ctx context.Context, a *Attachment) error {
 	return errors.Join(errs...)
 }
 
-// removeIptables gives iptables-restore, of both families, what script makes of the rules in the nat table.
+// removeIptables gives iptables-restore, of each family, what script makes of the rules in the nat table.
 func removeIptables(ctx context.Context, script func(saved string) string) error {
 	var errs []error
-	for _, family := range []string{"iptables", "ip6tables"} {
+	for _, family := range natFamilies() {
 		if err := removeOfFamily(ctx, family, script); err != nil {
 			errs = append(errs, fmt.Errorf("remove leaked rules of %s: %w", family, err))
 		}
@@ -36,19 +36,15 @@ func removeIptables(ctx context.Context, script func(saved string) string) error
 }
 
 func removeOfFamily(ctx context.Context, family string, script func(saved string) string) error {
-	save, err := exec.LookPath(family + "-save")
-	if err != nil {
-		return nil
-	}
 	restore, err := exec.LookPath(family + "-restore")
 	if err != nil {
 		return nil
 	}
-	rules, _, err := runPlugin(ctx, save, nil, nil, "-t", "nat")
+	saved, err := savedRules(ctx, family)
 	if err != nil {
 		return err
 	}
-	input := script(string(rules))
+	input := script(saved)
 	if input == "" {
 		return nil
 	}
@@ -131,14 +127,20 @@ func removeNft(ctx context.Context, a *Attachment) error {
 	if err != nil {
 		return nil
 	}
-	tables, _, err := runPlugin(ctx, nft, nil, nil, "-j", "list", "tables")
+	tables, messages, err := runPlugin(ctx, nft, nil, nil, "-j", "list", "tables")
+	if hasNoRules(err, messages) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	if !bytes.Contains(tables, []byte(`"`+masqTable+`"`)) {
 		return nil
 	}
-	listed, _, err := runPlugin(ctx, nft, nil, nil, "-j", "-a", "list", "chain", "inet", masqTable, masqChain)
+	listed, messages, err := runPlugin(ctx, nft, nil, nil, "-j", "-a", "list", "chain", "inet", masqTable, masqChain)
+	if hasNoRules(err, messages) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
