@@ -1,11 +1,14 @@
 package cni
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -22,6 +25,7 @@ import (
 const (
 	maxResult = 4 << 20  // bytes of a plugin's answer
 	maxStderr = 32 << 10 // bytes of its messages that an error may carry
+	maxLine   = 1 << 20  // bytes of one rule, as it is listed
 	// drainDelay is how long a plugin's answer is waited for after its end, where a child of it holds the pipe.
 	drainDelay = time.Second
 )
@@ -71,11 +75,54 @@ func execPlugin(ctx context.Context, path string, stdin []byte, environ []string
 }
 
 func runPlugin(ctx context.Context, path string, stdin []byte, environ []string, args ...string) (stdout, stderr []byte, err error) {
-	out, messages := &cappedBuffer{limit: maxResult}, &cappedBuffer{limit: maxStderr, discard: true}
+	out := &cappedBuffer{limit: maxResult}
+	stderr, err = runTo(ctx, out, path, stdin, environ, args...)
+	if out.exceeded != nil {
+		err = out.exceeded // how the plugin ended came of it
+	}
+	if err != nil {
+		return nil, stderr, pluginError(ctx, path, err, out.Bytes(), stderr)
+	}
+	return out.Bytes(), stderr, nil
+}
+
+// readLines runs a program that answers with lines, which may be any number, and has read go through them. What read makes of
+// them counts only without an error.
+func readLines(ctx context.Context, read func(lines iter.Seq[string]), path string, args ...string) (stderr []byte, err error) {
+	from, to := io.Pipe()
+	done := make(chan error)
+	go func() {
+		lines := bufio.NewScanner(from)
+		lines.Buffer(nil, maxLine)
+		read(func(yield func(string) bool) {
+			for lines.Scan() && yield(lines.Text()) {
+			}
+		})
+		err := lines.Err()
+		if errors.Is(err, bufio.ErrTooLong) {
+			err = fmt.Errorf("a line of its output has more than %d bytes", maxLine)
+		}
+		_ = from.CloseWithError(err)
+		done <- err
+	}()
+	stderr, err = runTo(ctx, to, path, nil, nil, args...)
+	_ = to.Close()
+	if unread := <-done; unread != nil {
+		err = unread
+	}
+	if err != nil {
+		return stderr, pluginError(ctx, path, err, nil, stderr)
+	}
+	return stderr, nil
+}
+
+// runTo runs a program in a process group of its own, to its end and, where it fails, that of all it started.
+func runTo(ctx context.Context, stdout io.Writer, path string, stdin []byte, environ []string, args ...string) (stderr []byte, err error) {
+	messages := &cappedBuffer{limit: maxStderr, discard: true}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = environ
 	cmd.Stdin = bytes.NewReader(stdin)
-	cmd.Stdout, cmd.Stderr = out, messages
+	cmd.Stdout, cmd.Stderr = stdout, messages
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = drainDelay
@@ -83,14 +130,11 @@ func runPlugin(ctx context.Context, path string, stdin []byte, environ []string,
 	if errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success() && ctx.Err() == nil {
 		err = nil // it ended well; something it started lives on with its pipes
 	}
-	if err == nil {
-		return out.Bytes(), messages.Bytes(), nil
-	}
-	if cmd.Process != nil {
+	if err != nil && cmd.Process != nil {
 		// What a failed plugin left running must not work against the DEL that follows.
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 	}
-	return nil, messages.Bytes(), pluginError(ctx, path, err, out.Bytes(), messages.Bytes())
+	return messages.Bytes(), err
 }
 
 // pluginError prefers what the plugin says of itself: a *types.Error on stdout, else its messages.
@@ -111,9 +155,10 @@ func pluginError(ctx context.Context, path string, err error, stdout, stderr []b
 // cappedBuffer keeps at most limit bytes; what is beyond fails the write, or is dropped with discard.
 type cappedBuffer struct {
 	// Not embedded: io.Copy would find bytes.Buffer's ReadFrom and pass Write by.
-	buf     bytes.Buffer
-	limit   int
-	discard bool
+	buf      bytes.Buffer
+	limit    int
+	discard  bool
+	exceeded error // what the write beyond has failed with
 }
 
 func (b *cappedBuffer) Bytes() []byte { return b.buf.Bytes() }
@@ -124,7 +169,8 @@ func (b *cappedBuffer) Write(p []byte) (int, error) {
 		return b.buf.Write(p)
 	}
 	if !b.discard {
-		return 0, fmt.Errorf("more than %d bytes of output", b.limit)
+		b.exceeded = fmt.Errorf("it answered with more than %d bytes", b.limit)
+		return 0, b.exceeded
 	}
 	_, _ = b.buf.Write(p[:room])
 	return len(p), nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
+	"iter"
 	"strconv"
 	"strings"
 )
@@ -16,20 +17,19 @@ const (
 )
 
 func removeKubeHostPorts(ctx context.Context, a *Attachment) error {
-	return removeIptables(ctx, func(saved string) string { return kubeHostPortRules(saved, a.PodID, a.KubeHostPorts) })
+	return removeIptables(ctx, func(saved iter.Seq[string]) string { return kubeHostPortRules(saved, a.PodID, a.KubeHostPorts) })
 }
 
 // kubeHostPortRules is leakedRules for what dockershim made. With the last host port goes what leads to kubeHostPorts, since
 // nobody else would ever take it away; dockershim makes it again where it needs it.
-func kubeHostPortRules(saved, podID string, ports []PortMapping) string {
+func kubeHostPortRules(saved iter.Seq[string], podID string, ports []PortMapping) string {
 	mine := map[string]bool{}
 	for _, p := range ports {
 		mine[kubeHostPortChain(podID, p)] = true
 	}
 	var chains, rules, ways []string
 	others := false
-	for line := range strings.Lines(saved) {
-		line = strings.TrimRight(line, "\n")
+	for line := range saved {
 		if name, ok := strings.CutPrefix(line, ":"); ok {
 			name, _, _ = strings.Cut(name, " ")
 			switch {

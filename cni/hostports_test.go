@@ -37,10 +37,10 @@ func TestTheHostPortsThatDockershimMadeGoWithTheirPod(t *testing.T) {
 -X KUBE-HP-63UPIDJXVRSZGSUZ
 COMMIT
 `
-	if got := kubeHostPortRules(kubeHostPortsSaved, "id", kubeHostPortsOfPod1); got != want {
+	if got := kubeHostPortRules(strings.SplitSeq(kubeHostPortsSaved, "\n"), "id", kubeHostPortsOfPod1); got != want {
 		t.Errorf("with another pod's port beside:\n%s\nwant\n%s", got, want)
 	}
-	if got := kubeHostPortRules(kubeHostPortsSaved, "another", kubeHostPortsOfPod1); got != "" {
+	if got := kubeHostPortRules(strings.SplitSeq(kubeHostPortsSaved, "\n"), "another", kubeHostPortsOfPod1); got != "" {
 		t.Errorf("for another pod with the same ports: %s", got)
 	}
 	var alone []string
@@ -62,7 +62,7 @@ COMMIT
 -X KUBE-HP-63UPIDJXVRSZGSUZ
 COMMIT
 `
-	if got := kubeHostPortRules(strings.Join(alone, ""), "id", kubeHostPortsOfPod1); got != want {
+	if got := kubeHostPortRules(strings.SplitSeq(strings.Join(alone, ""), "\n"), "id", kubeHostPortsOfPod1); got != want {
 		t.Errorf("as the last one:\n%s\nwant\n%s", got, want)
 	}
 }

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // hostRoot is above the kernel's files that say what it has; tests have kernels of other kinds.
@@ -22,31 +25,45 @@ func natFamilies() []string {
 	return []string{"iptables", "ip6tables"}
 }
 
-// NAT reads the host's nat tables, as iptables-save prints them, by family; one whose program is not installed, or that the
-// kernel does not have, is empty.
+// NAT reads what the host's nat tables have of pods, as iptables-save prints it, by family; one whose program is not
+// installed, or that the kernel does not have, is empty. The rest, of which services make any amount, is left out.
 func NAT(ctx context.Context) (map[string]string, error) {
 	tables := map[string]string{}
 	for _, family := range natFamilies() {
-		saved, err := savedRules(ctx, family)
+		var table strings.Builder
+		err := readRules(ctx, family, func(saved iter.Seq[string]) {
+			for line := range saved {
+				if ofPods(line) {
+					table.WriteString(line + "\n")
+				}
+			}
+		})
 		if err != nil {
 			return nil, fmt.Errorf("read the nat table of %s: %w", family, err)
 		}
-		tables[family] = saved
+		tables[family] = table.String()
 	}
 	return tables, nil
 }
 
-// savedRules is the nat table of one family, as iptables-save prints it; "" where there is no such program or table.
-func savedRules(ctx context.Context, family string) (string, error) {
+// ofPods says that a chain or rule may be one that plugins, or dockershim, make for pods.
+func ofPods(line string) bool {
+	marks := []string{"CNI-", `name: \"`, kubeHostPorts, kubeHostPortPrefix}
+	return slices.ContainsFunc(marks, func(mark string) bool { return strings.Contains(line, mark) })
+}
+
+// readRules has read go through the nat table of one family, as iptables-save prints it; through nothing where there is no
+// such program or table. The table may be of any size: kube-proxy makes some rules for each endpoint of the cluster.
+func readRules(ctx context.Context, family string, read func(saved iter.Seq[string])) error {
 	save, err := exec.LookPath(family + "-save")
 	if err != nil {
-		return "", nil
+		return nil
 	}
-	saved, messages, err := runPlugin(ctx, save, nil, nil, "-t", "nat")
+	messages, err := readLines(ctx, read, save, "-t", "nat")
 	if hasNoRules(err, messages) {
-		return "", nil
+		return nil
 	}
-	return string(saved), err
+	return err
 }
 
 // absences are how iptables-save and nft end, and what they say, where the kernel or the program itself has not what they were
@@ -107,4 +124,6 @@ func ChangeNAT(ctx context.Context, family, script string) error {
 }
 
 // LeakedRules is the script that takes away what the plugins made in a nat table for one pod on one network; "" where that is nothing.
-func LeakedRules(table, network, podID string) string { return leakedRules(table, network, podID) }
+func LeakedRules(table, network, podID string) string {
+	return leakedRules(strings.SplitSeq(table, "\n"), network, podID)
+}

@@ -152,3 +152,53 @@ func TestRulesThatCannotBeRemovedStayOwed(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// Rows: R38 (part)
+func TestRulesAreFoundInATableOfAnySize(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	n.ns.gone[added[0].NetNSPath] = true
+	added[0].KubeHostPorts = kubeHostPortsOfPod1
+	mine := hashed(28, "CNI-", "net"+"pod1")
+	jump := `POSTROUTING -s 10.1.0.2/32 -m comment --comment "name: \"net\" id: \"pod1\"" -j ` + mine
+	hostPort := kubeHostPortChain("pod1", kubeHostPortsOfPod1[0])
+	services := func(prefix string) string {
+		return strings.Repeat(prefix+`KUBE-SEP-ABCDEFGHIJKLMNOP -p tcp -m comment --comment "shop/web:http" -m tcp -j DNAT --to-destination 10.244.123.45:8080`+"\n", maxResult/100)
+	}
+	table := filepath.Join(t.TempDir(), "table")
+	text := "*nat\n:" + mine + " - [0:0]\n:" + hostPort + " - [0:0]\n" + services("-A ") + "-A " + jump + "\n" + services("-A ") + "-A " + mine + " -j ACCEPT\nCOMMIT\n"
+	if err := os.WriteFile(table, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kernel(t)
+	programs(t, map[string]string{"iptables-save": "exec /bin/cat " + table, "iptables-restore": "exec /bin/cat >>" + table + ".changes"})
+	if err := n.Del(t.Context(), added); err != nil {
+		t.Fatal(err)
+	}
+	want := "*nat\n-D " + jump + "\n-F " + mine + "\n-X " + mine + "\nCOMMIT\n" + "*nat\n-F " + hostPort + "\n-X " + hostPort + "\nCOMMIT\n"
+	if changes, err := os.ReadFile(table + ".changes"); err != nil || string(changes) != want {
+		t.Errorf("changes, %v:\n%s\nwant\n%s", err, changes, want)
+	}
+	tables, err := NAT(t.Context())
+	if err != nil || strings.Contains(tables["iptables"], "KUBE-SEP-") {
+		t.Fatalf("%d bytes are kept, %v", len(tables["iptables"]), err)
+	}
+	if script := LeakedRules(tables["iptables"], "net", "pod1"); !strings.Contains(script, "-D "+jump+"\n") || !strings.Contains(script, "-X "+mine+"\n") {
+		t.Errorf("script\n%s", script)
+	}
+}
+
+func TestALineBeyondTheLimitIsAnErrorThatNamesIt(t *testing.T) {
+	line := filepath.Join(t.TempDir(), "line")
+	if err := os.WriteFile(line, []byte(strings.Repeat("x", 4*maxLine)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kernel(t)
+	programs(t, map[string]string{"iptables-save": "exec /bin/cat " + line})
+	if _, err := NAT(t.Context()); err == nil || !strings.Contains(err.Error(), fmt.Sprint(maxLine)) {
+		t.Errorf("error %v", err)
+	}
+}

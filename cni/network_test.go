@@ -141,6 +141,9 @@ func TestFailedAddIsUndoneForEveryPluginOfTheChain(t *testing.T) {
 				if err == nil || errors.Is(err, context.DeadlineExceeded) {
 					t.Fatalf("error %v, want the plugin's", err)
 				}
+				if failure == "flood" && !strings.Contains(err.Error(), strconv.Itoa(maxResult)) {
+					t.Errorf("the limit is not told: %v", err)
+				}
 				var undo *UndoError
 				if !errors.As(err, &undo) || !strings.Contains(err.Error(), "DEL of plugin p2") {
 					t.Errorf("the DEL that failed is not told: %v", err)

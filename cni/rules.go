@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -17,7 +18,7 @@ import (
 // where there is none, keep the ipMasq chain and its rules and answer success. Only rules that carry the names of this
 // attachment go. A host without iptables or nft has none, nor has one whose kernel has no such tables.
 func removeLeakedRules(ctx context.Context, a *Attachment) error {
-	errs := []error{removeIptables(ctx, func(saved string) string { return leakedRules(saved, a.Network, a.PodID) })}
+	errs := []error{removeIptables(ctx, func(saved iter.Seq[string]) string { return leakedRules(saved, a.Network, a.PodID) })}
 	if err := removeNft(ctx, a); err != nil {
 		errs = append(errs, fmt.Errorf("remove leaked rules of nftables: %w", err))
 	}
@@ -25,7 +26,7 @@ func removeLeakedRules(ctx context.Context, a *Attachment) error {
 }
 
 // removeIptables gives iptables-restore, of each family, what script makes of the rules in the nat table.
-func removeIptables(ctx context.Context, script func(saved string) string) error {
+func removeIptables(ctx context.Context, script func(saved iter.Seq[string]) string) error {
 	var errs []error
 	for _, family := range natFamilies() {
 		if err := removeOfFamily(ctx, family, script); err != nil {
@@ -35,27 +36,23 @@ func removeIptables(ctx context.Context, script func(saved string) string) error
 	return errors.Join(errs...)
 }
 
-func removeOfFamily(ctx context.Context, family string, script func(saved string) string) error {
+func removeOfFamily(ctx context.Context, family string, script func(saved iter.Seq[string]) string) error {
 	restore, err := exec.LookPath(family + "-restore")
 	if err != nil {
 		return nil
 	}
-	saved, err := savedRules(ctx, family)
-	if err != nil {
+	var input string
+	if err := readRules(ctx, family, func(saved iter.Seq[string]) { input = script(saved) }); err != nil || input == "" {
 		return err
-	}
-	input := script(saved)
-	if input == "" {
-		return nil
 	}
 	_, _, err = runPlugin(ctx, restore, []byte(input), nil, "--noflush", "--wait", "5")
 	return err
 }
 
-// leakedRules makes, from the output of iptables-save of the nat table, the input of iptables-restore --noflush that takes
+// leakedRules makes, from the lines of iptables-save of the nat table, the input of iptables-restore --noflush that takes
 // away what belongs to one attachment, in one transaction; "" when there is nothing. Its chains are those whose name the
 // plugins derive from network and pod; its rules those within them, those that jump there, and those whose comment says so.
-func leakedRules(saved, network, podID string) string {
+func leakedRules(saved iter.Seq[string], network, podID string) string {
 	chains := map[string]bool{
 		hashed(28, "CNI-", network+podID):    false, // ipMasq
 		hashed(28, "CNI-DN-", network+podID): false, // portmap
@@ -63,8 +60,7 @@ func leakedRules(saved, network, podID string) string {
 	}
 	comment := fmt.Sprintf(`name: \"%s\" id: \"%s\"`, network, podID)
 	var rules []string
-	for line := range strings.Lines(saved) {
-		line = strings.TrimRight(line, "\n")
+	for line := range saved {
 		if name, ok := strings.CutPrefix(line, ":"); ok {
 			name, _, _ = strings.Cut(name, " ")
 			if _, ours := chains[name]; ours {

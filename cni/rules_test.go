@@ -30,7 +30,7 @@ func TestOnlyRulesOfTheDeadPodGo(t *testing.T) {
 -A DNAT1 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.1.0.2:80
 COMMIT
 `)
-	script := leakedRules(saved, "net", "pod1")
+	script := LeakedRules(saved, "net", "pod1")
 	want := map[string]bool{
 		"*nat": true, "COMMIT": true, "-F " + mine: true, "-X " + mine: true, "-F " + dnat: true, "-X " + dnat: true,
 		`-D POSTROUTING -s 10.1.0.2/32 -m comment --comment "name: \"net\" id: \"pod1\"" -j ` + mine:                               true,
@@ -45,7 +45,7 @@ COMMIT
 	if len(lines) != len(want) {
 		t.Errorf("%d lines, want %d:\n%s", len(lines), len(want), script)
 	}
-	if script := leakedRules(saved, "net", "pod2"); script != "" {
+	if script := LeakedRules(saved, "net", "pod2"); script != "" {
 		t.Errorf("for a pod without rules: %s", script)
 	}
 }
