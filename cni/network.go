@@ -46,8 +46,10 @@ type Options struct {
 	// AddTimeout and DelTimeout bound one pod's ADD and DEL; zero takes the defaults.
 	AddTimeout time.Duration
 	DelTimeout time.Duration
-	// PodCIDRs are the node's pod ranges as known at the start (see SetPodCIDRs).
+	// PodCIDRs are the node's pod ranges as configured; those that SetPodCIDRs was told last hold in their stead.
 	PodCIDRs []string
+	// PodCIDRFile keeps what SetPodCIDRs was told; "" keeps it no longer than the Network. It must survive a reboot.
+	PodCIDRFile string
 	// Template is a text/template file from which SetPodCIDRs writes TemplateTarget in ConfDir; "" writes nothing.
 	Template string
 }
@@ -61,6 +63,7 @@ type Network struct {
 	verbs gate
 	owed  *owedQueue
 
+	telling   sync.Mutex // one SetPodCIDRs at a time, so that the file has what is used
 	reloading sync.Mutex // one reload at a time, so that an older reading never wins
 	changed   chan struct{}
 
@@ -71,8 +74,8 @@ type Network struct {
 	verdict *verdict // of current, nil while there is none
 }
 
-// New reads the configuration and the owed DELs that are there. A missing or broken configuration is no error: Status
-// tells, and Run picks it up when it comes.
+// New reads the configuration, the owed DELs and the pod CIDRs that are there. A missing or broken configuration is no
+// error: Status tells, and Run picks it up when it comes.
 func New(opts Options) (*Network, error) {
 	if opts.ConfDir == "" || opts.CacheDir == "" || opts.OwedDir == "" || len(opts.BinDirs) == 0 {
 		return nil, fmt.Errorf("cni needs a configuration, a cache, an owed-DEL and at least one plugin directory: %w", errdefs.ErrInvalidArgument)
@@ -95,8 +98,11 @@ func New(opts Options) (*Network, error) {
 	if err := checkCIDRs(opts.PodCIDRs); err != nil {
 		return nil, err
 	}
-	n := &Network{opts: opts, exec: &pluginExec{}, ns: kernelNamespaces{}, owed: owed, cidrs: opts.PodCIDRs, changed: make(chan struct{}, 1)}
+	n := &Network{opts: opts, exec: &pluginExec{}, ns: kernelNamespaces{}, owed: owed, changed: make(chan struct{}, 1)}
 	n.reload()
+	if err := n.firstPodCIDRs(); err != nil {
+		return nil, err
+	}
 	return n, nil
 }
 

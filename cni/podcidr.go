@@ -2,6 +2,7 @@ package cni
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"text/template"
 
 	"crishim/internal/atomicfile"
+	"crishim/internal/process"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -22,10 +24,45 @@ const TemplateTarget = "10-crishim.conflist"
 // SetPodCIDRs takes the node's pod ranges of CRI UpdateRuntimeConfig: plugins with the ipRanges capability get them
 // from the next Plan on. With Options.Template, TemplateTarget is written anew unless the directory holds a configuration
 // of somebody else. ErrInvalidArgument for what is no CIDR.
+//
+// A kubelet tells them once, and again only when they change: Options.PodCIDRFile has them for the next New. Where they
+// cannot be kept they are used, and the error has the kubelet tell them again.
 func (n *Network) SetPodCIDRs(cidrs []string) error {
 	if err := checkCIDRs(cidrs); err != nil {
 		return err
 	}
+	n.telling.Lock()
+	defer n.telling.Unlock()
+	if err := n.usePodCIDRs(cidrs); err != nil {
+		return err
+	}
+	if err := keepPodCIDRs(n.opts.PodCIDRFile, cidrs); err != nil {
+		return fmt.Errorf("keep the pod CIDRs for the next start (they are in use): %w", err)
+	}
+	return nil
+}
+
+// firstPodCIDRs takes the ranges that a kubelet told last, or else the configured ones.
+func (n *Network) firstPodCIDRs() error {
+	told, err := keptPodCIDRs(n.opts.PodCIDRFile)
+	if process.Starved(err) {
+		return err
+	}
+	if err != nil {
+		klog.ErrorS(err, "What the kubelet told cannot be read: the configured pod CIDRs hold until it tells others", "configured", n.opts.PodCIDRs)
+	}
+	if len(told) == 0 {
+		return n.usePodCIDRs(n.opts.PodCIDRs)
+	}
+	klog.InfoS("The pod CIDRs are those that the kubelet told last", "podCIDRs", told, "configured", n.opts.PodCIDRs, "file", n.opts.PodCIDRFile)
+	n.cidrs = told
+	if err := n.usePodCIDRs(told); err != nil {
+		klog.ErrorS(err, "The network configuration is not written anew")
+	}
+	return nil
+}
+
+func (n *Network) usePodCIDRs(cidrs []string) error {
 	if n.opts.Template != "" && len(cidrs) > 0 {
 		if err := n.writeTemplate(cidrs); err != nil {
 			return fmt.Errorf("network configuration from %s: %w", n.opts.Template, err)
@@ -38,7 +75,49 @@ func (n *Network) SetPodCIDRs(cidrs []string) error {
 	return nil
 }
 
-// PodCIDRs are the ranges last set.
+// podCIDRFile is what is in Options.PodCIDRFile.
+type podCIDRFile struct {
+	PodCIDRs []string `json:"podCIDRs"`
+}
+
+func keepPodCIDRs(path string, cidrs []string) error {
+	if path == "" {
+		return nil
+	}
+	data, err := json.Marshal(podCIDRFile{cidrs})
+	if err != nil {
+		return err
+	}
+	data = append(data, '\n')
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	return atomicfile.Write(path, data, 0o600)
+}
+
+// keptPodCIDRs are none where none were kept.
+func keptPodCIDRs(path string) ([]string, error) {
+	if path == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	var kept podCIDRFile
+	if err == nil {
+		err = json.Unmarshal(data, &kept)
+	}
+	if err == nil {
+		err = checkCIDRs(kept.PodCIDRs)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the pod CIDRs in %s: %w", path, err)
+	}
+	return kept.PodCIDRs, nil
+}
+
+// PodCIDRs are the ranges in use.
 func (n *Network) PodCIDRs() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -77,17 +77,9 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	defer stopTracing()
-	network, err := cni.New(cni.Options{
-		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Template: c.Network.Template,
-		CacheDir: c.CNICacheDir(), OwedDir: filepath.Join(c.RootDir, "cni-owed"),
-	})
+	network, err := cni.New(networkOptions(c))
 	if err != nil {
 		return err
-	}
-	if len(c.Network.PodCIDRs) > 0 {
-		if err := network.SetPodCIDRs(c.Network.PodCIDRs); err != nil {
-			return err
-		}
 	}
 	reader, err := stats.NewReader("/")
 	if err != nil {
@@ -154,6 +146,14 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	return nil
+}
+
+func networkOptions(c *config.Config) cni.Options {
+	return cni.Options{
+		ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs, Template: c.Network.Template,
+		CacheDir: c.CNICacheDir(), OwedDir: filepath.Join(c.RootDir, "cni-owed"),
+		PodCIDRs: c.Network.PodCIDRs, PodCIDRFile: filepath.Join(c.RootDir, "pod-cidrs.json"),
+	}
 }
 
 func streamingOptions(c *config.Config) streaming.Options {
