@@ -15,7 +15,7 @@ import (
 )
 
 // These are replaced by tests, whose disks are full or lose what is written.
-var writeFile, placeFile, settleFiles = atomicfile.Swap, atomicfile.Place, atomicfile.Settle
+var writeFile, writeDurably, placeFile, settleFiles = atomicfile.Swap, atomicfile.Write, atomicfile.Place, atomicfile.Settle
 
 // Times of writeBehind: how often a write that failed is tried again, and the directory looked at.
 const (
@@ -153,9 +153,40 @@ func (t *table[S, R, P, V]) spoil(paths []string) {
 	}
 }
 
-// writeDirty writes every dirty record once.
+// writeDirty writes every dirty record once, and before them the boot id where that could not be written.
 func (s *Store) writeDirty() error {
+	if err := s.writeBoot(); err != nil {
+		return err // no record would be written either
+	}
 	return errors.Join(s.pods.writeDirty(), s.containers.writeDirty())
+}
+
+func (s *Store) bootFile() string { return filepath.Join(s.root, "boot-id") }
+
+// writeBoot writes the id of this boot where that was not done yet. Each write of a record does this first and fails where it
+// fails, so that the id on disk is always of the boot in which a record was last written, or of this one, wherever a start ends:
+//   - before the id is on disk: the next start finds the reboot again. No record was written since, so all are of boots before,
+//     and none is of a pod that runs.
+//   - after it and before any record was written: the next start finds no reboot. The records still name processes of the boot
+//     before; those are known by their start times not to run, and a pod that has others is over.
+//   - after that, the next start finds the pods that run.
+//
+// Were a record written first, the next start would take its pod for one of the boot before, and it would never be READY again.
+// After a power cut the machine has yet another id, and finds a reboot whichever is on disk: there the id need only be whole.
+func (s *Store) writeBoot() error {
+	s.booting.Lock()
+	defer s.booting.Unlock()
+	if s.unwrittenBoot == nil {
+		return nil
+	}
+	err := diskError(writeDurably(s.bootFile(), s.unwrittenBoot, 0o600))
+	if err == nil {
+		s.unwrittenBoot = nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bootErr = err
+	return err
 }
 
 func (t *table[S, R, P, V]) writeDirty() error {

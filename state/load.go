@@ -60,8 +60,7 @@ func (s *Store) checkBoot() error {
 	if err != nil {
 		return fmt.Errorf("learn the boot id: %w", err)
 	}
-	path := filepath.Join(s.root, "boot-id")
-	then, err := os.ReadFile(path)
+	then, err := os.ReadFile(s.bootFile())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("learn the last boot id: %w", err)
 	}
@@ -69,10 +68,9 @@ func (s *Store) checkBoot() error {
 	if s.readOnly || bytes.Equal(now, then) {
 		return nil
 	}
-	// With a full disk the old id stays: the next start finds a reboot again, which does no harm before new pods ran.
-	if err := atomicfile.Write(path, now, 0o600); err != nil {
-		s.writeErr = diskError(err)
-		klog.ErrorS(err, "The boot id could not be written")
+	s.unwrittenBoot = now
+	if err := s.writeBoot(); err != nil {
+		klog.ErrorS(err, "The boot id could not be written, and no record is written before it")
 	}
 	return nil
 }

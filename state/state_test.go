@@ -244,9 +244,9 @@ func fullDisk(t *testing.T, err error) (free func()) {
 			return real(path, data, mode)
 		}
 	}
-	write, place := writeFile, placeFile
-	writeFile, placeFile = fails(write), fails(place)
-	t.Cleanup(func() { writeFile, placeFile = write, place })
+	write, durably, place := writeFile, writeDurably, placeFile
+	writeFile, writeDurably, placeFile = fails(write), fails(durably), fails(place)
+	t.Cleanup(func() { writeFile, writeDurably, placeFile = write, durably, place })
 	return func() { mu.Lock(); full = false; mu.Unlock() }
 }
 

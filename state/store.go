@@ -8,7 +8,7 @@
 // it does not matter which of the two is late.
 //
 // On disk, below the root directory (0700): pods/HASH.json and containers/HASH.json, where HASH is of the object's key;
-// quarantine/ with records that cannot be read, each beside a .reason; boot-id; lock. Records (0600) are replaced
+// quarantine/ with records that cannot be read, each beside a .reason; boot-id (see writeBoot); lock. Records (0600) are replaced
 // atomically, carry a schema version and a checksum, and are never trusted without both. A record of a newer schema is
 // left where it is, reported and not served. What a crash may leave:
 //
@@ -39,7 +39,7 @@ import (
 )
 
 // Store is all records and the index. Its methods may be called from many goroutines; none but SettlePod and
-// Close waits until something is durable.
+// Close waits until something is durable (but what writes a record does where Open could not write the boot id).
 type Store struct {
 	root     string
 	readOnly bool
@@ -49,6 +49,9 @@ type Store struct {
 	wake    chan struct{} // tells writeBehind that something is dirty
 	stop    chan struct{}
 	writers sync.WaitGroup
+
+	booting       sync.Mutex // held while the boot id is written, and taken before mu
+	unwrittenBoot []byte     // the id of this boot until it is on disk; guarded by booting
 
 	mu            sync.RWMutex
 	closed        bool
@@ -71,6 +74,8 @@ type Store struct {
 	writeErr error
 	// settleErr is the outcome of the last settling: a write that came after it says nothing about the disk.
 	settleErr error
+	// bootErr says why the boot id is not on disk yet.
+	bootErr error
 }
 
 type (
@@ -185,7 +190,7 @@ func (s *Store) Rebooted() bool { return s.rebooted }
 func (s *Store) WriteError() error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return cmp.Or(s.writeErr, s.settleErr)
+	return cmp.Or(s.writeErr, s.settleErr, s.bootErr)
 }
 
 // Health is what the engine last reported; not ready before it reported anything.

@@ -533,6 +533,9 @@ func (t *table[S, R, P, V]) write(step, path string, rec *R) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
+		if err := t.store.writeBoot(); err != nil {
+			return err
+		}
 		if err := placeFile(path, data, 0o600); err != nil {
 			return diskError(err)
 		}
