@@ -3,6 +3,7 @@ package rootfs
 import (
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ type lowers []lower
 
 // openLowers maps the layers into the user namespace of m: nothing in them is changed or copied.
 func openLowers(dirs []string, m *Idmap) (lowers, error) {
+	dirs = uppermost(dirs)
 	var all lowers
 	if m == nil {
 		for _, dir := range dirs {
@@ -46,6 +48,22 @@ func openLowers(dirs []string, m *Idmap) (lowers, error) {
 		}
 	}
 	return all, nil
+}
+
+// uppermost leaves of a folder that is there several times the uppermost only: an image may have a layer again, most of all the
+// empty one of a step that changed no file, and overlay takes no folder twice (ELOOP).
+//
+// What is seen stays as it is. Wherever the kernel looks into the lower one of two equal layers, it has looked into the upper one
+// before, at the same path. A file, a link, a whiteout or an opaque folder there ended the look-up, whatever lies between the two.
+// In a plain folder each name of the lower one was found in the upper one already, and attributes are those of the uppermost folder.
+func uppermost(dirs []string) []string {
+	var kept []string
+	for i, dir := range dirs {
+		if !slices.Contains(dirs[i+1:], dir) {
+			kept = append(kept, dir)
+		}
+	}
+	return kept
 }
 
 func (l lowers) close() {
