@@ -186,13 +186,19 @@ func hostFile(path string) (string, error) {
 }
 
 // PauseRoot is a root file system with nothing in it but /pause and folders to mount on. It is made at the first call, and
-// shared by all pods, read-only.
+// shared by all pods, read-only: after a boot many of them ask at once.
 func (s *Store) PauseRoot() (string, error) {
+	s.pausing.Lock()
+	defer s.pausing.Unlock()
 	target := filepath.Join(s.run, "pause")
-	if mounted, err := mountinfo.Mounted(target); err == nil && mounted {
+	mounted, err := mountinfo.Mounted(target)
+	if err == nil && mounted {
 		return target, nil
 	}
-	if err := s.makePause(filepath.Join(s.state, "pause"), target); err != nil {
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		err = s.makePause(filepath.Join(s.state, "pause"), target)
+	}
+	if err != nil {
 		return "", fmt.Errorf("make the root of pause processes: %w", err)
 	}
 	return target, nil
@@ -206,12 +212,16 @@ func (s *Store) makePause(dir, target string) error {
 			return err
 		}
 	}
-	// Written anew: a crash may have left part of one, or an earlier version.
+	// Written anew, as an earlier version may have left another, and whole before it has its name.
 	program := filepath.Join(dir, "pause")
-	if err := os.Remove(program); err != nil && !errors.Is(err, os.ErrNotExist) {
+	part := program + ".part"
+	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := makeFile(program, pause.Program(), 0o755, 0, 0); err != nil {
+	if err := makeFile(part, pause.Program(), 0o755, 0, 0); err != nil {
+		return err
+	}
+	if err := os.Rename(part, program); err != nil {
 		return err
 	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)

@@ -1,11 +1,13 @@
 package rootfs
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/mounttree"
+	"crishim/internal/pause"
 	"crishim/internal/userns"
 )
 
@@ -470,6 +473,45 @@ func TestThePauseRootHoldsTheProgramAlone(t *testing.T) {
 	}
 	if err := os.WriteFile(filepath.Join(root, "x"), nil, 0o600); !errors.Is(err, unix.EROFS) {
 		t.Errorf("it can be written: %v", err)
+	}
+}
+
+// After a boot many pods ask for it at once: it is made once, and who has it finds the program whole.
+func TestThePauseRootIsMadeOnce(t *testing.T) {
+	s := store(t)
+	for round := range 50 {
+		var group sync.WaitGroup
+		begin := make(chan struct{})
+		for range 8 {
+			group.Go(func() {
+				<-begin
+				root, err := s.PauseRoot()
+				if err != nil {
+					t.Errorf("round %d: %v", round, err)
+					return
+				}
+				program, err := os.ReadFile(filepath.Join(root, "pause"))
+				if err != nil || !bytes.Equal(program, pause.Program()) {
+					t.Errorf("round %d: the program has %d bytes, %v", round, len(program), err)
+				}
+			})
+		}
+		close(begin)
+		group.Wait()
+		if n := mountsIn(t, s.run); n != 2 {
+			t.Errorf("round %d: there are %d mounts of it", round, n-1)
+		}
+		if t.Failed() {
+			return
+		}
+		// As a boot leaves it, and a crash while it was made.
+		target := filepath.Join(s.run, "pause")
+		if err := errors.Join(mounttree.Unmount(target), os.Remove(target)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(s.state, "pause", "pause.part"), []byte("part"), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

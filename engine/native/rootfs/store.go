@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -33,6 +34,8 @@ import (
 // caller.
 type Store struct {
 	state, run string
+	// pausing orders the making of what PauseRoot shares.
+	pausing sync.Mutex
 }
 
 // Open prepares both folders; run becomes a private mount. For pods with user namespaces everybody has to be able to pass
