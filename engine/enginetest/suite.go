@@ -61,6 +61,8 @@ type Commands struct {
 	Sleep func(seconds int) []string
 	// Hold ends at once and leaves a child that keeps the output open for the seconds.
 	Hold func(seconds int) []string
+	// Hostname writes the variable HOSTNAME as its environment has it; nil where programs have no environment.
+	Hostname []string
 }
 
 // ShellCommands are for images with a POSIX shell, sleep, cat and seq.
@@ -77,6 +79,7 @@ func ShellCommands() Commands {
 		Lines:    func(n int) []string { return []string{"seq", "1", fmt.Sprint(n)} },
 		Sleep:    func(seconds int) []string { return []string{"sleep", fmt.Sprint(seconds)} },
 		Hold:     func(seconds int) []string { return sh("sleep %d & exit 0", seconds) },
+		Hostname: sh("env | grep ^HOSTNAME= || echo none"),
 	}
 }
 

@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -48,6 +49,30 @@ var containerTests = map[string]func(*suite){
 			st := s.exited(id)
 			if int(st.ExitCode) != code || st.Reason != reason || st.FinishedAt.IsZero() || st.StartedAt.IsZero() {
 				s.Errorf("exit %d: %+v", code, st)
+			}
+		}
+	},
+	"HOSTNAME is the pod's name, and in the host's network the host's": func(s *suite) {
+		if s.Commands.Hostname == nil {
+			s.Skip("the engine's programs have no environment")
+		}
+		host, err := os.Hostname()
+		s.ok(err, "look up the host's name")
+		for _, network := range []engine.NamespaceMode{engine.NamespacePod, engine.NamespaceNode} {
+			pod := s.podSpec()
+			pod.Namespaces.Network = network
+			want := pod.Hostname
+			if network == engine.NamespaceNode {
+				pod.Hostname, want = "", host // as the translator says it
+			}
+			id := s.createPod(pod)
+			_, err := s.Engine.StartPod(s.Context(), id, pod)
+			s.ok(err, "start a pod")
+			spec := s.containerSpecIn(id, pod, s.Commands.Hostname)
+			s.exited(s.runContainer(spec))
+			s.eventually("the name is logged", func() bool { return len(s.log(spec.LogPath)) > 0 })
+			if got := string(s.log(spec.LogPath)[0].Content); got != "HOSTNAME="+want {
+				s.Errorf("in network %s it is %s, want %s", network, got, want)
 			}
 		}
 	},

@@ -174,8 +174,11 @@ func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.
 		return nil, err
 	}
 	in := &spec.Container{
-		Spec: s, Image: config.Config, User: c.User, Rootfs: root.Path, Pins: e.specPins(p), Hostname: p.Spec.Hostname,
+		Spec: s, Image: config.Config, User: c.User, Rootfs: root.Path, Pins: e.specPins(p),
 		CgroupsPath: c.Cgroup.CgroupsPath, Volumes: map[string]string{}, ImageVolumes: map[int]string{},
+	}
+	if in.Hostname, err = rootfs.Hostname(&p.Spec); err != nil {
+		return nil, err
 	}
 	if !slices.ContainsFunc(s.Mounts, func(m engine.Mount) bool { return mountsPasswd(m.ContainerPath) }) {
 		in.Home = rootfs.Home(root.Path, c.User.UID)

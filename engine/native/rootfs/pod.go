@@ -112,15 +112,20 @@ func hosts(spec *engine.PodSpec) (string, error) {
 	return localHosts, nil
 }
 
-func hostname(spec *engine.PodSpec) (string, error) {
+// Hostname is the name that a pod's containers know themselves by: the host's in its network, and where the pod has none.
+func Hostname(spec *engine.PodSpec) (string, error) {
 	name := spec.Hostname
 	if spec.Namespaces.Network == engine.NamespaceNode || name == "" {
 		var err error
 		if name, err = os.Hostname(); err != nil {
-			return "", err
+			return "", fmt.Errorf("look up the host's name: %w", err)
 		}
 	}
-	name, err := word("hostname", name)
+	return word("hostname", name)
+}
+
+func hostname(spec *engine.PodSpec) (string, error) {
+	name, err := Hostname(spec)
 	return name + "\n", err
 }
 

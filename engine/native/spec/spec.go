@@ -34,7 +34,7 @@ type Container struct {
 	// Pins are the namespaces to join. Net, UTS and IPC are the pod's where it does not use the host's; PID is the pod's or
 	// the target's where CRI's mode says so; User is the pod's where it has one.
 	Pins Pins
-	// Hostname is the pod's, for the environment: its UTS namespace has it already.
+	// Hostname is the pod's, or the host's in its network, for the environment: the UTS namespace has it already.
 	Hostname string
 	// Files of the pod are shown in /etc, those that are "" and those that CRI mounts itself are not.
 	Files Files
