@@ -258,9 +258,20 @@ func (e *Engine) stopGently(ctx context.Context, id engine.ContainerID, grace ti
 	})
 }
 
-// stopSignal sends the container's. Docker thaws a paused one for it, and knows the signals without a name of their own.
+// stopSignal sends the container's, and SIGTERM, as Docker's own stop does, where that is none: an image may name anything.
 func (e *Engine) stopSignal(ctx context.Context, s *session, in *container.InspectResponse) error {
+	const fallback = "SIGTERM"
 	name := signalName(in.Config.StopSignal)
+	err := e.sendSignal(ctx, s, in, name)
+	if name == fallback || !errdefs.IsInvalidArgument(err) && !errdefs.IsInternal(err) {
+		return err
+	}
+	klog.InfoS("The container's stop signal cannot be sent; sending SIGTERM", "id", in.ID, "signal", in.Config.StopSignal, "err", err)
+	return e.sendSignal(ctx, s, in, fallback)
+}
+
+// sendSignal has Docker do it where it must: it thaws a paused container, and knows the signals without a name of their own.
+func (e *Engine) sendSignal(ctx context.Context, s *session, in *container.InspectResponse, name string) error {
 	if number := unix.SignalNum(name); number != 0 && !in.State.Paused {
 		if sent, err := e.signal(in.ID, number); sent || err != nil {
 			return err

@@ -182,3 +182,27 @@ func TestDockerKillsWhatASignalDoesNotEnd(t *testing.T) {
 		t.Error("the stop succeeded although the container runs")
 	}
 }
+
+// An image may name a stop signal that is none: Docker takes it, and says so only when it is to send it.
+func TestAStopSignalThatIsNoneIsSIGTERM(t *testing.T) {
+	e, f, cmd := watchedSleeper(t)
+	f.mu.Lock()
+	in := f.containers[testContainer]
+	in.Config.StopSignal = "SIGFOO"
+	f.containers[testContainer] = in
+	f.fail["/containers/"+testContainer+"/kill"] = func(w http.ResponseWriter) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = w.Write([]byte(`{"message":"invalid signal: SIGFOO"}`))
+	}
+	f.fail["/containers/"+testContainer+"/wait"] = func(w http.ResponseWriter) {
+		_ = json.NewEncoder(w).Encode(container.WaitResponse{StatusCode: 143})
+	}
+	f.mu.Unlock()
+	if err := e.StopContainer(t.Context(), testContainer, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if by := endedBy(cmd); by != unix.SIGTERM {
+		t.Errorf("it ended by %v", by)
+	}
+}
