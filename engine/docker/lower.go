@@ -354,11 +354,12 @@ func lowerHandler(handler string) string {
 }
 
 // lowerLog pins the log driver: the CRI log is written from Docker's json-file, which is bounded because nobody else
-// rotates it.
+// rotates it. Nor is it compressed, as log-opts of daemon.json may have it: while nobody reads it the unread part would be.
 func lowerLog(f *facts) container.LogConfig {
 	return container.LogConfig{Type: "json-file", Config: map[string]string{
 		"max-size": strconv.FormatInt(f.log.maxSize, 10),
 		"max-file": strconv.Itoa(f.log.maxFiles),
+		"compress": "false",
 	}}
 }
 
