@@ -205,19 +205,18 @@ func binaries(plugin *libcni.PluginConfig) []string {
 	return names
 }
 
-// missingPlugins tells which plugins of the list cannot be run.
+// missingPlugins tells which plugins of the list cannot be run. Those for the addresses are no part of it: a plugin may have a
+// daemon run them, with its own files (Antrea's does).
 func missingPlugins(list *libcni.NetworkConfigList, binDirs []string) error {
 	var missing []string
 	for _, plugin := range list.Plugins {
-		for _, name := range binaries(plugin) {
-			path, err := invoke.FindInPath(name, binDirs)
-			if err == nil {
-				if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o111 != 0 {
-					continue
-				}
+		path, err := invoke.FindInPath(plugin.Network.Type, binDirs)
+		if err == nil {
+			if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o111 != 0 {
+				continue
 			}
-			missing = append(missing, name)
 		}
+		missing = append(missing, plugin.Network.Type)
 	}
 	if len(missing) == 0 {
 		return nil

@@ -215,3 +215,15 @@ func TestPodCIDRsMakeAConfigurationFromTheTemplateOnlyWhereThereIsNone(t *testin
 		t.Errorf("written beside another configuration: %s, %v", made, err)
 	}
 }
+
+// Antrea's daemon runs host-local itself, with a file of its own image: the host needs none.
+func TestAPluginForAddressesNeedsNoFileOnTheHost(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"p1","ipam":{"type":"elsewhere"}}]}`)
+	n.reload()
+	if err := n.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+	mustAdd(t, n, "pod1")
+}
