@@ -51,6 +51,9 @@ func TestContainersOutliveTheService(t *testing.T) {
 	if len(before) != 1 || len(monitor) == 0 {
 		t.Fatalf("processes %v, monitors %v", before, monitor)
 	}
+	if limit, err := os.ReadFile(monitors + "/pids.max"); err != nil || string(limit) != "max\n" {
+		t.Errorf("of monitors there may be %q, %v", limit, err)
+	}
 	service := "/sys/fs/cgroup" + property(t, "crishim", "ControlGroup")
 	if main := pids(t, service); len(main) != 1 || strconv.Itoa(main[0]) != property(t, "crishim", "MainPID") {
 		t.Errorf("the service's cgroup has %v", main)

@@ -139,7 +139,8 @@ func (d *Driver) Join(p string, pid int) error {
 	}
 	d.joining.Lock()
 	defer d.joining.Unlock()
-	m, err := d.manage(p, &cgroups.Resources{})
+	unlimited := int64(-1) // else systemd's DefaultTasksMax, which the monitors of a full node may reach
+	m, err := d.manage(p, &cgroups.Resources{PidsLimit: &unlimited})
 	if err != nil {
 		return err
 	}
