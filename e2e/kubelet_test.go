@@ -486,8 +486,11 @@ func kubeletStats(t *testing.T, _ *harness.Node, k *harness.Kubelet, _ string) {
 	// What a kubelet's own cAdvisor says of containerd's pods, and of nobody else's, comes from the CRI.
 	harness.Eventually(t, 30*time.Second, "the pod's metrics", func() error {
 		metrics := k.Get(t, "/metrics/cadvisor")
+		if got := series(metrics, "container_cpu_usage_seconds_total", `namespace="default"`, `pod="web-e2e"`, `container="web"`); got < 0 { // whole seconds: CRI has no other
+			return errors.New("container_cpu_usage_seconds_total has no row for the container")
+		}
 		for name, label := range map[string]string{
-			"container_cpu_usage_seconds_total": `container="web"`, "container_memory_working_set_bytes": `container="web"`, "container_start_time_seconds": `container="web"`,
+			"container_memory_working_set_bytes": `container="web"`, "container_start_time_seconds": `container="web"`,
 			"container_network_receive_bytes_total": `interface="eth0"`, "container_network_transmit_bytes_total": `interface="eth0"`,
 		} {
 			if got := series(metrics, name, `namespace="default"`, `pod="web-e2e"`, label); got <= 0 {
