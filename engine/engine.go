@@ -107,7 +107,8 @@ type Containers interface {
 	StopContainer(ctx context.Context, id ContainerID, grace time.Duration) error
 	// RemoveContainer removes it by force with its writable layer; its CRI log files stay. OK when absent.
 	RemoveContainer(ctx context.Context, id ContainerID) error
-	// UpdateContainer sets the resources, all or nothing; a zero field of the new value removes that limit.
+	// UpdateContainer sets the resources, all or nothing; a zero field of the new value removes that limit. ErrFailedPrecondition
+	// for a container that has exited.
 	UpdateContainer(ctx context.Context, id ContainerID, resources *Resources) error
 	// ReopenLog makes the log writer go on in a new file at the container's log path; when it returns, the old file gets
 	// nothing more. ErrFailedPrecondition when the container does not run.

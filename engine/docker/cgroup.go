@@ -21,13 +21,36 @@ import (
 // cgroupRoot is where the host's cgroup file systems are.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// cgroupPath reads the cgroup of pid: the memory controller's (v1) or the unified one.
-func cgroupPath(pid int, v2 bool) string {
-	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+// cgroupOf is the cgroup of a container whose first process is pid as Docker says, "" where that process is in none of the
+// container's: it has ended and another has its pid, or it was moved.
+func (f *facts) cgroupOf(pid int, id string) string {
+	data, err := os.ReadFile(procPath(pid, "cgroup"))
 	if err != nil {
 		return ""
 	}
-	for line := range strings.Lines(string(data)) {
+	return containerCgroup(parseCgroup(string(data), f.cgroupV2), id)
+}
+
+// containerCgroup is the part of a process's cgroup that is named by the container: a process may have gone to one below it.
+// "" where no part is, as in the root, which cgroup v1 shows for a process that has ended, or where the cgroup was removed,
+// which v2 shows.
+func containerCgroup(path, id string) string {
+	at := strings.Index(path, id)
+	if id == "" || at < 0 {
+		return ""
+	}
+	if end := strings.IndexByte(path[at:], '/'); end >= 0 {
+		return path[:at+end]
+	}
+	if strings.HasSuffix(path, " (deleted)") {
+		return ""
+	}
+	return path
+}
+
+// parseCgroup reads a process's cgroup in /proc/PID/cgroup: the memory controller's (v1) or the unified one.
+func parseCgroup(data string, v2 bool) string {
+	for line := range strings.Lines(data) {
 		hierarchy, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
 		controllers, path, ok := strings.Cut(rest, ":")
 		if !ok {
@@ -41,20 +64,23 @@ func cgroupPath(pid int, v2 bool) string {
 }
 
 // cgroupDir is the folder of a cgroup for one controller.
-func cgroupDir(path, controller string, v2 bool) string {
-	if v2 {
-		return filepath.Join(cgroupRoot, path)
+func (f *facts) cgroupDir(path, controller string) string {
+	if f.cgroupV2 {
+		return filepath.Join(f.cgroupRoot, path)
 	}
-	return filepath.Join(cgroupRoot, controller, path)
+	return filepath.Join(f.cgroupRoot, controller, path)
 }
 
+// isRoot says whether a path is the root cgroup's, which has all processes of the host and is no container's, or "".
+func isRoot(path string) bool { return filepath.Clean("/"+path) == "/" }
+
 // hugetlbMounted says whether huge page limits can be set on this host.
-func hugetlbMounted(v2 bool) bool {
-	if !v2 {
-		files, _ := filepath.Glob(filepath.Join(cgroupRoot, "hugetlb", "hugetlb.*.limit_in_bytes"))
+func (f *facts) hugetlbMounted() bool {
+	if !f.cgroupV2 {
+		files, _ := filepath.Glob(filepath.Join(f.cgroupRoot, "hugetlb", "hugetlb.*.limit_in_bytes"))
 		return len(files) > 0
 	}
-	data, _ := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.subtree_control"))
+	data, _ := os.ReadFile(filepath.Join(f.cgroupRoot, "cgroup.subtree_control"))
 	return slices.Contains(strings.Fields(string(data)), "hugetlb")
 }
 
@@ -66,33 +92,46 @@ type cgroupFile struct {
 }
 
 // limitsByFile are the limits that the Engine API cannot say, for a container in the cgroup path. previous are the
-// limits in force: what it has and r has not is taken back.
-func limitsByFile(path string, r, previous *engine.Resources, v2 bool) []cgroupFile {
-	var files []cgroupFile
-	huge := cgroupDir(path, "hugetlb", v2)
-	name := func(size string) string {
-		if v2 {
-			return filepath.Join(huge, "hugetlb."+size+".max")
-		}
-		return filepath.Join(huge, "hugetlb."+size+".limit_in_bytes")
+// limits in force: what it has and r has not is taken back. ErrFailedPrecondition where there are some and path is no
+// container's.
+func (f *facts) limitsByFile(path string, r, previous *engine.Resources) ([]cgroupFile, error) {
+	files := f.hugepagesByFile(path, r, previous)
+	if f.cgroupV2 {
+		files = append(files, unifiedByFile(f.cgroupDir(path, ""), r, previous)...)
 	}
+	switch {
+	case !isRoot(path):
+		return files, nil
+	case slices.ContainsFunc(files, func(file cgroupFile) bool { return !file.optional }):
+		return nil, fmt.Errorf("set unified and huge page limits: %w", errNoCgroup)
+	}
+	return nil, nil
+}
+
+// errNoCgroup is why nothing can be written for a container that runs.
+var errNoCgroup = fmt.Errorf("its first process is in no cgroup named after the container, and has to be moved back there: %w", errdefs.ErrFailedPrecondition)
+
+func (f *facts) hugepagesByFile(path string, r, previous *engine.Resources) []cgroupFile {
+	dir, file, none := f.cgroupDir(path, "hugetlb"), ".limit_in_bytes", strconv.FormatInt(noMemoryLimit, 10)
+	if f.cgroupV2 {
+		file, none = ".max", "max"
+	}
+	name := func(size string) string { return filepath.Join(dir, "hugetlb."+size+file) }
+	var files []cgroupFile
 	for _, old := range previous.Hugepages {
 		if !slices.ContainsFunc(r.Hugepages, func(h engine.HugepageLimit) bool { return h.PageSize == old.PageSize }) {
-			value := "max"
-			if !v2 {
-				value = strconv.FormatInt(noMemoryLimit, 10)
-			}
-			files = append(files, cgroupFile{path: name(old.PageSize), value: value})
+			files = append(files, cgroupFile{path: name(old.PageSize), value: none})
 		}
 	}
 	for _, limit := range r.Hugepages {
 		// The kubelet names every page size that the node could have, also with limit 0.
 		files = append(files, cgroupFile{path: name(limit.PageSize), value: strconv.FormatUint(limit.Limit, 10), optional: limit.Limit == 0})
 	}
-	if !v2 {
-		return files
-	}
-	dir := cgroupDir(path, "", true)
+	return files
+}
+
+func unifiedByFile(dir string, r, previous *engine.Resources) []cgroupFile {
+	var files []cgroupFile
 	if _, given := r.Unified[swapMax]; !given && r.MemoryLimit == 0 && r.MemorySwap == 0 {
 		files = append(files, cgroupFile{path: filepath.Join(dir, swapMax), value: "0", optional: true})
 	}
@@ -170,11 +209,13 @@ func writeCgroupFile(path, value string) error {
 	return err
 }
 
-// cgroupProcesses are the pids in a cgroup and below.
-func cgroupProcesses(path string, v2 bool) []int {
-	dir := cgroupDir(path, "memory", v2)
+// cgroupProcesses are the pids in a container's cgroup and below. None of the root, where all of the host are.
+func (f *facts) cgroupProcesses(path string) []int {
+	if isRoot(path) {
+		return nil
+	}
 	var pids []int
-	_ = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(f.cgroupDir(path, "memory"), func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return nil
 		}
@@ -190,4 +231,31 @@ func cgroupProcesses(path string, v2 bool) []int {
 		return nil
 	})
 	return pids
+}
+
+// setOOMScoreAdj of the process pid, if it is in the container's cgroup. Its folder is held open: a later process of the same
+// pid has another.
+func (f *facts) setOOMScoreAdj(pid int, id, score string) error {
+	proc, err := os.OpenRoot(procPath(pid, ""))
+	if err != nil {
+		return ignoreEnded(err)
+	}
+	defer func() { _ = proc.Close() }()
+	groups, err := proc.ReadFile("cgroup")
+	if err != nil || containerCgroup(parseCgroup(string(groups), f.cgroupV2), id) == "" {
+		return ignoreEnded(err)
+	}
+	file, err := proc.OpenFile("oom_score_adj", os.O_WRONLY, 0)
+	if err != nil {
+		return ignoreEnded(err)
+	}
+	_, err = file.WriteString(score)
+	return ignoreEnded(errors.Join(err, file.Close()))
+}
+
+func ignoreEnded(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
 }

@@ -146,8 +146,11 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 		if status.PID == 0 {
 			return status, nil
 		}
-		files := limitsByFile(status.CgroupPath, &spec.Resources, &engine.Resources{}, s.facts.cgroupV2)
-		if err := writeCgroupFiles(files); err != nil && !process.Gone(status.PID, status.StartTicks) {
+		files, err := s.facts.limitsByFile(status.CgroupPath, &spec.Resources, &engine.Resources{})
+		if err == nil {
+			err = writeCgroupFiles(files)
+		}
+		if err != nil && !process.Gone(status.PID, status.StartTicks) {
 			// It runs without a limit that was asked for: it must not.
 			return status, errors.Join(err, e.killAndWait(ctx, s, string(id)))
 		}
@@ -395,10 +398,15 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 		if err != nil {
 			return err
 		}
+		if containerStatus(in).State == engine.ContainerExited {
+			return errEnded(id)
+		}
 		pid, path := 0, ""
 		if in.State.Running {
 			pid = in.State.Pid
-			path = cgroupPath(pid, s.facts.cgroupV2)
+			if path = s.facts.cgroupOf(pid, in.ID); path == "" && e.ended(id, pid) {
+				return errEnded(id)
+			}
 		}
 		change, err := lowerUpdate(r, path, s.facts)
 		if err != nil {
@@ -414,6 +422,9 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 			return nil
 		}
 		if err := e.updateByFile(id, path, r, in, s.facts); err != nil {
+			if e.ended(id, pid) {
+				return errEnded(id)
+			}
 			old := resourcesOf(in.HostConfig)
 			back, lerr := lowerUpdate(&old, path, s.facts)
 			if lerr == nil {
@@ -425,23 +436,39 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 	})
 }
 
+func errEnded(id engine.ContainerID) error {
+	return fmt.Errorf("container %s has ended, its limits cannot be changed: %w", id, errdefs.ErrFailedPrecondition)
+}
+
+// ended says whether the first process of a container is known to have ended, of which Docker may hear a moment later.
+func (e *Engine) ended(id engine.ContainerID, pid int) bool {
+	first, known := e.processes.of(string(id))
+	return known && first.pid == pid && process.Gone(pid, first.startTicks)
+}
+
 // updateByFile writes unified and huge page limits, and oom_score_adj of every process.
 func (e *Engine) updateByFile(id engine.ContainerID, path string, r *engine.Resources, in *container.InspectResponse, f *facts) error {
 	var previous engine.Resources
 	if known, ok := e.byFile.Load(id); ok {
 		previous = known.(engine.Resources)
 	}
-	if err := writeCgroupFiles(limitsByFile(path, r, &previous, f.cgroupV2)); err != nil {
+	files, err := f.limitsByFile(path, r, &previous)
+	if err != nil {
+		return err
+	}
+	if err := writeCgroupFiles(files); err != nil {
 		return err
 	}
 	e.byFile.Store(id, *r)
 	if r.OOMScoreAdj == int64(in.HostConfig.OomScoreAdj) {
 		return nil
 	}
+	if isRoot(path) {
+		return fmt.Errorf("set oom_score_adj of container %s: %w", id, errNoCgroup)
+	}
 	score := strconv.FormatInt(max(r.OOMScoreAdj, f.oomScoreAdjMin), 10)
-	for _, pid := range cgroupProcesses(path, f.cgroupV2) {
-		err := writeCgroupFile(procPath(pid, "oom_score_adj"), score)
-		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+	for _, pid := range f.cgroupProcesses(path) {
+		if err := f.setOOMScoreAdj(pid, string(id), score); err != nil {
 			return fmt.Errorf("oom_score_adj of container %s: %w", id, err)
 		}
 	}
@@ -468,20 +495,20 @@ func lowerUpdate(r *engine.Resources, path string, f *facts) (container.Resource
 		out.CPUShares = 1024
 	}
 	if out.CpusetCpus == "" {
-		out.CpusetCpus = allOf("cpus", path, f.cgroupV2)
+		out.CpusetCpus = allOf("cpus", path, f)
 	}
 	if out.CpusetMems == "" {
-		out.CpusetMems = allOf("mems", path, f.cgroupV2)
+		out.CpusetMems = allOf("mems", path, f)
 	}
 	return out, nil
 }
 
 // allOf are the CPUs or memory nodes that a container in the cgroup may have at most: its parent's, or the host's.
-func allOf(what, path string, v2 bool) string {
+func allOf(what, path string, f *facts) string {
 	var candidates []string
 	if path != "" {
-		parent := cgroupDir(filepath.Dir(path), "cpuset", v2)
-		if v2 {
+		parent := f.cgroupDir(filepath.Dir(path), "cpuset")
+		if f.cgroupV2 {
 			candidates = append(candidates, filepath.Join(parent, "cpuset."+what+".effective"))
 		} else {
 			candidates = append(candidates, filepath.Join(parent, "cpuset.effective_"+what), filepath.Join(parent, "cpuset."+what))
@@ -507,7 +534,7 @@ func fitsUsage(r *engine.Resources, path string, f *facts) error {
 	if path == "" || r.MemoryLimit == 0 || !f.cgroupV2 {
 		return nil
 	}
-	data, err := os.ReadFile(filepath.Join(cgroupDir(path, "", true), "memory.current"))
+	data, err := os.ReadFile(filepath.Join(f.cgroupDir(path, ""), "memory.current"))
 	if err != nil {
 		return nil
 	}

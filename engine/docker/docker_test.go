@@ -540,7 +540,7 @@ func limits(t *testing.T, b *bench) {
 	spec.Resources = engine.Resources{MemoryLimit: 64 << 20, CPUQuota: 20000, CPUPeriod: 50000, CPUShares: 100, CpusetCPUs: "0"}
 	c := b.container(t, spec)
 	read := func(controller, file string) string {
-		data, err := os.ReadFile(filepath.Join(cgroupDir(c.CgroupPath, controller, b.e.Info().CgroupV2), file))
+		data, err := os.ReadFile(filepath.Join((&facts{cgroupV2: b.e.Info().CgroupV2, cgroupRoot: cgroupRoot}).cgroupDir(c.CgroupPath, controller), file))
 		if err != nil {
 			t.Fatal(err)
 		}

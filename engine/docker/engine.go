@@ -77,11 +77,13 @@ type Options struct {
 	// TracerProvider traces requests to the engine; nil traces nothing.
 	TracerProvider trace.TracerProvider
 
-	pingLimit time.Duration // of tests
+	// Of tests.
+	pingLimit  time.Duration
+	cgroupRoot string
 }
 
 func (o *Options) complete() error {
-	o.pingLimit = cmp.Or(o.pingLimit, pingLimit)
+	o.pingLimit, o.cgroupRoot = cmp.Or(o.pingLimit, pingLimit), cmp.Or(o.cgroupRoot, cgroupRoot)
 	var errs []error
 	if path, ok := strings.CutPrefix(o.Socket, "unix://"); !ok || !filepath.IsAbs(path) {
 		errs = append(errs, fmt.Errorf("docker socket %q: only unix:///PATH is supported, the engine must run on this host", o.Socket))

@@ -34,6 +34,7 @@ type facts struct {
 	storageDriver  string
 	cgroupDriver   engine.CgroupDriver
 	cgroupV2       bool
+	cgroupRoot     string
 	swapLimit      bool
 	selinux        bool
 	appArmor       bool
@@ -110,6 +111,7 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 		storageDriver:  info.Driver,
 		cgroupDriver:   engine.CgroupfsDriver,
 		cgroupV2:       info.CgroupVersion == "2",
+		cgroupRoot:     opts.cgroupRoot,
 		swapLimit:      info.SwapLimit,
 		cdi:            len(info.CDISpecDirs) > 0,
 		defaultRuntime: info.DefaultRuntime,
@@ -199,7 +201,7 @@ func (f *facts) info() engine.Info {
 			ImageVolumes:             f.atLeast("1.48") || f.preparesImages(),
 			// cgroup v2 files and hugetlb limits are written by us, right after the start.
 			Unified:       f.cgroupV2,
-			Hugepages:     hugetlbMounted(f.cgroupV2),
+			Hugepages:     f.hugetlbMounted(),
 			CDI:           f.cdi,
 			Swap:          f.swapLimit,
 			NetworkBridge: true,

@@ -179,7 +179,7 @@ func killIf(pid int, meant func() bool) error {
 // processesOf are the processes in the container's cgroup and below.
 func (e *Engine) processesOf(id string, f *facts) []int {
 	if cgroup, known := e.cgroups.of(id); known {
-		return cgroupProcesses(cgroup, f.cgroupV2)
+		return f.cgroupProcesses(cgroup)
 	}
 	var pids []int
 	entries, _ := os.ReadDir("/proc")
@@ -203,12 +203,12 @@ func removeForgottenCgroups(cgroup, id string, f *facts) {
 	if f.cgroupDriver != engine.CgroupfsDriver || path.Base(cgroup) != id {
 		return
 	}
-	dirs := []string{filepath.Join(cgroupRoot, cgroup)}
+	dirs := []string{filepath.Join(f.cgroupRoot, cgroup)}
 	if !f.cgroupV2 {
-		hierarchies, _ := os.ReadDir(cgroupRoot)
+		hierarchies, _ := os.ReadDir(f.cgroupRoot)
 		for _, hierarchy := range hierarchies {
 			if hierarchy.IsDir() { // not a link such as cpu → cpu,cpuacct
-				dirs = append(dirs, filepath.Join(cgroupRoot, hierarchy.Name(), cgroup))
+				dirs = append(dirs, filepath.Join(f.cgroupRoot, hierarchy.Name(), cgroup))
 			}
 		}
 	}
@@ -291,7 +291,7 @@ func (w *watcher) forgot(id string) bool {
 	if !known || w.e.own.underWay(id) {
 		return false
 	}
-	return slices.ContainsFunc(cgroupProcesses(cgroup, w.s.facts.cgroupV2), func(pid int) bool {
+	return slices.ContainsFunc(w.s.facts.cgroupProcesses(cgroup), func(pid int) bool {
 		data, err := os.ReadFile(procPath(pid, "cmdline"))
 		// runc's own, before it becomes the container's process.
 		return err == nil && !bytes.HasSuffix(data, []byte("runc\x00init\x00"))

@@ -23,7 +23,7 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		e.processes.seen(in, status.StartTicks, f)
-		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
+		status.CgroupPath = f.cgroupOf(status.PID, in.ID)
 	}
 	e.pauses.seen(status.ID, engine.ImageID(in.Image))
 	e.cgroups.seen(in, status.CgroupPath, f)
@@ -65,7 +65,7 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 	if status.PID > 0 {
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		e.processes.seen(in, status.StartTicks, f)
-		status.CgroupPath = cgroupPath(status.PID, f.cgroupV2)
+		status.CgroupPath = f.cgroupOf(status.PID, in.ID)
 		status.User = userOfProcess(status.PID)
 		if status.UpperDir == "" {
 			// The containerd image store names no folder.

@@ -188,17 +188,22 @@ func TestCgroupFilesAreAllOrNothing(t *testing.T) {
 func TestLimitsThatDockerCannotSay(t *testing.T) {
 	old := &engine.Resources{Unified: map[string]string{"memory.high": "1", "memory.min": "2", "cpu.weight": "3"}, Hugepages: []engine.HugepageLimit{{PageSize: "1GB"}}}
 	now := &engine.Resources{Unified: map[string]string{"memory.swap.max": "5"}, Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 4096}}}
+	v2 := &facts{cgroupV2: true}
+	files, err := v2.limitsByFile("/x", now, old)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var got []string
-	for _, f := range limitsByFile("/x", now, old, true) {
-		got = append(got, strings.TrimPrefix(f.path, cgroupRoot)+"="+f.value)
+	for _, f := range files {
+		got = append(got, f.path+"="+f.value)
 	}
 	want := "/x/hugetlb.1GB.max=max /x/hugetlb.2MB.max=4096 /x/memory.swap.max=5 /x/memory.high=max /x/memory.min=0"
 	if s := strings.Join(got, " "); s != want {
 		t.Errorf("%s\nwant %s", s, want)
 	}
-	files := limitsByFile("/x", &engine.Resources{}, &engine.Resources{}, true)
-	if len(files) != 1 || files[0].value != "0" || !strings.HasSuffix(files[0].path, swapMax) {
-		t.Errorf("a container without a memory limit may swap: %v", files)
+	files, err = v2.limitsByFile("/x", &engine.Resources{}, &engine.Resources{})
+	if err != nil || len(files) != 1 || files[0].value != "0" || !strings.HasSuffix(files[0].path, swapMax) {
+		t.Errorf("a container without a memory limit may swap: %v, %v", files, err)
 	}
 }
 

@@ -197,6 +197,11 @@ var containerTests = map[string]func(*suite){
 			}
 		}
 	},
+	"the resources of an exited container are not changed": func(s *suite) {
+		id := s.runContainer(s.containerSpec(s.Commands.Exit(0)))
+		s.exited(id)
+		s.class(s.Engine.UpdateContainer(s.Context(), id, &engine.Resources{CPUShares: 512}), errdefs.IsFailedPrecondition, "update")
+	},
 	"many containers live beside each other": func(s *suite) {
 		pod, podSpec := s.runPod()
 		specs := make([]*engine.ContainerSpec, 6)
