@@ -31,6 +31,13 @@ type HandlerFeatures struct {
 	UserNamespaces          bool
 }
 
+// FeaturesOf are the features for pods of an OCI runtime: that one's where the runtimes differ.
+func (i *Info) FeaturesOf(handler string) Features {
+	f, own := i.Features, i.Handlers[handler]
+	f.RecursiveReadonlyMounts, f.UserNamespaces = own.RecursiveReadonlyMounts, own.UserNamespaces
+	return f
+}
+
 // Features says which parts of a spec the engine can express. The server refuses the others with InvalidArgument or
 // Unimplemented before anything is made.
 type Features struct {

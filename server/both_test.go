@@ -142,6 +142,30 @@ func TestRuntimeHandlersRouteToTheEngines(t *testing.T) {
 	}
 }
 
+// What an OCI runtime lacks would be dropped by it, whatever its engine has.
+//
+// Rows: S61 (part)
+func TestWhatAHandlersRuntimeLacksIsRefused(t *testing.T) {
+	b := newBoth(t)
+	ids := []*runtimeapi.IDMapping{{HostId: 100000, Length: 65536}}
+	users := &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}}
+	config := b.podConfig("users")
+	config.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: users}}
+	_, err := b.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "second"})
+	wantCode(t, "a user namespace by a runtime that has none", err, codes.Unimplemented)
+	pod, err := b.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "kata"})
+	wantCode(t, "a user namespace by a runtime that has them", err, codes.OK)
+	c := containerConfig("c", "sleep", "1000")
+	c.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: users}}
+	request := &runtimeapi.CreateContainerRequest{PodSandboxId: pod.GetPodSandboxId(), Config: c, SandboxConfig: config}
+	c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/v", Readonly: true, RecursiveReadOnly: true}}
+	_, err = b.runtime.CreateContainer(t.Context(), request)
+	wantCode(t, "a recursive read-only mount by a runtime that has none", err, codes.Unimplemented)
+	c.Mounts = nil
+	_, err = b.runtime.CreateContainer(t.Context(), request)
+	wantCode(t, "a container in its user namespace", err, codes.OK)
+}
+
 func TestAHandlerWithAnEnginesNameIsThatEngine(t *testing.T) {
 	store := newFixture(t).store
 	engines := []engine.Engine{enginetest.NewMemory(enginetest.Options{Name: "a"}), enginetest.NewMemory(enginetest.Options{Name: "b"})}

@@ -51,7 +51,8 @@ func (s *Server) makeContainer(ctx context.Context, req *runtimeapi.CreateContai
 		return nil, err
 	}
 	spec.LogDirectory = pod.Spec.LogDirectory
-	if err := translator.CheckContainer(spec, eng.Info().Features); err != nil {
+	info := eng.Info()
+	if err := translator.CheckContainer(spec, info.FeaturesOf(pod.Spec.Handler)); err != nil {
 		return nil, err
 	}
 	spec.Checkpoint = checkpoint

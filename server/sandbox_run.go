@@ -60,7 +60,7 @@ func (s *Server) podSpec(eng engine.Engine, handler Handler, req *runtimeapi.Run
 		return nil, err
 	}
 	spec.Handler = handler.Runtime
-	if err := translator.CheckPod(spec, info.Features); err != nil {
+	if err := translator.CheckPod(spec, info.FeaturesOf(spec.Handler)); err != nil {
 		return nil, err
 	}
 	return spec, s.loadSeccomp(&spec.Security.Seccomp)

@@ -60,7 +60,7 @@ func checkMount(p *problems, m *engine.Mount, f engine.Features) {
 	// An image has no mounts inside it: read-only is recursive.
 	if m.RecursiveReadonly && m.Image == nil && !f.RecursiveReadonlyMounts {
 		// The kubelet looks for the word of crierrors in the text.
-		p.addClass(errdefs.ErrNotImplemented, field+".recursive_read_only", "%s: this engine cannot do recursive read-only mounts", crierrors.ErrRROUnsupported)
+		p.addClass(errdefs.ErrNotImplemented, field+".recursive_read_only", "%s: this engine, or the OCI runtime of the pod's handler, cannot do recursive read-only mounts", crierrors.ErrRROUnsupported)
 	}
 	if len(m.Options) > 0 && !f.MountOptions {
 		cannot(p, field+".mount_options", "mount options")
@@ -87,5 +87,5 @@ func checkResources(p *problems, field string, r *engine.Resources, f engine.Fea
 }
 
 func cannot(p *problems, field, what string) {
-	p.addClass(errdefs.ErrNotImplemented, field, "asks for %s, which this engine cannot do", what)
+	p.addClass(errdefs.ErrNotImplemented, field, "asks for %s, which this engine, or the OCI runtime of the pod's handler, cannot do", what)
 }

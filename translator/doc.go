@@ -7,7 +7,7 @@
 // the engine. docs/compatibility.md has a line for every field; testdata/*.json shows the translation of each.
 //
 // Errors name all faults of a request at once, each by its CRI field, and are errdefs.ErrInvalidArgument, or
-// ErrNotImplemented where only this engine cannot do it.
+// ErrNotImplemented where only this engine, or the OCI runtime, cannot do it.
 package translator
 
 import "crishim/engine"

@@ -31,7 +31,8 @@ step service e2e-vm ${only:--test.skip=$later}
 [ -n "$core" ] || step contract-cgroupfs engine-native ${only:--test.run=^TestNativeContract$}
 export CRISHIM_TEST_CGROUP_DRIVER=systemd
 step contract-systemd engine-native ${only:--test.run=^TestNativeContract$}
-[ -n "$core" ] || step contract-oci engine-native ${only:--test.run=^TestNativeContractWithAnOCIRuntime$}
+oci='^Test(NativeContractWithAnOCIRuntime|StdioInAUserNamespaceByAnOCIRuntime)$'
+[ -n "$core" ] || step contract-oci engine-native ${only:--test.run=$oci}
 unset CRISHIM_TEST_CGROUP_DRIVER
 if [ -z "$core" ]; then
 	for package in cgroup ns rootfs host; do step $package engine-native-$package $only; done

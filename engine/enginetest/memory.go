@@ -63,7 +63,8 @@ func NewMemory(opts Options) *Memory {
 		opts.Name = "memory"
 	}
 	if opts.Info.Handlers == nil {
-		opts.Info.Handlers = map[string]engine.HandlerFeatures{"": {}}
+		f := opts.Info.Features
+		opts.Info.Handlers = map[string]engine.HandlerFeatures{"": {RecursiveReadonlyMounts: f.RecursiveReadonlyMounts, UserNamespaces: f.UserNamespaces}}
 	}
 	if opts.Info.CgroupDriver == "" {
 		opts.Info.CgroupDriver = engine.CgroupfsDriver

@@ -175,7 +175,7 @@ func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.
 	}
 	in := &spec.Container{
 		Spec: s, Image: config.Config, User: c.User, Rootfs: root.Path, Pins: e.specPins(p),
-		CgroupsPath: c.Cgroup.CgroupsPath, Volumes: map[string]string{}, ImageVolumes: map[int]string{},
+		CgroupsPath: c.Cgroup.CgroupsPath, OCIRuntime: p.Spec.Handler != "", Volumes: map[string]string{}, ImageVolumes: map[int]string{},
 	}
 	if in.Hostname, err = rootfs.Hostname(&p.Spec); err != nil {
 		return nil, err

@@ -32,7 +32,7 @@ func (e *Engine) describeRuntimes(own engine.HandlerFeatures) (handlers map[stri
 		cancel()
 		var f features.Features
 		if err != nil || json.Unmarshal(out, &f) != nil {
-			continue // an old one: then it has nothing that needs to be known
+			continue // an old one: nothing says that it has either
 		}
 		handlers[name] = engine.HandlerFeatures{
 			RecursiveReadonlyMounts: own.RecursiveReadonlyMounts && slices.Contains(f.MountOptions, "rro"),

@@ -1,9 +1,12 @@
 package native
 
 import (
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -68,6 +71,61 @@ func TestTheHandlersRuntimeMakesTheContainers(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	b.removePod(t, pod)
+}
+
+// A process in a pod of a user namespace opens its own output by name, as images do with the files of their logs.
+//
+// Rows: S61 (part)
+func TestStdioInAUserNamespaceByAnOCIRuntime(t *testing.T) {
+	for _, name := range []string{"runc", "crun"} {
+		t.Run(name, func(t *testing.T) {
+			program, err := exec.LookPath(name)
+			if err != nil {
+				t.Skip("no " + name)
+			}
+			b := newBench(t, func(o *Options) { o.Runtimes = map[string]string{name: program} })
+			if !b.Info().Features.UserNamespaces {
+				t.Skip("this host has no user namespaces for pods")
+			}
+			if _, err := os.Stat("/sys/fs/cgroup/unified/cgroup.controllers"); err == nil && name == "crun" {
+				t.Skip("crun runs on no host with both versions of cgroups")
+			}
+			b.serve(t)
+			maps := []engine.IDMapping{{ContainerID: 0, HostID: 200000, Length: 65536}}
+			pod, s := b.runPod(t, func(s *engine.PodSpec) {
+				s.Handler, s.Namespaces.User = name, &engine.UserNamespace{UIDs: maps, GIDs: maps}
+			})
+			const script = "echo out >/dev/stdout && echo err >/dev/stderr && cat /proc/self/uid_map"
+			for user, uid := range map[string]int64{"root": 0, "user": 1000} {
+				spec := b.containerSpec(t, pod, s, user, script+" && exec sleep 1000")
+				spec.Security.UID = &uid
+				st, err := b.CreateContainer(t.Context(), spec)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := b.StartContainer(t.Context(), st.ID, spec); err != nil {
+					t.Fatal(err)
+				}
+				var log string
+				eventually(t, 20*time.Second, user+" has written all", func() bool {
+					data, _ := os.ReadFile(spec.LogPath)
+					log = string(data)
+					return strings.Contains(log, " 65536") || b.status(t, st.ID).State == engine.ContainerExited
+				})
+				for _, want := range []string{"stdout F out\n", "stderr F err\n", " 200000 "} {
+					if !strings.Contains(log, want) {
+						t.Errorf("%s: the log has no %q:\n%s", user, want, log)
+					}
+				}
+				out := strings.Fields(b.sh(t, st.ID, script))
+				slices.Sort(out) // the streams are not in order with each other
+				if !slices.Equal(out, []string{"0", "200000", "65536", "err", "out"}) {
+					t.Errorf("%s: exec: %q", user, out)
+				}
+			}
+			b.removePod(t, pod)
+		})
+	}
 }
 
 func TestAHandlerWhoseRuntimeIsNotThere(t *testing.T) {

@@ -26,6 +26,7 @@ type plan struct {
 
 func (p *plan) Terminal() bool { return p.spec.Process.Terminal }
 
+// Owner is read in the specification: which mapping a namespace has that it joins only a process in there could see.
 func (p *plan) Owner() (uid, gid int) {
 	return hostRoot(p.spec.Linux.UIDMappings), hostRoot(p.spec.Linux.GIDMappings)
 }

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -169,6 +170,33 @@ func TestContainersAreLoweredAsTheGoldenFilesSay(t *testing.T) {
 			}
 			compare(t, name, s, warnings)
 		})
+	}
+}
+
+// Other programs than libcontainer do not read the mapping in the namespace that they join, or not all of it.
+func TestOCIRuntimesAreToldTheMappingOfUsers(t *testing.T) {
+	for _, other := range []bool{false, true} {
+		h, c := goldens["userns"]()
+		c.OCIRuntime = other
+		s, _, err := Build(h, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []specs.LinuxIDMapping
+		if other {
+			want = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+		}
+		if uids, gids := s.Linux.UIDMappings, s.Linux.GIDMappings; !slices.Equal(uids, want) || !slices.Equal(gids, want) {
+			t.Errorf("another program: %v: uids %v, gids %v", other, uids, gids)
+		}
+		if !slices.Contains(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: c.Pins.User}) {
+			t.Errorf("another program: %v: namespaces %v", other, s.Linux.Namespaces)
+		}
+	}
+	c := podContainer()
+	c.OCIRuntime = true
+	if s, _, err := Build(v2Host(), c); err != nil || s.Linux.UIDMappings != nil || s.Linux.GIDMappings != nil {
+		t.Errorf("a pod with the host's users: %v, %v, %v", s.Linux.UIDMappings, s.Linux.GIDMappings, err)
 	}
 }
 

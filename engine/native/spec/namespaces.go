@@ -22,6 +22,11 @@ func (b *builder) namespaces() error {
 		if err := join(specs.UserNamespace, pins.User); err != nil {
 			return err
 		}
+		if b.c.OCIRuntime {
+			// Beside the namespace that has them already: crun reads there only to whom pipes, terminals and the cgroup belong, and
+			// runc before 1.2 starts nothing without. A newer runc, as libcontainer, reads the namespace, and logs a warning.
+			b.s.Linux.UIDMappings, b.s.Linux.GIDMappings = idMappings(n.User.UIDs), idMappings(n.User.GIDs)
+		}
 	}
 	if n.Network != engine.NamespaceNode {
 		// A container in the host's network has the host's name.

@@ -50,6 +50,8 @@ type Container struct {
 	Volumes map[string]string
 	// ImageVolumes are the prepared paths of those Spec.Mounts that are images, by index.
 	ImageVolumes map[int]string
+	// OCIRuntime says that another program than libcontainer makes the container.
+	OCIRuntime bool
 	// Rlimits are the operator's defaults; they are lowered to what the host allows.
 	Rlimits []specs.POSIXRlimit
 }
