@@ -191,10 +191,15 @@ func cgroupPaths(pid int) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseCgroups(string(data)), nil
+}
+
+// parseCgroups reads /proc/PID/cgroup. The root is no container's: version 1 shows it for a process that has ended.
+func parseCgroups(data string) map[string]string {
 	paths := map[string]string{}
-	for line := range strings.Lines(string(data)) {
+	for line := range strings.Lines(data) {
 		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(fields) != 3 {
+		if len(fields) != 3 || fields[2] == "/" {
 			continue
 		}
 		for controller := range strings.SplitSeq(fields[1], ",") {
@@ -210,5 +215,5 @@ func cgroupPaths(pid int) (map[string]string, error) {
 			paths[controller] = filepath.Join(mount, fields[2])
 		}
 	}
-	return paths, nil
+	return paths
 }
