@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -8,8 +9,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 	"crishim/internal/process"
@@ -110,6 +113,43 @@ func scoreOf(t *testing.T, cmd *exec.Cmd) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(data))
+}
+
+// Docker names the score of a container's creation for ever: a second change may be to that one.
+func TestAScoreGoesBackToThatOfTheCreation(t *testing.T) {
+	f := &facts{cgroupRoot: cgroupRoot, oomScoreAdjMin: oomScoreAdjLowest}
+	if _, err := os.Stat(f.cgroupDir("/", "memory")); err != nil {
+		f.cgroupV2 = true
+	}
+	path := fmt.Sprintf("/crishim-score-%d/%s", os.Getpid(), testContainer)
+	dir := f.cgroupDir(path, "memory")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Skipf("no cgroup can be made: %v", err)
+	}
+	t.Cleanup(func() {
+		eventually(t, 10*time.Second, "the cgroup to be empty", func() bool { return unix.Rmdir(dir) == nil })
+		_ = unix.Rmdir(filepath.Dir(dir))
+	})
+	first, _ := bystander(t)
+	pid := strconv.Itoa(first.Process.Pid)
+	for file, value := range map[string]string{procPath(first.Process.Pid, "oom_score_adj"): "900", filepath.Join(dir, "cgroup.procs"): pid} {
+		if err := os.WriteFile(file, []byte(value), 0); err != nil {
+			t.Skipf("no process can be moved to a cgroup: %v", err)
+		}
+	}
+	fake := newAbsentFake(t)
+	fake.put(testContainer, running)
+	in := fake.containers[testContainer]
+	in.State.Pid, in.HostConfig.OomScoreAdj = first.Process.Pid, 900
+	var e Engine
+	for _, score := range []int64{950, 900} {
+		if err := e.updateByFile(testContainer, path, &engine.Resources{OOMScoreAdj: score}, &in, f); err != nil {
+			t.Error(err)
+		}
+		if got := scoreOf(t, first); got != strconv.FormatInt(score, 10) {
+			t.Errorf("oom_score_adj is %s, want %d", got, score)
+		}
+	}
 }
 
 // The list of a cgroup's processes is old by the time that they are written to.

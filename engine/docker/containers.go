@@ -460,13 +460,17 @@ func (e *Engine) updateByFile(id engine.ContainerID, path string, r *engine.Reso
 		return err
 	}
 	e.byFile.Store(id, *r)
-	if r.OOMScoreAdj == int64(in.HostConfig.OomScoreAdj) {
+	score := strconv.FormatInt(max(r.OOMScoreAdj, f.oomScoreAdjMin), 10)
+	// What the container has is its first process's: Docker goes on naming the score of its creation.
+	if now, err := os.ReadFile(procPath(in.State.Pid, "oom_score_adj")); err == nil && strings.TrimSpace(string(now)) == score {
 		return nil
 	}
 	if isRoot(path) {
+		if r.OOMScoreAdj == int64(in.HostConfig.OomScoreAdj) {
+			return nil
+		}
 		return fmt.Errorf("set oom_score_adj of container %s: %w", id, errNoCgroup)
 	}
-	score := strconv.FormatInt(max(r.OOMScoreAdj, f.oomScoreAdjMin), 10)
 	for _, pid := range f.cgroupProcesses(path) {
 		if err := f.setOOMScoreAdj(pid, string(id), score); err != nil {
 			return fmt.Errorf("oom_score_adj of container %s: %w", id, err)
@@ -484,6 +488,9 @@ func lowerUpdate(r *engine.Resources, path string, f *facts) (container.Resource
 	out.MemorySwappiness = nil
 	if out.Memory == 0 {
 		out.Memory, out.MemorySwap = noMemoryLimit, noMemoryLimit
+		if r.MemorySwap < 0 {
+			out.MemorySwap = -1 // on cgroup v2 as much as memory would be no swap
+		}
 	}
 	if out.CPUQuota == 0 {
 		out.CPUQuota = -1

@@ -331,6 +331,11 @@ func TestNoLimitIsSaidInAnUpdate(t *testing.T) {
 	if got.Memory != noMemoryLimit || got.MemorySwap != noMemoryLimit || got.CPUQuota != -1 || got.CPUPeriod != 100000 || got.CPUShares != 1024 || got.CpusetCpus == "" {
 		t.Errorf("0 would leave a limit as it is: %+v", got)
 	}
+	// Kubelets with UnlimitedSwap: on cgroup v2 memory and swap as much as memory would be no swap.
+	got, err = lowerUpdate(&engine.Resources{MemorySwap: -1}, "", oldEngine())
+	if err != nil || got.Memory != noMemoryLimit || got.MemorySwap != -1 {
+		t.Errorf("unlimited swap without a limit of memory is %d of %d, %v", got.MemorySwap, got.Memory, err)
+	}
 }
 
 func TestNameIsParsedBack(t *testing.T) {
