@@ -108,6 +108,8 @@ func (n *Node) footprint() footprint {
 		"folder":        folders(n.Shim.RunDir),
 		"child":         children(n.Shim.PID()),
 	}}
+	// What a kubelet tells of the node is kept for the next start.
+	f.lists["file"] = slices.DeleteFunc(f.lists["file"], func(name string) bool { return name == filepath.Join(n.Shim.RootDir, "pod-cidrs.json") })
 	f.lists["process"], f.lists["unstarted process"] = cgroupProcesses(n.CgroupParent())
 	// The parents of pods are the kubelet's.
 	f.lists["cgroup"] = slices.DeleteFunc(f.lists["cgroup"], func(name string) bool {
