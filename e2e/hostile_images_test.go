@@ -249,6 +249,7 @@ func TestLabelsOfAnImageAreNobodysOrders(t *testing.T) {
 		"io.crishim.mounts":                                 "../../../../../.." + canary.Dir,
 		"io.crishim.logdirectory":                           canary.Dir,
 		"io.crishim.image-labels":                           `["app"]`,
+		"io.crishim.privileged":                             "true",
 		"annotation.io.kubernetes.container.preStopHandler": `{"httpGet":{"host":"169.254.169.254","path":"/hostile"}}`,
 		"containerd.io/restart.loguri":                      "binary:///bin/hostile",
 		"com.docker.compose.project":                        "hostile",

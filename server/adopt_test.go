@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/cni"
@@ -31,7 +33,8 @@ func (a *fakeAdopter) Adopt(_ context.Context, pod *state.Pod) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.adopted = append(a.adopted, pod.ID)
-	pod.Spec.LogDirectory = "" // Docker would not know it
+	pod.Spec.LogDirectory = ""           // Docker would not know it
+	pod.Spec.Security.Privileged = false // nor this, of a pod of an older version
 	pod.Adopted, pod.Network = true, state.Network{Attachments: raw, IPs: []string{"10.9.0.7"}, Done: true}
 	return nil
 }
@@ -109,6 +112,44 @@ func TestAPodOfAnotherShimIsAdoptedOnce(t *testing.T) {
 	}
 	if len(f.network.dels) != 1 || f.network.dels[0].Network != "old" {
 		t.Errorf("detached %+v", f.network.dels)
+	}
+	f.network.attached = map[string]bool{} // the fixture's own
+	f.nothingLeft()
+}
+
+// A pod that may have privileged containers gets them also where its record was lost, and with it that it may; one with a record is what
+// that says, whatever a later call claims.
+// Rows: R21 (part)
+func TestAPrivilegedPodWhoseRecordWasLostGetsPrivilegedContainers(t *testing.T) {
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	sandbox := f.podConfig("lost")
+	sandbox.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{Privileged: true}
+	lost, err := f.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: sandbox})
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorded := f.runPod("recorded")
+	f.stop()
+	f.corruptRecord("pods", "uid-lost")
+	f.start()
+
+	privileged := func(pod string, sandbox *runtimeapi.PodSandboxConfig) error {
+		config := containerConfig("proxy", "sleep")
+		config.Linux.SecurityContext = &runtimeapi.LinuxContainerSecurityContext{Privileged: true}
+		_, err := f.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: sandbox})
+		return err
+	}
+	if err := privileged(lost.PodSandboxId, f.podConfig("lost")); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("in a pod that the kubelet says is not privileged: %v", err)
+	}
+	if err := privileged(lost.PodSandboxId, sandbox); err != nil {
+		t.Errorf("in a pod that it says is: %v", err)
+	}
+	claimed := f.podConfig("recorded")
+	claimed.Linux.SecurityContext = sandbox.Linux.SecurityContext
+	if err := privileged(recorded, claimed); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("in a pod whose record says that it is not: %v", err)
 	}
 	f.network.attached = map[string]bool{} // the fixture's own
 	f.nothingLeft()

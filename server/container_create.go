@@ -46,6 +46,12 @@ func (s *Server) makeContainer(ctx context.Context, req *runtimeapi.CreateContai
 	if pod.Spec.LogDirectory == "" { // adopted: the engine does not know it
 		pod.Spec.LogDirectory = req.GetSandboxConfig().GetLogDirectory()
 	}
+	if pod.Adopted || !pod.Recorded {
+		// The engine does not know of every pod whether it may have privileged containers: Docker's of older versions do not say.
+		// The kubelet does with each container. That opens nothing: whoever may ask for a container here is root on this node,
+		// and may as well ask for a privileged pod. A record of our own stands against it all the same.
+		pod.Spec.Security.Privileged = pod.Spec.Security.Privileged || req.GetSandboxConfig().GetLinux().GetSecurityContext().GetPrivileged()
+	}
 	spec, err := translator.Container(&pod.Spec, pod.ID, req.GetConfig(), s.opts.Translation)
 	if err != nil {
 		return nil, err

@@ -50,8 +50,9 @@ func lowerPod(spec *engine.PodSpec, f *facts) (*createBody, error) {
 		return nil, invalid("Docker has no user namespace per pod")
 	}
 	labels, err := makeLabels(spec.Labels, spec.Annotations, map[string]string{
-		labelType:      typeSandbox,
-		labelContainer: sandboxName,
+		labelType:       typeSandbox,
+		labelContainer:  sandboxName,
+		labelPrivileged: strconv.FormatBool(spec.Security.Privileged),
 	})
 	if err != nil {
 		return nil, err

@@ -37,6 +37,9 @@ const (
 	labelLogDirectory = "io.crishim.logdirectory"
 	// labelImage names the labels that are the image's, see hideImageLabels.
 	labelImage = "io.crishim.image-labels"
+	// labelPrivileged says, on a sandbox, whether the pod may have privileged containers. Its pause container never is one, so
+	// that nothing else would tell where the pod's record is lost.
+	labelPrivileged = "io.crishim.privileged"
 )
 
 // podName is k8s_POD_NAME_NAMESPACE_UID_ATTEMPT, dockershim's form, which it and cri-dockerd parse.
@@ -109,7 +112,7 @@ func makeLabels(labels, annotations, own map[string]string) (map[string]string, 
 
 func reservedLabel(key string) bool {
 	switch key {
-	case labelType, labelSandbox, labelLogPath, labelProbe, labelHolder, labelMounts, labelLogDirectory, labelImage:
+	case labelType, labelSandbox, labelLogPath, labelProbe, labelHolder, labelMounts, labelLogDirectory, labelImage, labelPrivileged:
 		return true
 	}
 	return strings.HasPrefix(key, annotationPrefix)

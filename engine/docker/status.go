@@ -192,6 +192,10 @@ func signalName(s string) string {
 func podSpecOf(in *container.InspectResponse, key engine.PodKey) *engine.PodSpec {
 	host := in.HostConfig
 	labels, annotations := splitLabels(in.Config.Labels, true)
+	security := securityOf(in)
+	if in.Config.Labels[labelPrivileged] == "true" { // the other shims' pause containers are themselves privileged
+		security.Privileged = true
+	}
 	spec := &engine.PodSpec{
 		Key:            key,
 		Handler:        host.Runtime,
@@ -207,7 +211,7 @@ func podSpecOf(in *container.InspectResponse, key engine.PodKey) *engine.PodSpec
 			PID:     nodeOr(host.PidMode.IsHost(), engine.NamespaceContainer),
 		},
 		Sysctls:    host.Sysctls,
-		Security:   securityOf(in),
+		Security:   security,
 		PauseImage: in.Config.Image,
 	}
 	return spec

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
@@ -122,6 +123,46 @@ func TestSpecSurvivesTheRoundTrip(t *testing.T) {
 		if string(a) != string(b) {
 			t.Errorf("%s: %s, want %s", what, a, b)
 		}
+	}
+}
+
+// What the containers of a pod are made by is read back of its sandbox: its record may be lost.
+// Rows: R21 (part)
+func TestPodSpecSurvivesTheRoundTrip(t *testing.T) {
+	for _, privileged := range []bool{true, false} {
+		spec := fullPod()
+		spec.Security.Privileged = privileged
+		body, err := lowerPod(spec, oldEngine())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body.HostConfig.Privileged {
+			t.Error("the pause container is privileged")
+		}
+		in := &container.InspectResponse{
+			ContainerJSONBase: &container.ContainerJSONBase{Name: "/" + body.Name, State: &container.State{}, HostConfig: body.HostConfig}, Config: body.Config,
+		}
+		got := podStatus(in)
+		for what, pair := range map[string][2]any{
+			"key":         {got.Key, spec.Key},
+			"handler":     {got.Spec.Handler, spec.Handler},
+			"labels":      {got.Spec.Labels, spec.Labels},
+			"annotations": {got.Spec.Annotations, spec.Annotations},
+			"cgroup":      {got.Spec.CgroupParent, spec.CgroupParent},
+			"network":     {got.Spec.Namespaces.Network, spec.Namespaces.Network},
+			"ipc":         {got.Spec.Namespaces.IPC, spec.Namespaces.IPC},
+			"sysctls":     {got.Spec.Sysctls, spec.Sysctls},
+			"privileged":  {got.Spec.Security.Privileged, privileged},
+		} {
+			if !reflect.DeepEqual(pair[0], pair[1]) {
+				t.Errorf("%s: %v, want %v", what, pair[0], pair[1])
+			}
+		}
+	}
+	in := readInspect(t, "dockershim-1.22.17-sandbox-inspect.json")
+	in.HostConfig.Privileged = true // dockershim's own word for it
+	if !podStatus(in).Spec.Security.Privileged {
+		t.Error("a privileged pod of dockershim's is not")
 	}
 }
 
