@@ -3,8 +3,11 @@ package server
 import (
 	"context"
 	"errors"
+	"reflect"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/engine"
@@ -32,6 +35,10 @@ func (a *lateNetwork) Adopt(ctx context.Context, pod *state.Pod) error {
 	return errors.New("eth0 has no address")
 }
 
+// withoutSwapAccounting is what Docker says of a container that another shim limited to so much memory and no swap, where the host
+// cannot limit swap.
+var withoutSwapAccounting = engine.Resources{MemoryLimit: 256 << 20, MemorySwap: -1}
+
 // byAnother makes a pod with a container behind the server's back.
 func (f *fixture) byAnother(name string) (engine.PodID, engine.ContainerID) {
 	f.t.Helper()
@@ -48,7 +55,7 @@ func (f *fixture) byAnother(name string) (engine.PodID, engine.ContainerID) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	spec := &engine.ContainerSpec{Pod: id, PodKey: pod.Key, Key: engine.ContainerKey{Name: "c"}, Image: engine.ImageRef{Ref: testImage, ID: image.ID}, Command: []string{"run"}}
+	spec := &engine.ContainerSpec{Pod: id, PodKey: pod.Key, Key: engine.ContainerKey{Name: "c"}, Image: engine.ImageRef{Ref: testImage, ID: image.ID}, Command: []string{"run"}, Resources: withoutSwapAccounting}
 	container, err := f.engine.CreateContainer(ctx, spec)
 	if err != nil {
 		f.t.Fatal(err)
@@ -170,4 +177,41 @@ func TestWhatWasNeverStartedIsNotAdopted(t *testing.T) {
 	if n := len(f.engine.PodIDs()) + len(f.engine.ContainerIDs()); n != 3 {
 		t.Errorf("the engine has %d pods and containers, want two pods and a container", n)
 	}
+}
+
+// Without swap accounting the kubelet can change the resources of an adopted container like those of any other, and does so all the
+// time where its CPU manager is on.
+func TestResourcesOfAnAdoptedContainerCanBeChangedWithoutSwapAccounting(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	pod, container := f.byAnother("old")
+	f.start()
+	f.waitAdopted(pod, container)
+	want := withoutSwapAccounting
+	for _, update := range []struct {
+		linux  *runtimeapi.LinuxContainerResources
+		change func()
+	}{
+		{&runtimeapi.LinuxContainerResources{CpusetCpus: "0-1"}, func() { want.CpusetCPUs = "0-1" }},
+		{&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}, func() { want.MemoryLimit = 128 << 20 }},
+		{&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20}, func() { want.MemoryLimit, want.MemorySwap = 64<<20, 64<<20 }},
+	} {
+		update.change()
+		_, err := f.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: string(container), Linux: update.linux})
+		if err != nil {
+			t.Fatalf("%v: %v", update.linux, err)
+		}
+		if got, _ := f.engine.Resources(container); !reflect.DeepEqual(got, want) {
+			t.Errorf("after %v it has %+v, want %+v", update.linux, got, want)
+		}
+	}
+	_, err := f.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: string(container), Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 128 << 20},
+	})
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("a request for a limit of swap: %v", err)
+	}
+	f.network.attached = map[string]bool{} // the fixture's own
+	f.nothingLeft()
 }

@@ -34,7 +34,7 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if err != nil {
 		return nil, err
 	}
-	if err := translator.CheckResources(&resources, eng.Info().Features); err != nil {
+	if err := translator.CheckUpdate(req.GetLinux(), eng.Info().Features); err != nil {
 		return nil, err
 	}
 	if err := s.ready(c.Engine); err != nil {

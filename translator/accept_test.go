@@ -184,8 +184,25 @@ func TestWhatTheEngineCannotDoIsRefusedByName(t *testing.T) {
 	if err := CheckPod(&engine.PodSpec{Namespaces: engine.Namespaces{User: &engine.UserNamespace{}}}, engine.Features{}); !errdefs.IsNotImplemented(err) {
 		t.Errorf("a user namespace without the feature: %v", err)
 	}
-	if err := CheckResources(&engine.Resources{Unified: map[string]string{"memory.max": "1"}}, engine.Features{}); !errdefs.IsNotImplemented(err) {
-		t.Errorf("an update of unified without the feature: %v", err)
+	for field, update := range map[string]*runtimeapi.LinuxContainerResources{
+		"unified":                    {Unified: map[string]string{"memory.max": "1"}},
+		"hugepage_limits":            {HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}},
+		"memory_swap_limit_in_bytes": {MemoryLimitInBytes: 1, MemorySwapLimitInBytes: 2},
+	} {
+		if err := CheckUpdate(update, engine.Features{}); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "linux."+field) {
+			t.Errorf("an update of %s without the feature: %v", field, err)
+		}
+		if err := CheckUpdate(update, all); err != nil {
+			t.Errorf("an update of %s is refused by an engine that can do it: %v", field, err)
+		}
+	}
+	// What a kubelet sends to change something else.
+	for _, update := range []*runtimeapi.LinuxContainerResources{
+		{CpusetCpus: "0-1"}, {MemoryLimitInBytes: 5, MemorySwapLimitInBytes: 5}, {HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}}},
+	} {
+		if err := CheckUpdate(update, engine.Features{}); err != nil {
+			t.Errorf("an update of %v is refused: %v", update, err)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"crishim/engine"
@@ -39,11 +40,14 @@ func CheckContainer(spec *engine.ContainerSpec, f engine.Features) error {
 	return p.err("container")
 }
 
-// CheckResources is CheckPod for an update of resources.
-func CheckResources(r *engine.Resources, f engine.Features) error {
+// CheckUpdate is CheckPod for an update of resources. Only what the request itself names is checked: the rest the container has
+// already, also where this host could not be asked for it. Without swap accounting Docker notes that swap is unlimited (-1)
+// whatever another shim had asked for, and that must not keep the kubelet from changing the CPUs.
+func CheckUpdate(update *runtimeapi.LinuxContainerResources, f engine.Features) error {
 	var p problems
-	checkResources(&p, "linux", r, f)
-	return p.err("resources")
+	asked := resources(&p, "linux", update)
+	checkResources(&p, "linux", &asked, f)
+	return p.err("update of resources")
 }
 
 func checkGroupsPolicy(p *problems, s *engine.Security, f engine.Features) {
