@@ -171,12 +171,18 @@ func rawSPDY(t testing.TB, target, protocol string) (net.Conn, func(headers ...s
 	if err != nil {
 		t.Fatal(err)
 	}
+	return raw, streamOpener(t, raw)
+}
+
+// streamOpener opens streams on a connection without waiting for the answer.
+func streamOpener(t testing.TB, raw io.ReadWriter) func(headers ...string) {
+	t.Helper()
 	framer, err := frames.NewFramer(raw, raw)
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := frames.StreamId(1)
-	return raw, func(headers ...string) {
+	return func(headers ...string) {
 		h := http.Header{}
 		for pair := range slices.Chunk(headers, 2) {
 			h.Set(pair[0], pair[1])

@@ -313,7 +313,7 @@ func TestGoodbyeOfAClientIsNoErrorOfItsForwards(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	raw, peer := net.Pipe()
 	defer peer.Close()
-	conn := newClientConn(raw, nil, time.Minute, cancel)
+	conn := newClientConn(raw, nil, &Options{silence: time.Minute, IdleTimeout: time.Hour}, cancel)
 	f := &forwards{server: s, ctx: ctx}
 	_ = conn.Close()
 	if err := f.PortForward(t.Context(), "pod", "", 80, raw); err != nil {

@@ -17,17 +17,17 @@ import (
 func (s *Server) servePortForward(podID string, ports []int32) http.HandlerFunc {
 	ports = slices.Clone(ports)
 	return func(w http.ResponseWriter, r *http.Request) {
-		s.session(w, r, 0, func(w http.ResponseWriter, r *http.Request) {
+		s.session(w, r, 0, func(h *hijacker, r *http.Request) {
 			f := &forwards{server: s, ports: ports, ctx: r.Context()}
 			defer func() {
 				f.running.close()
 				f.running.wait() // their streams have been reset
 			}()
 			if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
-				s.serveTunnel(w, r, podID, f)
+				s.serveTunnel(h, r, podID, f)
 				return
 			}
-			s.servePorts(w, r, podID, f)
+			s.servePorts(h, r, podID, f)
 		})
 	}
 }

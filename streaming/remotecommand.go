@@ -78,11 +78,13 @@ func (s *Server) serveAttach(containerID string, want wanted) http.HandlerFunc {
 // serveRemoteCommand serves WebSocket v5 here and every other protocol by cri-streaming.
 func (s *Server) serveRemoteCommand(want wanted, run runStreams, others http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		serve := others
-		if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
-			serve = func(w http.ResponseWriter, r *http.Request) { serveWebSocketV5(w, r, want, s.opts.IdleTimeout, run) }
-		}
-		s.session(w, r, want.spdyStreams(), serve)
+		s.session(w, r, want.spdyStreams(), func(h *hijacker, r *http.Request) {
+			if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+				serveWebSocketV5(h, r, want, run)
+				return
+			}
+			others(h, r)
+		})
 	}
 }
 

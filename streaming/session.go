@@ -27,20 +27,23 @@ const (
 	lingerTimeout = time.Second
 	// lastWords is for the status of a session that was cut.
 	lastWords = time.Second
+	// idleGrace lets a protocol end an idle session in its own way, before the session is cut.
+	idleGrace = 2 * time.Second
 )
 
 var (
 	errClientGone = errors.New("the client is gone")
 	errConnClosed = errors.New("the connection was closed")
+	errIdle       = errors.New("the connection was idle")
 )
 
 // session runs serve, whose request's context ends when the client is gone, which net/http does not notice on a hijacked
 // connection. However serve returns (a panic too), the connection is closed behind it: cri-streaming leaves it open where
 // the client did not open its streams in time. maxStreams bounds the SPDY streams, 0 does not.
-func (s *Server) session(w http.ResponseWriter, r *http.Request, maxStreams int, serve http.HandlerFunc) {
+func (s *Server) session(w http.ResponseWriter, r *http.Request, maxStreams int, serve func(*hijacker, *http.Request)) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	h := &hijacker{ResponseWriter: w, ctx: ctx, cancel: cancel, silence: s.opts.silence}
+	h := &hijacker{ResponseWriter: w, ctx: ctx, cancel: cancel, opts: &s.opts}
 	if strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") {
 		h.wrap = func(c net.Conn) net.Conn { return newSPDYConn(c, maxStreams) }
 	}
@@ -57,12 +60,12 @@ func clientGone(ctx context.Context) bool {
 // hijacker is the response of a session. It has no Unwrap on purpose: nobody shall hijack behind its back.
 type hijacker struct {
 	http.ResponseWriter
-	ctx     context.Context // the session's, for the connection's life
-	cancel  context.CancelCauseFunc
-	silence time.Duration
-	wrap    func(net.Conn) net.Conn // nil for none
-	conn    *clientConn             // nil before Hijack
-	cutoff  func() bool
+	ctx    context.Context // the session's, for the connection's life
+	cancel context.CancelCauseFunc
+	opts   *Options
+	wrap   func(net.Conn) net.Conn // nil for none
+	conn   *clientConn             // nil before Hijack
+	cutoff func() bool
 }
 
 // Hijack implements http.Hijacker. All bytes pass through the connection returned, those that the client sent right behind its
@@ -74,7 +77,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	early := make([]byte, buffered.Reader.Buffered())
 	_, _ = io.ReadFull(buffered.Reader, early) // from memory
-	h.conn = newClientConn(raw, early, h.silence, h.cancel)
+	h.conn = newClientConn(raw, early, h.opts, h.cancel)
 	h.cutoff = context.AfterFunc(h.ctx, h.conn.interrupt)
 	var conn net.Conn = h.conn
 	if h.wrap != nil {
@@ -98,7 +101,8 @@ type clientConn struct {
 	net.Conn
 	cancel  context.CancelCauseFunc
 	silence time.Duration // see Options
-	early   []byte        // read before the connection
+	idle    idleness
+	early   []byte // read before the connection
 
 	closed    atomic.Bool
 	closeOnce sync.Once
@@ -110,11 +114,12 @@ type clientConn struct {
 	watching  sync.WaitGroup
 }
 
-func newClientConn(raw net.Conn, early []byte, silence time.Duration, cancel context.CancelCauseFunc) *clientConn {
-	c := &clientConn{Conn: raw, cancel: cancel, silence: silence, early: early, done: make(chan struct{})}
+func newClientConn(raw net.Conn, early []byte, opts *Options, cancel context.CancelCauseFunc) *clientConn {
+	c := &clientConn{Conn: raw, cancel: cancel, silence: opts.silence, early: early, done: make(chan struct{})}
+	c.idle.limit = opts.IdleTimeout + idleGrace
 	if tcp, ok := plain(raw).(*net.TCPConn); ok {
 		// Where nothing is sent. Behind data that is not acknowledged the kernel sends no probes; see silent.
-		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silence / 2, Interval: silence / 6, Count: 3})
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: c.silence / 2, Interval: c.silence / 6, Count: 3})
 	}
 	c.watching.Go(c.watch)
 	return c
@@ -138,6 +143,7 @@ func (c *clientConn) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	n, err := c.Conn.Read(p)
+	c.idle.moved(n)
 	if err != nil && !c.closed.Load() {
 		c.gone()
 	}
@@ -149,6 +155,7 @@ func (c *clientConn) Write(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	n, err := c.Conn.Write(p)
+	c.idle.moved(n)
 	if err != nil && !c.closed.Load() {
 		c.gone()
 	}
@@ -220,7 +227,8 @@ func (c *clientConn) gone() {
 }
 
 // watch finds the client's FIN or RST also behind input that nobody reads: neither SPDY nor WebSocket half-closes TCP, so
-// either means that the client is gone. It finds too that a client was sent something and is silent.
+// either means that the client is gone. It finds too that a client was sent something and is silent, and cuts a session in which
+// nothing moves: the protocols end one that is idle by telling the client, and cannot where it reads nothing.
 func (c *clientConn) watch() {
 	sc, ok := plain(c.Conn).(syscall.Conn)
 	if !ok {
@@ -236,13 +244,39 @@ func (c *clientConn) watch() {
 		select {
 		case <-c.done:
 			return
-		case <-tick.C:
+		case now := <-tick.C:
+			if c.idle.over(now) {
+				c.cancel(errIdle)
+				return
+			}
 		}
 		if hungUp(raw) || silent(raw, c.silence) {
 			c.gone()
 			return
 		}
 	}
+}
+
+// idleness finds out that nothing has moved on a connection for longer than limit.
+type idleness struct {
+	limit time.Duration
+	busy  atomic.Bool // something has moved since over was asked last
+	since time.Time   // used by over
+}
+
+// moved notes n bytes in either direction.
+func (i *idleness) moved(n int) {
+	if n > 0 {
+		i.busy.Store(true)
+	}
+}
+
+// over is asked now and then by one goroutine.
+func (i *idleness) over(now time.Time) bool {
+	if i.busy.Swap(false) || i.since.IsZero() {
+		i.since = now
+	}
+	return now.Sub(i.since) > i.limit
 }
 
 func hungUp(raw syscall.RawConn) bool {

@@ -55,8 +55,9 @@ type Options struct {
 	// empty it speaks plain HTTP.
 	CertFile, KeyFile string
 	TLS               *tls.Config
-	// IdleTimeout ends a connection without traffic (default 4 h), CreationTimeout one whose client does not open the streams
-	// that it asked for (default 30 s); TokenTTL is how long a URL waits for its client (default 1 min).
+	// IdleTimeout ends a connection without traffic (default 4 h), also where the client does not read what waits for it,
+	// CreationTimeout one whose client does not open the streams that it asked for (default 30 s); TokenTTL is how long a URL
+	// waits for its client (default 1 min).
 	IdleTimeout     time.Duration
 	CreationTimeout time.Duration
 	TokenTTL        time.Duration

@@ -1,7 +1,6 @@
 package streaming
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,14 +36,14 @@ func upgradeWebSocket(w http.ResponseWriter, r *http.Request, protocol string) (
 
 // serveWebSocketV5 serves v5.channel.k8s.io: binary messages that begin with a channel's number, a message 255 N for the half
 // close of channel N (what v4 lacked: the end of stdin), and the status as JSON on the error channel before the close.
-func serveWebSocketV5(w http.ResponseWriter, r *http.Request, want wanted, idleTimeout time.Duration, run runStreams) {
-	ws, err := upgradeWebSocket(w, r, remotecommand.StreamProtocolV5Name)
+func serveWebSocketV5(h *hijacker, r *http.Request, want wanted, run runStreams) {
+	ws, err := upgradeWebSocket(h, r, remotecommand.StreamProtocolV5Name)
 	if err != nil {
 		return
 	}
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	c := &channels{ws: ws, idle: time.AfterFunc(idleTimeout, func() { cancel(errors.New("the connection was idle")) }), timeout: idleTimeout}
+	// The session is cut here, and not only by its connection: a client that reads nothing may go on with pings, which are no
+	// traffic of the channels.
+	c := &channels{ws: ws, idle: time.AfterFunc(h.opts.IdleTimeout, func() { h.cancel(errIdle) }), timeout: h.opts.IdleTimeout}
 	defer c.idle.Stop()
 	stdin, input := io.Pipe()
 	resize := make(chan TerminalSize, 1)
@@ -53,7 +52,7 @@ func serveWebSocketV5(w http.ResponseWriter, r *http.Request, want wanted, idleT
 
 	// An empty message tells the client that the connection stands, as in the older versions.
 	_, _ = c.send(c.firstOutput(want), nil)
-	err = run(ctx, Streams{
+	err = run(r.Context(), Streams{
 		Stdin:  stdin,
 		Stdout: channel{c, remotecommand.StreamStdOut},
 		Stderr: channel{c, remotecommand.StreamStdErr},
