@@ -200,7 +200,7 @@ func TestTheContextEndsWhenTheClientVanishes(t *testing.T) {
 
 // Rows: S50 (part)
 func TestAnIdleConnectionEnds(t *testing.T) {
-	s := start(t, Options{IdleTimeout: 300 * time.Millisecond}, &testRuntime{attach: func(ctx context.Context, _ string, _ Streams) error {
+	s := start(t, Options{IdleTimeout: 2 * time.Second}, &testRuntime{attach: func(ctx context.Context, _ string, _ Streams) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}})
