@@ -222,7 +222,7 @@ func (native) ownMount(string) bool { return false }
 // keptImages says that a folder holds images, which outlive pods.
 func keptImages(dir string) bool {
 	images, name := filepath.Split(dir)
-	return strings.HasSuffix(images, "/native/images/") && slices.Contains([]string{"blobs", "parts", "layers", "records"}, name)
+	return strings.HasSuffix(images, "/native/images/") && slices.Contains([]string{"blobs", "parts", "layers", "inherited", "records"}, name)
 }
 
 // keptFilters says that a folder holds compiled seccomp profiles, a cache of a bounded size.

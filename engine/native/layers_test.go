@@ -3,6 +3,8 @@ package native
 import (
 	"archive/tar"
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -72,4 +74,45 @@ func TestAnImageThatHasALayerSeveralTimes(t *testing.T) {
 		}
 	}
 	b.removePod(t, pod)
+}
+
+// Folders that a layer uses without an entry of their own are as a lower layer has them, in a container's root and in an image volume,
+// also in a pod of a user namespace. They are nothing that the container has written.
+func TestFoldersThatALayerImplies(t *testing.T) {
+	b := serving(t)
+	folder := func(name string, mode int64, owner int) tar.Header {
+		return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode, Uid: owner, Gid: owner, ModTime: time.Unix(1000000, 0)}
+	}
+	file := func(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644} }
+	base := tarLayer(t, folder("tmp/", 0o1777, 0), folder("home/", 0o711, 0), folder("home/nonroot/", 0o700, 65532), folder("etc/", 0o751, 7), folder("gone/", 0o700, 7))
+	app := tarLayer(t, file("tmp/x"), file("home/nonroot/app"), file("etc/x"), file(".wh.gone"), file("gone/x"), file("new/x"))
+	maps := []engine.IDMapping{{ContainerID: 0, HostID: 200000, Length: 65536}}
+	for name, change := range map[string]func(*engine.PodSpec){
+		"host": func(*engine.PodSpec) {},
+		"own":  func(s *engine.PodSpec) { s.Namespaces.User = &engine.UserNamespace{UIDs: maps, GIDs: maps} },
+	} {
+		if name == "own" && !b.Info().Features.UserNamespaces {
+			t.Log("this host has no user namespaces for pods")
+			continue
+		}
+		pod, s := b.runPod(t, change)
+		id := b.runLayers(t, pod, s, name, base, app)
+		const want = "tmp 1777 0:0 1000000\nhome 711 0:0 1000000\nhome/nonroot 700 65532:65532 1000000\n"
+		look := "stat -c '%n %a %u:%g %Y' tmp home home/nonroot; cat tmp/x home/nonroot/app >/dev/null; stat -c '%n %a %u:%g' etc gone new"
+		for _, root := range []string{"/", "/v"} {
+			if got := b.sh(t, id, "set -e; cd "+root+"; "+look); got != want+"etc 751 7:7\ngone 755 0:0\nnew 755 0:0\n" {
+				t.Errorf("%s: in %s there is %s", name, root, got)
+			}
+		}
+		for _, path := range []string{"tmp", "home"} {
+			if _, err := os.Lstat(filepath.Join(b.status(t, id).UpperDir, path)); !os.IsNotExist(err) {
+				t.Errorf("%s: %s counts as written: %v", name, path, err)
+			}
+		}
+		b.sh(t, id, "echo w > /tmp/written; echo w > /home/nonroot/written")
+		if got := b.sh(t, id, "stat -c '%a %u:%g' /tmp /home/nonroot"); got != "1777 0:0\n700 65532:65532\n" {
+			t.Errorf("%s: once something is written there is %s", name, got)
+		}
+		b.removePod(t, pod)
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"crishim/engine"
 	"crishim/internal/atomicfile"
 	"crishim/internal/process"
 )
@@ -33,6 +34,8 @@ type content struct {
 	verified map[digest.Digest]digest.Digest
 	// looked are layers that Ready has found whole, or that were unpacked since the start.
 	looked map[digest.Digest]*layer
+	// inherited is what Store.inherited takes of the images whose layers were asked for, nil where it is none.
+	inherited map[engine.ImageID]*usage
 	// leases keep content that no record names yet from being removed, by leaseOf.
 	leases map[string]int
 }
@@ -55,7 +58,7 @@ type layer struct {
 	Size   int64 `json:"size"`
 	// Content is that of its files, which an earlier version did not record.
 	Content int64 `json:"content,omitempty"`
-	// Implied are the folders that the archive had no entry for.
+	// Implied are the folders that the archive had no entry for: in an image they inherit from lower layers.
 	Implied []string `json:"implied,omitempty"`
 
 	since time.Time

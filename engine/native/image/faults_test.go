@@ -100,7 +100,8 @@ func TestR30UsedImageStays(t *testing.T) {
 // Rows: R30 (part)
 func TestR30RacesOfPullRemoveAndUse(t *testing.T) {
 	reg := newSite(t, nil)
-	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "2"))))
+	base, app := homes()
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, append(base, file("a", "1"))...), layerOf(t, append(app, file("b", "2"))...)))
 	s := newStore(t, nil)
 	var group sync.WaitGroup
 	for worker := range 4 {
@@ -124,6 +125,9 @@ func TestR30RacesOfPullRemoveAndUse(t *testing.T) {
 						if _, err := os.Stat(filepath.Join(dirs[i], name)); err != nil {
 							t.Errorf("a held image is half: %v", err)
 						}
+					}
+					if err := inheritedHome(t.Context(), s, img.ID, 2); err != nil {
+						t.Errorf("a held image is half: %v", err)
 					}
 					s.Release(img.ID, owner)
 				} else if !errdefs.IsNotFound(err) {

@@ -155,9 +155,26 @@ func (s *Store) Annotations(_ context.Context, id engine.ImageID) (map[string]st
 	return all, nil
 }
 
-// LayerDirs are the folders of an image's layers, lowest first, in the form of overlay. They stay as long as the image is
-// held or used, and nobody may write in them. While a layer is being replaced by a repair, that is waited for.
+// LayerDirs are the folders of an image's layers, lowest first, in the form of overlay, and above them, where folders of one inherit
+// from another, that of a layer of these. They stay as long as the image is held or used, and nobody may write in them. While a layer
+// is being replaced by a repair, that is waited for.
 func (s *Store) LayerDirs(ctx context.Context, id engine.ImageID) ([]string, error) {
+	dirs, err := s.placedDirs(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	folders, err := s.inherited(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if folders != "" {
+		dirs = append(dirs, folders)
+	}
+	return dirs, nil
+}
+
+// placedDirs are the layers that the image itself names, when none of them is being replaced.
+func (s *Store) placedDirs(ctx context.Context, id engine.ImageID) ([]string, error) {
 	dirs, replaced, err := s.layerDirs(id)
 	if !replaced {
 		return dirs, err

@@ -103,6 +103,9 @@ func (s *Store) load() error {
 	if err := s.content.load(s); err != nil {
 		return err
 	}
+	if err := s.loadInherited(); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(s.path(recordsDir))
 	if err != nil {
 		return err

@@ -82,7 +82,7 @@ func (s *Store) RemoveImage(ctx context.Context, ref engine.ImageID) error {
 			of[b.Digest] = true
 		}
 	}
-	err = s.collect(ctx, func(d digest.Digest, _ time.Time) bool { return of[d] })
+	err = errors.Join(s.dropInherited(img.ID), s.collect(ctx, func(d digest.Digest, _ time.Time) bool { return of[d] }))
 	s.changed()
 	if err != nil {
 		return fmt.Errorf("remove the content of image %s (it is tried again): %w", img.ID, err)
@@ -143,7 +143,7 @@ func (s *Store) Collect(ctx context.Context, age time.Duration) error {
 	now := time.Now()
 	oldest := now.Add(-age)
 	err := s.collect(ctx, func(_ digest.Digest, since time.Time) bool { return !since.After(oldest) })
-	return errors.Join(err, s.collectParts(now, oldest))
+	return errors.Join(err, s.collectInherited(ctx), s.collectParts(now, oldest))
 }
 
 // collect removes unused content that may go. It is out of its place at once and takes its space a little longer.

@@ -300,6 +300,11 @@ func (r *repair) take(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	r.spare(ctx)
+	for _, m := range r.images {
+		if m.err == nil && len(m.damage) > 0 {
+			m.err = s.dropInherited(m.record.ID) // it was made of damaged ones
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for d, l := range s.content.replaced {

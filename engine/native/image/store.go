@@ -5,8 +5,8 @@
 // looking it up until a record of its own names it as used (Options.InUse). A store is one process's at a time.
 //
 // Below the root: blobs/ALGORITHM/HEX is content as registries serve it, layers/DIFFID/fs a layer in the form of overlay
-// (a whiteout is a character device 0:0, an opaque folder has trusted.overlay.opaque=y), records/ID.json an image, tmp/
-// what is under way. What a later step relies on is durable before that step: a crash leaves content that no record names,
+// (a whiteout is a character device 0:0, an opaque folder has trusted.overlay.opaque=y), inherited/ID/fs a layer of folders that lies
+// on those of an image (unpack.Inherit), records/ID.json an image, tmp/ what is under way. What a later step relies on is durable before that step: a crash leaves content that no record names,
 // and Run removes it. An image's id is the digest of its config, as on a Docker Engine.
 //
 // A layer's folder is only replaced, when it is damaged, while nobody can have it mounted nor come to it: first LayerDirs stops
@@ -149,7 +149,7 @@ func Open(options Options) (*Store, error) {
 		byName:    map[string]engine.ImageID{},
 		holds:     map[engine.ImageID]map[string]int{},
 	}
-	for _, dir := range []string{s.root, s.path(blobsDir, string(digest.SHA256)), s.path(partsDir), s.path(layersDir), s.path(recordsDir), s.path(tempDir)} {
+	for _, dir := range []string{s.root, s.path(blobsDir, string(digest.SHA256)), s.path(partsDir), s.path(layersDir), s.path(inheritedDir), s.path(recordsDir), s.path(tempDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open the image store: %w", err)
 		}
@@ -198,12 +198,13 @@ func (s *Store) Close() error {
 
 // The folders and files of a store.
 const (
-	blobsDir   = "blobs"
-	partsDir   = "parts" // blobs under way, by digest, to go on with
-	layersDir  = "layers"
-	recordsDir = "records"
-	tempDir    = "tmp"
-	lockFile   = "lock"
+	blobsDir     = "blobs"
+	partsDir     = "parts" // blobs under way, by digest, to go on with
+	layersDir    = "layers"
+	inheritedDir = "inherited" // layers of folders, by image
+	recordsDir   = "records"
+	tempDir      = "tmp"
+	lockFile     = "lock"
 )
 
 func (s *Store) path(parts ...string) string {

@@ -17,7 +17,7 @@ func (s *Store) ImageFS(context.Context) (images, containers []engine.FSUsage, e
 }
 
 // folders are those of the store itself, one block each.
-const folders = 7
+const folders = 8
 
 // sample sums up what is known: layers and blobs were measured when they came, so that nothing is walked.
 func (s *Store) sample() {
@@ -36,6 +36,11 @@ func (s *Store) sample() {
 	}
 	for _, l := range s.content.layers {
 		sum.add(usage{bytes: l.Bytes + 4096, inodes: l.Inodes + 1}) // with layer.json
+	}
+	for _, u := range s.content.inherited {
+		if u != nil {
+			sum.add(*u)
+		}
 	}
 	s.mu.Unlock()
 	s.usage.Store(&engine.FSUsage{Timestamp: time.Now(), Mountpoint: s.root, UsedBytes: uint64(sum.bytes), InodesUsed: uint64(sum.inodes)})

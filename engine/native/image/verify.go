@@ -91,7 +91,7 @@ func (v *verification) image(ctx context.Context, id engine.ImageID) (damaged []
 		return nil, err
 	}
 	defer s.Release(id, owner)
-	if _, err := s.LayerDirs(ctx, id); err != nil { // none of them is replaced from here on
+	if _, err := s.placedDirs(ctx, id); err != nil { // none of them is replaced from here on
 		return nil, err
 	}
 	s.mu.Lock()

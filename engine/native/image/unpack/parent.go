@@ -3,7 +3,10 @@ package unpack
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,10 +21,11 @@ type parent struct {
 
 // openFolder opens a folder of the layer; links on the way lead inside it only.
 func openFolder(root int, name string) (int, error) {
-	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	}
+	return openBelow(root, name, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS|unix.RESOLVE_NO_XDEV)
+}
+
+func openBelow(root int, name string, resolve uint64) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: resolve}
 	for {
 		fd, err := unix.Openat2(root, name, &how)
 		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) { // EAGAIN: something on the host was renamed
@@ -77,6 +81,9 @@ func (t *tree) leave() error {
 	return nil
 }
 
+// impliedMode is the mode of a folder that the archive has no entry for.
+const impliedMode = 0o755
+
 // imply makes a folder that an entry lies in though the archive has none for it.
 func (t *tree) imply(name string) error {
 	above, base := path.Split(name)
@@ -84,7 +91,7 @@ func (t *tree) imply(name string) error {
 		return err
 	}
 	opaque := false
-	err := unix.Mkdirat(t.parent.fd, base, 0o755)
+	err := unix.Mkdirat(t.parent.fd, base, impliedMode)
 	if errors.Is(err, unix.EEXIST) {
 		var stat unix.Stat_t
 		if err := unix.Fstatat(t.parent.fd, base, &stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -98,7 +105,7 @@ func (t *tree) imply(name string) error {
 		if err := unix.Unlinkat(t.parent.fd, base, 0); err != nil {
 			return fmt.Errorf("replace the whiteout of %s: %w", name, err)
 		}
-		err = unix.Mkdirat(t.parent.fd, base, 0o755)
+		err = unix.Mkdirat(t.parent.fd, base, impliedMode)
 	}
 	if err != nil {
 		return fmt.Errorf("make the folder %s: %w", name, err)
@@ -109,10 +116,75 @@ func (t *tree) imply(name string) error {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	if opaque {
-		return errors.Join(setOpaque(fd), unix.Fchmod(fd, 0o755)) // the umask does not count
+		return errors.Join(setOpaque(fd), unix.Fchmod(fd, impliedMode)) // the umask does not count
 	}
-	if len(t.implied) < maxImplied {
-		t.implied = append(t.implied, name)
+	if err := unix.Fchmod(fd, impliedMode); err != nil {
+		return err
 	}
-	return unix.Fchmod(fd, 0o755)
+	return t.noteImplied(fd)
 }
+
+// noteImplied takes a folder that was just made to those that the archive has had no entry for.
+func (t *tree) noteImplied(fd int) error {
+	if len(t.implied) >= maxImplied {
+		return nil
+	}
+	inode, err := inodeOf(fd)
+	if err != nil {
+		return err
+	}
+	full, err := os.Readlink(procPath(fd)) // the archive's name may lead through links
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		return nil // too deep to be looked for in other layers
+	}
+	if err != nil {
+		return fmt.Errorf("find the folder's name: %w", err)
+	}
+	t.implied[inode], _ = strings.CutPrefix(full, t.path+"/")
+	return nil
+}
+
+// noteEntry takes an open folder that the archive has something to say of from them.
+func (t *tree) noteEntry(fd int) error {
+	if len(t.implied) == 0 {
+		return nil
+	}
+	inode, err := inodeOf(fd)
+	delete(t.implied, inode)
+	return err
+}
+
+// impliedFolders are those that are there still, in order.
+func (t *tree) impliedFolders() ([]string, error) {
+	var names []string
+	for inode, name := range t.implied {
+		var stat unix.Stat_t
+		fd, err := openExact(t.root, name)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue // something took its place
+		}
+		if err == nil {
+			err = unix.Fstat(fd, &stat)
+			_ = unix.Close(fd)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look at the folder %.300q again: %w", name, err)
+		}
+		if stat.Ino == inode {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+func inodeOf(fd int) (uint64, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return 0, fmt.Errorf("stat the folder: %w", err)
+	}
+	return stat.Ino, nil
+}
+
+// procPath leads to an open folder.
+func procPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

@@ -46,8 +46,8 @@ type Layer struct {
 	DiffID digest.Digest
 	// Bytes is its size.
 	Bytes int64
-	// Implied are folders that the archive uses without an entry of their own, shallow ones first. They were made as
-	// root's, mode 0755; below them, a lower layer may know better.
+	// Implied are folders that the archive uses without an entry of their own, each after those that it lies in. They were made as
+	// root's, mode 0755; a lower layer may know better, see Inherit.
 	Implied []string
 }
 

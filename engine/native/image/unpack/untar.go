@@ -22,21 +22,27 @@ const (
 	maxMinor = 1<<20 - 1
 	// maxID is the largest uid or gid; the next value means "no change" to the kernel.
 	maxID = 1<<32 - 2
-	// maxImplied bounds the list of implied folders; who has more does not get them all looked up below.
+	// maxImplied bounds the list of implied folders; who has more does not get them all looked up below (Inherit).
 	maxImplied = 10_000
 )
 
 // tree is a layer's folder while it is being made.
 type tree struct {
-	root    int
-	parent  parent
-	buf     []byte
-	implied []string
+	root   int
+	parent parent
+	buf    []byte
+	// implied are the names of folders that the archive has used and had no entry for yet, by inode: what comes later may put
+	// something else into their places.
+	implied map[uint64]string
+	path    string // of the layer's folder
 }
 
 // untar makes the entries of an archive in dir.
 func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits) (implied []string, err error) {
-	t := &tree{root: int(dir.Fd()), buf: make([]byte, 128<<10)}
+	t := &tree{root: int(dir.Fd()), buf: make([]byte, 128<<10), implied: map[uint64]string{}}
+	if t.path, err = os.Readlink(procPath(t.root)); err != nil {
+		return nil, fmt.Errorf("find the name of the layer's folder: %w", err)
+	}
 	defer func() {
 		if cerr := t.leave(); err == nil {
 			err = cerr
@@ -50,7 +56,7 @@ func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits)
 		}
 		header, err := reader.Next()
 		if errors.Is(err, io.EOF) {
-			return t.implied, nil
+			return t.impliedFolders()
 		}
 		if err != nil {
 			return nil, err
@@ -175,6 +181,9 @@ func (t *tree) folder(base string, header *tar.Header) error {
 		if err := setOpaque(fd); err != nil {
 			return err
 		}
+	}
+	if err := t.noteEntry(fd); err != nil {
+		return err
 	}
 	return setFolder(fd, header)
 }
@@ -336,7 +345,7 @@ func (t *tree) remove(base string) error {
 	if !errors.Is(err, unix.EISDIR) {
 		return err
 	}
-	parent, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", t.parent.fd))
+	parent, err := os.OpenRoot(procPath(t.parent.fd))
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,9 @@ func (t *tree) hide(name string) error {
 		return fmt.Errorf("open the folder to hide what is below: %w", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
+	if err := t.noteEntry(fd); err != nil { // it is a new one of the same name
+		return err
+	}
 	return setOpaque(fd)
 }
 
@@ -77,9 +80,21 @@ func setOpaque(fd int) error {
 	return nil
 }
 
+func isOpaque(fd int) (bool, error) {
+	value := make([]byte, 1)
+	n, err := unix.Fgetxattr(fd, opaqueXattr, value)
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ERANGE) {
+		return false, nil
+	}
+	return n == 1 && value[0] == 'y', err
+}
+
 func isWhiteout(stat *unix.Stat_t) bool {
 	return stat.Mode&unix.S_IFMT == unix.S_IFCHR && stat.Rdev == 0
 }
+
+// maxXattr is the largest value that the kernel takes (XATTR_SIZE_MAX).
+const maxXattr = 64 << 10
 
 // paxXattr begins the PAX records of extended attributes.
 const paxXattr = "SCHILY.xattr."
@@ -98,6 +113,35 @@ func setXattrs(fd int, header *tar.Header) error {
 		}
 		if err != nil {
 			return fmt.Errorf("set the attribute %.100q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// copyXattrs gives an open folder those of another one that are an image's.
+func copyXattrs(from, to int) error {
+	size, err := unix.Flistxattr(from, nil)
+	if errors.Is(err, unix.ENOTSUP) || err == nil && size == 0 {
+		return nil
+	}
+	names := make([]byte, size)
+	if err == nil {
+		size, err = unix.Flistxattr(from, names)
+	}
+	if err != nil {
+		return fmt.Errorf("list the attributes: %w", err)
+	}
+	for name := range strings.SplitSeq(strings.TrimRight(string(names[:size]), "\x00"), "\x00") {
+		if !allowedXattr(name) {
+			continue
+		}
+		value := make([]byte, maxXattr)
+		n, err := unix.Fgetxattr(from, name, value)
+		if err == nil {
+			err = unix.Fsetxattr(to, name, value[:n], 0)
+		}
+		if err != nil {
+			return fmt.Errorf("copy the attribute %.100q: %w", name, err)
 		}
 	}
 	return nil
