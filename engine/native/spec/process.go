@@ -73,11 +73,14 @@ func processUser(u *engine.User) (specs.User, error) {
 	return out, nil
 }
 
-// arguments follow Kubernetes: a command replaces the image's entrypoint and cmd, arguments replace its cmd.
+// arguments follow Kubernetes: a command replaces the image's entrypoint and cmd, arguments replace its cmd. An image whose
+// entrypoint is one empty word has none: ENTRYPOINT [""] is how a Dockerfile takes back that of its base.
 func arguments(c *Container) ([]string, error) {
 	command, args := c.Spec.Command, c.Spec.Args
 	if len(command) == 0 {
-		command = c.Image.Entrypoint
+		if command = c.Image.Entrypoint; slices.Equal(command, []string{""}) {
+			command = nil
+		}
 		if len(args) == 0 {
 			args = c.Image.Cmd
 		}

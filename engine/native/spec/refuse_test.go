@@ -94,6 +94,32 @@ func withMount(m engine.Mount) func(*host.Host, *Container) {
 	return func(_ *host.Host, c *Container) { c.Spec.Mounts = []engine.Mount{m} }
 }
 
+func TestAnEntrypointOfOneEmptyWordIsNone(t *testing.T) {
+	for name, test := range map[string]struct{ command, cmd, args, want []string }{
+		"with cmd":       {cmd: []string{"sh", "-c", "true"}, want: []string{"sh", "-c", "true"}},
+		"with arguments": {cmd: []string{"sh"}, args: []string{"id"}, want: []string{"id"}},
+		"with nothing":   {},
+		// What the pod itself says is taken by its word.
+		"of the pod": {command: []string{""}, cmd: []string{"sh"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := podContainer()
+			c.Image.Entrypoint, c.Image.Cmd = []string{""}, test.cmd
+			c.Spec.Command, c.Spec.Args = test.command, test.args
+			s, _, err := Build(v2Host(), c)
+			if test.want == nil {
+				if !errdefs.IsInvalidArgument(err) {
+					t.Fatal(err)
+				}
+				return
+			}
+			if err != nil || !slices.Equal(s.Process.Args, test.want) {
+				t.Fatalf("%v, %v", s, err)
+			}
+		})
+	}
+}
+
 func TestResourcesThatCannotBeSetAreRefused(t *testing.T) {
 	for name, r := range map[string]engine.Resources{
 		"negative memory": {MemoryLimit: -1}, "swap below memory": {MemoryLimit: 2, MemorySwap: 1}, "swap alone": {MemorySwap: 5}, "swap -2": {MemorySwap: -2},
