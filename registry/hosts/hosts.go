@@ -20,11 +20,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
+	"k8s.io/klog/v2"
 )
 
 // FileName is the file in a registry's folder.
@@ -239,14 +241,14 @@ func (t *hostTable) endpoint(rawURL, dir string) (Endpoint, error) {
 		endpoint.Pull, endpoint.Resolve = true, true
 	}
 	for _, capability := range t.Capabilities {
-		switch capability {
+		switch strings.ToLower(capability) {
 		case "pull":
 			endpoint.Pull = true
 		case "resolve":
 			endpoint.Resolve = true
-		case "push": // nothing is ever pushed
+		case "push", "referrers": // nothing is ever pushed, and no signatures are asked for
 		default:
-			return bad("capability %q is none of pull, resolve, push", capability)
+			warnOfCapability(capability, redactUser(rawURL), dir)
 		}
 	}
 	for key, value := range t.Header {
@@ -274,6 +276,17 @@ func (t *hostTable) endpoint(rawURL, dir string) (Endpoint, error) {
 		return Endpoint{}, err
 	}
 	return endpoint, nil
+}
+
+// unknownCapabilities are those that were warned of: files are read at each pull.
+var unknownCapabilities sync.Map
+
+// warnOfCapability says once that a capability is ignored. It is no reason to fail pulls: the file is containerd's, too, whose
+// next version may know more of them.
+func warnOfCapability(capability, host, dir string) {
+	if _, told := unknownCapabilities.LoadOrStore([3]string{capability, host, dir}, true); !told {
+		klog.InfoS("Ignoring a capability of a hosts.toml, which is none of pull, resolve, push, referrers", "capability", capability, "host", host, "folder", dir)
+	}
 }
 
 func endpointURL(raw string, overridePath bool) (*url.URL, error) {

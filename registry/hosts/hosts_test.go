@@ -1,6 +1,7 @@
 package hosts
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"k8s.io/klog/v2"
 )
 
 // describe writes an endpoint in one line: URL, capabilities, whether it is the server.
@@ -110,10 +112,41 @@ x-many = ["a", "b"]
 	}
 }
 
+func TestCapabilitiesAreContainerds(t *testing.T) {
+	log := &bytes.Buffer{}
+	klog.LogToStderr(false)
+	klog.SetOutput(log)
+	t.Cleanup(func() {
+		klog.SetOutput(os.Stderr)
+		klog.LogToStderr(true)
+	})
+	dir := t.TempDir()
+	for capabilities, want := range map[string]string{
+		`["pull", "resolve", "push", "referrers"]`: "https://m/v2 pull resolve",
+		`["Pull", "RESOLVE"]`:                      "https://m/v2 pull resolve",
+		`["referrers"]`:                            "https://m/v2",
+		`["pull", "fly"]`:                          "https://m/v2 pull",
+	} {
+		for range 3 {
+			config, err := Parse([]byte("[host.\"https://m\"]\ncapabilities = "+capabilities+"\n"), "r.example", dir, false)
+			if err != nil {
+				t.Errorf("%s: %v", capabilities, err)
+				continue
+			}
+			if got := describe(config.Endpoints[0]); got != want {
+				t.Errorf("%s: %s, want %s", capabilities, got, want)
+			}
+		}
+	}
+	klog.Flush()
+	if lines := strings.Count(log.String(), "\n"); lines != 1 || !strings.Contains(log.String(), "fly") {
+		t.Errorf("not one warning of the unknown capability:\n%s", log)
+	}
+}
+
 func TestBadFilesAreRefused(t *testing.T) {
 	for name, file := range map[string]string{
 		"not TOML":                  "server = ",
-		"an unknown capability":     "capabilities = [\"fly\"]",
 		"another scheme":            "[host.\"ftp://m\"]",
 		"no host":                   "server = \"https://\"",
 		"a password in the URL":     "[host.\"https://u:canary@m\"]",
