@@ -80,7 +80,7 @@ type Adopt struct {
 type Images struct {
 	Pause          string   `toml:"pause" help:"image that holds a pod's namespaces; built in where it cannot be pulled"`
 	Pinned         []string `toml:"pinned" help:"further images that the kubelet must not remove"`
-	RegistryDirs   []string `toml:"registry_dirs" help:"folders of HOST/hosts.toml with mirrors and CAs, as containerd has them"`
+	RegistryDirs   []string `toml:"registry_dirs" help:"folders of HOST/hosts.toml with mirrors and CAs, as containerd has them, or of HOST/*.crt, as Docker has them"`
 	Credentials    string   `toml:"credentials" help:"Docker config.json with the node's registry credentials"`
 	PullNoProgress Duration `toml:"pull_no_progress" help:"end a pull that makes no progress for so long; 0s never does"`
 }
@@ -132,7 +132,7 @@ func Default() *Config {
 		Network:      Network{Mode: NetworkCNI, ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, PodCIDRs: []string{}},
 		Adopt:        Adopt{Roots: []string{"/var/lib/dockershim", "/var/lib/cri-dockerd"}, CNICacheDirs: []string{"/var/lib/cni/cache"}},
 		Images: Images{
-			Pause: "registry.k8s.io/pause:3.10.1", RegistryDirs: []string{"/etc/crishim/certs.d", "/etc/containerd/certs.d"},
+			Pause: "registry.k8s.io/pause:3.10.1", RegistryDirs: []string{"/etc/crishim/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},
 			Credentials: "/var/lib/kubelet/config.json", PullNoProgress: Duration(300e9),
 		},
 		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * 3600e9)},

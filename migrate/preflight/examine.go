@@ -150,6 +150,10 @@ func (x *examination) registries() {
 		x.find(Note, "insecure-registries", x.node.Daemon.Path, "not checked or spoken to by plain HTTP: "+strings.Join(insecure, ", ")+"; with the docker engine that stays so",
 			"for the native engine each needs a hosts.toml with skip_verify = true or an http:// address")
 	}
+	if len(x.node.Certificates) > 0 && !slices.Contains(x.node.Own.RegistryDirs, dockerCertificates) {
+		x.find(Note, "registry-certificates", "images.registry_dirs", "certificates of registries are used by dockerd: "+strings.Join(x.node.Certificates, ", ")+"; with the docker engine that stays so",
+			fmt.Sprintf("for the native engine add %q", dockerCertificates))
+	}
 }
 
 // hostsTOML is the mirrors in the form that the native engine reads, on one line.

@@ -271,6 +271,7 @@ func TestOneThingIsFound(t *testing.T) {
 		{"note container-note", Ready, func(_ *testing.T, n *Node) { n.Docker.Containers[1].Labels[labelRestarts] = "4" }},
 		{"note registry-mirrors", Ready, func(_ *testing.T, n *Node) { n.Daemon.RegistryMirrors = []string{"https://m.example"} }},
 		{"note insecure-registries", Ready, func(_ *testing.T, n *Node) { n.Daemon.InsecureRegistries = []string{"reg.example"} }},
+		{"note registry-certificates", Ready, func(_ *testing.T, n *Node) { n.Certificates = []string{"/etc/docker/certs.d/reg.example/ca.crt"} }},
 		{"note live-restore-off", Ready, func(_ *testing.T, n *Node) { n.Docker.LiveRestore = false }},
 		{"note log-driver", Ready, func(_ *testing.T, n *Node) { n.Docker.LogDriver = "local" }},
 		{"note runtimes", Ready, func(_ *testing.T, n *Node) { n.Docker.Runtimes = []string{"kata", "runc"} }},

@@ -27,6 +27,9 @@ import (
 
 const loopbackNetwork = "cni-loopback"
 
+// dockerCertificates is where dockerd reads certificates of registries, each in a folder of its host.
+const dockerCertificates = "/etc/docker/certs.d"
+
 // Places are where a node is looked at.
 type Places struct {
 	// Root is "/" on a node: files of the kubelet, of Docker and of shims are looked for below it.
@@ -55,13 +58,14 @@ func Gather(ctx context.Context, c *config.Config, places Places) *Node {
 	}
 	n.GPUs = matches(places.Root, "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri/renderD*")
 	n.CDI = matches(places.Root, "/etc/cdi/*", "/var/run/cdi/*")
+	n.Certificates = matches(places.Root, dockerCertificates+"/*/*.crt", dockerCertificates+"/*/*.cert")
 	return n
 }
 
 func ownSettings(c *config.Config) Own {
 	o := Own{SeccompDir: c.SeccompDir, Engine: c.Engine, RuntimeName: c.RuntimeName, Listen: c.Listen, NetworkMode: c.Network.Mode, ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs,
 		Pause: c.Images.Pause, ContainerLog: c.DockerLog(),
-		AdoptRoots: c.Adopt.Roots, AdoptCaches: c.Adopt.CNICacheDirs, Compatibility: c.Compatibility}
+		AdoptRoots: c.Adopt.Roots, AdoptCaches: c.Adopt.CNICacheDirs, Compatibility: c.Compatibility, RegistryDirs: c.Images.RegistryDirs}
 	if o.RuntimeName == "" {
 		o.RuntimeName = "docker" // what the docker engine's first start takes
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +67,7 @@ func TestGatherReadsANodeAndChangesNothing(t *testing.T) {
 	write(t, root, "cache/results/cni-loopback-"+pod+"-eth0", cached("cni-loopback", pod, "eth0", strings.ReplaceAll(result, "10.1.0.2", "127.0.0.1")))
 	write(t, root, "dev/nvidia0", "")
 	write(t, root, "etc/cdi/nvidia.yaml", "")
+	write(t, root, "etc/docker/certs.d/reg.example:5000/ca.crt", "")
 	before := snapshot(t, root)
 
 	c := config.Default()
@@ -82,6 +84,9 @@ func TestGatherReadsANodeAndChangesNothing(t *testing.T) {
 	}
 	if !reflect.DeepEqual(n.GPUs, []string{"/dev/nvidia0"}) || !reflect.DeepEqual(n.CDI, []string{"/etc/cdi/nvidia.yaml"}) {
 		t.Errorf("devices %q, %q", n.GPUs, n.CDI)
+	}
+	if !reflect.DeepEqual(n.Certificates, []string{"/etc/docker/certs.d/reg.example:5000/ca.crt"}) || !slices.Contains(n.Own.RegistryDirs, "/etc/docker/certs.d") {
+		t.Errorf("certificates %q, read by ourselves in %q", n.Certificates, n.Own.RegistryDirs)
 	}
 	if n.Shim.Root != filepath.Join(root, "old") || n.Shim.CacheDir != filepath.Join(root, "cache") {
 		t.Errorf("shim: %+v", n.Shim)

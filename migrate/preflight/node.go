@@ -28,7 +28,9 @@ type Node struct {
 	// GPUs are device files of graphics processors, CDI the files that describe devices to runtimes.
 	GPUs []string `json:"gpus,omitempty"`
 	CDI  []string `json:"cdi,omitempty"`
-	Own  Own      `json:"own"`
+	// Certificates are those that dockerd shows to registries or holds them to.
+	Certificates []string `json:"certificates,omitempty"`
+	Own          Own      `json:"own"`
 }
 
 // Daemon is what matters here of dockerd's daemon.json.
@@ -98,4 +100,6 @@ type Own struct {
 	AdoptRoots    []string `json:"adoptRoots"`
 	AdoptCaches   []string `json:"adoptCaches"`
 	Compatibility string   `json:"compatibility,omitempty"`
+	// RegistryDirs are where mirrors and certificates of registries are read.
+	RegistryDirs []string `json:"registryDirs,omitempty"`
 }

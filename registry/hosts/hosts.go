@@ -1,9 +1,11 @@
 // Package hosts reads certs.d/HOST/hosts.toml, the form in which users of containerd already describe the mirrors, CAs and
 // headers of a registry (https://github.com/containerd/containerd/blob/main/docs/hosts.md).
 //
-// Lookup finds the file of a registry in a list of folders, as containerd names them (HOST_PORT_, then HOST, then
-// _default), and Parse turns one into the endpoints to try in order, the registry itself last. Files are read at each
-// call, so that an edit counts from the next pull on.
+// Lookup finds the folder of a registry in a list of folders, as containerd names them (HOST_PORT_, then HOST, then
+// _default), and Parse turns its hosts.toml into the endpoints to try in order, the registry itself last. A folder without
+// hosts.toml is one of Docker's form: *.crt are CAs, *.cert with *.key what the client shows of itself
+// (https://docs.docker.com/engine/security/certificates/). Files are read at each call, so that an edit counts from the next
+// pull on.
 package hosts
 
 import (
@@ -39,8 +41,10 @@ const maxFileSize = 1 << 20
 type Config struct {
 	// Registry is the host as references name it ("docker.io", "reg.example.org:5000").
 	Registry string
-	// Path is the file, for messages.
+	// Path is the file, for messages; the folder where there is none.
 	Path string
+	// Certificates says that the folder has no hosts.toml: it names no mirror, and dockerd reads such folders itself.
+	Certificates bool
 	// Endpoints are tried in order. The last one is the registry's own server.
 	Endpoints []Endpoint
 }
@@ -62,30 +66,76 @@ type Endpoint struct {
 	DialTimeout time.Duration
 }
 
-// Lookup returns what the first folder that knows the registry says of it, nil when none does.
+// Lookup returns what the first folder that is there for the registry says of it, nil when there is none. As in containerd a
+// registry's own folder counts whatever is in it: _default is for those that have none.
 func Lookup(dirs []string, registry string) (*Config, error) {
 	if err := checkRegistry(registry); err != nil {
 		return nil, err
 	}
 	for _, dir := range dirs {
 		for _, name := range folderNames(registry) {
-			file := filepath.Join(dir, name, FileName)
-			data, err := readFile(file)
-			if errors.Is(err, fs.ErrNotExist) {
+			folder := filepath.Join(dir, name)
+			if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
 				continue
-			}
-			if err != nil {
+			} else if err != nil {
 				return nil, fmt.Errorf("read the mirrors of %s: %w", registry, err)
 			}
-			config, err := Parse(data, registry, filepath.Dir(file), name == "_default")
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", file, err)
-			}
-			config.Path = file
-			return config, nil
+			return readFolder(folder, registry, name == "_default")
 		}
 	}
 	return nil, nil
+}
+
+// readFolder reads the folder of a registry.
+func readFolder(folder, registry string, isDefault bool) (*Config, error) {
+	file := filepath.Join(folder, FileName)
+	data, err := readFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the mirrors of %s: %w", registry, err)
+	}
+	if len(data) == 0 {
+		config, err := readCertificates(folder, registry, isDefault)
+		if err != nil {
+			return nil, fmt.Errorf("certificates in %s: %w", folder, err)
+		}
+		return config, nil
+	}
+	config, err := Parse(data, registry, folder, isDefault)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	config.Path = file
+	return config, nil
+}
+
+// readCertificates reads a folder of Docker's form: the registry itself is the only endpoint.
+func readCertificates(folder, registry string, isDefault bool) (*Config, error) {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return nil, err
+	}
+	var cas, clients []any
+	for _, entry := range entries {
+		base, isClient := strings.CutSuffix(entry.Name(), ".cert")
+		switch {
+		case entry.IsDir():
+		case strings.HasSuffix(entry.Name(), ".crt"):
+			cas = append(cas, entry.Name())
+		case isClient:
+			pair := []any{entry.Name()} // which may hold the key, too
+			if _, err := os.Stat(filepath.Join(folder, base+".key")); err == nil {
+				pair = append(pair, base+".key")
+			}
+			clients = append(clients, pair)
+		}
+	}
+	file := fileTable{hostTable: hostTable{CA: cas, Client: clients}}
+	if len(cas)+len(clients) > 0 {
+		// Whoever gives it certificates has it speak TLS, on loopback, too.
+		file.Server = strings.Replace(ServerURL(registry), "http://", "https://", 1)
+	}
+	config := &Config{Registry: registry, Path: folder, Certificates: true}
+	return config, file.addServer(config, folder, isDefault)
 }
 
 // folderNames are the folders of a registry, most specific first; a colon may not be in file names everywhere.
@@ -156,23 +206,31 @@ func Parse(data []byte, registry, dir string, isDefault bool) (*Config, error) {
 	if len(config.Endpoints) != len(file.Host) {
 		return nil, fmt.Errorf("parse: [host.\"URL\"] must be tables of their own: %w", errdefs.ErrInvalidArgument)
 	}
-	own := ServerURL(registry)
-	server := file.Server
+	if err := file.addServer(config, dir, isDefault); err != nil {
+		return nil, err
+	}
+	return config, nil
+}
+
+// addServer adds the registry's own server, as the last endpoint.
+func (f *fileTable) addServer(config *Config, dir string, isDefault bool) error {
+	own := ServerURL(config.Registry)
+	server := f.Server
 	if server == "" {
 		server = own
 	}
-	endpoint, err := file.endpoint(server, dir)
+	endpoint, err := f.endpoint(server, dir)
 	if err != nil {
-		return nil, fmt.Errorf("server %q: %w", redactUser(server), err)
+		return fmt.Errorf("server %q: %w", redactUser(server), err)
 	}
 	ownURL, err := url.Parse(own)
 	if err != nil {
-		return nil, fmt.Errorf("registry %q: %w: %w", registry, err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("registry %q: %w: %w", config.Registry, err, errdefs.ErrInvalidArgument)
 	}
 	// Whoever gives a registry its server owns that choice; the server is then the registry, whatever its host is.
 	endpoint.Server = !isDefault || endpoint.URL.Host == ownURL.Host
 	config.Endpoints = append(config.Endpoints, endpoint)
-	return config, nil
+	return nil
 }
 
 // ServerURL is where a registry is when nothing says otherwise.

@@ -205,6 +205,69 @@ func TestLookupTakesTheMostSpecificFolder(t *testing.T) {
 	}
 }
 
+// A folder of Docker's form, as /etc/docker/certs.d has them, gives the registry its certificates; and a registry's own
+// folder counts before _default, whatever is in it.
+func TestFoldersWithoutAFileHoldCertificates(t *testing.T) {
+	dir := t.TempDir()
+	for _, folder := range []string{"r.example:5000", "localhost:5000", "empty.example", "keyless.example", "bad.example", "_default"} {
+		if err := os.MkdirAll(filepath.Join(dir, folder, "a.crt.d"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	certificates := t.TempDir()
+	writeCertificate(t, certificates)
+	put := func(from, to string) {
+		t.Helper()
+		data, err := os.ReadFile(filepath.Join(certificates, from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, to), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("cert.pem", "r.example:5000/ca.crt")
+	put("cert.pem", "r.example:5000/client.cert")
+	put("key.pem", "r.example:5000/client.key")
+	put("both.pem", "r.example:5000/other.cert")
+	put("cert.pem", "localhost:5000/ca.crt")
+	put("cert.pem", "keyless.example/client.cert")
+	put("key.pem", "bad.example/ca.crt")
+	if err := os.WriteFile(filepath.Join(dir, "_default", FileName), []byte("[host.\"https://mirror\"]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for registry, want := range map[string]struct {
+		endpoint string
+		ca       bool
+		clients  int
+	}{
+		"r.example:5000": {"https://r.example:5000/v2 pull resolve server", true, 2},
+		"localhost:5000": {"https://localhost:5000/v2 pull resolve server", true, 0},
+		"empty.example":  {"https://empty.example/v2 pull resolve server", false, 0},
+	} {
+		config, err := Lookup([]string{dir}, registry)
+		if err != nil || config == nil {
+			t.Errorf("%s: %v, %v", registry, config, err)
+			continue
+		}
+		e := config.Endpoints[0]
+		if got := describe(e); len(config.Endpoints) != 1 || got != want.endpoint || !config.Certificates {
+			t.Errorf("%s: %d endpoints, %s", registry, len(config.Endpoints), got)
+		}
+		if (e.TLS.RootCAs != nil) != want.ca || len(e.TLS.Certificates) != want.clients {
+			t.Errorf("%s: CAs %v, %d certificates", registry, e.TLS.RootCAs != nil, len(e.TLS.Certificates))
+		}
+	}
+	for registry, file := range map[string]string{"keyless.example": "client.cert", "bad.example": "ca.crt"} {
+		if _, err := Lookup([]string{dir}, registry); err == nil || !strings.Contains(err.Error(), file) {
+			t.Errorf("%s: %v", registry, err)
+		}
+	}
+	if config, err := Lookup([]string{dir}, "other.example"); err != nil || config.Certificates || config.Endpoints[0].URL.Host != "mirror" {
+		t.Errorf("without a folder of its own: %+v, %v", config, err)
+	}
+}
+
 func writeCertificate(t *testing.T, dir string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -672,6 +672,25 @@ func TestPullThroughMirrorLeavesTheAskedNameOnly(t *testing.T) {
 	}
 }
 
+// /etc/docker/certs.d is among the folders that are looked at, and Docker knows it better: also whether a registry is insecure,
+// and by which proxy it is reached.
+func TestDockerPullsItselfWhereThereAreCertificatesOnly(t *testing.T) {
+	f := newFakeDocker(t)
+	var pulled string
+	f.pull = func(_ http.ResponseWriter, _ *http.Request, ref string) {
+		pulled = ref
+		f.put("a", fakeImage{tags: []string{ref}, size: 9})
+	}
+	dir := hostsDir(t, "_default", "[host.\"http://127.0.0.1:1\"]")
+	if err := os.Mkdir(filepath.Join(dir, "reg.example"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t, f, func(o *Options) { o.RegistryConfigDirs = []string{dir} })
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: "reg.example/app:v1"}); err != nil || pulled != "reg.example/app:v1" {
+		t.Errorf("Docker pulled %q: %v", pulled, err)
+	}
+}
+
 func TestFailedPullThroughSaysWhatTheRegistrySaid(t *testing.T) {
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -76,7 +76,8 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 	}
 	defer s.Invalidate()
 	p.touch()
-	if mirrors != nil {
+	// Certificates alone are no reason to come between: dockerd has read them, and what else daemon.json says of the registry.
+	if mirrors != nil && !mirrors.Certificates {
 		return s.pullThrough(ctx, d, named, mirrors, credentials, p)
 	}
 	for tries := 1; ; tries++ {

@@ -47,7 +47,7 @@ type docker interface {
 type Options struct {
 	// Client is the connection in use, nil while there is none. It may change from call to call.
 	Client func() *client.Client
-	// RegistryConfigDirs are folders in the form of containerd's certs.d, the first that knows a registry counts.
+	// RegistryConfigDirs are folders in the form of containerd's certs.d, the first that has a folder for a registry counts.
 	RegistryConfigDirs []string
 	// NodeAuth are config.json files of Docker's form, with credential helpers, the first that knows a registry counts. They
 	// are used where a pull comes without credentials, and for mirrors. Absent files are fine.

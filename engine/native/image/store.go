@@ -42,7 +42,7 @@ import (
 type Options struct {
 	// Root is a folder of this package's own that survives a reboot. It is made if absent, mode 0700.
 	Root string
-	// RegistryConfigDirs are folders in the form of containerd's certs.d, the first that knows a registry counts.
+	// RegistryConfigDirs are folders in the form of containerd's certs.d, the first that has a folder for a registry counts.
 	RegistryConfigDirs []string
 	// NodeAuth are config.json files of Docker's form, with credential helpers, the first that knows a registry counts.
 	NodeAuth []string
