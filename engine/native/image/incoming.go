@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"crishim/engine/native/image/space"
 )
 
 // incoming is an archive whose files were read. Each is a part of the store by its digest, until an image takes it.
@@ -23,7 +25,6 @@ type incoming struct {
 	at    *progress
 	files map[string]ocispec.Descriptor // by clean name
 	links map[string]string             // archives of old engines link equal layers to each other
-	bytes int64
 	kept  []digest.Digest
 }
 
@@ -96,13 +97,9 @@ func (in *incoming) take(ctx context.Context, name string, content io.Reader) er
 	}
 	defer func() { _ = os.Remove(temp) }() // unless it has moved on
 	sum := sha256.New()
-	limit := in.store.options.Limits.Bytes - in.bytes
-	n, err := io.Copy(f, io.TeeReader(io.LimitReader(content, limit+1), sum))
+	n, err := io.Copy(&roomyFile{f, space.On(f, in.store.options.Limits.Layer.Reserve)}, io.TeeReader(content, sum))
 	if err = errors.Join(err, f.Close()); err != nil {
 		return diskError("store it", err)
-	}
-	if in.bytes += n; n > limit {
-		return fmt.Errorf("the archive is larger than %d bytes: %w", in.store.options.Limits.Bytes, errdefs.ErrResourceExhausted)
 	}
 	in.at.touch()
 	d := digest.NewDigest(digest.SHA256, sum)
@@ -111,6 +108,19 @@ func (in *incoming) take(ctx context.Context, name string, content io.Reader) er
 	}
 	in.files[name] = ocispec.Descriptor{Digest: d, Size: n}
 	return in.keep(ctx, temp, d, n)
+}
+
+// roomyFile is a file that leaves the disk what is kept free.
+type roomyFile struct {
+	file *os.File
+	room *space.Room
+}
+
+func (f *roomyFile) Write(b []byte) (int, error) {
+	if err := f.room.Take(int64(len(b))); err != nil {
+		return 0, err
+	}
+	return f.file.Write(b)
 }
 
 // keep moves a file to the parts, unless its content is here already.

@@ -52,7 +52,8 @@ func (s *Store) makeLayer(ctx context.Context, source blobSource, desc ocispec.D
 func (s *Store) tryLayer(ctx context.Context, source blobSource, desc ocispec.Descriptor, diffID digest.Digest, at *progress) error {
 	s.mu.Lock()
 	b := s.content.blobs[desc.Digest]
-	unpacked := s.content.layers[diffID] != nil
+	have := s.content.layers[diffID]
+	unpacked := have != nil
 	whole := unpacked && b != nil && b.size == desc.Size && s.content.verified[desc.Digest] == diffID
 	s.mu.Unlock()
 	if whole {
@@ -74,7 +75,11 @@ func (s *Store) tryLayer(ctx context.Context, source blobSource, desc ocispec.De
 		}
 		defer func() { _ = tree.Close() }()
 	}
-	got, err := s.fillAndUnpack(ctx, p, source, tree, at)
+	limits := s.options.Limits.Layer
+	if have != nil {
+		limits.Bytes = have.Size // of the archive that it must be, and nothing else bounds what is not written
+	}
+	got, err := s.fillAndUnpack(ctx, p, source, tree, limits, at)
 	if err != nil {
 		return err
 	}
@@ -107,7 +112,7 @@ func makeTree(temp string) (*os.File, error) {
 }
 
 // fillAndUnpack fetches the blob and unpacks it as it comes.
-func (s *Store) fillAndUnpack(ctx context.Context, p *part, source blobSource, tree *os.File, at *progress) (unpack.Layer, error) {
+func (s *Store) fillAndUnpack(ctx context.Context, p *part, source blobSource, tree *os.File, limits unpack.Limits, at *progress) (unpack.Layer, error) {
 	var got unpack.Layer
 	var archive error // of an archive that is none: the blob may be another one than was asked for, which counts first
 	group, ctx := errgroup.WithContext(ctx)
@@ -118,7 +123,7 @@ func (s *Store) fillAndUnpack(ctx context.Context, p *part, source blobSource, t
 			return err
 		}
 		defer turn.give()
-		got, err = unpack.Unpack(ctx, tree, p.reader(ctx, turn.pause), s.options.Limits.Layer, at.unpack)
+		got, err = unpack.Unpack(ctx, tree, p.reader(ctx, turn.pause), limits, at.unpack)
 		if errdefs.IsInvalidArgument(err) {
 			archive = err
 			return nil

@@ -2,12 +2,11 @@ package image
 
 import "crishim/engine/native/image/unpack"
 
-// Limits bound what one image may cost. They are of what a registry or an archive sends, before any of it is believed.
+// Limits bound what one image may cost. They are of what a registry or an archive sends, before any of it is believed. How large
+// an image is says the disk alone, of which Layer.Reserve is kept free.
 type Limits struct {
 	// Layer bounds one layer.
 	Layer unpack.Limits
-	// Bytes is the size of all layers of one image without compression.
-	Bytes int64
 	// Layers is their number; overlay takes 500.
 	Layers int
 	// Manifest and Config are the largest sizes of these documents, in bytes.
@@ -20,5 +19,5 @@ type Limits struct {
 
 // DefaultLimits are far above real images and far below what harms a node.
 var DefaultLimits = Limits{
-	Layer: unpack.DefaultLimits, Bytes: 40 << 30, Layers: 500, Manifest: 4 << 20, Config: 8 << 20, IndexDepth: 3, ArchiveEntries: 100_000,
+	Layer: unpack.DefaultLimits, Layers: 500, Manifest: 4 << 20, Config: 8 << 20, IndexDepth: 3, ArchiveEntries: 100_000,
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"mime"
 	"runtime"
 	"slices"
@@ -125,7 +126,7 @@ func (d *document) links(limits *Limits) (config ocispec.Descriptor, layers []oc
 		if !d.image.Layers[i].MediaType.IsLayer() {
 			return config, nil, malformed("layer %d is of type %.100q, which is not known", i, d.image.Layers[i].MediaType)
 		}
-		layer, err := descriptor(&d.image.Layers[i], limits.Layer.Bytes)
+		layer, err := descriptor(&d.image.Layers[i], math.MaxInt64)
 		if err != nil {
 			return config, nil, err
 		}

@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"crishim/engine/native/image/space"
 	"crishim/internal/atomicfile"
 )
 
@@ -38,6 +39,7 @@ type blobSource interface {
 type part struct {
 	desc  ocispec.Descriptor
 	file  *os.File
+	room  *space.Room
 	whole bool // it is in its place already, to be checked only
 
 	mu      sync.Mutex
@@ -68,6 +70,7 @@ func (s *Store) openPart(desc ocispec.Descriptor) (*part, error) {
 	if err != nil {
 		return nil, diskError("open blob "+string(desc.Digest), err)
 	}
+	p.room = space.On(p.file, s.options.Limits.Layer.Reserve)
 	return p, nil
 }
 
@@ -216,6 +219,9 @@ func (p *part) fetchOnce(ctx context.Context, source blobSource, sum hash.Hash, 
 			return n, fmt.Errorf("more than %d bytes came: %w", p.desc.Size, errCorrupt)
 		}
 		if got > 0 {
+			if err := p.room.Take(int64(got)); err != nil {
+				return n, err
+			}
 			if _, err := p.file.WriteAt(buf[:got], have+n); err != nil {
 				return n, diskError("write", err)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/engine/native/image/space"
 )
 
 // version is the tag or digest of a name.
@@ -149,6 +151,9 @@ func (s *Store) ensureBlob(ctx context.Context, from blobSource, desc ocispec.De
 
 // fetchLayers brings the layers in, several at once.
 func (s *Store) fetchLayers(ctx context.Context, from blobSource, f *found, at *progress) error {
+	if err := s.checkRoom(f.manifest.Layers); err != nil {
+		return err
+	}
 	var total int64
 	for _, l := range f.manifest.Layers {
 		total += l.Size
@@ -167,24 +172,49 @@ func (s *Store) fetchLayers(ctx context.Context, from blobSource, f *found, at *
 				return err
 			}
 			at.ready.Add(1)
-			if size := s.sizeOf(f.config.RootFS.DiffIDs); size > s.options.Limits.Bytes {
-				return fmt.Errorf("the image's layers are larger than %d bytes: %w", s.options.Limits.Bytes, errdefs.ErrResourceExhausted)
-			}
 			return nil
 		})
 	}
 	return group.Wait()
 }
 
-// sizeOf is the size of those layers that are here, without compression.
-func (s *Store) sizeOf(layers []digest.Digest) int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var sum int64
-	for _, d := range layers {
-		if l := s.content.layers[d]; l != nil {
-			sum += l.Size
+// checkRoom fails where the blobs of layers that are not here yet are more than the disk has left, before any is fetched.
+// Unpacked they take about as much again or more, which nobody knows before.
+func (s *Store) checkRoom(layers []ocispec.Descriptor) error {
+	missing := map[digest.Digest]int64{}
+	for _, l := range layers {
+		s.mu.Lock()
+		have := s.content.blobs[l.Digest]
+		s.mu.Unlock()
+		if have != nil && have.size == l.Size {
+			continue
+		}
+		missing[l.Digest] = l.Size
+		if info, err := os.Lstat(s.partPath(l.Digest)); err == nil {
+			missing[l.Digest] = max(0, l.Size-info.Size())
 		}
 	}
-	return sum
+	var sum int64
+	for _, size := range missing {
+		if sum += size; sum < 0 {
+			return malformed("the layers are together larger than any disk")
+		}
+	}
+	if sum == 0 {
+		return nil
+	}
+	parts, err := os.Open(s.path(partsDir))
+	if err != nil {
+		return diskError("look for the room of the layers", err)
+	}
+	defer func() { _ = parts.Close() }()
+	left, size, err := space.On(parts, s.options.Limits.Layer.Reserve).Left()
+	if err != nil {
+		return err
+	}
+	if sum > left {
+		return fmt.Errorf("its layers are %s to be fetched, and their disk of %s has %s left for images: free some space: %w",
+			space.Text(sum), space.Text(size), space.Text(max(0, left)), errdefs.ErrResourceExhausted)
+	}
+	return nil
 }

@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"crishim/engine/native/image/space"
 )
 
 // The first bytes of what layers are compressed with (RFC 1952, RFC 8878). Media types are not asked: registries and
@@ -43,18 +44,6 @@ func Compression(magic []byte) Form {
 		return Zstd
 	}
 	return Plain
-}
-
-// counted counts what was read. It is read by one goroutine, asked by another.
-type counted struct {
-	io.Reader
-	n atomic.Int64
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	n, err := c.Reader.Read(p)
-	c.n.Add(int64(n))
-	return n, err
 }
 
 // Decompress finds out how in is compressed, and undoes it: gzip, zstd, or nothing. window is the memory that a zstd frame
@@ -98,7 +87,6 @@ func (z zstdReader) Read(p []byte) (int, error) {
 type bounded struct {
 	ctx    context.Context
 	plain  io.Reader
-	in     *counted
 	limits *Limits
 	sum    hash.Hash
 	count  func(n int)
@@ -112,10 +100,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 	n, err := b.plain.Read(p)
 	b.n += int64(n)
 	if b.n > b.limits.Bytes {
-		return 0, fmt.Errorf("it is larger than %d bytes without compression: %w", b.limits.Bytes, errdefs.ErrResourceExhausted)
-	}
-	if in := b.in.n.Load(); b.n > b.limits.RatioAfter && b.n/b.limits.Ratio > in {
-		return 0, fmt.Errorf("%d compressed bytes became more than %d times as many: %w", in, b.limits.Ratio, errdefs.ErrResourceExhausted)
+		return 0, fmt.Errorf("it is larger than %s without compression: %w", space.Text(b.limits.Bytes), errdefs.ErrResourceExhausted)
 	}
 	b.sum.Write(p[:n])
 	if b.count != nil && n > 0 {

@@ -253,7 +253,7 @@ func sparse(size int64) []byte {
 // Rows: S37
 func TestS37BombsAreStopped(t *testing.T) {
 	needRoot(t)
-	limits := Limits{Bytes: 64 << 20, Entries: 1000, Ratio: 100, RatioAfter: 1 << 20, ZstdWindow: 8 << 20}
+	limits := Limits{Bytes: 64 << 20, Entries: 1000, ZstdWindow: 8 << 20}
 	gz := func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }
 	window := func(w io.Writer) io.WriteCloser {
 		z, err := zstd.NewWriter(w, zstd.WithWindowSize(64<<20), zstd.WithEncoderConcurrency(1))
@@ -267,19 +267,15 @@ func TestS37BombsAreStopped(t *testing.T) {
 		many[i] = file(fmt.Sprintf("f%d", i), "")
 	}
 	small := bomb(t, 30<<20, gz)
-	wideRatio := limits
-	wideRatio.Ratio = 1 << 20
 	tests := []struct {
-		name   string
-		data   []byte
-		limits Limits
+		name string
+		data []byte
 	}{
-		{"a ratio", small, limits},
-		{"bytes", bomb(t, 100<<20, gz), wideRatio},
-		{"a zstd window", bomb(t, 100<<20, window), wideRatio},
-		{"entries", archive(t, many...), limits},
-		{"a sparse file's size", sparse(1 << 40), limits},
-		{"concatenated members", bytes.Repeat(small, 4), wideRatio},
+		{"bytes", bomb(t, 100<<20, gz)},
+		{"a zstd window", bomb(t, 100<<20, window)},
+		{"entries", archive(t, many...)},
+		{"a sparse file's size", sparse(1 << 40)},
+		{"concatenated members", bytes.Repeat(small, 4)},
 		{"bytes after the end", func() []byte {
 			var b bytes.Buffer
 			z := gzip.NewWriter(&b)
@@ -287,12 +283,12 @@ func TestS37BombsAreStopped(t *testing.T) {
 			_, _ = io.Copy(z, zeros(100<<20))
 			_ = z.Close()
 			return b.Bytes()
-		}(), wideRatio},
+		}()},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			start := time.Now()
-			_, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), tt.data, tt.limits)
+			_, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), tt.data, limits)
 			if !errdefs.IsResourceExhausted(err) {
 				t.Fatalf("not stopped: %v", err)
 			}
@@ -317,10 +313,77 @@ func TestS37BombsAreStopped(t *testing.T) {
 		}
 		defer func() { _ = d.Close() }()
 		read := &counted{Reader: io.MultiReader(bytes.NewReader(header), zeros(200<<20))}
-		if _, err := Unpack(t.Context(), d, read, DefaultLimits, nil); !errdefs.IsInvalidArgument(err) || read.n.Load() > 2<<20 {
-			t.Errorf("%v after %d bytes", err, read.n.Load())
+		if _, err := Unpack(t.Context(), d, read, DefaultLimits, nil); !errdefs.IsInvalidArgument(err) || read.n > 2<<20 {
+			t.Errorf("%v after %d bytes", err, read.n)
 		}
 	})
+}
+
+// counted counts what was read.
+type counted struct {
+	io.Reader
+	n int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// Without a bound of bytes a layer may take what the disk has, short of what is kept free of it, and no more is ever read of an
+// archive than could be on the disk.
+//
+// Rows: S37
+func TestS37BombsLeaveTheDiskItsReserve(t *testing.T) {
+	needRoot(t)
+	const size, reserve = 64 << 20, 40 << 20
+	gz := func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }
+	many := make([]entry, 8000) // that take a page each
+	for i := range many {
+		many[i] = symlink(fmt.Sprintf("l%d", i), strings.Repeat("x", 4000))
+	}
+	for name, data := range map[string][]byte{
+		"a file":               bomb(t, 100<<20, gz),
+		"a file that would go": bomb(t, 30<<20, gz),
+		"a sparse file":        sparse(size - 1<<20),
+		"a sparse file's size": sparse(1 << 50),
+		"links":                archive(t, many...),
+		"bytes after the end":  append(archive(t, file("f", "")), make([]byte, size)...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := t.TempDir()
+			if err := unix.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = unix.Unmount(disk, unix.MNT_DETACH) }()
+			limits := DefaultLimits
+			limits.Reserve = reserve
+			_, err := unpackTo(t, filepath.Join(disk, "l"), data, limits)
+			if !errdefs.IsResourceExhausted(err) || errors.Is(err, unix.ENOSPC) {
+				t.Fatalf("not stopped: %v", err)
+			}
+			var fs unix.Statfs_t
+			if err := unix.Statfs(disk, &fs); err != nil || int64(fs.Bavail)*fs.Bsize < reserve-1<<20 {
+				t.Errorf("%d bytes are left, %v", int64(fs.Bavail)*fs.Bsize, err)
+			}
+		})
+	}
+}
+
+// An image of a disk is compressed to next to nothing.
+func TestZerosAreUnpacked(t *testing.T) {
+	needRoot(t)
+	data := bomb(t, 128<<20, func(w io.Writer) io.WriteCloser {
+		z, err := zstd.NewWriter(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return z
+	})
+	if got, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), data, DefaultLimits); err != nil || got.Bytes < 128<<20 {
+		t.Errorf("%d bytes became %d: %v", len(data), got.Bytes, err)
+	}
 }
 
 // The decompressor is in this process: nothing is looked for on the PATH.
@@ -420,7 +483,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(archive(f, dir("d/"), link("h", canary), file("h", "x"), file("d/.wh.f", ""), file("d/.wh..wh..opq", "")))
 	f.Add(archive(f, symlink("l", ".."), dir("l/"), file("l/../x", "x"), device(tar.TypeChar, "n", 1, 3), device(tar.TypeFifo, "p", 0, 0)))
 	f.Add(sparse(1 << 20))
-	limits := Limits{Bytes: 1 << 20, Entries: 100, Ratio: 1000, RatioAfter: 1 << 20, ZstdWindow: 1 << 20}
+	limits := Limits{Bytes: 1 << 20, Entries: 100, ZstdWindow: 1 << 20}
 	work := f.TempDir()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := listing(t, outside)

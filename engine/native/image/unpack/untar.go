@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"crishim/engine/native/image/space"
 )
 
 const (
@@ -22,6 +24,8 @@ const (
 	maxMinor = 1<<20 - 1
 	// maxID is the largest uid or gid; the next value means "no change" to the kernel.
 	maxID = 1<<32 - 2
+	// entrySize is about what an entry takes on disk beside a file's content: a block of a folder, of a link or of attributes.
+	entrySize = 4096
 	// maxImplied bounds the list of implied folders; who has more does not get them all looked up below (Inherit).
 	maxImplied = 10_000
 )
@@ -31,6 +35,7 @@ type tree struct {
 	root   int
 	parent parent
 	buf    []byte
+	room   *space.Room
 	// implied are the names of folders that the archive has used and had no entry for yet, by inode: what comes later may put
 	// something else into their places.
 	implied map[uint64]string
@@ -38,8 +43,8 @@ type tree struct {
 }
 
 // untar makes the entries of an archive in dir.
-func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits) (implied []string, err error) {
-	t := &tree{root: int(dir.Fd()), buf: make([]byte, 128<<10), implied: map[uint64]string{}}
+func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits, room *space.Room) (implied []string, err error) {
+	t := &tree{root: int(dir.Fd()), buf: make([]byte, 128<<10), room: room, implied: map[uint64]string{}}
 	if t.path, err = os.Readlink(procPath(t.root)); err != nil {
 		return nil, fmt.Errorf("find the name of the layer's folder: %w", err)
 	}
@@ -66,7 +71,10 @@ func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits)
 		}
 		// A sparse file is larger than what the archive holds of it.
 		if files += header.Size; header.Size < 0 || files < 0 || files > limits.Bytes {
-			return nil, fmt.Errorf("its files are larger than %d bytes: %w", limits.Bytes, errdefs.ErrResourceExhausted)
+			return nil, fmt.Errorf("its files are larger than %s: %w", space.Text(limits.Bytes), errdefs.ErrResourceExhausted)
+		}
+		if err := room.Take(entrySize); err != nil {
+			return nil, err
 		}
 		if err := t.add(ctx, header, reader); err != nil {
 			return nil, fmt.Errorf("entry %.300q: %w", header.Name, err)
@@ -240,6 +248,9 @@ func (t *tree) file(ctx context.Context, base string, header *tar.Header, conten
 func (t *tree) fill(ctx context.Context, fd int, content io.Reader) error {
 	for {
 		n, err := content.Read(t.buf)
+		if err := t.room.Take(int64(n)); err != nil {
+			return err
+		}
 		for rest := t.buf[:n]; len(rest) > 0; {
 			if err := ctx.Err(); err != nil {
 				return err

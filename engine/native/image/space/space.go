@@ -1,0 +1,80 @@
+// Package space keeps some of the file system free that images are written to.
+//
+// An image may be as large as the disk can hold. What it would leave no room for is not its own, though: records, logs and
+// writable layers of containers are on the same disk. So whoever writes content that others send makes a Room, and asks it as
+// the bytes come: an archive that unpacks without end is ended while everything else can still be written.
+package space
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// look is how many bytes are written between two looks at the file system.
+	look = 1 << 20
+	// share is the part of a file system that is kept free, mostReserve what is enough on a large one.
+	share       = 50
+	mostReserve = 1 << 30
+)
+
+// Room is the file system of a file or folder, for one goroutine that writes to it.
+type Room struct {
+	at      *os.File
+	reserve int64
+	ahead   int64 // bytes that may be written until the next look
+}
+
+// On is the room on the file system of an open file or folder. reserve is what is kept free, 0 a fiftieth and 1 GiB at most.
+func On(at *os.File, reserve int64) *Room { return &Room{at: at, reserve: reserve} }
+
+// Left is how many bytes may still be written, less than none where it is too full already, and how many the whole file
+// system has.
+func (r *Room) Left() (left, size int64, err error) {
+	var fs unix.Statfs_t
+	for {
+		if err = unix.Fstatfs(int(r.at.Fd()), &fs); err != unix.EINTR { //nolint:errorlint // of the system call itself
+			break
+		}
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("ask for the free space of %s: %w", r.at.Name(), err)
+	}
+	size = int64(fs.Blocks) * fs.Bsize
+	reserve := r.reserve
+	if reserve == 0 {
+		reserve = min(size/share, mostReserve)
+	}
+	return int64(fs.Bavail)*fs.Bsize - reserve, size, nil
+}
+
+// Take is called with the number of bytes that are about to be written: ErrResourceExhausted where they would leave too little.
+func (r *Room) Take(n int64) error {
+	if r.ahead -= n; r.ahead > 0 || n == 0 {
+		return nil
+	}
+	left, _, err := r.Left()
+	if err != nil {
+		return err
+	}
+	if left < n {
+		return fmt.Errorf("the disk has %s left for images, and the rest is kept free: free some space: %w", Text(max(0, left)), errdefs.ErrResourceExhausted)
+	}
+	r.ahead = min(look, left)
+	return nil
+}
+
+// Text is a number of bytes for a message.
+func Text(bytes int64) string {
+	unit := "bytes"
+	for _, next := range []string{"KiB", "MiB", "GiB", "TiB"} {
+		if bytes < 10<<10 {
+			break
+		}
+		bytes, unit = bytes>>10, next
+	}
+	return fmt.Sprintf("%d %s", bytes, unit)
+}
