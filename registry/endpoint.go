@@ -42,7 +42,6 @@ type Endpoint struct {
 	registry   string // as references name it: mirrors of many registries tell them apart by it
 	repository string
 	stall      time.Duration
-	client     *http.Client
 	transport  *http.Transport
 	auth       *authorizer
 	// Broken is set by an answer that broke off, so that the rest comes from another endpoint.
@@ -67,7 +66,6 @@ func newEndpoint(pull *Pull, endpoint *hosts.Endpoint, stall time.Duration) *End
 	u := &Endpoint{
 		Spec: endpoint, registry: pull.Config.Registry, repository: pull.Repository, stall: stall, transport: transport,
 	}
-	u.client = &http.Client{Transport: transport, CheckRedirect: u.redirect}
 	u.auth = newAuthorizer(pull, endpoint, transport, stall)
 	return u
 }
@@ -81,13 +79,22 @@ func (u *Endpoint) Close() {
 	u.auth.close()
 }
 
-// redirect keeps what is for this endpoint from any other host (CVE-2020-15157): registries redirect blobs to storage.
-func (u *Endpoint) redirect(req *http.Request, via []*http.Request) error {
+// redirect keeps what is for this endpoint from any other host (CVE-2020-15157): registries redirect blobs to storage. That may
+// be without https where the answer is held to a digest: nobody on the way can make it another one, and no secret goes there.
+func (u *Endpoint) redirect(what Target, req *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
 		return fmt.Errorf("more than %d redirects", maxRedirects)
 	}
-	if req.URL.Scheme != "https" && (req.URL.Scheme != "http" || u.Spec.URL.Scheme == "https") {
-		return fmt.Errorf("refused a redirect from https to %s", req.URL.Scheme)
+	switch {
+	case req.URL.Scheme == "https":
+	case req.URL.Scheme != "http":
+		return fmt.Errorf("refused a redirect to %.20q, which is neither https nor http: %w", req.URL.Scheme, errdefs.ErrFailedPrecondition)
+	case u.Spec.URL.Scheme == "http":
+	case what.Digest == "":
+		return fmt.Errorf("refused a redirect of a tag from https to http, where anybody on the way can answer with another image: let the registry redirect to https, or pull by digest: %w",
+			errdefs.ErrFailedPrecondition)
+	case req.URL.Host == u.Spec.URL.Host:
+		return fmt.Errorf("refused a redirect from https to http on the same host: correct the address that the registry gives as its own: %w", errdefs.ErrFailedPrecondition)
 	}
 	if req.URL.Scheme != u.Spec.URL.Scheme || req.URL.Host != u.Spec.URL.Host {
 		kept := http.Header{"User-Agent": {userAgent}}
@@ -121,7 +128,10 @@ func (u *Endpoint) Get(ctx context.Context, method string, what Target, header h
 			req.Header[key] = values
 		}
 	}
-	resp, err := u.auth.do(u.client, req)
+	client := &http.Client{Transport: u.transport, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		return u.redirect(what, req, via)
+	}}
+	resp, err := u.auth.do(client, req)
 	if err != nil {
 		return nil, u.Failed(err)
 	}
@@ -145,7 +155,7 @@ func (u *Endpoint) Failed(err error) error {
 
 func classed(err error) bool {
 	return errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) || errdefs.IsUnavailable(err) ||
-		errdefs.IsUnknown(err) || errdefs.IsDataLoss(err) || errdefs.IsOutOfRange(err)
+		errdefs.IsUnknown(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsDataLoss(err) || errdefs.IsOutOfRange(err)
 }
 
 // statusError gives the class of an HTTP status of the distribution API.

@@ -186,7 +186,7 @@ func (p *part) fetch(ctx context.Context, source blobSource, sum hash.Hash, have
 		case ctx.Err() != nil:
 			return have, context.Cause(ctx)
 		case errdefs.IsNotFound(err), errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err), errdefs.IsInvalidArgument(err),
-			errdefs.IsResourceExhausted(err), errors.Is(err, errCorrupt):
+			errdefs.IsResourceExhausted(err), errdefs.IsFailedPrecondition(err), errors.Is(err, errCorrupt):
 			return have, fmt.Errorf("fetch blob %s: %w", p.desc.Digest, err)
 		case n > 0:
 			tries, pause = 0, firstPause

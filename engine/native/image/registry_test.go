@@ -1,9 +1,11 @@
 package image
 
 import (
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -102,6 +104,41 @@ func TestS32CredentialsGoNowhereElse(t *testing.T) {
 		if r.Header.Get("Authorization") != "" {
 			t.Errorf("the storage got credentials for %s", r.URL.Path)
 		}
+	}
+}
+
+// The registry speaks https, its storage does not. A redirect that is refused is refused for good.
+func TestBlobsAreRedirectedToStorageWithoutTLS(t *testing.T) {
+	storage := newSite(t, nil)
+	storage.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1"))))
+	own, blobs := false, 0
+	reg := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.URL.Path, "/blobs/") {
+			storage.Config.Handler.ServeHTTP(w, r)
+			return
+		}
+		blobs++
+		to := storage.URL
+		if own {
+			to = "http://" + r.Host
+		}
+		http.Redirect(w, r, to+r.URL.Path, http.StatusTemporaryRedirect)
+	}))
+	defer reg.Close()
+	host := strings.TrimPrefix(reg.URL, "https://")
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, host), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: reg.Certificate().Raw})
+	if err := os.WriteFile(filepath.Join(dir, host, "ca.crt"), certificate, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pull(t, newStore(t, func(o *Options) { o.RegistryConfigDirs = []string{dir} }), host+"/app:v1")
+	own, blobs = true, 0
+	s := newStore(t, func(o *Options) { o.RegistryConfigDirs = []string{dir} })
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: host + "/app:v1"}); !errdefs.IsFailedPrecondition(err) || errdefs.IsUnavailable(err) || blobs != 1 {
+		t.Errorf("after %d requests: %v", blobs, err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -26,6 +27,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"crishim/registry"
 	"crishim/registry/hosts"
@@ -414,6 +416,20 @@ func TestTokenIsGotWithTheRegistrysCredentials(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Docker is told that it is refused: anything else it would try again.
+func TestARefusedRedirectIsNotTriedAgain(t *testing.T) {
+	reg := httptest.NewTLSServer(http.RedirectHandler("http://127.0.0.1:1/", http.StatusTemporaryRedirect))
+	defer reg.Close()
+	server := endpoint(t, reg.URL, true)
+	server.TLS.InsecureSkipVerify = true
+	session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{server}}})
+	_, err := pullAll(session)
+	var answer *transport.Error
+	if !errors.As(err, &answer) || answer.StatusCode != http.StatusForbidden || !errdefs.IsFailedPrecondition(session.Err()) {
+		t.Errorf("Docker is told %v, and the pull fails by %v", err, session.Err())
+	}
 }
 
 // Catalogue S32: whatever the registry names as realm, redirect or mirror, its credentials go nowhere else.

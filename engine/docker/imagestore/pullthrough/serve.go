@@ -41,7 +41,7 @@ func (p *Session) serve(w http.ResponseWriter, r *http.Request, what registry.Ta
 		fail(w, http.StatusNotFound, "BLOB_UNKNOWN", verdict.Error())
 	case errdefs.IsNotFound(verdict):
 		fail(w, http.StatusNotFound, "MANIFEST_UNKNOWN", verdict.Error())
-	case errdefs.IsUnauthorized(verdict), errdefs.IsPermissionDenied(verdict):
+	case errdefs.IsUnauthorized(verdict), errdefs.IsPermissionDenied(verdict), errdefs.IsFailedPrecondition(verdict):
 		fail(w, http.StatusForbidden, "DENIED", verdict.Error())
 	default:
 		fail(w, http.StatusBadGateway, "UNAVAILABLE", verdict.Error())
