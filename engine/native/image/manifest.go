@@ -99,6 +99,9 @@ func isManifest(mediaType string) bool {
 	return t.IsImage() || t.IsIndex()
 }
 
+// dockerZstdLayer is a layer that a builder compressed with zstd in an image of Docker's form, which has no such type by itself.
+const dockerZstdLayer types.MediaType = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+
 // descriptor checks a link of a manifest. Its digest becomes part of paths, so only what is known is let through.
 func descriptor(d *v1.Descriptor, limit int64) (ocispec.Descriptor, error) {
 	sum := digest.Digest(d.Digest.String())
@@ -123,7 +126,7 @@ func (d *document) links(limits *Limits) (config ocispec.Descriptor, layers []oc
 		return config, nil, err
 	}
 	for i := range d.image.Layers {
-		if !d.image.Layers[i].MediaType.IsLayer() {
+		if t := d.image.Layers[i].MediaType; !t.IsLayer() && t != dockerZstdLayer {
 			return config, nil, malformed("layer %d is of type %.100q, which is not known", i, d.image.Layers[i].MediaType)
 		}
 		layer, err := descriptor(&d.image.Layers[i], math.MaxInt64)
@@ -158,21 +161,37 @@ func (d *document) choose(platform *ocispec.Platform, limit int64) (ocispec.Desc
 	return descriptor(&d.index.Manifests[best], limit)
 }
 
+// half is what architectures of 64 bits run of 32, as containerd has it, too.
+var half = map[string]ocispec.Platform{"amd64": {Architecture: "386"}, "arm64": {Architecture: "arm", Variant: "v8"}}
+
+// The classes of fitness, each above all variants of the one before.
+const (
+	unsaid    = 1
+	ofHalf    = 100
+	ofItsKind = 200
+)
+
 // fitness says how well a manifest's platform is for the wanted one; 0 is not at all. A manifest without a platform is the
-// last resort. Of ARM's variants the newest that runs here is best.
+// last resort, the one before it programs of 32 bits. Of ARM's variants the newest that runs here is best.
 func fitness(have *v1.Platform, want *ocispec.Platform) int {
-	if have == nil {
-		return 1
-	}
-	if have.OS != want.OS || have.Architecture != want.Architecture {
+	switch {
+	case have == nil:
+		return unsaid
+	case have.OS != want.OS:
 		return 0
 	}
-	of, wanted := variant(have.Architecture, have.Variant), variant(want.Architecture, want.Variant)
+	class, architecture, wanted := ofItsKind, want.Architecture, variant(want.Architecture, want.Variant)
+	if other, ok := half[architecture]; ok && have.Architecture == other.Architecture {
+		class, architecture, wanted = ofHalf, other.Architecture, other.Variant
+	}
+	of := variant(have.Architecture, have.Variant)
 	switch {
+	case have.Architecture != architecture:
+		return 0
 	case of == wanted:
-		return 100
+		return class + 10
 	case of < wanted && len(of) == len(wanted): // "v6" < "v7"
-		return 2 + slices.Index([]string{"v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9"}, of)
+		return class + slices.Index([]string{"v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9"}, of)
 	}
 	return 0
 }

@@ -13,6 +13,9 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crishim/engine"
 )
@@ -215,6 +218,73 @@ func TestImageForThisPlatformIsChosen(t *testing.T) {
 	foreign := newStore(t, func(o *Options) { o.Platform.OS, o.Platform.Architecture = "linux", "riscv64" })
 	if _, err := foreign.PullImage(t.Context(), &engine.PullSpec{Ref: ref}); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "s390x") {
 		t.Fatal(err)
+	}
+}
+
+func TestTheBestPlatformIsChosen(t *testing.T) {
+	for _, test := range []struct {
+		want, offered string
+		best          int // -1 for none
+	}{
+		{"amd64", "386,amd64", 1},
+		{"amd64", "amd64,386", 0},
+		{"amd64", "arm/v7,386", 1},
+		{"amd64", "amd64/v3,386", 1},
+		{"amd64", "unsaid,386", 1},
+		{"amd64", "s390x,unsaid", 1},
+		{"386", "amd64", -1},
+		{"arm64", "arm/v6,arm/v7,arm/v5", 1},
+		{"arm64", "arm", 0},
+		{"arm64", "arm/v7,arm/v8", 1},
+		{"arm64", "arm/v8,arm64/v8", 1},
+		{"arm64", "arm64,arm/v8", 0},
+		{"arm64", "386,amd64", -1},
+		{"arm/v7", "arm/v5,arm/v6,arm/v8,arm64", 1},
+		{"arm/v7", "arm64", -1},
+	} {
+		index := &v1.IndexManifest{}
+		for _, name := range strings.Split(test.offered, ",") {
+			architecture, variant, _ := strings.Cut(name, "/")
+			m := v1.Descriptor{MediaType: types.OCIManifestSchema1, Digest: v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%064x", len(index.Manifests))}, Size: 1}
+			if name != "unsaid" {
+				m.Platform = &v1.Platform{OS: "linux", Architecture: architecture, Variant: variant}
+			}
+			index.Manifests = append(index.Manifests, m)
+		}
+		architecture, variant, _ := strings.Cut(test.want, "/")
+		got, err := (&document{index: index}).choose(&ocispec.Platform{OS: "linux", Architecture: architecture, Variant: variant}, 10)
+		if test.best < 0 {
+			if !errdefs.IsNotFound(err) {
+				t.Errorf("%s of %s: %v, %v", test.want, test.offered, got.Digest, err)
+			}
+			continue
+		}
+		if err != nil || got.Digest.String() != index.Manifests[test.best].Digest.String() {
+			t.Errorf("%s of %s: %v, %v", test.want, test.offered, got.Digest, err)
+		}
+	}
+}
+
+// retyped is a layer with another media type.
+type retyped struct {
+	v1.Layer
+	mediaType types.MediaType
+}
+
+func (r retyped) MediaType() (types.MediaType, error) { return r.mediaType, nil }
+
+func TestLayersOfEachTypeArePulled(t *testing.T) {
+	reg := newSite(t, nil)
+	s := newStore(t, nil)
+	for i, mediaType := range []types.MediaType{types.OCILayer, types.OCILayerZStd, types.DockerLayer, dockerZstdLayer} {
+		content := fmt.Sprint(i)
+		img := pull(t, s, reg.push(t, "app:v"+content, imageWith(t, retyped{layerOf(t, file("a", content)), mediaType})))
+		if got := read(t, s, img.ID, 0, "a"); got != content {
+			t.Errorf("%s has %q", mediaType, got)
+		}
+	}
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: reg.push(t, "chart:v1", imageWith(t, retyped{layerOf(t, file("a", "")), "application/vnd.cncf.helm.chart.content.v1.tar+gzip"}))}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an artifact: %v", err)
 	}
 }
 
