@@ -46,7 +46,7 @@ func newAuthorizer(pull *Pull, endpoint *hosts.Endpoint, transport *http.Transpo
 		}
 	case pull.MirrorCredentials != nil:
 		a.credentials = func(ctx context.Context) (Credentials, error) {
-			return pull.MirrorCredentials(ctx, endpoint.URL.Host)
+			return pull.MirrorCredentials(ctx, endpoint.URL.Host, mirrored(endpoint, pull.Repository))
 		}
 	default:
 		a.credentials = func(context.Context) (Credentials, error) { return Credentials{}, nil }
@@ -56,6 +56,12 @@ func newAuthorizer(pull *Pull, endpoint *hosts.Endpoint, transport *http.Transpo
 	verifying.TLSClientConfig.InsecureSkipVerify = false
 	a.own, a.other = tokenClient(transport, timeout), tokenClient(verifying, timeout)
 	return a
+}
+
+// mirrored is the name of a repository at a mirror, which may keep those of other registries below one of its own.
+func mirrored(endpoint *hosts.Endpoint, repository string) string {
+	below := strings.TrimSuffix(strings.TrimPrefix(endpoint.URL.Path, "/v2"), "/v2")
+	return strings.TrimPrefix(below+"/"+repository, "/")
 }
 
 // tokenClient follows no redirect: it would carry the credentials on.

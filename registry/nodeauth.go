@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,18 +26,19 @@ const (
 	identityUser = "<token>"
 )
 
-// NodeAuth are config.json files of Docker's form, with credential helpers; the first that knows a registry counts.
-// Absent files are fine.
+// NodeAuth are config.json files of Docker's form, with credential helpers; the first that knows a registry counts. In one
+// file an entry may be for a part of a registry ("quay.io/team"): as in the kubelet the longest counts that the repository lies
+// below, then the one of the whole registry. Absent files are fine.
 type NodeAuth []string
 
-// Find is what the files have for a registry; none is no error.
-func (n NodeAuth) Find(ctx context.Context, registry string) (Credentials, error) {
+// Find is what the files have for a repository ("team/app") of a registry; none is no error.
+func (n NodeAuth) Find(ctx context.Context, registry, repository string) (Credentials, error) {
 	for _, path := range n {
 		config, err := readDockerConfig(path)
 		if err != nil {
 			return Credentials{}, err
 		}
-		found, err := config.find(ctx, Host(registry))
+		found, err := config.find(ctx, Host(registry), repository)
 		if err != nil {
 			return Credentials{}, fmt.Errorf("credentials for %s by %s: %w", registry, path, err)
 		}
@@ -63,6 +66,38 @@ func Host(address string) string {
 		return "docker.io"
 	}
 	return host
+}
+
+// scope is what is below the host in an address; the version of the API that addresses of registries end in is none.
+func scope(address string) string {
+	if _, rest, ok := strings.Cut(address, "://"); ok {
+		address = rest
+	}
+	_, path, _ := strings.Cut(address, "/")
+	path = strings.Trim(path, "/")
+	for _, version := range []string{"v1", "v2"} {
+		if path == version || strings.HasPrefix(path, version+"/") {
+			return strings.TrimPrefix(path[len(version):], "/")
+		}
+	}
+	return path
+}
+
+// entryFor is the entry of a file for a repository, the zero value if there is none. Empty ones are what Docker leaves of
+// those that a helper keeps.
+func entryFor[T comparable](entries map[string]T, host, repository string) T {
+	var found, none T
+	longest := -1
+	for _, address := range slices.Sorted(maps.Keys(entries)) { // one of two that are for the same is always the same one
+		at, entry := scope(address), entries[address]
+		if entry == none || Host(address) != host || len(at) <= longest {
+			continue
+		}
+		if at == "" || strings.HasPrefix(repository+"/", at+"/") {
+			found, longest = entry, len(at)
+		}
+	}
+	return found
 }
 
 // dockerConfig is the part of Docker's config.json that is about registries.
@@ -104,12 +139,10 @@ func readDockerConfig(path string) (*dockerConfig, error) {
 }
 
 // find follows Docker: the registry's own helper, else the store for all, else what is in the file.
-func (c *dockerConfig) find(ctx context.Context, host string) (Credentials, error) {
-	helper := c.CredsStore
-	for address, name := range c.CredHelpers {
-		if Host(address) == host {
-			helper = name
-		}
+func (c *dockerConfig) find(ctx context.Context, host, repository string) (Credentials, error) {
+	helper := entryFor(c.CredHelpers, host, repository)
+	if helper == "" {
+		helper = c.CredsStore
 	}
 	if helper != "" {
 		found, err := askHelper(ctx, helper, host)
@@ -117,12 +150,8 @@ func (c *dockerConfig) find(ctx context.Context, host string) (Credentials, erro
 			return found, err
 		}
 	}
-	for address, auth := range c.Auths {
-		if Host(address) == host {
-			return auth.credentials()
-		}
-	}
-	return Credentials{}, nil
+	auth := entryFor(c.Auths, host, repository)
+	return auth.credentials()
 }
 
 func (a *dockerAuth) credentials() (Credentials, error) {

@@ -35,8 +35,8 @@ type Pull struct {
 	Repository string
 	// Credentials belong to the registry: its own server gets them, mirrors do not.
 	Credentials Credentials
-	// MirrorCredentials finds what the node has for a mirror's host. It may be nil.
-	MirrorCredentials func(ctx context.Context, host string) (Credentials, error)
+	// MirrorCredentials finds what the node has for a repository of a mirror's host. It may be nil.
+	MirrorCredentials func(ctx context.Context, host, repository string) (Credentials, error)
 }
 
 // Open makes the endpoints of a pull, in the order of its config. stall is how long one may send nothing. Each must be closed.

@@ -241,7 +241,7 @@ func TestAPullOfWhatIsBeingRemoved(t *testing.T) {
 func TestAuthFormsReachDocker(t *testing.T) {
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config.json")
-	content := `{"auths":{"node.example":{"auth":"bm9kZTpzZWNyZXQ="},"https://index.docker.io/v1/":{"username":"hub","password":"p"}},
+	content := `{"auths":{"node.example":{"auth":"bm9kZTpzZWNyZXQ="},"node.example/team":{"username":"team","password":"p"},"https://index.docker.io/v1/":{"username":"hub","password":"p"}},
 		"credHelpers":{"helped.example":"test","token.example":"test","nothing.example":"test"}}`
 	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
@@ -267,6 +267,7 @@ func TestAuthFormsReachDocker(t *testing.T) {
 		{"an address of another registry", "r.example/a", &engine.Auth{Username: "u", Password: "p", ServerAddress: "evil.example"}, "- - - - -"},
 		{"nothing", "r.example/a", nil, "- - - - -"},
 		{"the node's file", "node.example/a", nil, "node secret - - node.example"},
+		{"the node's file for a part of a registry", "node.example/team/a", nil, "team p - - node.example"},
 		{"the node's file when the caller's are empty", "node.example/a", &engine.Auth{}, "node secret - - node.example"},
 		{"the node's file for docker.io", "a", nil, "hub p - - https://index.docker.io/v1/"},
 		{"a helper", "helped.example/a", nil, "h s - - helped.example"},

@@ -66,7 +66,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 	if err != nil {
 		return nil, err
 	}
-	credentials, err := s.credentials(ctx, auth, domain)
+	credentials, err := s.credentials(ctx, auth, named)
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,8 @@ func pullError(named reference.Named, err error) error {
 }
 
 // credentials are what a pull is made with: the caller's where they are for this registry, else the node's.
-func (s *Store) credentials(ctx context.Context, auth *engine.Auth, host string) (registry.Credentials, error) {
+func (s *Store) credentials(ctx context.Context, auth *engine.Auth, named reference.Named) (registry.Credentials, error) {
+	host := reference.Domain(named)
 	if auth != nil && (auth.ServerAddress == "" || registry.Host(auth.ServerAddress) == registry.Host(host)) {
 		given := registry.Credentials{
 			Username: auth.Username, Password: auth.Password, IdentityToken: auth.IdentityToken, RegistryToken: auth.RegistryToken,
@@ -62,13 +63,13 @@ func (s *Store) credentials(ctx context.Context, auth *engine.Auth, host string)
 			return given, nil
 		}
 	}
-	return registry.NodeAuth(s.options.NodeAuth).Find(ctx, host)
+	return registry.NodeAuth(s.options.NodeAuth).Find(ctx, host, reference.Path(named))
 }
 
 // pull is the work of one flight.
 func (s *Store) pull(ctx context.Context, named reference.Named, spec *engine.PullSpec, at *progress) (engine.ImageID, error) {
 	start := time.Now()
-	credentials, err := s.credentials(ctx, spec.Auth, reference.Domain(named))
+	credentials, err := s.credentials(ctx, spec.Auth, named)
 	if err != nil {
 		return "", err
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"k8s.io/klog/v2"
 
@@ -246,7 +245,7 @@ func (r *repair) registry(ctx context.Context, names []string) (source, error) {
 	if err != nil {
 		return nil, err
 	}
-	credentials, err := r.store.credentials(ctx, nil, reference.Domain(named))
+	credentials, err := r.store.credentials(ctx, nil, named)
 	if err != nil {
 		return nil, err
 	}

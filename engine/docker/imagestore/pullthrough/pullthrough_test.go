@@ -535,15 +535,15 @@ func TestMirrorGetsTheNodesCredentialsForItself(t *testing.T) {
 	var asked []string
 	session := open(t, &Server{}, registry.Pull{
 		Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}},
-		MirrorCredentials: func(_ context.Context, host string) (registry.Credentials, error) {
-			asked = append(asked, host)
+		MirrorCredentials: func(_ context.Context, host, repository string) (registry.Credentials, error) {
+			asked = append(asked, host+"/"+repository)
 			return registry.Credentials{Username: "node", Password: "x"}, nil
 		},
 	})
 	if _, err := pullAll(session); err != nil {
 		t.Fatal(err)
 	}
-	if len(reg.seen()) != 0 || !slices.Contains(asked, mirror.host()) {
+	if len(reg.seen()) != 0 || !slices.Equal(slices.Compact(asked), []string{mirror.host() + "/team/app"}) {
 		t.Fatalf("the server got %d requests, credentials were asked for %v", len(reg.seen()), asked)
 	}
 }

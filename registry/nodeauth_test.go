@@ -1,0 +1,60 @@
+package registry
+
+import (
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"crishim/registry/hosts"
+)
+
+// Entries for parts of a registry are for what lies in these parts, and the most special one counts, each time.
+func TestEntriesForPartsOfARegistry(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config.json")
+	content := `{"auths":{
+		"quay.io/team-a":{"username":"a"},"https://quay.io/team-a/deep/":{"username":"deep"},"quay.io/team-b":{"username":"b"},"quay.io/kept-by-a-helper":{},
+		"whole.example":{"username":"whole"},"whole.example/team":{"username":"team"},"whole.example/team/helped":{},
+		"https://old.example/v2/":{"username":"old"},"https://old.example/v1/team":{"username":"oldteam"},
+		"docker.io/library":{"username":"library"},"https://index.docker.io/v1/":{"username":"hub"},
+		"twice.example":{"username":"one"},"https://twice.example":{"username":"other"}}}`
+	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ host, repository, want string }{
+		{"quay.io", "team-a/app", "a"},
+		{"quay.io", "team-a", "a"},
+		{"quay.io", "team-a/deep/app", "deep"},
+		{"quay.io", "team-a/deeper/app", "a"},
+		{"quay.io", "team-b/app", "b"},
+		{"quay.io", "team-ab/app", ""},
+		{"quay.io", "team", ""},
+		{"quay.io", "kept-by-a-helper/app", ""},
+		{"whole.example", "team/app", "team"},
+		{"whole.example", "team/helped/app", "team"},
+		{"whole.example", "other/app", "whole"},
+		{"old.example", "app", "old"},
+		{"old.example", "team/app", "oldteam"},
+		{"docker.io", "library/busybox", "library"},
+		{"docker.io", "someone/app", "hub"},
+		{"twice.example", "app", "other"},
+		{"none.example", "team-a/app", ""},
+	} {
+		for range 10 { // a map has no order
+			if got, err := (NodeAuth{config}).Find(t.Context(), test.host, test.repository); err != nil || got.Username != test.want {
+				t.Errorf("%s/%s is asked with the credentials of %q, want %q, %v", test.host, test.repository, got.Username, test.want, err)
+				break
+			}
+		}
+	}
+}
+
+func TestMirrored(t *testing.T) {
+	for path, want := range map[string]string{
+		"/v2": "team/app", "": "team/app", "/v2/cache": "cache/team/app", "/cache/v2": "cache/team/app", "/a/b": "a/b/team/app",
+	} {
+		if got := mirrored(&hosts.Endpoint{URL: &url.URL{Path: path}}, "team/app"); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}
