@@ -122,7 +122,7 @@ func (s step) String() string { return s.name + "*" + strconv.Itoa(s.nth) }
 // does is the line that has the action happen there.
 func (s step) does(action string) string { return s.name + "=" + action + "*" + strconv.Itoa(s.nth) }
 
-// ofItsOwn says that the daemon goes there when it wants to, and not in the course of a call: what the log pumps do, what the
+// ofItsOwn says that the daemon goes there when it wants to, and not in the course of a call: where log pumps are begun and what they do, what the
 // index learnt of an engine's events and writes behind, and what the native engine takes away after the end of a container.
 func (s step) ofItsOwn() bool {
 	if strings.HasPrefix(s.name, "logpump/") || strings.Contains(s.name, ".flush.") || strings.HasPrefix(s.name, "file.") {
@@ -130,7 +130,7 @@ func (s step) ofItsOwn() bool {
 	}
 	name := strings.TrimSuffix(strings.TrimSuffix(s.name, ".before"), ".after")
 	return slices.Contains([]string{
-		"native.process.delete", "native.container.uncgroup", "native.container.unstate", "native.container.unpin", "native.container.unmount",
+		"log.takeover", "native.process.delete", "native.container.uncgroup", "native.container.unstate", "native.container.unpin", "native.container.unmount",
 	}, name)
 }
 
