@@ -139,8 +139,7 @@ func (d *Driver) Join(p string, pid int) error {
 	}
 	d.joining.Lock()
 	defer d.joining.Unlock()
-	unlimited := int64(-1) // else systemd's DefaultTasksMax, which the monitors of a full node may reach
-	m, err := d.manage(p, &cgroups.Resources{PidsLimit: &unlimited})
+	m, err := d.manage(p, &cgroups.Resources{})
 	if err != nil {
 		return err
 	}
@@ -152,6 +151,12 @@ func (d *Driver) Join(p string, pid int) error {
 	}
 	if err = m.Apply(pid); err != nil {
 		return fmt.Errorf("move process %d to cgroup %s: %w", pid, p, err)
+	}
+	if d.systemd() {
+		unlimited := int64(-1) // else a new unit has systemd's DefaultTasksMax, which the monitors of a full node may reach
+		if err = m.Set(&cgroups.Resources{PidsLimit: &unlimited, SkipDevices: true}); err != nil {
+			return fmt.Errorf("allow any number of tasks in cgroup %s: %w", p, err)
+		}
 	}
 	return nil
 }
