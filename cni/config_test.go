@@ -220,7 +220,7 @@ func TestPodCIDRsMakeAConfigurationFromTheTemplateOnlyWhereThereIsNone(t *testin
 func TestAPluginForAddressesNeedsNoFileOnTheHost(t *testing.T) {
 	n := newNode(t)
 	n.plugins("p1")
-	n.write("10.conflist", `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"p1","ipam":{"type":"elsewhere"}}]}`)
+	n.write("10.conflist", strings.Replace(n.list("net", "1.0.0", nil, "p1"), `"type":"p1"`, `"type":"p1","ipam":{"type":"elsewhere"}`, 1))
 	n.reload()
 	if err := n.Status(t.Context()); err != nil {
 		t.Error(err)
