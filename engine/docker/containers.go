@@ -333,14 +333,15 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 	}
 	var link, linkRoot string
 	err := e.do(ctx, "remove container "+string(id), slowLimit, func(ctx context.Context, s *session) error {
-		if l := e.logs.Load(); l.links {
-			if in, err := inspect(ctx, s, string(id), workload); err == nil {
-				link, linkRoot = l.linkOf(in)
-			}
-		}
-		if !e.logs.Load().complete(id) {
+		l := e.logs.Load()
+		if !l.complete(id) {
 			if err := e.endLog(ctx, s, id); err != nil {
 				return err
+			}
+		}
+		if l.links { // perhaps since a moment ago
+			if in, err := inspect(ctx, s, string(id), workload); err == nil {
+				link, linkRoot = l.linkOf(in)
 			}
 		}
 		return e.removeWhole(ctx, s, string(id))
@@ -366,10 +367,26 @@ func (e *Engine) endLog(ctx context.Context, s *session, id engine.ContainerID) 
 	// A log that cannot be written must not keep a container from going (docs/reliability.md R19).
 	finishing, cancel := context.WithTimeout(ctx, finishLimit)
 	defer cancel()
-	if err := failpoint.Around("log.finish", func() error { return e.logs.Load().finish(finishing, id) }); err != nil {
+	if err := failpoint.Around("log.finish", func() error { return e.completeLog(finishing, s, id) }); err != nil {
 		klog.ErrorS(err, "A container is removed before its log is complete", "id", id)
 	}
 	return nil
+}
+
+// completeLog completes the log of a container that is about to be removed, and begins it where that could not be done before:
+// what Docker has of it goes with the container.
+func (e *Engine) completeLog(ctx context.Context, s *session, id engine.ContainerID) error {
+	l := e.logs.Load()
+	in, err := inspect(ctx, s, string(id), workload)
+	switch {
+	case err != nil && !errdefs.IsNotFound(err):
+		return errors.Join(err, l.pumps.Finish(ctx, string(id))) // whether that is all of it is not known
+	case err == nil && l.writes(in) && !parseTime(in.State.StartedAt).IsZero():
+		if err := l.begin(in); err != nil {
+			return err
+		}
+	}
+	return l.finish(ctx, id)
 }
 
 // forget drops what is remembered of a removed container.

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,6 +35,8 @@ type logs struct {
 	finished sync.Map // engine.ContainerID → struct{}
 	// unlinked are containers whose log another shim is about to link.
 	unlinked sync.Map // engine.ContainerID → struct{}
+	// owed are containers whose log could not be begun or completed at the last look, for want of space or descriptors.
+	owed sync.Map // engine.ContainerID → struct{}
 }
 
 func newLogs(ctx context.Context, e *Engine) (*logs, error) {
@@ -75,6 +78,12 @@ func (l *logs) start(id engine.ContainerID, jsonPath, logPath, logDirectory stri
 	})
 }
 
+// begin is start by what an inspect says.
+func (l *logs) begin(in *container.InspectResponse) error {
+	labels := in.Config.Labels
+	return l.start(engine.ContainerID(in.ID), in.LogPath, labels[labelLogPath], labels[labelLogDirectory], in.Config.Tty)
+}
+
 // source reads through the API, for the containers of another shim whose log driver writes no json-file.
 func (l *logs) source(id engine.ContainerID) logpump.Source {
 	return func(ctx context.Context, since time.Time) (io.ReadCloser, error) {
@@ -105,15 +114,43 @@ func (l *logs) complete(id engine.ContainerID) bool {
 	return finished
 }
 
+// owes says that nothing is written to the container's log although there may be something to write.
+func (l *logs) owes(id engine.ContainerID) bool {
+	_, owed := l.owed.Load(id)
+	return owed
+}
+
+// note keeps in mind whether a log has to be tried again, and tells the first time. A path that is not safe stays so.
+func (l *logs) note(id engine.ContainerID, logPath string, err error) {
+	switch {
+	case err == nil:
+		l.owed.Delete(id)
+	case errdefs.IsInvalidArgument(err):
+		l.owed.Delete(id)
+		klog.ErrorS(err, "Cannot write a container's log", "id", id, "path", logPath)
+	default:
+		if _, told := l.owed.LoadOrStore(id, struct{}{}); !told {
+			klog.ErrorS(err, "Cannot write a container's log now, it is tried again", "id", id, "path", logPath)
+		}
+	}
+}
+
 // forget drops what is remembered of a removed container.
 func (l *logs) forget(id engine.ContainerID) error {
 	l.finished.Delete(id)
 	l.unlinked.Delete(id)
+	l.owed.Delete(id)
 	return l.pumps.Forget(string(id))
 }
 
 // forgetOthers drops what is remembered of containers that went while nobody looked.
 func (l *logs) forgetOthers(there map[string]seenObject) {
+	l.owed.Range(func(id, _ any) bool { // without a position
+		if _, ok := there[string(id.(engine.ContainerID))]; !ok {
+			l.owed.Delete(id)
+		}
+		return true
+	})
 	known, err := l.pumps.Known()
 	for _, id := range known {
 		if _, ok := there[id]; !ok && err == nil {
@@ -154,11 +191,17 @@ func (l *logs) awaitsLink(in *container.InspectResponse, status *engine.Containe
 	return false
 }
 
+// writes says that the container has a log, and something that it can be written from.
+func (l *logs) writes(in *container.InspectResponse) bool {
+	driver := in.HostConfig.LogConfig.Type
+	return !l.e.opts.Observe && in.Config.Labels[labelLogPath] != "" && driver != "" && driver != "none"
+}
+
 // follow keeps the log of a container that the engine shows running, and completes it once it has exited. later says that
-// it is too early to begin.
+// it is too early to begin. What fails is owed, and tried again when the watcher compares next: not each second as what is too
+// early, since a disk that is full keeps all logs of the node waiting.
 func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status *engine.ContainerStatus) (later bool) {
-	logPath := in.Config.Labels[labelLogPath]
-	if l.e.opts.Observe || logPath == "" || in.HostConfig.LogConfig.Type == "" || in.HostConfig.LogConfig.Type == "none" {
+	if !l.writes(in) {
 		return false
 	}
 	if l.awaitsLink(in, status) {
@@ -168,18 +211,24 @@ func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status
 	switch status.State {
 	case engine.ContainerRunning:
 		l.finished.Delete(status.ID) // of a container that somebody started again
-		err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty)
+		err = l.begin(in)
 	case engine.ContainerExited:
 		if l.complete(status.ID) {
 			return false
 		}
-		if err = l.start(status.ID, in.LogPath, logPath, in.Config.Labels[labelLogDirectory], in.Config.Tty); err == nil {
-			err = l.finish(ctx, status.ID)
+		if err = l.begin(in); err != nil {
+			break
 		}
+		if err = l.finish(ctx, status.ID); ctx.Err() != nil {
+			err = nil // the pump goes on by itself, and ends when all is written
+		}
+	default:
+		return false
 	}
-	if err != nil && ctx.Err() == nil {
-		klog.ErrorS(err, "Cannot write a container's log", "id", status.ID, "path", logPath)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return false // the next session looks again
 	}
+	l.note(status.ID, in.Config.Labels[labelLogPath], err)
 	return false
 }
 

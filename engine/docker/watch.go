@@ -640,13 +640,15 @@ func (w *watcher) reconcile() {
 	w.e.removeProbes(w.s, probes)
 }
 
-// compare marks what differs from what the sink was told: its event was lost.
+// compare marks what differs from what the sink was told: its event was lost. It also marks those whose log is owed, of which
+// no event will tell.
 func (w *watcher) compare(summaries []container.Summary) {
+	logs := w.e.logs.Load()
 	listed := map[string]bool{}
 	for i := range summaries {
 		s := &summaries[i]
 		listed[s.ID] = true
-		if seen, ok := w.seen[s.ID]; !ok || seen.state != s.State {
+		if seen, ok := w.seen[s.ID]; !ok || seen.state != s.State || logs.owes(engine.ContainerID(s.ID)) {
 			w.mark(s.ID, w.s.kindOf(s.ID, s.Labels, summaryName(s)))
 		}
 	}
