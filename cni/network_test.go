@@ -245,7 +245,7 @@ func TestHangingPluginDiesWithItsChildrenAtTheBudget(t *testing.T) {
 
 // Rows: R38 (part)
 func TestHangingDelLeavesTimeForTheOtherPlugins(t *testing.T) {
-	n := newNode(t, func(o *Options) { o.DelTimeout = 3 * time.Second })
+	n := newNode(t, func(o *Options) { o.DelTimeout = 6 * time.Second })
 	n.plugins("p1", "p2")
 	n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{"p2": {"DEL": "hang"}}, "p1", "p2"))
 	n.reload()
@@ -256,6 +256,27 @@ func TestHangingDelLeavesTimeForTheOtherPlugins(t *testing.T) {
 	}
 	if calls := n.calls(); !slices.Contains(calls, `DEL p1 pod1 netns="/run/netns/pod1"`) {
 		t.Errorf("calls %q", calls)
+	}
+}
+
+// On a node with much too much to do a plugin took ten seconds, the equal part of one of three: v1.22 of the kubelet, for a static
+// pod, does not try again.
+func TestAPluginThatIsOnlySlowHasMostOfTheTime(t *testing.T) {
+	minute, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	network, cancel := shareOf(minute, 2)
+	defer cancel()
+	plugin, cancel := shareOf(network, 3)
+	defer cancel()
+	deadline, ok := plugin.Deadline()
+	if left := time.Until(deadline); !ok || left < 30*time.Second {
+		t.Errorf("the first of three plugins of the first of two networks has %v of a minute", left)
+	}
+	last, cancel := shareOf(minute, 1)
+	defer cancel()
+	whole, _ := minute.Deadline()
+	if deadline, ok := last.Deadline(); !ok || !deadline.Equal(whole) {
+		t.Errorf("the last has until %v, not %v", deadline, whole)
 	}
 }
 
