@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -40,7 +41,7 @@ func matrixKubelet(t *testing.T) {
 
 // The families of what every kubelet can do, by the one that speaks only runtime.v1alpha2.
 func TestKubelet122Scenarios(t *testing.T) {
-	runKubeletScenarios(t, kubeletFamilies, harness.KubeletOptions{Version: harness.Kubelet122})
+	runKubeletScenarios(t, slices.Concat(kubeletFamilies, []kubeletFamily{kubeletFullDiskFamily}), harness.KubeletOptions{Version: harness.Kubelet122, Config: fullAtOnce})
 }
 
 // What can befall a whole node, under the kubelet that speaks only runtime.v1alpha2.

@@ -29,7 +29,7 @@ import (
 //	/stats/summary, /metrics/cadvisor, statistics from the CRI                      TestKubelet
 //	/metrics/resource, /metrics/probes, figures of every pod                        kubelet_resources_test.go
 //	no statistics from the CRI, evented PLEG, streamed lists                        TestKubeletFeatureGates
-//	image collection, pinned images                                                 TestKubeletScenarios, its last step
+//	image collection, pinned images                                                 kubelet_images_test.go
 //	restart of the kubelet; kill -9 of the shim                                     TestKubelet
 //	restart and kill -9 of the shim under load; removed behind the kubelet's back   kubelet_faults_test.go
 //	restart of dockerd, with and without live-restore; the node's reboot            TestKubeletOnDockerd…, TestKubeletReboot
