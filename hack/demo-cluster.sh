@@ -19,7 +19,8 @@ finish() {
 	status=$?
 	trap - EXIT
 	trap '' INT TERM
-	[ -z "$kubelet_pid" ] || [ -z "$plane_pid" ] || remove_pods || :
+	# A shell of its own: what ends there must not end this one, which has daemons to end.
+	[ -z "$kubelet_pid" ] || [ -z "$plane_pid" ] || (remove_pods) || { echo "pods are left: see $logs/kubelet.log" >&2; status=1; }
 	for pid in $kubelet_pid $plane_pid $registry_pid; do
 		kill "$pid" 2>/dev/null || continue
 		wait "$pid" 2>/dev/null || :
@@ -27,10 +28,10 @@ finish() {
 	end_node
 	for setting in $saved; do echo "${setting#*=}" >"/proc/sys/${setting%%=*}" 2>/dev/null || :; done
 	for folder in /sys/fs/cgroup/*/kubepods /sys/fs/cgroup/kubepods; do
-		[ ! -d "$folder" ] || find "$folder" -depth -type d -exec rmdir {} + 2>/dev/null || :
+		[ ! -d "$folder" ] || find "$folder" -depth -type d -exec rmdir {} + 2>/dev/null || { echo "cgroups are left: $folder" >&2; status=1; }
 	done
 	# A pod that is left may have a folder of this machine mounted there.
-	if mounts_below "$demo" | sort -r | xargs -r umount; then rm -rf "$demo"; else echo "mounts are left below $demo, so it stays" >&2; fi
+	if mounts_below "$demo" | sort -r | xargs -r umount; then rm -rf "$demo"; else echo "mounts are left below $demo, so it stays" >&2; status=1; fi
 	exit $status
 }
 trap finish EXIT
@@ -106,16 +107,16 @@ start_cluster() {
 	rm -rf "$demo"
 	mkdir -p "$demo" "$logs"
 	touch "$demo/began"
-	.cache/demoregistry 127.0.0.1:0 "$busybox" >"$demo/image" 2>"$logs/registry.log" &
+	setsid .cache/demoregistry 127.0.0.1:0 "$busybox" >"$demo/image" 2>"$logs/registry.log" &
 	registry_pid=$!
-	"$cache/kube-$version" up -dir "$demo" -logs "$logs" -address "$address" -node demo -pod-cidr 10.222.0.0/24 -etcd "$etcd" >"$demo/up.log" 2>&1 &
+	setsid "$cache/kube-$version" up -dir "$demo" -logs "$logs" -address "$address" -node demo -pod-cidr 10.222.0.0/24 -etcd "$etcd" >"$demo/up.log" 2>&1 &
 	plane_pid=$!
 	wait_for 120 "the control plane" $plane_pid "$demo/up.log" grep -qx ready "$demo/up.log"
 	for name in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
 		[ ! -r /proc/sys/$name ] || saved="$saved $name=$(cat /proc/sys/$name)"
 	done
 	kubelet_config >"$demo/kubelet.yaml"
-	"$cache/kubelet-$version" --config "$demo/kubelet.yaml" --kubeconfig "$demo/kubelet.kubeconfig" --root-dir "$demo/kubelet" --cert-dir "$demo/kubelet-certificates" \
+	setsid "$cache/kubelet-$version" --config "$demo/kubelet.yaml" --kubeconfig "$demo/kubelet.kubeconfig" --root-dir "$demo/kubelet" --cert-dir "$demo/kubelet-certificates" \
 		--hostname-override demo --node-ip "$address" >"$logs/kubelet.log" 2>&1 &
 	kubelet_pid=$!
 	wait_for 90 "the node" $kubelet_pid "$logs/kubelet.log" node_ready
@@ -125,10 +126,12 @@ start_cluster() {
 # show runs what it tells people to try.
 show() {
 	kubectl get nodes -o wide
-	kubectl create deployment web --image="$image" --replicas=2 -- sh -c 'hostname >/tmp/index.html; exec httpd -f -p 80 -h /tmp'
+	kubectl create deployment web --image="$image" --replicas=2 -- sh -c 'hostname >/tmp/index.html; exec httpd -f -v -p 80 -h /tmp'
 	kubectl rollout status deployment/web --timeout=2m
 	kubectl get pods -o wide
-	kubectl exec deployment/web -- wget -qO- http://127.0.0.1/
+	answer=$(kubectl exec deployment/web -- wget -qO- http://127.0.0.1/)
+	kubectl get pod "$answer" >/dev/null || { echo "the deployment answers with $answer, which is no pod's name" >&2; exit 1; }
+	echo "pod $answer answers"
 }
 
 build kubelet e2e/kubelet
@@ -142,7 +145,7 @@ show
 [ -n "${KEEP:-}" ] || { [ -t 0 ] && [ -t 1 ]; } || exit 0
 cat <<TRY
 
-The cluster is up, its logs are in $logs. In another terminal:
+The cluster is up, its logs are in $logs. In another terminal, as root:
 
   export KUBECONFIG=$demo/admin.kubeconfig
   alias kubectl='$cache/kube-$version kubectl'

@@ -9,6 +9,7 @@ state=/run/crishim-run
 docker_socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
 docker_pid= shim_pid= bridges=
 pods_stay= # set where pods may outlive the script
+# Daemons are started by setsid: Ctrl-C is for the script, which ends them in their order once they are not needed.
 mkdir -p $state
 
 end_node() {
@@ -32,7 +33,7 @@ wait_for() {
 		tries=$((tries - 1))
 		if [ $tries -le 0 ] || ! kill -0 "$pid" 2>/dev/null; then
 			tail -30 "$log" >&2
-			echo "$what did not start: its log is $log" >&2
+			echo "waited for $what in vain: see $log" >&2
 			exit 1
 		fi
 		sleep 0.2
@@ -59,7 +60,7 @@ start_docker() {
 		CGO_ENABLED=0 go build -trimpath -buildvcs=false -o .cache/ociwrap ./e2e/ociwrap
 		set -- "$@" --add-runtime "wrapped=$PWD/.cache/ociwrap" --default-runtime wrapped
 	fi
-	dockerd "$@" >$state/dockerd.log 2>&1 &
+	setsid dockerd "$@" >$state/dockerd.log 2>&1 &
 	docker_pid=$!
 	wait_for 60 dockerd $docker_pid $state/dockerd.log docker_answers
 }
@@ -99,7 +100,7 @@ start_node() {
 
 	socket=unix:///run/crishim/crishim.sock
 	# shellcheck disable=SC2086 # flags are words
-	bin/crishim serve --engine "$engine" --docker-endpoint "$docker_socket" ${CRISHIM_FLAGS:-} >$state/crishim.log 2>&1 &
+	setsid bin/crishim serve --engine "$engine" --docker-endpoint "$docker_socket" ${CRISHIM_FLAGS:-} >$state/crishim.log 2>&1 &
 	shim_pid=$!
 	wait_for 60 crishim $shim_pid $state/crishim.log test -S /run/crishim/crishim.sock
 	bin/crishim check --endpoint $socket || { tail -30 $state/crishim.log >&2; exit 1; }
