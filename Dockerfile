@@ -1,5 +1,5 @@
-# crishim as an image: one static binary and nothing else. To be run privileged, in the host's PID, network and mount
-# namespaces, or to copy the binary from. GOLANG names the image that it is built in.
+# crishim as an image: one static binary and nothing else, to copy it from onto a node, whose mount
+# namespace it has to run in. GOLANG names the image that it is built in.
 ARG GOLANG=golang:1.26-bookworm
 FROM ${GOLANG} AS build
 ARG VERSION=unknown
