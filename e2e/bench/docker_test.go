@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +123,9 @@ func (d *dockerSide) start(t times) (any, error) {
 	if p.network, err = d.cni.start(times{}); err != nil {
 		return nil, err
 	}
+	if err := d.copyPodFiles(p.pod); err != nil {
+		return nil, err
+	}
 	begin = begin.Add(time.Since(uncounted))
 	_, old, _ := strings.Cut(d.bodies["container"].hostConfig("NetworkMode"), ":")
 	container, err := d.body("container", d.bodies["container"].hostConfig("CgroupParent"), parent, old, p.pod)
@@ -147,6 +152,20 @@ func (d *dockerSide) start(t times) (any, error) {
 		return nil, fmt.Errorf("container %s does not run", p.container)
 	}
 	return p, nil
+}
+
+// copyPodFiles makes the files that crishim mounts into a pod's containers: by their pod's id, which the bodies name.
+func (d *dockerSide) copyPodFiles(pod string) error {
+	dir := filepath.Join(d.node.Shim.RunDir, "docker", "pods", pod)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (d *dockerSide) exec(pod any, t times) error {

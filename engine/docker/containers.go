@@ -53,6 +53,11 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if err := hideImageLabels(body.Config.Labels, imageLabels); err != nil {
 		return status, err
 	}
+	files, err := e.podFiles.mounts(spec, e.pauses.haveOwnFiles(spec.Pod), s.facts)
+	if err != nil {
+		return status, err
+	}
+	body.HostConfig.Mounts = append(body.HostConfig.Mounts, files...)
 	if err := e.checkImagePaths(ctx, spec, s.facts); err != nil {
 		return status, err
 	}

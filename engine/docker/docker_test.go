@@ -155,6 +155,9 @@ func (b *bench) pod(t *testing.T, change func(*engine.PodSpec)) (engine.PodStatu
 		if err := errors.Join(b.e.StopPod(ctx, id), b.e.ReleaseNetNS(ctx, id), b.e.RemovePod(ctx, id)); err != nil {
 			t.Error(err)
 		}
+		if _, err := os.Lstat(b.e.podFiles.of(id)); !os.IsNotExist(err) {
+			t.Errorf("the files of the pod are left: %v", err)
+		}
 	})
 	status, err := b.e.StartPod(t.Context(), id, spec)
 	if err != nil {
@@ -302,6 +305,9 @@ func sharedNamespaces(t *testing.T, b *bench) {
 	}
 	if got := b.sh(t, c.ID, "cat /etc/hostname"); got != spec.Hostname {
 		t.Errorf("hostname %q", got)
+	}
+	if got := b.sh(t, c.ID, "echo >>/etc/hosts && cat /etc/hosts"); !strings.HasPrefix(got, "127.0.0.1\tlocalhost\n") {
+		t.Errorf("hosts %q", got)
 	}
 	target := b.containerSpec(pod, "/bin/sleep", "1000")
 	target.Namespaces.PID = engine.NamespaceContainer

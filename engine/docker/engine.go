@@ -49,7 +49,7 @@ const (
 type Options struct {
 	// Socket is the engine's: a unix:// address. Other addresses are other hosts, whose pods cannot be served.
 	Socket string
-	// RunDir is gone after a reboot: the pins of network namespaces are in its folder "netns", prepared mounts in "mounts".
+	// RunDir is gone after a reboot: the pins of network namespaces are in its folder "netns", files of pods in "pods", prepared mounts in "mounts".
 	RunDir string
 	// RootDir is kept: where the log of each container has got to, and what the image store remembers.
 	RootDir string
@@ -61,6 +61,8 @@ type Options struct {
 	LogMaxFiles int
 	// Network is NetworkCNI (the default) or NetworkBridge.
 	Network string
+	// GiveBack makes pods whose files in /etc Docker has, as those of the old shims, which can take them back then.
+	GiveBack bool
 	// The rest but the last is imagestore's: see imagestore.Options. PullNoProgress is for the pause image.
 	RegistryConfigDirs []string
 	NodeAuth           []string
@@ -128,22 +130,23 @@ type Engine struct {
 	images *imagestore.Store
 	opts   Options
 	// logs are there while Watch runs.
-	logs   atomic.Pointer[logs]
-	pins   pins
-	mounts hostMounts
-	users  userCache
-	probes sync.Map // names of those in use
-	execs  execWaiters
-	own    ownActions
-	oom    oomKills
+	logs     atomic.Pointer[logs]
+	pins     pins
+	podFiles podFiles
+	mounts   hostMounts
+	users    userCache
+	probes   sync.Map // names of those in use
+	execs    execWaiters
+	own      ownActions
+	oom      oomKills
 	// cgroups are of containers that are not removed.
 	cgroups containerCgroups
 	// byFile are the limits last written to cgroup files, by container: Docker does not know them.
 	byFile sync.Map // engine.ContainerID → engine.Resources
 	// processes are the first ones of containers and pods.
 	processes firstProcesses
-	// pauses are the images of pods that are not removed.
-	pauses pauseImages
+	// pauses are of pods that are not removed.
+	pauses pauseContainers
 	// current is nil while the engine is away.
 	current atomic.Pointer[session]
 	info    atomic.Pointer[engine.Info]
@@ -163,8 +166,11 @@ func New(opts Options) (*Engine, error) {
 			return nil, err
 		}
 	}
-	e := &Engine{opts: opts, pins: pins{dir: filepath.Join(opts.RunDir, "netns")}, mounts: hostMounts{dir: filepath.Join(opts.RunDir, "mounts")}}
-	for _, dir := range []string{e.pins.dir, e.mounts.dir} {
+	e := &Engine{
+		opts: opts, pins: pins{dir: filepath.Join(opts.RunDir, "netns")}, podFiles: podFiles{filepath.Join(opts.RunDir, "pods")},
+		mounts: hostMounts{dir: filepath.Join(opts.RunDir, "mounts")},
+	}
+	for _, dir := range []string{e.pins.dir, e.podFiles.dir, e.mounts.dir} {
 		if err := privateDir(dir); err != nil {
 			return nil, err
 		}

@@ -49,6 +49,7 @@ type facts struct {
 	// prepares: mounts can be made on the host for Docker to bind (hostMounts).
 	prepares bool
 	bridge   bool
+	giveBack bool
 	log      logOptions
 	warnings []string
 }
@@ -122,6 +123,7 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 		oomScoreAdjMin: oomScoreAdjMin,
 		prepares:       cannotPrepare == nil,
 		bridge:         opts.Network == NetworkBridge,
+		giveBack:       opts.GiveBack,
 		log:            logOptions{maxSize: opts.LogMaxSize, maxFiles: opts.LogMaxFiles},
 	}
 	if info.CgroupDriver == "systemd" {

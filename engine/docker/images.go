@@ -27,7 +27,7 @@ func newImageStore(e *Engine) *imagestore.Store {
 		StateDir:           filepath.Join(e.opts.RootDir, "images"),
 		PauseImage:         e.opts.PauseImage,
 		Pinned:             e.opts.Pinned,
-		InPods:             e.pauses.uses,
+		InPods:             e.pauses.use,
 		NoProgress:         e.opts.PullNoProgress,
 		SampleInterval:     e.opts.ImageFSInterval,
 	})

@@ -25,7 +25,7 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 		e.processes.seen(in, status.StartTicks, f)
 		status.CgroupPath = f.cgroupOf(status.PID, in.ID)
 	}
-	e.pauses.seen(status.ID, engine.ImageID(in.Image))
+	e.pauses.seen(status.ID, pauseContainer{image: engine.ImageID(in.Image), ownFiles: in.Config.NetworkDisabled && in.HostConfig.NetworkMode.IsNone()})
 	e.cgroups.seen(in, status.CgroupPath, f)
 	if in.HostConfig.NetworkMode.IsHost() {
 		return status

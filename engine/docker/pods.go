@@ -4,16 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
-	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/engine/podfiles"
 	"crishim/internal/failpoint"
 	"crishim/internal/rmtree"
 )
@@ -27,7 +25,7 @@ func (e *Engine) CreatePod(ctx context.Context, spec *engine.PodSpec) (engine.Po
 	if err := checkAppArmor(&spec.Security.AppArmor, s.facts, appArmorProfiles); err != nil {
 		return "", err
 	}
-	if err := checkDNS(spec.DNS); err != nil {
+	if _, err := podfiles.Texts(spec); err != nil {
 		return "", err
 	}
 	body, err := lowerPod(spec, s.facts)
@@ -103,7 +101,7 @@ func (e *Engine) removeLeftover(ctx context.Context, s *session, body *createBod
 		return err
 	}
 	e.cgroups.forget(old.ID)
-	return errors.Join(e.pins.release(engine.PodID(old.ID)), e.dropMounts(ctx, old.Config.Labels[labelMounts]))
+	return errors.Join(e.pins.release(engine.PodID(old.ID)), e.podFiles.remove(engine.PodID(old.ID)), e.dropMounts(ctx, old.Config.Labels[labelMounts]))
 }
 
 // removeWhole is removeContainer with whatever dockerd has forgotten of the container.
@@ -152,12 +150,18 @@ func removeContainer(ctx context.Context, s *session, id string) error {
 	}
 }
 
-// StartPod starts the pause container, pins its network namespace and writes its resolv.conf.
+// StartPod starts the pause container, pins its network namespace and writes what its containers read in /etc.
 func (e *Engine) StartPod(ctx context.Context, id engine.PodID, spec *engine.PodSpec) (engine.PodStatus, error) {
 	if !validID(string(id)) {
 		return engine.PodStatus{}, notFound("pod", string(id))
 	}
 	return ask(ctx, e, "start pod "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.PodStatus, error) {
+		own := ownFiles(spec, s.facts)
+		if own {
+			if err := e.podFiles.write(id, spec); err != nil {
+				return engine.PodStatus{}, err
+			}
+		}
 		in, err := e.startPause(ctx, s, string(id))
 		if err != nil {
 			return engine.PodStatus{}, err
@@ -175,10 +179,13 @@ func (e *Engine) StartPod(ctx context.Context, id engine.PodID, spec *engine.Pod
 				return status, err
 			}
 		}
-		if spec.DNS == nil && s.facts.bridge {
+		switch {
+		case own:
+			return status, e.podFiles.relabel(id, in.MountLabel)
+		case spec.DNS == nil && s.facts.bridge:
 			return status, nil
 		}
-		return status, writeResolvConf(in, s.facts, spec.DNS)
+		return status, writeResolvConf(in, s.facts, spec)
 	})
 }
 
@@ -194,76 +201,6 @@ func (e *Engine) startPause(ctx context.Context, s *session, id string) (_ *cont
 		return nil, err
 	}
 	return inspect(ctx, s, id, sandbox)
-}
-
-// checkDNS refuses what would become further lines of resolv.conf.
-func checkDNS(dns *engine.DNS) error {
-	if dns == nil {
-		return nil
-	}
-	for _, field := range []struct {
-		what   string
-		values []string
-	}{{"server", dns.Servers}, {"search domain", dns.Searches}, {"option", dns.Options}} {
-		for _, value := range field.values {
-			if value == "" || strings.ContainsAny(value, " \t\r\n\x00") {
-				return invalid("dns %s %.80q", field.what, value)
-			}
-		}
-	}
-	return nil
-}
-
-// resolvConf is the file for a pod: dns as given, or the host's file as it is (Docker would take loopback servers out).
-func resolvConf(dns *engine.DNS) ([]byte, error) {
-	if dns == nil {
-		data, err := os.ReadFile("/etc/resolv.conf")
-		if os.IsNotExist(err) {
-			return nil, nil
-		}
-		return data, err
-	}
-	var b strings.Builder
-	if len(dns.Searches) > 0 {
-		b.WriteString("search " + strings.Join(dns.Searches, " ") + "\n")
-	}
-	for _, server := range dns.Servers {
-		b.WriteString("nameserver " + server + "\n")
-	}
-	if len(dns.Options) > 0 {
-		b.WriteString("options " + strings.Join(dns.Options, " ") + "\n")
-	}
-	return []byte(b.String()), nil
-}
-
-// writeResolvConf writes the file that Docker mounts into the pod's containers, in place: the mounts hold its inode.
-func writeResolvConf(in *container.InspectResponse, f *facts, dns *engine.DNS) error {
-	data, err := resolvConf(dns)
-	if err != nil {
-		return fmt.Errorf("read /etc/resolv.conf: %w", err)
-	}
-	path := in.ResolvConfPath
-	if want := filepath.Join(f.rootDir, "containers", in.ID, "resolv.conf"); path != want {
-		return fmt.Errorf("the engine says that the pod's resolv.conf is %q, not %q: %w", path, want, errdefs.ErrFailedPrecondition)
-	}
-	return failpoint.Around("resolvconf", func() error { return overwrite(path, data) })
-}
-
-// overwrite replaces the content of a regular file.
-func overwrite(path string, data []byte) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = file.Close() }()
-	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() {
-		return fmt.Errorf("%s is not a regular file: %w", path, errdefs.ErrFailedPrecondition)
-	}
-	if err := file.Truncate(0); err != nil {
-		return err
-	}
-	_, err = file.Write(data)
-	return err
 }
 
 // inspect returns a container of the kind; others do not exist for us.
@@ -300,7 +237,7 @@ func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 // ReleaseNetNS drops the pin.
 func (e *Engine) ReleaseNetNS(_ context.Context, id engine.PodID) error { return e.pins.release(id) }
 
-// RemovePod removes the pause container and the pin.
+// RemovePod removes the pause container, the pin and the pod's files.
 func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
 	if !validID(string(id)) {
 		return nil
@@ -313,7 +250,7 @@ func (e *Engine) RemovePod(ctx context.Context, id engine.PodID) error {
 	}
 	e.cgroups.forget(string(id))
 	e.processes.forget(string(id))
-	return errors.Join(e.pins.release(id), e.payMounts(ctx))
+	return errors.Join(e.pins.release(id), e.podFiles.remove(id), e.payMounts(ctx))
 }
 
 // UpdatePod does nothing: the pod's cgroup is the kubelet's.

@@ -207,14 +207,6 @@ func TestLimitsThatDockerCannotSay(t *testing.T) {
 	}
 }
 
-func TestResolvConf(t *testing.T) {
-	for _, bad := range []engine.DNS{{Servers: []string{"1.1.1.1\nnameserver 2.2.2.2"}}, {Searches: []string{"a b"}}, {Options: []string{""}}} {
-		if err := checkDNS(&bad); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%+v: %v", bad, err)
-		}
-	}
-}
-
 func TestWrongOptionsAreAllNamed(t *testing.T) {
 	_, err := New(Options{Socket: "tcp://1.2.3.4:2375", RunDir: "run", ContainerLog: "x", Network: "y"})
 	if !errdefs.IsInvalidArgument(err) {

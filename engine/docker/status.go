@@ -299,7 +299,7 @@ func mountsOf(in *container.InspectResponse) []engine.Mount {
 	}
 	var mounts []engine.Mount
 	for _, m := range in.Mounts {
-		if m.Type != mount.TypeBind && m.Type != mount.TypeImage {
+		if m.Type != mount.TypeBind && m.Type != mount.TypeImage || isPodFile(&m, in.Config.Labels[labelSandbox]) {
 			continue
 		}
 		out := engine.Mount{ContainerPath: m.Destination, Readonly: !m.RW, Propagation: propagationOf(m.Propagation)}

@@ -21,6 +21,7 @@ import (
 	"crishim/engine/native/ns"
 	"crishim/engine/native/rootfs"
 	"crishim/engine/native/spec"
+	"crishim/engine/podfiles"
 	"crishim/internal/failpoint"
 )
 
@@ -177,7 +178,7 @@ func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.
 		Spec: s, Image: config.Config, User: c.User, Rootfs: root.Path, Pins: e.specPins(p),
 		CgroupsPath: c.Cgroup.CgroupsPath, OCIRuntime: p.Spec.Handler != "", Volumes: map[string]string{}, ImageVolumes: map[int]string{},
 	}
-	if in.Hostname, err = rootfs.Hostname(&p.Spec); err != nil {
+	if in.Hostname, err = podfiles.Hostname(&p.Spec); err != nil {
 		return nil, err
 	}
 	if !slices.ContainsFunc(s.Mounts, func(m engine.Mount) bool { return mountsPasswd(m.ContainerPath) }) {

@@ -57,7 +57,7 @@ var trusted = map[string]string{
 	"engine/docker/logpump/pumps.go":      "a folder below root_dir",
 	"engine/docker/netns.go":              "pins below run_dir, named by checked ids",
 	"engine/docker/oom.go":                "/dev/kmsg",
-	"engine/docker/pods.go":               "resolv.conf in the engine's own folder of a sandbox, never in a root file system; its last name is no link",
+	"engine/docker/podfiles.go":           "below run_dir, named by checked ids; resolv.conf in the engine's own folder of a sandbox, never in a root file system; its last name is no link",
 	"internal/powercut/disk.go":           "a disk for tests",
 	"internal/powercut/mount.go":          "a disk for tests",
 	"internal/mounttree/mounttree.go":     "a mount at a folder below run_dir that its caller names",

@@ -4,16 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/engine/podfiles"
 	"crishim/internal/pause"
 )
 
@@ -54,19 +53,16 @@ func (s *Store) makePod(ctx context.Context, id engine.PodID, spec *engine.PodSp
 		return Pod{}, err
 	}
 	p := Pod{Hosts: filepath.Join(dir, "hosts"), Hostname: filepath.Join(dir, "hostname"), ResolvConf: filepath.Join(dir, "resolv.conf")}
-	for _, f := range []struct {
-		path string
-		text func(*engine.PodSpec) (string, error)
-	}{{p.Hosts, hosts}, {p.Hostname, hostname}, {p.ResolvConf, resolvConf}} {
-		text, err := f.text(spec)
-		if err != nil {
+	texts, err := podfiles.Texts(spec)
+	if err != nil {
+		return Pod{}, err
+	}
+	for path, text := range map[string]string{p.Hosts: texts.Hosts, p.Hostname: texts.Hostname, p.ResolvConf: texts.ResolvConf} {
+		if err := makeFile(path, []byte(text), 0o644, uid, gid); err != nil {
 			return Pod{}, err
 		}
-		if err := makeFile(f.path, []byte(text), 0o644, uid, gid); err != nil {
-			return Pod{}, err
-		}
-		if err := label.SetFileLabel(f.path, mountLabel); err != nil {
-			return Pod{}, fmt.Errorf("label %s: %w", f.path, err)
+		if err := label.SetFileLabel(path, mountLabel); err != nil {
+			return Pod{}, fmt.Errorf("label %s: %w", path, err)
 		}
 	}
 	if spec.Namespaces.IPC == engine.NamespaceNode {
@@ -92,102 +88,6 @@ func (s *Store) RemovePod(ctx context.Context, id engine.PodID) error {
 		return fmt.Errorf("remove the files of pod %s: %w", id, err)
 	}
 	return nil
-}
-
-// word refuses what would begin another line or word of a file (docs/reliability.md S15).
-func word(what, s string) (string, error) {
-	if s == "" || len(s) > 1024 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == 0x85 || r == 0x2028 || r == 0x2029 }) {
-		return "", invalid("%s %.80q is no word", what, s)
-	}
-	return s, nil
-}
-
-const localHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-
-// hosts is what containers see that the kubelet mounts no file of its own into.
-func hosts(spec *engine.PodSpec) (string, error) {
-	if spec.Namespaces.Network == engine.NamespaceNode {
-		return hostFile("/etc/hosts")
-	}
-	return localHosts, nil
-}
-
-// Hostname is the name that a pod's containers know themselves by: the host's in its network, and where the pod has none.
-func Hostname(spec *engine.PodSpec) (string, error) {
-	name := spec.Hostname
-	if spec.Namespaces.Network == engine.NamespaceNode || name == "" {
-		var err error
-		if name, err = os.Hostname(); err != nil {
-			return "", fmt.Errorf("look up the host's name: %w", err)
-		}
-	}
-	return word("hostname", name)
-}
-
-func hostname(spec *engine.PodSpec) (string, error) {
-	name, err := Hostname(spec)
-	return name + "\n", err
-}
-
-const (
-	hostResolvConf = "/etc/resolv.conf"
-	// stubResolvConf's servers are on the host's loopback, which a pod's network does not have; upstreamResolvConf has the
-	// real ones.
-	stubServer         = "127.0.0.53"
-	upstreamResolvConf = "/run/systemd/resolve/resolv.conf"
-)
-
-func resolvConf(spec *engine.PodSpec) (string, error) {
-	if spec.DNS != nil {
-		return dnsLines(spec.DNS)
-	}
-	text, err := hostFile(hostResolvConf)
-	if err == nil && spec.Namespaces.Network != engine.NamespaceNode && strings.Contains(text, stubServer) {
-		if upstream, uerr := hostFile(upstreamResolvConf); uerr == nil && upstream != "" {
-			return upstream, nil
-		}
-	}
-	return text, err
-}
-
-func dnsLines(dns *engine.DNS) (string, error) {
-	var b strings.Builder
-	for _, line := range []struct {
-		keyword string
-		words   []string
-		each    bool // a line for each word
-	}{{"search", dns.Searches, false}, {"nameserver", dns.Servers, true}, {"options", dns.Options, false}} {
-		for i, w := range line.words {
-			if _, err := word("DNS "+line.keyword, w); err != nil {
-				return "", err
-			}
-			if i == 0 || line.each {
-				b.WriteString(line.keyword)
-			}
-			b.WriteString(" " + w)
-			if line.each || i == len(line.words)-1 {
-				b.WriteString("\n")
-			}
-		}
-	}
-	return b.String(), nil
-}
-
-// maxHostFile is far above what any resolver reads.
-const maxHostFile = 1 << 20
-
-// hostFile is "" where there is none.
-func hostFile(path string) (string, error) {
-	file, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, maxHostFile))
-	return string(data), err
 }
 
 // PauseRoot is a root file system with nothing in it but /pause and folders to mount on. It is made at the first call, and
