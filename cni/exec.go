@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
@@ -119,23 +120,88 @@ func readLines(ctx context.Context, read func(lines iter.Seq[string]), path stri
 // runTo runs a program in a process group of its own, to its end and, where it fails, that of all it started.
 func runTo(ctx context.Context, stdout io.Writer, path string, stdin []byte, environ []string, args ...string) (stderr []byte, err error) {
 	messages := &cappedBuffer{limit: maxStderr, discard: true}
-	cmd := exec.CommandContext(ctx, path, args...)
+	cmd := exec.Command(path, args...)
 	cmd.Env = environ
 	cmd.Stdin = bytes.NewReader(stdin)
-	cmd.Stdout, cmd.Stderr = stdout, messages
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
-	cmd.WaitDelay = drainDelay
-	err = cmd.Run()
-	if errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success() && ctx.Err() == nil {
-		err = nil // it ended well; something it started lives on with its pipes
+	output, err := readInto(stdout, cmd.StdoutPipe)
+	if err != nil {
+		return nil, err
 	}
-	if err != nil && cmd.Process != nil {
-		// What a failed plugin left running must not work against the DEL that follows.
-		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+	said, err := readInto(messages, cmd.StderrPipe)
+	if err != nil {
+		return nil, err
 	}
-	return messages.Bytes(), err
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	go output.read()
+	go said.read()
+	killed := make(chan struct{})
+	// Its pid is nobody else's until it is reaped.
+	kill := func() { _ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	living := context.AfterFunc(ctx, func() { kill(); close(killed) })
+	succeeded := endsWell(cmd.Process.Pid)
+	late := time.AfterFunc(drainDelay, func() { output.close(); said.close() })
+	<-output.done
+	<-said.done
+	late.Stop()
+	if !living() {
+		<-killed
+		succeeded = false
+	}
+	if succeeded {
+		time.AfterFunc(reapDelay, func() { _ = cmd.Wait() })
+		return messages.Bytes(), nil
+	}
+	kill() // what a failed plugin left running must not work against the DEL that follows
+	return messages.Bytes(), cmd.Wait()
 }
+
+// reapDelay is how long a program that ended well stays a zombie. Who reaps it at once, while its last thread is on its way out,
+// goes round and round in the kernel over what /proc has of it: that was an eighth of the daemon's work for a pod.
+const reapDelay = 20 * time.Millisecond
+
+// endsWell waits for the end of a child, without reaping it, and says whether its exit status is 0.
+func endsWell(pid int) bool {
+	var info unix.Siginfo
+	for {
+		switch err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err {
+		case nil:
+			const cldExited, statusAt = 1, 24 // siginfo_t of SIGCHLD: si_code, and where si_status is
+			status := *(*int32)(unsafe.Add(unsafe.Pointer(&info), statusAt))
+			return info.Code == cldExited && status == 0
+		case unix.EINTR:
+		default:
+			return false // Wait tells why
+		}
+	}
+}
+
+// pipe is an output of a program on its way to w.
+type pipe struct {
+	from io.ReadCloser
+	w    io.Writer
+	done chan struct{}
+}
+
+func readInto(w io.Writer, open func() (io.ReadCloser, error)) (*pipe, error) {
+	from, err := open()
+	return &pipe{from, w, make(chan struct{})}, err
+}
+
+// read ends with what is written, or with w, which breaks the pipe.
+func (p *pipe) read() {
+	_, _ = io.Copy(p.w, p.from)
+	p.close()
+	close(p.done)
+}
+
+// close ends read.
+func (p *pipe) close() { _ = p.from.Close() }
 
 // pluginError prefers what the plugin says of itself: a *types.Error on stdout, else its messages.
 func pluginError(ctx context.Context, path string, err error, stdout, stderr []byte) error {
