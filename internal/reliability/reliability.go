@@ -164,7 +164,8 @@ proves it. *(part)*: the test proves a part of the row only. The last result of 
 * *met*: its tests passed in the last recorded run, and a soak of at least 15 minutes did;
 * *passed, in part*: its tests passed, but none of them proves the whole row;
 * *skipped there*: that run left these tests out. Those by kubelets run in ` + "`make test-kubelet` and `make matrix`" + `, and
-  [compatibility.md](compatibility.md#kubelets-that-were-run) says how they ended.
+  [compatibility.md](compatibility.md#kubelets-that-were-run) says how they ended;
+* *N of M not run yet*: that run was before N of its M tests were written; **failed** names those that failed; –: it has none.
 
 Parts: FE gRPC front end · DB Docker engine · FS root file systems and mounts · NET pod networks · STR exec, attach and
 port-forward · LOG container logs · ST records · IMG image pulls · NB native engine · MON its monitor.
