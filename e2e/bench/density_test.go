@@ -251,6 +251,8 @@ func (n *bench) relist(suffix string) {
 	engine, name, stats := n.enginePIDs(), "crishim + Docker", atMost(11.5)
 	if harness.Native() {
 		name, stats = "crishim + monitors", ofPeer(0.1)
+	} else if n.sameEngine {
+		stats = ofPeer(1. / 3)
 	}
 	shim := []int{n.node.Shim.PID()}
 	for _, part := range []struct {

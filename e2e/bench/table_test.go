@@ -124,7 +124,7 @@ func asPeer(margin float64) goal {
 
 // ofPeer bounds the ratio to the peer; it always holds without one.
 func ofPeer(limit float64) goal {
-	return goal{fmt.Sprintf("≤ %g × peer", limit), func(r *row) bool { d := r.overPeer(); return math.IsNaN(d) || d <= limit }}
+	return goal{fmt.Sprintf("≤ %.2g × peer", limit), func(r *row) bool { d := r.overPeer(); return math.IsNaN(d) || d <= limit }}
 }
 
 // number is short, and "–" for what was not measured.
