@@ -158,7 +158,10 @@ func runTo(ctx context.Context, stdout io.Writer, path string, stdin []byte, env
 		return messages.Bytes(), nil
 	}
 	kill() // what a failed plugin left running must not work against the DEL that follows
-	return messages.Bytes(), cmd.Wait()
+	if err = cmd.Wait(); err == nil {
+		err = ctx.Err() // it ended well as its time was up, and what it left was killed
+	}
+	return messages.Bytes(), err
 }
 
 // reapDelay is how long a program that ended well stays a zombie. Who reaps it at once, while its last thread is on its way out,
