@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,7 +15,7 @@ import (
 )
 
 const (
-	// A directory is walked again after paceFactor times as long as its walk took, within these bounds.
+	// A directory is walked again after paceFactor times as long as its walk took, within these bounds, at a multiple of the least.
 	paceFactor = 50
 	paceLeast  = 10 * time.Second
 	paceMost   = 20 * time.Minute
@@ -22,7 +23,8 @@ const (
 
 // Disk measures directories in the background. Its methods may be called from many goroutines.
 type Disk struct {
-	wake chan struct{}
+	began time.Time
+	wake  chan struct{}
 
 	mu      sync.Mutex
 	watched map[string]*measured
@@ -39,7 +41,7 @@ type measured struct {
 
 // NewDisk makes a sampler that does nothing until Run.
 func NewDisk() *Disk {
-	return &Disk{wake: make(chan struct{}, 1), watched: map[string]*measured{}}
+	return &Disk{began: time.Now(), wake: make(chan struct{}, 1), watched: map[string]*measured{}}
 }
 
 // Watch begins to measure dir for id (a container id; UpperDir of engine.ContainerStatus). Again with the same dir: nothing.
@@ -98,17 +100,22 @@ func (d *Disk) dir(id string) string {
 }
 
 // Run walks the watched directories until ctx ends: each once at once, then again at a pace that follows how long a walk
-// takes. One walk at a time.
+// takes. One walk at a time, most of them together: each time that an idle process gets up costs more than the walk of an empty
+// directory.
 func (d *Disk) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		id, m, wait := d.next()
-		if m != nil {
-			d.measure(ctx, id, m)
-			continue
+	for {
+		due, wait := d.due(time.Now())
+		for _, id := range due {
+			d.measure(ctx, id)
+		}
+		if len(due) > 0 && ctx.Err() == nil {
+			continue // others may have become due
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
+			timer.Stop()
+			return
 		case <-d.wake:
 		case <-timer.C:
 		}
@@ -116,25 +123,30 @@ func (d *Disk) Run(ctx context.Context) {
 	}
 }
 
-// next is what is due longest, or how long nothing is.
-func (d *Disk) next() (id string, first *measured, wait time.Duration) {
+// due are the directories to walk now, those longest due first, or how long there is none.
+func (d *Disk) due(now time.Time) (ids []string, wait time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for k, m := range d.watched {
-		if first == nil || m.due.Before(first.due) {
-			id, first = k, m
+	first := now.Add(paceMost)
+	for id, m := range d.watched {
+		switch {
+		case !m.due.After(now):
+			ids = append(ids, id)
+		case m.due.Before(first):
+			first = m.due
 		}
 	}
-	if first == nil {
-		return "", nil, paceMost
-	}
-	if wait = time.Until(first.due); wait > 0 {
-		return "", nil, min(wait, paceMost)
-	}
-	return id, first, 0
+	slices.SortFunc(ids, func(a, b string) int { return d.watched[a].due.Compare(d.watched[b].due) })
+	return ids, first.Sub(now)
 }
 
-func (d *Disk) measure(ctx context.Context, id string, m *measured) {
+func (d *Disk) measure(ctx context.Context, id string) {
+	d.mu.Lock()
+	m := d.watched[id]
+	d.mu.Unlock()
+	if m == nil {
+		return
+	}
 	began := time.Now()
 	size, err := treesize.Of(ctx, m.dir, treesize.Options{Gently: true})
 	took := time.Since(began)
@@ -143,7 +155,8 @@ func (d *Disk) measure(ctx context.Context, id string, m *measured) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	m.due = time.Now().Add(min(max(took*paceFactor, paceLeast), paceMost))
+	pace := min(max(took*paceFactor, paceLeast), paceMost)
+	m.due = d.began.Add((time.Since(d.began) + pace).Round(paceLeast))
 	if err == nil {
 		m.bytes, m.inodes, m.at, m.ok = size.Bytes, size.Inodes, began, true
 	} else if !errors.Is(err, os.ErrNotExist) {

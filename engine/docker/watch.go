@@ -22,7 +22,7 @@ import (
 // fails then, and kubelets up to 1.22 never again stop a pod whose stop failed once: a node that is merely overloaded must not come to
 // that.
 const (
-	pingEvery        = 300 * time.Millisecond
+	pingEvery        = 2 * time.Second
 	pingLimit        = 10 * time.Second
 	retryFirst       = 50 * time.Millisecond
 	retryMost        = time.Second

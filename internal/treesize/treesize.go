@@ -5,8 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +15,7 @@ import (
 )
 
 const (
-	// batch is how many entries are read at a time; with Options.Gently the walk rests after each as long as it took.
+	// With Options.Gently the walk rests after so many entries as long as they took.
 	batch = 1024
 	// Hard links are counted once; of more than this many, the later ones are counted each.
 	maxHardLinks = 100_000
@@ -26,6 +27,9 @@ type Size struct {
 	Inodes  uint64
 	Content uint64 // bytes of the regular files, as long as they say that they are
 }
+
+// listings are what the kernel tells of folders in.
+var listings = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 // Add adds another tree's.
 func (s *Size) Add(o Size) {
@@ -55,12 +59,13 @@ func Of(ctx context.Context, dir string, options Options) (Size, error) {
 	if err := unix.Fstat(root, &st); err != nil {
 		return Size{}, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	w := walker{Options: options, root: root, device: st.Dev, skip: map[uint64]bool{}, links: map[uint64]struct{}{}, batchBegan: time.Now()}
+	w := walker{Options: options, root: root, device: st.Dev, listing: listings.Get().(*[32 << 10]byte), batchBegan: time.Now()}
+	defer listings.Put(w.listing)
 	defer w.close()
 	for _, path := range options.Skip {
 		var at unix.Stat_t
 		if unix.Lstat(path, &at) == nil && at.Dev == st.Dev {
-			w.skip[at.Ino] = true
+			w.skip = append(w.skip, at.Ino)
 		}
 	}
 	w.count(&st)
@@ -86,27 +91,29 @@ type walker struct {
 	Options
 	root       int
 	device     uint64
-	skip       map[uint64]bool // by inode
+	skip       []uint64 // inodes
 	sum        Size
 	pending    []*folder
 	last       *folder // still open: what is read next most often lies in it
-	lastFile   *os.File
+	lastFD     int
+	listing    *[32 << 10]byte
+	names      []string
 	links      map[uint64]struct{}
 	entries    int
 	batchBegan time.Time
 }
 
 func (w *walker) close() {
-	if w.lastFile != nil {
-		_ = w.lastFile.Close()
-		w.last, w.lastFile = nil, nil
+	if w.last != nil {
+		_ = unix.Close(w.lastFD)
+		w.last = nil
 	}
 }
 
 // open opens a folder that is where it was seen, by no link and on the root's file system.
 func (w *walker) open(f *folder) (int, error) {
 	if f.parent != nil && f.parent == w.last {
-		return openBelow(int(w.lastFile.Fd()), f.name)
+		return openBelow(w.lastFD, f.name)
 	}
 	var names []string
 	for at := f; at != nil; at = at.parent {
@@ -156,11 +163,20 @@ func (w *walker) directory(ctx context.Context, in *folder) error {
 		return nil // it went meanwhile
 	}
 	w.close()
-	f := os.NewFile(uintptr(fd), in.name)
-	w.last, w.lastFile = in, f
+	w.last, w.lastFD = in, fd
 	for {
-		names, err := f.Readdirnames(batch)
-		for _, entry := range names {
+		n, err := unix.ReadDirent(fd, w.listing[:])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n <= 0 { // its end, or it went meanwhile
+			if err != nil {
+				klog.V(4).InfoS("Directory left out of a measurement", "name", in.name, "err", err)
+			}
+			return nil
+		}
+		_, _, w.names = unix.ParseDirent(w.listing[:n], -1, w.names[:0])
+		for _, entry := range w.names {
 			var st unix.Stat_t
 			if err := unix.Fstatat(fd, entry, &st, unix.AT_SYMLINK_NOFOLLOW); starved(err) {
 				return fmt.Errorf("look at %s: %w", entry, err)
@@ -168,7 +184,7 @@ func (w *walker) directory(ctx context.Context, in *folder) error {
 				continue
 			}
 			isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-			if st.Dev != w.device || isDir && w.skip[st.Ino] {
+			if st.Dev != w.device || isDir && slices.Contains(w.skip, st.Ino) {
 				continue
 			}
 			w.count(&st)
@@ -176,16 +192,10 @@ func (w *walker) directory(ctx context.Context, in *folder) error {
 				w.pending = append(w.pending, &folder{parent: in, name: entry})
 			}
 		}
-		if w.entries += len(names); w.entries >= batch {
+		if w.entries += len(w.names); w.entries >= batch {
 			if err := w.rest(ctx); err != nil {
 				return err
 			}
-		}
-		if err != nil { // io.EOF, or a directory that went meanwhile
-			if !errors.Is(err, io.EOF) {
-				klog.V(4).InfoS("Directory left out of a measurement", "err", err)
-			}
-			return nil
 		}
 	}
 }
@@ -194,6 +204,9 @@ func (w *walker) count(st *unix.Stat_t) {
 	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		if _, seen := w.links[st.Ino]; seen {
 			return
+		}
+		if w.links == nil {
+			w.links = map[uint64]struct{}{}
 		}
 		if len(w.links) < maxHardLinks {
 			w.links[st.Ino] = struct{}{}

@@ -64,13 +64,18 @@ func (s *Store) sample(ctx context.Context, d docker, sampler *sampler) error {
 	return nil
 }
 
-// sampler measures Docker's data folder. Layers of images never change, so each is walked once; what is walked at each
-// measurement are the writable layers. It is used by one goroutine.
+// sampler measures Docker's data folder. Layers of images never change, nor do those that Docker puts below a container's own,
+// so each is walked once; what is walked at each measurement are the containers' own layers. It is used by one goroutine.
 type sampler struct {
-	layers map[string]treesize.Size // by the layer's folder
+	layers map[string]treesize.Size    // by the layer's folder
+	mounts map[string]containersLayers // by the container
 }
 
-func newSampler() *sampler { return &sampler{layers: map[string]treesize.Size{}} }
+// containersLayers are the names of a container's folders: its own, and the one below it with what Docker mounts over, which is
+// written when the container is made.
+type containersLayers struct{ own, initial string }
+
+func newSampler() *sampler { return &sampler{} }
 
 // containerdRoots are where an image store of containerd's lies: inside Docker's folder where Docker runs its own
 // containerd, else at the system's.
@@ -80,8 +85,7 @@ func containerdRoots(root string) []string {
 
 // measure sums up what images and what containers take under Docker's folder.
 func (m *sampler) measure(ctx context.Context, root, driver string) (images, containers treesize.Size, err error) {
-	writable, err := writableLayers(root, driver)
-	if err != nil {
+	if err := m.readMounts(root, driver); err != nil {
 		return treesize.Size{}, treesize.Size{}, err
 	}
 	logs, err := walk(ctx, filepath.Join(root, "containers"), nil)
@@ -95,7 +99,7 @@ func (m *sampler) measure(ctx context.Context, root, driver string) (images, con
 	}
 	images.Add(metadata)
 
-	layerImages, layerContainers, err := m.layerFolders(ctx, filepath.Join(root, driver), writable, committedLayers(root, driver))
+	layerImages, layerContainers, err := m.layerFolders(ctx, filepath.Join(root, driver), committedLayers(root, driver))
 	if err != nil {
 		return treesize.Size{}, treesize.Size{}, err
 	}
@@ -110,25 +114,31 @@ func (m *sampler) measure(ctx context.Context, root, driver string) (images, con
 	return images, containers, err
 }
 
-// layerFolders walks a graph driver's folder, one folder per layer. Those that are committed are walked once.
-func (m *sampler) layerFolders(ctx context.Context, dir string, writable, committed map[string]bool) (images, containers treesize.Size, err error) {
+// layerFolders walks a graph driver's folder, one folder per layer; committed are those of images.
+func (m *sampler) layerFolders(ctx context.Context, dir string, committed map[string]bool) (images, containers treesize.Size, err error) {
 	entries, err := readDir(dir)
 	if err != nil {
 		return treesize.Size{}, treesize.Size{}, err
 	}
+	own, initial := make(map[string]bool, len(m.mounts)), make(map[string]bool, len(m.mounts))
+	for _, c := range m.mounts {
+		own[c.own], initial[c.initial] = true, true
+	}
 	kept := make(map[string]treesize.Size, len(m.layers))
 	for _, entry := range entries {
-		path := filepath.Join(dir, entry.Name())
+		name := entry.Name()
+		path := filepath.Join(dir, name)
+		fixed := committed[name] || initial[name]
 		size, known := m.layers[path]
-		if !known || !committed[entry.Name()] {
+		if !known || !fixed {
 			if size, err = walk(ctx, path, nil); err != nil {
 				return treesize.Size{}, treesize.Size{}, err
 			}
 		}
-		if committed[entry.Name()] {
+		if fixed {
 			kept[path] = size
 		}
-		if writable[entry.Name()] {
+		if own[name] || initial[name] {
 			containers.Add(size)
 		} else {
 			images.Add(size)
@@ -138,22 +148,29 @@ func (m *sampler) layerFolders(ctx context.Context, dir string, writable, commit
 	return images, containers, nil
 }
 
-// writableLayers are the names of the containers' own folders: Docker keeps them in image/DRIVER/layerdb/mounts/CONTAINER.
-func writableLayers(root, driver string) (map[string]bool, error) {
-	names := map[string]bool{}
-	mounts := filepath.Join(root, "image", driver, "layerdb", "mounts")
-	entries, err := readDir(mounts)
+// readMounts takes over which containers there are. Docker keeps the names of their layers in
+// image/DRIVER/layerdb/mounts/CONTAINER; they stay the same.
+func (m *sampler) readMounts(root, driver string) error {
+	dir := filepath.Join(root, "image", driver, "layerdb", "mounts")
+	entries, err := readDir(dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	mounts := make(map[string]containersLayers, len(entries))
 	for _, entry := range entries {
-		for _, file := range []string{"mount-id", "init-id"} {
-			if id, err := os.ReadFile(filepath.Join(mounts, entry.Name(), file)); err == nil { // absent: removed since
-				names[strings.TrimSpace(string(id))] = true
+		layers := m.mounts[entry.Name()]
+		for file, id := range map[string]*string{"mount-id": &layers.own, "init-id": &layers.initial} {
+			if *id != "" {
+				continue
+			}
+			if data, err := os.ReadFile(filepath.Join(dir, entry.Name(), file)); err == nil { // absent: removed since, or not written yet
+				*id = strings.TrimSpace(string(data))
 			}
 		}
+		mounts[entry.Name()] = layers
 	}
-	return names, nil
+	m.mounts = mounts
+	return nil
 }
 
 // committedLayers are the names of the folders of whole image layers. What cannot be read is walked each time.

@@ -66,7 +66,7 @@ type Options struct {
 }
 
 // DefaultSampleInterval is how often disk usage is measured unless told otherwise.
-const DefaultSampleInterval = 30 * time.Second
+const DefaultSampleInterval = time.Minute
 
 // Store is engine.Images. Its methods may be called at once from many goroutines.
 type Store struct {

@@ -22,6 +22,9 @@ const (
 	checkDelay = 30 * time.Second
 )
 
+// checks are counted from here by all pumps: each time that an idle process gets up costs more than the looks of a hundred pumps.
+var checks = time.Now()
+
 // pump is one container's goroutine. Everything but the channels belongs to it.
 //
 //	    ┌────────── bytes moved ─────────┐
@@ -181,7 +184,7 @@ func (p *pump) called() (stop bool) {
 
 // patience is how long to wait for something to happen.
 func (p *pump) patience() time.Duration {
-	patience := checkDelay
+	patience := checkDelay - time.Since(checks)%checkDelay
 	if !p.watched {
 		patience = pollDelay
 	}
