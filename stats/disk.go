@@ -103,23 +103,26 @@ func (d *Disk) dir(id string) string {
 // takes. One walk at a time, most of them together: each time that an idle process gets up costs more than the walk of an empty
 // directory.
 func (d *Disk) Run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		due, wait := d.due(time.Now())
-		for _, id := range due {
-			d.measure(ctx, id)
-		}
-		if len(due) > 0 && ctx.Err() == nil {
-			continue // others may have become due
-		}
-		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return
 		case <-d.wake:
 		case <-timer.C:
 		}
-		timer.Stop()
+		due, wait := d.due(time.Now())
+		for _, id := range due {
+			d.measure(ctx, id)
+			if len(d.wake) > 0 { // a new one goes first
+				break
+			}
+		}
+		if len(due) > 0 {
+			wait = 0 // others may have become due
+		}
+		timer.Reset(wait)
 	}
 }
 
