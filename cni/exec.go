@@ -29,6 +29,8 @@ const (
 	maxLine   = 1 << 20  // bytes of one rule, as it is listed
 	// drainDelay is how long a plugin's answer is waited for after its end, where a child of it holds the pipe.
 	drainDelay = time.Second
+	// delNice is the nice value of plugins that take a pod down: what else goes on, such as the start of others, goes first.
+	delNice = 10
 )
 
 // pluginExec runs plugins for libcni, each in a process group of its own that dies whole with its context: libcni's own
@@ -137,6 +139,9 @@ func runTo(ctx context.Context, stdout io.Writer, path string, stdin []byte, env
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
+	}
+	if verbOf(environ) == "DEL" {
+		_ = unix.Setpriority(unix.PRIO_PGRP, cmd.Process.Pid, delNice)
 	}
 	go output.read()
 	go said.read()

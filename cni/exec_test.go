@@ -1,11 +1,13 @@
 package cni
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -130,4 +132,21 @@ func statOf(pid string) []string {
 func runs(pid int) bool {
 	stat := statOf(strconv.Itoa(pid))
 	return len(stat) > 0 && stat[0] != "Z"
+}
+
+// What takes a pod down leaves the processors to what else goes on, its children too; what sets one up does not.
+func TestTakingDownYields(t *testing.T) {
+	ours, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // the system call's own result: 20 less the nice value
+	if err != nil {
+		t.Fatal(err)
+	}
+	for verb, want := range map[string]string{"ADD": strconv.Itoa(20 - ours), "DEL": strconv.Itoa(delNice)} {
+		var stdout bytes.Buffer
+		// The value comes a moment after the start, so the script looks for a while.
+		script := `for i in $(seq 50); do sh -c 'cut -d" " -f19 /proc/$$/stat' >"$0"; grep -q "^10$" "$0" && break; sleep 0.02; done; cat "$0"`
+		_, err := runTo(t.Context(), &stdout, "/bin/sh", nil, []string{"PATH=/usr/bin:/bin", "CNI_COMMAND=" + verb}, "-c", script, filepath.Join(t.TempDir(), "nice"))
+		if got := strings.TrimSpace(stdout.String()); err != nil || got != want {
+			t.Errorf("%s runs with the nice value %q, want %s; %v", verb, got, want, err)
+		}
+	}
 }

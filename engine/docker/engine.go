@@ -138,6 +138,7 @@ type Engine struct {
 	probes   sync.Map // names of those in use
 	execs    execWaiters
 	own      ownActions
+	starts   *turns // of pause containers
 	oom      oomKills
 	// cgroups are of containers that are not removed.
 	cgroups containerCgroups
@@ -168,7 +169,7 @@ func New(opts Options) (*Engine, error) {
 	}
 	e := &Engine{
 		opts: opts, pins: pins{dir: filepath.Join(opts.RunDir, "netns")}, podFiles: podFiles{filepath.Join(opts.RunDir, "pods")},
-		mounts: hostMounts{dir: filepath.Join(opts.RunDir, "mounts")},
+		mounts: hostMounts{dir: filepath.Join(opts.RunDir, "mounts")}, starts: newTurns(),
 	}
 	for _, dir := range []string{e.pins.dir, e.podFiles.dir, e.mounts.dir} {
 		if err := privateDir(dir); err != nil {

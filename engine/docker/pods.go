@@ -191,6 +191,7 @@ func (e *Engine) StartPod(ctx context.Context, id engine.PodID, spec *engine.Pod
 
 // startPause starts the pause container and inspects it, in place of the watcher.
 func (e *Engine) startPause(ctx context.Context, s *session, id string) (_ *container.InspectResponse, err error) {
+	defer e.starts.take(ctx)()
 	e.own.begin(id)
 	defer func() {
 		if e.own.end(id); err != nil {
