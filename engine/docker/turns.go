@@ -16,8 +16,8 @@ const turnWait = time.Second
 // processors end no sooner, and meanwhile hold up the pods that are further, whose containers are to be created and started.
 // A dockerd or a disk that is stuck makes nobody wait longer than turnWait.
 type turns struct {
-	free     *semaphore.Weighted
-	givenAny atomic.Int64 // when one was given back last, in Unix nanoseconds
+	free  *semaphore.Weighted
+	given atomic.Int64 // how many were given back so far
 }
 
 func newTurns() *turns { return &turns{free: semaphore.NewWeighted(int64(max(2, runtime.NumCPU())))} }
@@ -26,7 +26,7 @@ func newTurns() *turns { return &turns{free: semaphore.NewWeighted(int64(max(2, 
 // nothing goes on.
 func (t *turns) take(ctx context.Context) (giveBack func()) {
 	giveBack = func() {
-		t.givenAny.Store(time.Now().UnixNano())
+		t.given.Add(1)
 		t.free.Release(1)
 	}
 	if t.free.TryAcquire(1) {
@@ -36,6 +36,7 @@ func (t *turns) take(ctx context.Context) (giveBack func()) {
 	defer goOn()
 	taken := make(chan error, 1)
 	go func() { taken <- t.free.Acquire(waiting, 1) }()
+	before := t.given.Load()
 	look := time.NewTicker(turnWait)
 	defer look.Stop()
 	for {
@@ -45,10 +46,12 @@ func (t *turns) take(ctx context.Context) (giveBack func()) {
 				return func() {}
 			}
 			return giveBack
-		case now := <-look.C:
-			if now.Sub(time.Unix(0, t.givenAny.Load())) >= turnWait {
+		case <-look.C:
+			now := t.given.Load()
+			if now == before {
 				goOn()
 			}
+			before = now
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -65,7 +64,10 @@ func Of(ctx context.Context, dir string, options Options) (Size, error) {
 	for _, path := range options.Skip {
 		var at unix.Stat_t
 		if unix.Lstat(path, &at) == nil && at.Dev == st.Dev {
-			w.skip = append(w.skip, at.Ino)
+			if w.skip == nil {
+				w.skip = map[uint64]bool{}
+			}
+			w.skip[at.Ino] = true
 		}
 	}
 	w.count(&st)
@@ -91,7 +93,7 @@ type walker struct {
 	Options
 	root       int
 	device     uint64
-	skip       []uint64 // inodes
+	skip       map[uint64]bool // by inode
 	sum        Size
 	pending    []*folder
 	last       *folder // still open: what is read next most often lies in it
@@ -184,7 +186,7 @@ func (w *walker) directory(ctx context.Context, in *folder) error {
 				continue
 			}
 			isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-			if st.Dev != w.device || isDir && slices.Contains(w.skip, st.Ino) {
+			if st.Dev != w.device || isDir && w.skip[st.Ino] {
 				continue
 			}
 			w.count(&st)
