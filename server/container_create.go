@@ -79,12 +79,13 @@ func (s *Server) makeContainer(ctx context.Context, req *runtimeapi.CreateContai
 	if err != nil {
 		return nil, err
 	}
-	if err := s.markContainerReturned(id); err != nil {
-		return nil, err
-	}
+	err = s.markContainerReturned(id)
 	// The work may be older than this call, and than the end of the pod. The container goes with the pod.
-	if err := s.podTakes(pod.ID); err != nil {
-		return nil, fmt.Errorf("container %s cannot be used: %w", id, err)
+	if ended := s.podTakes(pod.ID); ended != nil {
+		return nil, fmt.Errorf("container %s cannot be used: %w", id, ended)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: string(id)}, nil
 }
@@ -254,6 +255,7 @@ func (s *Server) takeBackContainer(ctx context.Context, eng engine.Engine, spec 
 	}
 	undoErr := failpoint.Around("undo.created container", func() error { return eng.RemoveContainer(ctx, id) })
 	if undoErr == nil {
+		s.store.Bury(string(id))
 		err := s.store.DeleteContainerByKey(spec.Pod, spec.Key)
 		if err != nil {
 			s.takeBackContainerLater(ctx, containerCreation{spec.Pod, spec.Key}, retryTakeBack)
@@ -270,9 +272,12 @@ func (s *Server) takeBackContainer(ctx context.Context, eng engine.Engine, spec 
 func (s *Server) markContainerReturned(id engine.ContainerID) error {
 	c, ok := s.store.Container(id)
 	if !ok {
-		return nil
+		return removedMeanwhile("container", string(id))
 	}
-	return s.containerIsUsed(&c)
+	if err := s.containerIsUsed(&c); !errdefs.IsNotFound(err) {
+		return err
+	}
+	return removedMeanwhile("container", string(id))
 }
 
 // containerIsUsed is podIsUsed for a container.
@@ -281,10 +286,7 @@ func (s *Server) containerIsUsed(c *state.ContainerView) error {
 		return nil
 	}
 	id := c.ID
-	return s.store.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *state.Container) error {
-		if c.ID != id {
-			return nil
-		}
+	return s.store.UpdateContainer(id, func(c *state.Container) error {
 		if c.Phase.Ending() {
 			return fmt.Errorf("container %s is being removed, as nobody had asked for it: %w", id, errdefs.ErrUnavailable)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -114,6 +115,9 @@ func (c *modelClient) runPod(ctx context.Context, s int) error {
 		}
 		return fmt.Errorf("RunPodSandbox of %s, whose pods nobody stops: %w", name, err)
 	}
+	if status.Code(err) == codes.Unavailable && w.removing(s) { // the one that it was to return
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("RunPodSandbox of %s: %w", name, err)
 	}
@@ -129,6 +133,13 @@ func (c *modelClient) runPod(ctx context.Context, s int) error {
 		}
 	}
 	return nil
+}
+
+// removing says whether a removal of one of the key's pods has begun.
+func (w *world) removing(s int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.slots[s].pods, func(p *model) bool { return p.removing })
 }
 
 func (c *modelClient) stopPod(ctx context.Context, pod *model) error {
@@ -221,6 +232,12 @@ func (c *modelClient) create(ctx context.Context, s int, pod *model) error {
 		return nil
 	case code == codes.AlreadyExists && most == removed: // the key may be that of a container whose caller left
 		return nil
+	case code == codes.Unavailable:
+		for _, m := range pod.containers {
+			if m.removing { // the one that this call was to return
+				return nil
+			}
+		}
 	case code == codes.AlreadyExists:
 		for _, m := range pod.containers {
 			if m.possible() > created {

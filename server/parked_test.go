@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -124,6 +125,9 @@ func TestAPodThatNobodyComesForIsTakenBack(t *testing.T) {
 	f := newFixture(t)
 	id, key := f.parked("web")
 	f.server.takeBackParkedPod(t.Context(), key, engine.PodID(id))
+	if err := f.server.markPodReturned(engine.PodID(id)); !errdefs.IsUnavailable(err) {
+		t.Errorf("who comes when it is gone: %v", err)
+	}
 	f.nothingLeft()
 }
 
@@ -138,7 +142,7 @@ func TestWhoComesTooLateForAPodIsTold(t *testing.T) {
 	if _, err := f.create(id, "web", "main", "run"); status.Code(err) != codes.Unavailable {
 		t.Errorf("CreateContainer in it: %v", err)
 	}
-	if err := f.server.markPodReturned(key); err == nil {
+	if err := f.server.markPodReturned(engine.PodID(id)); err == nil {
 		t.Error("it counts as returned")
 	}
 	if again := f.runPod("web"); again == id {

@@ -42,7 +42,7 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	if err != nil {
 		return nil, err
 	}
-	if err := s.markPodReturned(spec.Key); err != nil {
+	if err := s.markPodReturned(id); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: string(id)}, nil
@@ -238,6 +238,7 @@ func (s *Server) takeBackPod(ctx context.Context, eng engine.Engine, key engine.
 		undoErr = made.Run(ctx)
 	}
 	if undoErr == nil {
+		s.store.Bury(string(id))
 		err := s.store.DeletePodByKey(key)
 		if err != nil {
 			s.takeBackPodLater(ctx, key, retryTakeBack) // what was never returned is not listed: nobody else would
@@ -262,12 +263,20 @@ func dropPod(ctx context.Context, eng engine.Engine, id engine.PodID) error {
 }
 
 // markPodReturned notes that a caller has the id. The record is written only if it does not say so already.
-func (s *Server) markPodReturned(key engine.PodKey) error {
-	pod, ok := s.store.PodByKey(key)
+func (s *Server) markPodReturned(id engine.PodID) error {
+	pod, ok := s.store.Pod(id)
 	if !ok {
-		return nil
+		return removedMeanwhile("pod sandbox", string(id))
 	}
-	return s.podIsUsed(&pod)
+	if err := s.podIsUsed(&pod); !errdefs.IsNotFound(err) {
+		return err
+	}
+	return removedMeanwhile("pod sandbox", string(id))
+}
+
+// removedMeanwhile is the answer of a creation whose object somebody has removed before it could be returned.
+func removedMeanwhile(kind, id string) error {
+	return fmt.Errorf("%s %s was removed before its caller got it; ask for it again: %w", kind, id, errdefs.ErrUnavailable)
 }
 
 // podIsUsed notes that a caller has the id, by which it has asked for something: a kubelet that was restarted, or that has
@@ -276,10 +285,7 @@ func (s *Server) podIsUsed(pod *state.PodView) error {
 	if pod.Returned || !pod.Recorded {
 		return nil
 	}
-	return s.store.UpdatePodByKey(pod.Spec.Key, func(p *state.Pod) error {
-		if p.ID != pod.ID {
-			return nil
-		}
+	return s.store.UpdatePod(pod.ID, func(p *state.Pod) error {
 		if p.Phase.Ending() {
 			return fmt.Errorf("pod sandbox %s is being removed, as nobody had asked for it: %w", pod.ID, errdefs.ErrUnavailable)
 		}

@@ -40,6 +40,31 @@ func TestAnIntentOfWhichItsEngineToldIsNotDeleted(t *testing.T) {
 	}
 }
 
+// What was taken back before its record had an id is not seen again because its engine tells late of it.
+//
+// Rows: R12 (part)
+func TestWhatWasTakenBackDoesNotComeAgain(t *testing.T) {
+	s := newTestStore(t)
+	p, c := samplePod("a"), sampleContainer("pod-b", "c")
+	p.ID, p.Phase, c.ID, c.Phase = "", PhaseIntent, "", PhaseIntent
+	must(t, s.PutPod(samplePod("b")))
+	must(t, s.PutPod(p))
+	must(t, s.PutContainer(c))
+	s.Bury("pod-a")
+	s.Bury("c")
+	must(t, s.DeletePodByKey(p.Spec.Key))
+	must(t, s.DeleteContainerByKey(c.PodID, c.Spec.Key))
+	sink := s.Sink("docker")
+	sink.PodChanged(engine.PodStatus{ID: "pod-a", Key: p.Spec.Key, State: engine.PodReady, Spec: &p.Spec})
+	sink.ContainerChanged(engine.ContainerStatus{ID: "c", Pod: c.PodID, PodKey: c.Spec.PodKey, Key: c.Spec.Key, State: engine.ContainerCreated, Spec: &c.Spec})
+	if v, ok := s.PodByKey(p.Spec.Key); ok {
+		t.Errorf("pod %s is %s", v.ID, v.State)
+	}
+	if v, ok := s.ContainerByKey(c.PodID, c.Spec.Key); ok {
+		t.Errorf("container %s is %s", v.ID, v.State)
+	}
+}
+
 // Rows: R11 (part)
 func TestARecordWhoseWriteFailedIsNotLeft(t *testing.T) {
 	place := placeFile

@@ -142,6 +142,7 @@ func (p *Pod) seq() *uint64               { return &p.Seq }
 func (p *Pod) engineName() string         { return p.Engine }
 func (p *Pod) phase() Phase               { return p.Phase }
 func (p *Pod) forgetProcess()             { p.PID, p.StartTicks = 0, 0 }
+func (p *Pod) forgetLife()                {} // no status teaches it anything
 
 func (p *Pod) check() error {
 	var errs []error
@@ -159,6 +160,10 @@ func (c *Container) seq() *uint64          { return &c.Seq }
 func (c *Container) engineName() string    { return c.Engine }
 func (c *Container) phase() Phase          { return c.Phase }
 func (c *Container) forgetProcess()        { c.PID, c.StartTicks = 0, 0 }
+func (c *Container) forgetLife() {
+	c.StartedAt, c.FinishedAt, c.ExitCode, c.Reason, c.Message = time.Time{}, time.Time{}, 0, "", ""
+	c.forgetProcess()
+}
 
 func (c *Container) check() error {
 	var errs []error

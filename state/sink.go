@@ -170,6 +170,13 @@ func (s *Store) noteUnrecorded(engineName string) {
 	}
 }
 
+// Bury has what an engine still tells of an object ignored that was made and taken back before any record had its id.
+func (s *Store) Bury(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bury(id)
+}
+
 // bury requires mu.
 func (s *Store) bury(id string) {
 	now := time.Now()

@@ -747,6 +747,42 @@ func TestTheIDMayComeFromTheEventOrTheAnswer(t *testing.T) {
 	})
 }
 
+// The engine tells late of a container whose making failed, when another of its key is being made: what became of the one is
+// not what the other is.
+//
+// Rows: R12 (part)
+func TestAContainerIsNotWhatAnotherOfItsKeyWas(t *testing.T) {
+	for _, newFirst := range []bool{false, true} {
+		t.Run(fmt.Sprintf("told of the new one before its record: %v", newFirst), func(t *testing.T) {
+			s := newTestStore(t)
+			c := sampleContainer("pod-a", "a")
+			c.ID, c.Phase = "", PhaseIntent
+			must(t, s.PutPod(samplePod("a")))
+			must(t, s.PutContainer(c))
+			sink := s.Sink(c.Engine)
+			status := func(id engine.ContainerID) engine.ContainerStatus {
+				return engine.ContainerStatus{ID: id, Pod: c.PodID, PodKey: c.Spec.PodKey, Key: c.Spec.Key, State: engine.ContainerCreated, Spec: &c.Spec}
+			}
+			sink.ContainerChanged(status("old"))
+			sink.ContainerRemoved("old")
+			if newFirst {
+				sink.ContainerChanged(status("new"))
+			}
+			must(t, s.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *Container) error { c.ID, c.Phase = "new", PhaseCreated; return nil }))
+			s.ApplyContainer(status("new"))
+			check := func(s *Store) {
+				t.Helper()
+				if v, ok := s.Container("new"); !ok || v.State != engine.ContainerCreated || !v.FinishedAt.IsZero() || v.ExitCode != 0 || v.Reason != "" || v.Message != "" {
+					t.Errorf("%v: %s, finished %v with %d %q %q", ok, v.State, v.FinishedAt, v.ExitCode, v.Reason, v.Message)
+				}
+			}
+			check(s)
+			must(t, s.Close())
+			check(openStore(t, s.root))
+		})
+	}
+}
+
 func TestEventsTellALifeInOrder(t *testing.T) {
 	s := newTestStore(t)
 	sub := s.Subscribe(100)

@@ -25,6 +25,8 @@ type recordOf[R any] interface {
 	engineName() string
 	phase() Phase
 	forgetProcess()
+	// forgetLife drops what statuses have taught the record of another object, whose id it had before.
+	forgetLife()
 	check() error
 }
 
@@ -190,6 +192,10 @@ func (t *table[S, R, P, V]) update(e *entry[S, R], change func(P) error) error {
 	rec := old
 	if err := change(&rec); err != nil {
 		return err
+	}
+	oldID, _ := P(&old).identity()
+	if id, _ := P(&rec).identity(); oldID != "" && id != oldID {
+		P(&rec).forgetLife()
 	}
 	if err := t.checkChange(e, &old, &rec); err != nil {
 		return err
