@@ -1,12 +1,15 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/engine"
 )
 
 // R11: every step of making a pod fails, before or after it did its work, and every step of taking it back too. What is left
@@ -79,4 +82,65 @@ func TestAContainerWhoseTakingBackFailsIsListedUntilItIsRemoved(t *testing.T) {
 			})
 		}
 	}
+}
+
+// lateEngine tells of no change by itself, fails a pod's start, and a container's creation after it was made.
+type lateEngine struct {
+	engine.Engine
+	pod       engine.PodStatus
+	container engine.ContainerStatus
+}
+
+func (e *lateEngine) Watch(ctx context.Context, sink engine.Sink) error {
+	return e.Engine.Watch(ctx, lateSink{sink})
+}
+
+func (e *lateEngine) StartPod(ctx context.Context, id engine.PodID, spec *engine.PodSpec) (engine.PodStatus, error) {
+	status, err := e.Engine.StartPod(ctx, id, spec)
+	if spec.Key.Name != "late" {
+		return status, err
+	}
+	e.pod, e.pod.Spec = status, spec
+	return status, errors.Join(err, errors.New("boom"))
+}
+
+func (e *lateEngine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec) (engine.ContainerStatus, error) {
+	status, err := e.Engine.CreateContainer(ctx, spec)
+	e.container, e.container.Spec = status, spec
+	return status, errors.Join(err, errors.New("boom"))
+}
+
+type lateSink struct{ engine.Sink }
+
+func (lateSink) PodChanged(engine.PodStatus)             {}
+func (lateSink) ContainerChanged(engine.ContainerStatus) {}
+
+// What an engine tells of a pod and a container after they were taken back, and had no id in their records, makes nothing.
+//
+// Rows: R12 (part)
+func TestWhatWasTakenBackIsNotListedWhenItsEngineTellsLate(t *testing.T) {
+	f := newFixture(t)
+	late := &lateEngine{}
+	f.wrap = func(e engine.Engine) engine.Engine { late.Engine = e; return late }
+	f.restart()
+	pod := f.runPod("web")
+	if _, err := f.create(pod, "web", "c", "true"); err == nil || late.container.ID == "" {
+		t.Fatalf("container %q, error %v", late.container.ID, err)
+	}
+	_, err := f.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: f.podConfig("late")})
+	if err == nil || late.pod.ID == "" {
+		t.Fatalf("pod %q, error %v", late.pod.ID, err)
+	}
+	sink := f.store.Sink(f.engine.Name())
+	sink.PodChanged(late.pod)
+	sink.ContainerChanged(late.container)
+	pods, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+	if err != nil || len(pods.Items) != 1 || pods.Items[0].Id != pod {
+		t.Errorf("listed are %v, %v", pods, err)
+	}
+	containers, err := f.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+	if err != nil || len(containers.Containers) != 0 {
+		t.Errorf("listed are %v, %v", containers, err)
+	}
+	f.nothingLeft()
 }
