@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,7 +27,10 @@ func TestDeadlinePassesAtEachStep(t *testing.T) {
 				short, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
 				defer cancel()
 				err := one.do(short)
-				wantCode(t, "a call whose deadline passed", err, codes.DeadlineExceeded)
+				// What follows an event of the pod pins its namespace too, and may be the one that sleeps: the call then finds the pin.
+				if err != nil || !strings.HasPrefix(at.name, "netns.pin") {
+					wantCode(t, "a call whose deadline passed", err, codes.DeadlineExceeded)
+				}
 				v.succeed(one)
 				usual := names(steps[name])
 				if more := slices.IndexFunc(f.traced(t), func(s step) bool { return !s.ofItsOwn() && !slices.Contains(usual, s.String()) }); more >= 0 {
