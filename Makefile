@@ -31,8 +31,8 @@ helper: need # the native engine's static helper, which the build embeds
 	@hack/helper.sh '$(ARCH)' '$(VERSION)'
 
 .PHONY: build
-build: helper ## bin/crishim for this machine, static, with the native engine's helper in it (the default)
-	$(GOBUILD) -o bin/crishim ./cmd/shim
+build: helper ## bin/crishim for this machine or ARCH, static, with the native engine's helper in it (the default)
+	GOOS=linux GOARCH='$(ARCH)' $(GOBUILD) -o bin/crishim ./cmd/shim
 
 .PHONY: build-all
 build-all: need ## bin/crishim-linux-amd64 and -arm64
