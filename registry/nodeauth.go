@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -28,7 +29,8 @@ const (
 
 // NodeAuth are config.json files of Docker's form, with credential helpers; the first that knows a registry counts. In one
 // file an entry may be for a part of a registry ("quay.io/team"): as in the kubelet the longest counts that the repository lies
-// below, then the one of the whole registry. Absent files are fine.
+// below, then the one of the whole registry; and "*.example.com" is for all registries of that form, behind those that name one.
+// Absent files are fine.
 type NodeAuth []string
 
 // Find is what the files have for a repository ("team/app") of a registry; none is no error.
@@ -87,17 +89,39 @@ func scope(address string) string {
 // those that a helper keeps.
 func entryFor[T comparable](entries map[string]T, host, repository string) T {
 	var found, none T
-	longest := -1
+	exact, longest := false, -1
 	for _, address := range slices.Sorted(maps.Keys(entries)) { // one of two that are for the same is always the same one
-		at, entry := scope(address), entries[address]
-		if entry == none || Host(address) != host || len(at) <= longest {
+		at, entry, named := scope(address), entries[address], Host(address) == host
+		if entry == none || !named && !globMatches(Host(address), host) {
+			continue
+		}
+		if exact && !named || exact == named && len(at) <= longest {
 			continue
 		}
 		if at == "" || strings.HasPrefix(repository+"/", at+"/") {
-			found, longest = entry, len(at)
+			found, exact, longest = entry, named, len(at)
 		}
 	}
 	return found
+}
+
+// globMatches follows the kubelet: each part of the name is matched by itself, and the port is no pattern.
+func globMatches(pattern, host string) bool {
+	if !strings.ContainsAny(pattern, "*?") {
+		return false
+	}
+	pattern, wantPort, _ := strings.Cut(pattern, ":")
+	host, port, _ := strings.Cut(host, ":")
+	patterns, parts := strings.Split(pattern, "."), strings.Split(host, ".")
+	if wantPort != port || len(patterns) != len(parts) {
+		return false
+	}
+	for i := range parts {
+		if ok, err := path.Match(patterns[i], parts[i]); err != nil || !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // dockerConfig is the part of Docker's config.json that is about registries.

@@ -17,6 +17,8 @@ func TestEntriesForPartsOfARegistry(t *testing.T) {
 		"whole.example":{"username":"whole"},"whole.example/team":{"username":"team"},"whole.example/team/helped":{},
 		"https://old.example/v2/":{"username":"old"},"https://old.example/v1/team":{"username":"oldteam"},
 		"docker.io/library":{"username":"library"},"https://index.docker.io/v1/":{"username":"hub"},
+		"*.glob.example":{"username":"any"},"*.glob.example/team":{"username":"anyteam"},"one.glob.example":{"username":"one"},
+		"k*.*.example:5000":{"username":"port"},"*":{"username":"single"},
 		"twice.example":{"username":"one"},"https://twice.example":{"username":"other"}}}`
 	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
@@ -39,6 +41,17 @@ func TestEntriesForPartsOfARegistry(t *testing.T) {
 		{"docker.io", "someone/app", "hub"},
 		{"twice.example", "app", "other"},
 		{"none.example", "team-a/app", ""},
+		{"two.glob.example", "app", "any"},
+		{"two.glob.example", "team/app", "anyteam"},
+		{"one.glob.example", "team/app", "one"},
+		{"glob.example", "app", ""},
+		{"a.b.glob.example", "app", ""},
+		{"two.glob.example:5000", "app", ""},
+		{"two.glob.example.evil", "app", ""},
+		{"k8s.glob.example:5000", "app", "port"},
+		{"k8s.glob.example:5001", "app", ""},
+		{"[::1]:5000", "app", ""},
+		{"localhost", "app", "single"},
 	} {
 		for range 10 { // a map has no order
 			if got, err := (NodeAuth{config}).Find(t.Context(), test.host, test.repository); err != nil || got.Username != test.want {
