@@ -126,6 +126,9 @@ func (m *sampler) layerFolders(ctx context.Context, dir string, committed map[st
 	}
 	kept := make(map[string]treesize.Size, len(m.layers))
 	for _, entry := range entries {
+		if !entry.IsDir() {
+			continue // dockerd keeps a device there where it can set quotas, backingFsBlockDev
+		}
 		name := entry.Name()
 		path := filepath.Join(dir, name)
 		fixed := committed[name] || initial[name]

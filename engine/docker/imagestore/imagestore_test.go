@@ -811,6 +811,7 @@ func TestDiskUsageIsDividedAndNeverMeasuredInTheCall(t *testing.T) {
 	write(1<<20, "overlay2", "layer", "diff", "file")
 	write(2<<20, "overlay2", "rw", "diff", "file")
 	write(4096, "overlay2", "rw-init", "diff", "file")
+	write(0, "overlay2", "backingFsBlockDev") // dockerd's, where it can set quotas
 	write(1<<20, "containers", "c", "c-json.log")
 	text := func(value string, path ...string) {
 		t.Helper()
