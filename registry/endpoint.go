@@ -176,8 +176,13 @@ func statusError(status int) error {
 	return fmt.Errorf("answered %d %s: %w", status, http.StatusText(status), class)
 }
 
-// Discard ends an answer whose body is not wanted.
+// discardLimit is for what comes of a body that is not wanted: reading it saves a connection at most.
+const discardLimit = time.Second
+
+// Discard ends an answer whose body is not wanted, also one that never ends: the next endpoint waits.
 func Discard(resp *http.Response) {
+	timer := time.AfterFunc(discardLimit, func() { _ = resp.Body.Close() })
+	defer timer.Stop()
 	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10) // so that the connection can be used again
 	_ = resp.Body.Close()
 }

@@ -98,3 +98,36 @@ func TestRedirectsToStorageWithoutTLS(t *testing.T) {
 		t.Errorf("the storage was asked for what was refused")
 	}
 }
+
+// An endpoint whose refusal never ends is left as one whose refusal does.
+//
+// Rows: S41 (part)
+func TestARefusalThatNeverEndsIsLeft(t *testing.T) {
+	hang := make(chan struct{})
+	reg := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, _, ok := r.BasicAuth(); ok {
+			w.WriteHeader(http.StatusNotFound)
+		} else {
+			w.Header().Set("WWW-Authenticate", "Basic realm=reg")
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+		_, _ = w.Write([]byte("no"))
+		_ = http.NewResponseController(w).Flush()
+		<-hang
+	}))
+	defer reg.Close()
+	defer close(hang)
+	at, err := url.Parse(reg.URL + "/v2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pull := Pull{
+		Config:     &hosts.Config{Registry: "reg.example", Endpoints: []hosts.Endpoint{{URL: at, Pull: true, Resolve: true, Server: true}}},
+		Repository: "app", Credentials: Credentials{Username: "u", Password: "p"},
+	}
+	for _, u := range pull.Open(DefaultStall) {
+		if _, err := u.Get(t.Context(), http.MethodGet, Target{"manifests", "latest", ""}, nil); !errdefs.IsNotFound(err) {
+			t.Errorf("error %v", err)
+		}
+	}
+}
