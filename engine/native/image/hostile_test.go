@@ -195,3 +195,25 @@ func TestS36TheStoreIsClosedToOthers(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 }
+
+// What a pull that did not fit has brought goes before a kubelet has to evict pods for it.
+//
+// Rows: S37 (part)
+func TestUnusedContentIsNotKeptOnACrowdedDisk(t *testing.T) {
+	needRoot(t)
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	s := reopen(t, filepath.Join(disk, "images"), nil)
+	if got := s.keepUnused(); got != DefaultKeepUnused {
+		t.Errorf("on an empty disk it is kept for %v", got)
+	}
+	if err := os.WriteFile(filepath.Join(disk, "other"), make([]byte, 58<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.keepUnused(); got != 0 {
+		t.Errorf("on a crowded disk it is kept for %v", got)
+	}
+}

@@ -34,6 +34,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/engine/native/image/space"
 	"crishim/internal/flight"
 	"crishim/internal/keymutex"
 )
@@ -252,7 +253,7 @@ func (s *Store) Run(ctx context.Context) {
 	ticker := time.NewTicker(s.options.SampleInterval)
 	defer ticker.Stop()
 	for {
-		if err := s.Collect(ctx, s.options.KeepUnused); err != nil {
+		if err := s.Collect(ctx, s.keepUnused()); err != nil {
 			klog.ErrorS(err, "Removing unused content of the image store failed")
 		}
 		s.sample()
@@ -262,6 +263,23 @@ func (s *Store) Run(ctx context.Context) {
 		case <-ticker.C:
 		}
 	}
+}
+
+// crowded is the part of the disk below which unused content is not kept: a kubelet frees images there, and then evicts pods
+// (imagefs.available), and does not see what belongs to no image.
+const crowded = 15. / 100
+
+// keepUnused is how long unused content is kept to go on with. A pull that did not fit has left some.
+func (s *Store) keepUnused() time.Duration {
+	dir, err := os.Open(s.options.Root)
+	if err != nil {
+		return s.options.KeepUnused
+	}
+	defer func() { _ = dir.Close() }()
+	if left, size, err := space.On(dir, 0).Left(); err == nil && float64(left) < crowded*float64(size) {
+		return 0
+	}
+	return s.options.KeepUnused
 }
 
 // changed tells the world that images are not what they were.

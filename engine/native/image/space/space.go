@@ -16,7 +16,7 @@ import (
 const (
 	// look is how many bytes are written between two looks at the file system.
 	look = 1 << 20
-	// share is the part of a file system that is kept free, mostReserve what is enough on a large one.
+	// share is the part of a file system that is kept free, of its inodes too, mostReserve what is enough of the bytes on a large one.
 	share       = 50
 	mostReserve = 1 << 30
 )
@@ -34,21 +34,34 @@ func On(at *os.File, reserve int64) *Room { return &Room{at: at, reserve: reserv
 // Left is how many bytes may still be written, less than none where it is too full already, and how many the whole file
 // system has.
 func (r *Room) Left() (left, size int64, err error) {
+	fs, err := r.ask()
+	if err != nil {
+		return 0, 0, err
+	}
+	left, size = r.bytes(fs)
+	return left, size, nil
+}
+
+func (r *Room) ask() (*unix.Statfs_t, error) {
 	var fs unix.Statfs_t
 	for {
-		if err = unix.Fstatfs(int(r.at.Fd()), &fs); err != unix.EINTR { //nolint:errorlint // of the system call itself
-			break
+		err := unix.Fstatfs(int(r.at.Fd()), &fs)
+		if err == nil {
+			return &fs, nil
+		}
+		if err != unix.EINTR { //nolint:errorlint // of the system call itself
+			return nil, fmt.Errorf("ask for the free space of %s: %w", r.at.Name(), err)
 		}
 	}
-	if err != nil {
-		return 0, 0, fmt.Errorf("ask for the free space of %s: %w", r.at.Name(), err)
-	}
+}
+
+func (r *Room) bytes(fs *unix.Statfs_t) (left, size int64) {
 	size = int64(fs.Blocks) * fs.Bsize
 	reserve := r.reserve
 	if reserve == 0 {
 		reserve = min(size/share, mostReserve)
 	}
-	return int64(fs.Bavail)*fs.Bsize - reserve, size, nil
+	return int64(fs.Bavail)*fs.Bsize - reserve, size
 }
 
 // Take is called with the number of bytes that are about to be written: ErrResourceExhausted where they would leave too little.
@@ -56,10 +69,14 @@ func (r *Room) Take(n int64) error {
 	if r.ahead -= n; r.ahead > 0 || n == 0 {
 		return nil
 	}
-	left, _, err := r.Left()
+	fs, err := r.ask()
 	if err != nil {
 		return err
 	}
+	if fs.Files > 0 && fs.Ffree < fs.Files/share { // some file systems have no bound to them
+		return fmt.Errorf("the disk has %d inodes left, which are kept free: remove some files: %w", fs.Ffree, errdefs.ErrResourceExhausted)
+	}
+	left, _ := r.bytes(fs)
 	if left < n {
 		return fmt.Errorf("the disk has %s left for images, and the rest is kept free: free some space: %w", Text(max(0, left)), errdefs.ErrResourceExhausted)
 	}

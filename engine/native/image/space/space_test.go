@@ -3,6 +3,7 @@ package space
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -42,6 +43,33 @@ func TestADiskIsNeverFilled(t *testing.T) {
 				t.Errorf("%d bytes were written: %v", written, err)
 			}
 		})
+	}
+}
+
+// Empty files take no bytes.
+func TestInodesAreNotUsedUp(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a disk of its own needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1g,nr_inodes=20000"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+	at, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = at.Close() }()
+	room, made := On(at, 0), 0
+	for err = room.Take(4096); err == nil && made < 20000; err = room.Take(4096) {
+		if err := unix.Mknod(filepath.Join(dir, strconv.Itoa(made)), unix.S_IFREG|0o600, 0); err != nil {
+			t.Fatalf("after %d files: %v", made, err)
+		}
+		made++
+	}
+	if !errdefs.IsResourceExhausted(err) || made < 19000 {
+		t.Errorf("%d files were made: %v", made, err)
 	}
 }
 

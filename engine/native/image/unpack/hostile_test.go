@@ -266,6 +266,10 @@ func TestS37BombsAreStopped(t *testing.T) {
 	for i := range many {
 		many[i] = file(fmt.Sprintf("f%d", i), "")
 	}
+	deep := make([]entry, 100) // each makes 20 folders that have none
+	for i := range deep {
+		deep[i] = file(fmt.Sprintf("d%d%s/f", i, strings.Repeat("/d", 19)), "")
+	}
 	small := bomb(t, 30<<20, gz)
 	tests := []struct {
 		name string
@@ -274,6 +278,7 @@ func TestS37BombsAreStopped(t *testing.T) {
 		{"bytes", bomb(t, 100<<20, gz)},
 		{"a zstd window", bomb(t, 100<<20, window)},
 		{"entries", archive(t, many...)},
+		{"folders without an entry", archive(t, deep...)},
 		{"a sparse file's size", sparse(1 << 40)},
 		{"concatenated members", bytes.Repeat(small, 4)},
 		{"bytes after the end", func() []byte {

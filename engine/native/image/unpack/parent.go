@@ -90,6 +90,9 @@ func (t *tree) imply(name string) error {
 	if err := t.enter(path.Clean(above)); err != nil {
 		return err
 	}
+	if err := t.take(0); err != nil {
+		return err
+	}
 	opaque := false
 	err := unix.Mkdirat(t.parent.fd, base, impliedMode)
 	if errors.Is(err, unix.EEXIST) {
@@ -140,7 +143,11 @@ func (t *tree) noteImplied(fd int) error {
 	if err != nil {
 		return fmt.Errorf("find the folder's name: %w", err)
 	}
-	t.implied[inode], _ = strings.CutPrefix(full, t.path+"/")
+	name, _ := strings.CutPrefix(full, t.path+"/")
+	if t.impliedBytes+len(name) <= maxImpliedBytes {
+		t.impliedBytes += len(name)
+		t.implied[inode] = name
+	}
 	return nil
 }
 

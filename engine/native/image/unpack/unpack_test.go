@@ -347,3 +347,22 @@ func TestImpliedFoldersAreThoseWithoutAnEntry(t *testing.T) {
 		}
 	}
 }
+
+// The list is kept in memory.
+//
+// Rows: S37 (part)
+func TestTheListOfImpliedFoldersIsBounded(t *testing.T) {
+	needRoot(t)
+	long := strings.Repeat("n", 250)
+	entries := make([]entry, 2000)
+	for i := range entries {
+		entries[i] = file(fmt.Sprintf("%s%04d/f", long, i), "")
+	}
+	got, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), archive(t, entries...), DefaultLimits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes := len(strings.Join(got.Implied, "")); bytes > maxImpliedBytes || bytes < maxImpliedBytes/2 {
+		t.Errorf("%d names of %d bytes", len(got.Implied), bytes)
+	}
+}

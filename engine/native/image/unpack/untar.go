@@ -26,8 +26,10 @@ const (
 	maxID = 1<<32 - 2
 	// entrySize is about what an entry takes on disk beside a file's content: a block of a folder, of a link or of attributes.
 	entrySize = 4096
-	// maxImplied bounds the list of implied folders; who has more does not get them all looked up below (Inherit).
-	maxImplied = 10_000
+	// maxImplied and maxImpliedBytes bound the list of implied folders, which is kept in memory as long as the layer is there; who
+	// has more does not get them all looked up below (Inherit).
+	maxImplied      = 10_000
+	maxImpliedBytes = 256 << 10
 )
 
 // tree is a layer's folder while it is being made.
@@ -38,13 +40,24 @@ type tree struct {
 	room   *space.Room
 	// implied are the names of folders that the archive has used and had no entry for yet, by inode: what comes later may put
 	// something else into their places.
-	implied map[uint64]string
-	path    string // of the layer's folder
+	implied      map[uint64]string
+	impliedBytes int    // of the names that were ever among them
+	path         string // of the layer's folder
+	// made counts entries, and folders that the archive has none for, of at most limit.
+	made, limit int64
+}
+
+// take is called before something is made, of which the archive holds so many bytes beside a file's content.
+func (t *tree) take(attributes int64) error {
+	if t.made++; t.made > t.limit {
+		return fmt.Errorf("it has more than %d entries: %w", t.limit, errdefs.ErrResourceExhausted)
+	}
+	return t.room.Take(entrySize + attributes)
 }
 
 // untar makes the entries of an archive in dir.
 func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits, room *space.Room) (implied []string, err error) {
-	t := &tree{root: int(dir.Fd()), buf: make([]byte, 128<<10), room: room, implied: map[uint64]string{}}
+	t := &tree{root: int(dir.Fd()), buf: make([]byte, 128<<10), room: room, implied: map[uint64]string{}, limit: limits.Entries}
 	if t.path, err = os.Readlink(procPath(t.root)); err != nil {
 		return nil, fmt.Errorf("find the name of the layer's folder: %w", err)
 	}
@@ -55,7 +68,7 @@ func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits,
 	}()
 	var files int64
 	reader := tar.NewReader(archive)
-	for entries := int64(0); ; entries++ {
+	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -66,14 +79,15 @@ func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits,
 		if err != nil {
 			return nil, err
 		}
-		if entries >= limits.Entries {
-			return nil, fmt.Errorf("it has more than %d entries: %w", limits.Entries, errdefs.ErrResourceExhausted)
-		}
 		// A sparse file is larger than what the archive holds of it.
 		if files += header.Size; header.Size < 0 || files < 0 || files > limits.Bytes {
 			return nil, fmt.Errorf("its files are larger than %s: %w", space.Text(limits.Bytes), errdefs.ErrResourceExhausted)
 		}
-		if err := room.Take(entrySize); err != nil {
+		attributes := int64(0)
+		for _, value := range header.PAXRecords {
+			attributes += int64(len(value))
+		}
+		if err := t.take(attributes); err != nil {
 			return nil, err
 		}
 		if err := t.add(ctx, header, reader); err != nil {
