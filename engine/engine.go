@@ -94,6 +94,11 @@ type Networked interface {
 	PodNetworked(ctx context.Context, id PodID, ips []string) error
 }
 
+// WholePods is an engine whose StopPod also ends what is in the pod, however it hangs.
+type WholePods interface {
+	StopPodEndsContainers()
+}
+
 // Containers makes and ends containers inside a pod.
 type Containers interface {
 	// CreateContainer makes it without starting it. Everything that can be checked before the start (seccomp and AppArmor

@@ -79,11 +79,7 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	}
 	// Nothing is made in the pod from now on. What is being made takes itself back.
 	s.containerFlights.abort(errEnds, func(c containerCreation) bool { return c.pod == id })
-	var containers errgroup.Group
-	for _, c := range s.store.ContainersOf(id) {
-		containers.Go(func() error { return s.killWithPod(ctx, eng, c) })
-	}
-	if err := containers.Wait(); err != nil {
+	if err := s.killContainersOf(ctx, eng, id); err != nil {
 		return fmt.Errorf("kill the pod's containers: %w", err)
 	}
 	// The network namespace is pinned, so DEL finds it whether or not the pod's process is still there.
@@ -109,6 +105,29 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 		p.Phase, p.PID, p.StartTicks, p.NetNSPath, p.Network, p.Leftover = state.PhaseStopped, 0, 0, "", state.Network{Done: true}, ""
 		return nil
 	})
+}
+
+// wholePodPatience is how long containers have to end by themselves where the end of the pod ends them too.
+var wholePodPatience = 20 * time.Second
+
+// killContainersOf kills the pod's containers, and leaves those that hang to an engine that ends them with the pod.
+func (s *Server) killContainersOf(ctx context.Context, eng engine.Engine, id engine.PodID) error {
+	_, whole := eng.(engine.WholePods)
+	patient, cancel := ctx, func() {}
+	if whole {
+		patient, cancel = context.WithTimeout(ctx, wholePodPatience)
+	}
+	defer cancel()
+	var containers errgroup.Group
+	for _, c := range s.store.ContainersOf(id) {
+		containers.Go(func() error { return s.killWithPod(patient, eng, c) })
+	}
+	err := containers.Wait()
+	if err != nil && whole && patient.Err() != nil && ctx.Err() == nil {
+		klog.ErrorS(err, "Containers that could not be killed are ended with their pod", "pod", id)
+		return nil
+	}
+	return err
 }
 
 // killWithPod kills a container of a pod whose phase says by now that it ends. A start that began before is aborted

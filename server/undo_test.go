@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -143,4 +144,39 @@ func TestWhatWasTakenBackIsNotListedWhenItsEngineTellsLate(t *testing.T) {
 		t.Errorf("listed are %v, %v", containers, err)
 	}
 	f.nothingLeft()
+}
+
+// stuckEngine's containers do not end but with their pod.
+type stuckEngine struct{ engine.Engine }
+
+func (stuckEngine) StopPodEndsContainers() {}
+
+func (stuckEngine) StopContainer(ctx context.Context, _ engine.ContainerID, _ time.Duration) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A container that cannot be killed does not keep an engine from ending the pod that it is in.
+//
+// Rows: R07 (part)
+func TestAPodEndsWithAContainerThatHangs(t *testing.T) {
+	defer func(was time.Duration) { wholePodPatience = was }(wholePodPatience)
+	wholePodPatience = 50 * time.Millisecond
+	f := newFixture(t)
+	f.wrap = func(e engine.Engine) engine.Engine { return stuckEngine{e} }
+	f.restart()
+	pod := f.runPod("web")
+	id, err := f.create(pod, "web", "c", "run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+		t.Error(err)
+	}
+	if n := f.engine.Calls("StopPod"); n != 1 {
+		t.Errorf("the engine was asked %d times to stop the pod", n)
+	}
 }

@@ -108,6 +108,7 @@ type Engine struct {
 var (
 	_ engine.Engine    = (*Engine)(nil)
 	_ engine.Networked = (*Engine)(nil)
+	_ engine.WholePods = (*Engine)(nil)
 )
 
 // New looks at the host and prepares the folders; nothing of a pod is touched before Watch. ErrFailedPrecondition where this

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 )
@@ -107,4 +109,40 @@ func TestAHookEndsWithItsMonitor(t *testing.T) {
 			b.removePod(t, other)
 		})
 	}
+}
+
+// A container whose monitor does not kill it, as one that waits for an exec that is being made and hangs, is killed all the same.
+//
+// Rows: R07 (part)
+func TestAContainerIsKilledThoughItsMonitorHangs(t *testing.T) {
+	defer func(was time.Duration) { hangLimit = was }(hangLimit)
+	hangLimit = 300 * time.Millisecond
+	b := serving(t)
+	pod, s := b.runPod(t)
+	id := b.run(t, pod, s, "c", "sleep 1000")
+	group, monitor := b.containers[id].Cgroup.Path, b.monitorPID(t, pod)
+	if err := unix.Kill(monitor, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Kill(monitor, unix.SIGCONT) })
+	stopped := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		stopped <- b.StopContainer(ctx, id, 0)
+	}()
+	eventually(t, 20*time.Second, "the container is killed", func() bool {
+		pids, err := b.cgroups.Processes(group)
+		return err == nil && !slices.ContainsFunc(pids, runs)
+	})
+	if err := unix.Kill(monitor, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if st := b.status(t, id); st.State != engine.ContainerExited || st.ExitCode != 137 {
+		t.Errorf("the container is %s, exit code %d", st.State, st.ExitCode)
+	}
+	b.removePod(t, pod)
 }

@@ -50,6 +50,9 @@ func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 	return nil
 }
 
+// StopPodEndsContainers implements engine.WholePods.
+func (e *Engine) StopPodEndsContainers() {}
+
 // endAll ends the containers of a pod that ends itself. A monitor that hangs is killed: all that it has is to end anyway.
 func (e *Engine) endAll(ctx context.Context, id engine.PodID, containers []*container) error {
 	try := func(ctx context.Context) error {

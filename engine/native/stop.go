@@ -11,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/engine/native/monitor"
 	"crishim/engine/native/spec"
 	"crishim/internal/failpoint"
 )
@@ -76,10 +77,23 @@ func (e *Engine) stop(ctx context.Context, id engine.ContainerID, grace time.Dur
 		case <-timer.C:
 		}
 	}
-	if err := failpoint.Around("native.container.kill", func() error { return client.Kill(ctx, string(id)) }); err != nil && !over(err) {
+	if err := failpoint.Around("native.container.kill", func() error { return e.kill(ctx, client, c) }); err != nil && !over(err) {
 		return fmt.Errorf("kill container %s: %w", id, err)
 	}
 	return e.awaitExit(ctx, c)
+}
+
+// kill has the monitor kill the container, or does it itself: the monitor waits where a process is being made in the container, and
+// one that opens a pipe in the place of /etc/passwd, or a file whose server hangs, is made for ever. It is in the cgroup, too.
+func (e *Engine) kill(ctx context.Context, client *monitor.Client, c *container) error {
+	patient, cancel := context.WithTimeout(ctx, hangLimit/2)
+	defer cancel()
+	err := client.Kill(patient, string(c.ID))
+	if err == nil || patient.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	klog.ErrorS(err, "A container is killed by its cgroup, as its monitor does not", "id", c.ID)
+	return e.cgroups.Kill(ctx, c.Cgroup.Path)
 }
 
 // over is how the monitor says that it, or the container, has ended meanwhile.

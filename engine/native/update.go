@@ -101,6 +101,7 @@ func (e *Engine) changeLimits(ctx context.Context, c *container, r, previous *en
 	}
 	from, to := e.oomScoreAdj(previous), e.oomScoreAdj(r)
 	if err := e.changeOOMScoreAdj(c, from, to); err != nil {
+		quiet(e.changeOOMScoreAdj(c, to, from), "set back oom_score_adj", c.ID)
 		return err
 	}
 	err = failpoint.Around("native.container.update", func() error { return client.Update(ctx, string(c.ID), data) })
