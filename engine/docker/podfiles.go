@@ -49,7 +49,9 @@ func (p *podFiles) write(id engine.PodID, spec *engine.PodSpec) error {
 			return fmt.Errorf("make the pod's files: %w", err)
 		}
 		for name, text := range map[string]string{"hosts": texts.Hosts, "hostname": texts.Hostname, "resolv.conf": texts.ResolvConf} {
-			if err := os.WriteFile(filepath.Join(p.of(id), name), []byte(text), 0o644); err != nil {
+			file := filepath.Join(p.of(id), name)
+			// For every user of a container, whatever our umask.
+			if err := errors.Join(os.WriteFile(file, []byte(text), 0o644), os.Chmod(file, 0o644)); err != nil {
 				return fmt.Errorf("make the pod's files: %w", err)
 			}
 		}

@@ -3,6 +3,7 @@ package docker
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -24,6 +25,7 @@ func TestFilesOfAPod(t *testing.T) {
 	}
 
 	dir := filepath.Join(files.dir, testPod)
+	defer syscall.Umask(syscall.Umask(0o077))    // no user's of a container
 	for _, name := range []string{"", "web-0"} { // repeating it makes them anew
 		if err := files.write(id, &engine.PodSpec{Hostname: name, DNS: &engine.DNS{Servers: []string{"10.0.0.10"}}}); err != nil {
 			t.Fatal(err)
@@ -34,6 +36,9 @@ func TestFilesOfAPod(t *testing.T) {
 		for file, want := range map[string]string{"hostname": name + "\n", "resolv.conf": "nameserver 10.0.0.10\n"} {
 			if got, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(got) != want {
 				t.Errorf("%s: %q, %v", file, got, err)
+			}
+			if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode() != 0o644 {
+				t.Errorf("%s: %v, %v", file, info, err)
 			}
 		}
 	}
