@@ -146,3 +146,59 @@ func TestAContainerIsKilledThoughItsMonitorHangs(t *testing.T) {
 	}
 	b.removePod(t, pod)
 }
+
+// An exec that hangs while it is made, here as its user is looked up in a pipe, holds its container only until that is stopped.
+//
+// Rows: R07 (part)
+func TestAnExecThatHangsEndsWithItsContainer(t *testing.T) {
+	defer func(was time.Duration) { hangLimit = was }(hangLimit)
+	hangLimit = 2 * time.Second
+	b := serving(t)
+	pod, s := b.runPod(t)
+	etc := t.TempDir()
+	spec := b.containerSpec(t, pod, s, "c", "touch /etc/runs; sleep 1000")
+	spec.Mounts = []engine.Mount{{HostPath: etc, ContainerPath: "/etc"}}
+	st, err := b.CreateContainer(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err = b.StartContainer(t.Context(), st.ID, spec); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "the container runs", func() bool {
+		_, err := os.Stat(filepath.Join(etc, "runs"))
+		return err == nil
+	})
+	if err := unix.Mkfifo(filepath.Join(etc, "passwd"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	group := b.containers[st.ID].Cgroup.Path
+	before, err := b.cgroups.Processes(group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan bool, 1)
+	go func() {
+		code, err := b.Exec(t.Context(), st.ID, &engine.ExecSpec{Command: []string{"true"}})
+		ended <- err == nil && code == 0
+	}()
+	hangs := 0
+	eventually(t, 20*time.Second, "the exec hangs", func() bool {
+		if now, err := b.cgroups.Processes(group); err == nil && len(now) > len(before) {
+			hangs++
+		}
+		return hangs == 10
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := b.StopContainer(ctx, st.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if <-ended {
+		t.Error("the exec did not hang")
+	}
+	if state := b.status(t, st.ID).State; state != engine.ContainerExited {
+		t.Errorf("the container is %s", state)
+	}
+	b.removePod(t, pod)
+}
