@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -15,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
+	"crishim/internal/mounttree"
 )
 
 func TestPodLivesFromRunToRemove(t *testing.T) {
@@ -143,6 +146,32 @@ func TestContainerSeesThePodsNamesAndResolver(t *testing.T) {
 	}
 	if got := c.Output("ip -o -4 addr show eth0"); !strings.Contains(got, pod.IP()+"/") {
 		t.Errorf("eth0 has no %s: %s", pod.IP(), got)
+	}
+}
+
+func TestAPodsFilesForEtc(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "files")
+	run := func(name string) *harness.Container { return pod.Run(name, n.Registry.Ref(harness.Busybox), forever) }
+	c := run("filler")
+	// Nothing counts what is written there, and it lies in the node's memory.
+	for _, file := range []string{"/etc/resolv.conf", "/etc/hostname", "/etc/hosts"} {
+		if got := c.Output("dd if=/dev/zero of=" + file + " bs=64k count=64 2>&1; true"); !strings.Contains(got, "No space left on device") {
+			t.Errorf("4 MiB went into %s: %s", file, got)
+		}
+	}
+	run("beside")
+	if harness.Native() {
+		return // its monitor's files are in the run folder, too
+	}
+	for _, folder := range []string{"pods", "podfiles"} { // somebody empties it
+		folder = filepath.Join(n.Shim.RunDir, "docker", folder, pod.ID)
+		if err := errors.Join(mounttree.Unmount(folder), os.RemoveAll(folder)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := run("after").Output("cat /etc/resolv.conf"); !strings.Contains(got, "nameserver 192.0.2.53\n") {
+		t.Errorf("resolv.conf after it was made anew: %q", got)
 	}
 }
 

@@ -86,6 +86,14 @@ func (s *Store) Pod(id engine.PodID) (PodView, bool) {
 	return PodView{}, false
 }
 
+// PodSpec is what the pod was made from; nil without a record.
+func (s *Store) PodSpec(id engine.PodID) *engine.PodSpec {
+	if pod, ok := s.Pod(id); ok && pod.Recorded {
+		return &pod.Spec
+	}
+	return nil
+}
+
 // PodByKey is the pod with this key, in whatever phase; where several share it, one with a record, then the newest.
 func (s *Store) PodByKey(key engine.PodKey) (PodView, bool) {
 	e := s.podEntryByKey(key)

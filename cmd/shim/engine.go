@@ -35,7 +35,7 @@ func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store 
 		eng, err := docker.New(docker.Options{
 			Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
 			ContainerLog: c.DockerLog(), LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
-			Network: c.Network.Mode, GiveBack: c.Compatibility != "", TracerProvider: tracer, Recorded: store.Recorded,
+			Network: c.Network.Mode, GiveBack: c.Compatibility != "", TracerProvider: tracer, Recorded: store.Recorded, PodSpec: store.PodSpec,
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials},
 			PauseImage: c.Images.Pause, Pinned: c.Images.Pinned, PullNoProgress: time.Duration(c.Images.PullNoProgress),
 		})

@@ -53,7 +53,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if err := hideImageLabels(body.Config.Labels, imageLabels); err != nil {
 		return status, err
 	}
-	files, err := e.podFiles.mounts(spec, e.pauses.haveOwnFiles(spec.Pod), s.facts)
+	files, err := e.podFilesOf(ctx, s, spec)
 	if err != nil {
 		return status, err
 	}

@@ -20,6 +20,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/enginetest"
+	"crishim/internal/mounttree"
 	"crishim/internal/process"
 )
 
@@ -80,6 +81,7 @@ func TestDocker(t *testing.T) {
 		{"a pod lives and leaves nothing", lifeOfPod},
 		{"a container lives, and its log is complete before its exit is seen", lifeOfContainer},
 		{"the pod's namespaces are shared", sharedNamespaces},
+		{"a pod whose files are gone gets them anew", restoredPodFiles},
 		{"an exec gives output and exit code", execOutput},
 		{"an exec that is cancelled leaves no process", execCancelled},
 		{"a child that keeps an exec's output open is not waited for", execWithLoudChild},
@@ -155,8 +157,10 @@ func (b *bench) pod(t *testing.T, change func(*engine.PodSpec)) (engine.PodStatu
 		if err := errors.Join(b.e.StopPod(ctx, id), b.e.ReleaseNetNS(ctx, id), b.e.RemovePod(ctx, id)); err != nil {
 			t.Error(err)
 		}
-		if _, err := os.Lstat(b.e.podFiles.of(id)); !os.IsNotExist(err) {
-			t.Errorf("the files of the pod are left: %v", err)
+		for _, path := range []string{b.e.podFiles.of(id), b.e.podFiles.mount(id)} {
+			if _, err := os.Lstat(path); !os.IsNotExist(err) {
+				t.Errorf("the files of the pod are left: %v", err)
+			}
 		}
 	})
 	status, err := b.e.StartPod(t.Context(), id, spec)
@@ -286,6 +290,29 @@ func lifeOfContainer(t *testing.T, b *bench) {
 		st, err := os.Stat(spec.LogPath)
 		return err == nil && st.Size() > 0
 	})
+}
+
+func restoredPodFiles(t *testing.T, b *bench) {
+	pod, spec := b.pod(t, nil)
+	b.container(t, b.containerSpec(pod, "/bin/sleep", "1000"))
+	if err := errors.Join(mounttree.Unmount(b.e.podFiles.mount(pod.ID)), os.Remove(b.e.podFiles.of(pod.ID))); err != nil {
+		t.Fatal(err)
+	}
+	second := b.containerSpec(pod, "/bin/sleep", "1000")
+	if _, err := b.e.CreateContainer(t.Context(), second); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("nobody knows what was in them: %v", err)
+	}
+	defer func() { b.e.opts.PodSpec = nil }()
+	b.e.opts.PodSpec = func(id engine.PodID) *engine.PodSpec {
+		if id != pod.ID {
+			return nil
+		}
+		return spec
+	}
+	c := b.container(t, second)
+	if got := b.sh(t, c.ID, "cat /etc/resolv.conf /etc/hostname"); got != "search a.b c\nnameserver 10.0.0.10\noptions ndots:5\n"+spec.Hostname {
+		t.Errorf("they are %q", got)
+	}
 }
 
 func sharedNamespaces(t *testing.T, b *bench) {

@@ -49,7 +49,7 @@ const (
 type Options struct {
 	// Socket is the engine's: a unix:// address. Other addresses are other hosts, whose pods cannot be served.
 	Socket string
-	// RunDir is gone after a reboot: the pins of network namespaces are in its folder "netns", files of pods in "pods", prepared mounts in "mounts".
+	// RunDir is gone after a reboot: the pins of network namespaces are in its folder "netns", files of pods in "pods" and "podfiles", prepared mounts in "mounts".
 	RunDir string
 	// RootDir is kept: where the log of each container has got to, and what the image store remembers.
 	RootDir string
@@ -73,6 +73,8 @@ type Options struct {
 	// Recorded says whether the caller has a record of a container, or of a pod, by its id: it is ours then whatever name
 	// somebody gave it. nil knows of none.
 	Recorded func(id string) bool
+	// PodSpec is what a pod was made from, nil where the caller does not know; nil knows of none.
+	PodSpec func(id engine.PodID) *engine.PodSpec
 	// Observe changes nothing anywhere: no log is written, no network namespace pinned, and the engine gets no request but
 	// those that read. What makes or changes something fails.
 	Observe bool
@@ -168,13 +170,17 @@ func New(opts Options) (*Engine, error) {
 		}
 	}
 	e := &Engine{
-		opts: opts, pins: pins{dir: filepath.Join(opts.RunDir, "netns")}, podFiles: podFiles{filepath.Join(opts.RunDir, "pods")},
-		mounts: hostMounts{dir: filepath.Join(opts.RunDir, "mounts")}, starts: newTurns(),
+		opts: opts, pins: pins{dir: filepath.Join(opts.RunDir, "netns")},
+		podFiles: podFiles{dir: filepath.Join(opts.RunDir, "pods"), mounts: filepath.Join(opts.RunDir, "podfiles")},
+		mounts:   hostMounts{dir: filepath.Join(opts.RunDir, "mounts")}, starts: newTurns(),
 	}
-	for _, dir := range []string{e.pins.dir, e.podFiles.dir, e.mounts.dir} {
+	for _, dir := range []string{e.pins.dir, e.podFiles.dir, e.podFiles.mounts, e.mounts.dir} {
 		if err := privateDir(dir); err != nil {
 			return nil, err
 		}
+	}
+	if err := e.podFiles.sweep(); err != nil {
+		return nil, err
 	}
 	e.images = newImageStore(e)
 	e.Images = e.images

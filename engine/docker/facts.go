@@ -2,6 +2,7 @@ package docker
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -48,10 +49,12 @@ type facts struct {
 	recursiveReadonly map[string]bool
 	// prepares: mounts can be made on the host for Docker to bind (hostMounts).
 	prepares bool
-	bridge   bool
-	giveBack bool
-	log      logOptions
-	warnings []string
+	// seesMounts: the engine sees what is mounted on the host.
+	seesMounts bool
+	bridge     bool
+	giveBack   bool
+	log        logOptions
+	warnings   []string
 }
 
 // logOptions are for Docker's own copy of a container's output.
@@ -122,6 +125,7 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 
 		oomScoreAdjMin: oomScoreAdjMin,
 		prepares:       cannotPrepare == nil,
+		seesMounts:     !errors.Is(cannotPrepare, errUnseen),
 		bridge:         opts.Network == NetworkBridge,
 		giveBack:       opts.GiveBack,
 		log:            logOptions{maxSize: opts.LogMaxSize, maxFiles: opts.LogMaxFiles},
@@ -147,6 +151,9 @@ func newFacts(info *system.Info, api string, opts *Options, oomScoreAdjMin int64
 	if cannotPrepare != nil {
 		f.warnings = append(f.warnings, fmt.Sprintf(
 			"mount options, and below API 1.44 recursive read-only mounts, below 1.48 image volumes, are refused: %v", cannotPrepare))
+	}
+	if !f.seesMounts {
+		f.warnings = append(f.warnings, "what containers write into their /etc/hosts, hostname and resolv.conf has no bound but the run folder's")
 	}
 	if oomScoreAdjMin > oomScoreAdjLowest {
 		f.warnings = append(f.warnings, fmt.Sprintf(

@@ -281,8 +281,14 @@ func optionAttributes(options []string) uint64 {
 	return set
 }
 
+// errUnseen: the engine does not see what is mounted on the host, or may not.
+var errUnseen = errors.New("the engine may be in another mount namespace")
+
 // canPrepareMounts says why mounts cannot be prepared on this host for the engine at socket; nil when they can.
 func canPrepareMounts(ctx context.Context, socket, dir string) error {
+	if err := sharesMounts(ctx, socket); err != nil {
+		return fmt.Errorf("%w: %w", errUnseen, err)
+	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
 		err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
@@ -291,6 +297,10 @@ func canPrepareMounts(ctx context.Context, socket, dir string) error {
 	if err != nil {
 		return fmt.Errorf("the kernel has no mount_setattr for us (Linux 5.12 or newer, and CAP_SYS_ADMIN): %w", err)
 	}
+	return nil
+}
+
+func sharesMounts(ctx context.Context, socket string) error {
 	pid, err := peerOf(ctx, socket)
 	if err != nil {
 		return fmt.Errorf("the engine's process: %w", err)
@@ -304,7 +314,7 @@ func canPrepareMounts(ctx context.Context, socket, dir string) error {
 		return err
 	}
 	if theirs != ours {
-		return fmt.Errorf("the engine (process %d) is in another mount namespace", pid)
+		return fmt.Errorf("the engine (process %d) has %s, we %s", pid, theirs, ours)
 	}
 	return nil
 }

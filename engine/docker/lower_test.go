@@ -2,8 +2,8 @@ package docker
 
 import (
 	"encoding/json"
-	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -288,11 +288,11 @@ func TestFeaturesFollowTheHost(t *testing.T) {
 	if f := able.Features; !f.RecursiveReadonlyMounts || !f.MountOptions || !f.ImageVolumes || !able.Handlers["runc"].RecursiveReadonlyMounts || !able.Handlers[""].RecursiveReadonlyMounts {
 		t.Errorf("features %+v, handlers %v", f, able.Handlers)
 	}
-	unable := newFacts(&info, "1.41", &Options{}, 0, errors.New("another mount namespace")).info()
+	unable := newFacts(&info, "1.41", &Options{}, 0, fmt.Errorf("%w: here is why", errUnseen)).info()
 	if f := unable.Features; f.RecursiveReadonlyMounts || f.MountOptions || f.ImageVolumes || unable.Handlers["runc"].RecursiveReadonlyMounts {
 		t.Errorf("features %+v, handlers %v", f, unable.Handlers)
 	}
-	if !strings.Contains(strings.Join(unable.Warnings, "\n"), "another mount namespace") {
+	if said := strings.Join(unable.Warnings, "\n"); !strings.Contains(said, "here is why") || !strings.Contains(said, "/etc/hosts") {
 		t.Errorf("warnings %q do not say why", unable.Warnings)
 	}
 	info.Driver = "btrfs"

@@ -1,31 +1,44 @@
 package docker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"crishim/engine"
 	"crishim/engine/podfiles"
 	"crishim/internal/failpoint"
+	"crishim/internal/mounttree"
 )
 
 // podFiles are what the containers of a pod without a network of Docker's read in /etc, for which Docker has no files either:
 //
+//	dir/POD-ID → mounts/POD-ID/{hosts,hostname,resolv.conf}
 //	dir/POD-ID/{hosts,hostname,resolv.conf}
+//
+// The first is for an engine that sees what is mounted on the host.
 //
 // They are mounted into each container of the pod, and go with its pin. Where there are none, the pod is another shim's or one
 // that may be given back to it, and Docker mounts its own.
-type podFiles struct{ dir string }
+//
+// The link is for versions that had but folders: they remove it, and could not remove a mount.
+type podFiles struct {
+	dir, mounts string
+	// restoring is held while files are made anew for a pod that runs.
+	restoring sync.Mutex
+}
 
 // ownFiles says whether a pod is made so. One in the host's network has the host's names from Docker, at no cost.
 func ownFiles(spec *engine.PodSpec, f *facts) bool {
@@ -34,8 +47,10 @@ func ownFiles(spec *engine.PodSpec, f *facts) bool {
 
 func (p *podFiles) of(id engine.PodID) string { return filepath.Join(p.dir, string(id)) }
 
+func (p *podFiles) mount(id engine.PodID) string { return filepath.Join(p.mounts, string(id)) }
+
 // write makes the files, or makes them anew: the pod does not run yet.
-func (p *podFiles) write(id engine.PodID, spec *engine.PodSpec) error {
+func (p *podFiles) write(id engine.PodID, spec *engine.PodSpec, f *facts) error {
 	named := *spec
 	if named.Hostname == "" {
 		named.Hostname = string(id[:12]) // as Docker names it
@@ -45,18 +60,56 @@ func (p *podFiles) write(id engine.PodID, spec *engine.PodSpec) error {
 		return err
 	}
 	return failpoint.Around("podfiles", func() error {
-		if err := os.Mkdir(p.of(id), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := p.make(id, texts, f.seesMounts); err != nil {
 			return fmt.Errorf("make the pod's files: %w", err)
-		}
-		for name, text := range map[string]string{"hosts": texts.Hosts, "hostname": texts.Hostname, "resolv.conf": texts.ResolvConf} {
-			file := filepath.Join(p.of(id), name)
-			// For every user of a container, whatever our umask.
-			if err := errors.Join(os.WriteFile(file, []byte(text), 0o644), os.Chmod(file, 0o644)); err != nil {
-				return fmt.Errorf("make the pod's files: %w", err)
-			}
 		}
 		return nil
 	})
+}
+
+func (p *podFiles) make(id engine.PodID, texts podfiles.Files, mount bool) error {
+	if err := p.clear(id); err != nil {
+		return err
+	}
+	if !mount {
+		if err := os.Mkdir(p.of(id), 0o700); err != nil {
+			return err
+		}
+		return texts.Write(p.of(id), 0, 0)
+	}
+	if err := os.Mkdir(p.mount(id), 0o700); err != nil {
+		return err
+	}
+	if err := texts.Mount(p.mount(id), 0, 0); err != nil {
+		return err
+	}
+	return os.Symlink(p.mount(id), p.of(id))
+}
+
+// clear takes away what is there: the link last, so that what is left is found by it.
+func (p *podFiles) clear(id engine.PodID) error {
+	if err := mounttree.UnmountOne(p.mount(id)); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(p.mount(id)), os.RemoveAll(p.of(id)))
+}
+
+// sweep takes away mounts without a link: an earlier version removed their pods, or the daemon died as it made them.
+func (p *podFiles) sweep() error {
+	mounts, err := os.ReadDir(p.mounts)
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		id := engine.PodID(m.Name())
+		if _, err := os.Lstat(p.of(id)); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := p.clear(id); err != nil {
+			return fmt.Errorf("remove the files of pod %s, which is gone: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // relabel lets the pod's containers have them; mountLabel is the pause container's, "" without SELinux.
@@ -64,24 +117,68 @@ func (p *podFiles) relabel(id engine.PodID, mountLabel string) error {
 	if mountLabel == "" {
 		return nil
 	}
-	if err := label.Relabel(p.of(id), mountLabel, true); err != nil {
+	dir, err := filepath.EvalSymlinks(p.of(id))
+	if err != nil {
+		return fmt.Errorf("label the pod's files: %w", err)
+	}
+	if err := label.Relabel(dir, mountLabel, true); err != nil {
 		return fmt.Errorf("label the pod's files: %w", err)
 	}
 	return nil
 }
 
-// mounts are those of the pod's files that the container has none of its own for; writable where its root is: programs edit
-// /etc/hosts. wanted says that the pod has no files but these.
-func (p *podFiles) mounts(spec *engine.ContainerSpec, wanted bool, f *facts) ([]mount.Mount, error) {
-	switch _, err := os.Lstat(p.of(spec.Pod)); {
-	case err == nil:
-	case wanted:
-		return nil, fmt.Errorf("the pod's files for /etc are gone, it has to be made anew: %w: %w", err, errdefs.ErrFailedPrecondition)
-	default:
-		return nil, nil
+// podFilesOf are the mounts of its pod's files for a new container. Where they are gone, as somebody emptied the run folder or
+// configured another one, they are made anew: the pod has no others.
+func (e *Engine) podFilesOf(ctx context.Context, s *session, spec *engine.ContainerSpec) ([]mount.Mount, error) {
+	if !e.podFiles.there(spec.Pod) {
+		if !e.pauses.haveOwnFiles(spec.Pod) {
+			return nil, nil
+		}
+		if err := e.restorePodFiles(ctx, s, spec.Pod); err != nil {
+			return nil, err
+		}
 	}
+	return e.podFiles.lower(spec, s.facts)
+}
+
+func (e *Engine) restorePodFiles(ctx context.Context, s *session, id engine.PodID) error {
+	e.podFiles.restoring.Lock()
+	defer e.podFiles.restoring.Unlock()
+	if e.podFiles.there(id) {
+		return nil
+	}
+	var spec *engine.PodSpec
+	if e.opts.PodSpec != nil {
+		spec = e.opts.PodSpec(id)
+	}
+	if spec == nil {
+		return fmt.Errorf("the pod's files for /etc are gone, it has to be made anew: %w", errdefs.ErrFailedPrecondition)
+	}
+	in, err := inspect(ctx, s, string(id), sandbox)
+	if err != nil {
+		return err
+	}
+	klog.InfoS("Making the files for /etc of a pod anew, they are gone", "pod", id, "folder", e.podFiles.of(id))
+	if err := e.podFiles.write(id, spec, s.facts); err != nil {
+		return err
+	}
+	return e.podFiles.relabel(id, in.MountLabel)
+}
+
+var podFileNames = []string{"hosts", "hostname", "resolv.conf"}
+
+func (p *podFiles) there(id engine.PodID) bool {
+	return !slices.ContainsFunc(podFileNames, func(name string) bool {
+		_, err := os.Stat(filepath.Join(p.of(id), name))
+		return err != nil
+	})
+}
+
+// lower has the mounts of those of the pod's files that the container has none of its own for; writable where its root is:
+// programs edit /etc/hosts.
+func (p *podFiles) lower(spec *engine.ContainerSpec, f *facts) ([]mount.Mount, error) {
 	var mounts []mount.Mount
-	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+	for _, name := range podFileNames {
 		target := path.Join("/etc", name)
 		if slices.ContainsFunc(spec.Mounts, func(m engine.Mount) bool { return path.Clean(m.ContainerPath) == target }) {
 			continue
@@ -103,7 +200,7 @@ func (p *podFiles) remove(id engine.PodID) error {
 		return nil
 	}
 	return failpoint.Around("podfiles.remove", func() error {
-		if err := os.RemoveAll(p.of(id)); err != nil {
+		if err := p.clear(id); err != nil {
 			return fmt.Errorf("remove the pod's files: %w", err)
 		}
 		return nil

@@ -1,33 +1,33 @@
 package docker
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
+	"github.com/moby/sys/mountinfo"
 
 	"crishim/engine"
+	"crishim/internal/mounttree"
 )
 
 func TestFilesOfAPod(t *testing.T) {
-	files, f := podFiles{t.TempDir()}, &facts{api: "1.41"}
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	files, f := podFiles{dir: t.TempDir(), mounts: t.TempDir()}, &facts{api: "1.41", seesMounts: true}
 	id := engine.PodID(testPod)
 	spec := &engine.ContainerSpec{Pod: id}
-	if mounts, err := files.mounts(spec, false, f); err != nil || len(mounts) != 0 {
-		t.Errorf("a pod whose files Docker has: %v, %v", mounts, err)
+	if files.there(id) {
+		t.Error("there are files")
 	}
-	if mounts, err := files.mounts(spec, true, f); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a pod whose files are gone: %v, %v", mounts, err)
-	}
-
 	dir := filepath.Join(files.dir, testPod)
-	defer syscall.Umask(syscall.Umask(0o077))    // no user's of a container
+	t.Cleanup(func() { _ = mounttree.Unmount(files.mounts) })
 	for _, name := range []string{"", "web-0"} { // repeating it makes them anew
-		if err := files.write(id, &engine.PodSpec{Hostname: name, DNS: &engine.DNS{Servers: []string{"10.0.0.10"}}}); err != nil {
+		if err := files.write(id, &engine.PodSpec{Hostname: name, DNS: &engine.DNS{Servers: []string{"10.0.0.10"}}}, f); err != nil {
 			t.Fatal(err)
 		}
 		if name == "" {
@@ -37,15 +37,15 @@ func TestFilesOfAPod(t *testing.T) {
 			if got, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(got) != want {
 				t.Errorf("%s: %q, %v", file, got, err)
 			}
-			if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode() != 0o644 {
-				t.Errorf("%s: %v, %v", file, info, err)
-			}
 		}
 	}
 
+	if !files.there(id) {
+		t.Error("there are no files")
+	}
 	spec.Mounts = []engine.Mount{{ContainerPath: "/etc//hosts", HostPath: "/kubelet/etc-hosts"}}
 	spec.Security.ReadonlyRootfs = true
-	mounts, err := files.mounts(spec, true, f)
+	mounts, err := files.lower(spec, f)
 	if err != nil || len(mounts) != 2 || mounts[0].Target != "/etc/hostname" || mounts[1].Target != "/etc/resolv.conf" ||
 		mounts[1].Source != filepath.Join(dir, "resolv.conf") || !mounts[1].ReadOnly {
 		t.Fatalf("%+v, %v", mounts, err)
@@ -82,9 +82,65 @@ func TestFilesOfAPod(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if left, err := os.ReadDir(files.dir); err != nil || len(left) != 0 {
+	noFiles(t, &files)
+}
+
+func noFiles(t *testing.T, files *podFiles) {
+	t.Helper()
+	for _, dir := range []string{files.dir, files.mounts} {
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+			t.Errorf("%v, %v", left, err)
+		}
+	}
+	if left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(files.mounts)); err != nil || len(left) != 0 {
 		t.Errorf("%v, %v", left, err)
 	}
+}
+
+func TestFilesOfPodsThatAnotherVersionMadeOrRemoved(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	files, id := podFiles{dir: t.TempDir(), mounts: t.TempDir()}, engine.PodID(testPod)
+	mounted, unseen := &facts{seesMounts: true}, &facts{}
+	t.Cleanup(func() { _ = mounttree.Unmount(files.mounts) })
+	// It had a folder where the link is, and removes that.
+	if err := files.write(id, &engine.PodSpec{}, mounted); err != nil {
+		t.Fatal(err)
+	}
+	if err := files.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(files.of(id), "hosts")); err != nil {
+		t.Errorf("the files of a pod that is there are gone: %v", err)
+	}
+	if err := os.RemoveAll(files.of(id)); err != nil {
+		t.Fatal(err)
+	}
+	if err := files.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	noFiles(t, &files)
+
+	folder := func() { // also where the engine sees no mounts of ours
+		t.Helper()
+		if err := files.write(id, &engine.PodSpec{}, unseen); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Lstat(files.of(id)); err != nil || !st.IsDir() || !files.there(id) {
+			t.Errorf("%v, %v", st, err)
+		}
+	}
+	folder()
+	if err := files.remove(id); err != nil {
+		t.Fatal(err)
+	}
+	noFiles(t, &files)
+	folder() // the daemon was replaced while it started a pod
+	if err := errors.Join(files.write(id, &engine.PodSpec{}, mounted), files.remove(id)); err != nil {
+		t.Fatal(err)
+	}
+	noFiles(t, &files)
 }
 
 func TestWhosePodsHaveFilesOfOurs(t *testing.T) {

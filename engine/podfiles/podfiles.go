@@ -1,5 +1,5 @@
 // Package podfiles decides what a pod's containers read in /etc/hosts, /etc/hostname and /etc/resolv.conf where the kubelet
-// mounts no file of its own there, on every engine.
+// mounts no file of its own there, and puts it in files that containers cannot fill the node with, on every engine.
 package podfiles
 
 import (
@@ -7,15 +7,42 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 )
 
 // Files are the texts.
 type Files struct{ Hosts, Hostname, ResolvConf string }
+
+// room is what containers may write in addition to a pod's texts: a page of 64 KiB for each file, and one more.
+const room = 4 << 16
+
+// Mount mounts a file system at dir, an empty folder, and writes the files into it. It is of memory, and has room for little
+// else: nothing counts what a pod writes there. On an error it may be mounted.
+func (f Files) Mount(dir string, uid, gid int) error {
+	options := fmt.Sprintf("mode=700,uid=%d,gid=%d,size=%d,nr_inodes=16", uid, gid, room+len(f.Hosts)+len(f.Hostname)+len(f.ResolvConf))
+	if err := unix.Mount("podfiles", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", dir, err)
+	}
+	return f.Write(dir, uid, gid)
+}
+
+// Write puts the files into dir for containers to read and write: hosts, hostname and resolv.conf, which belong to uid and gid.
+func (f Files) Write(dir string, uid, gid int) error {
+	for name, text := range map[string]string{"hosts": f.Hosts, "hostname": f.Hostname, "resolv.conf": f.ResolvConf} {
+		path := filepath.Join(dir, name)
+		// For every user of a container, whatever our umask.
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o644), os.Chmod(path, 0o644), os.Lchown(path, uid, gid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Texts are a pod's. ErrInvalidArgument where a name would be more than a word of its file.
 func Texts(spec *engine.PodSpec) (f Files, err error) {

@@ -1,11 +1,14 @@
 package podfiles
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 )
@@ -45,5 +48,36 @@ func TestNothingBecomesAnotherLine(t *testing.T) {
 		if _, err := Texts(spec); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+func TestFilesTakeLittleMoreThanTheirTexts(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	defer unix.Umask(unix.Umask(0o077)) // no user's of a container
+	dir := t.TempDir()
+	files := Files{Hosts: strings.Repeat("127.0.0.1 a\n", 1<<16), Hostname: "pod\n"} // a host's may be long
+	if err := files.Mount(dir, 1000, 2000); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	for name, want := range map[string]string{"hosts": files.Hosts, "hostname": "pod\n", "resolv.conf": ""} {
+		path := filepath.Join(dir, name)
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("%s: %.80q, %v", name, got, err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || st.Mode != unix.S_IFREG|0o644 || st.Uid != 1000 || st.Gid != 2000 {
+			t.Errorf("%s: mode %#o of %d:%d, %v", name, st.Mode, st.Uid, st.Gid, err)
+		}
+	}
+	file, err := os.OpenFile(filepath.Join(dir, "resolv.conf"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = file.Close() }()
+	if n, err := file.Write(make([]byte, 1<<20)); !errors.Is(err, unix.ENOSPC) || n < 64<<10 {
+		t.Errorf("%d bytes were written: %v", n, err)
 	}
 }

@@ -58,6 +58,7 @@ var trusted = map[string]string{
 	"engine/docker/netns.go":              "pins below run_dir, named by checked ids",
 	"engine/docker/oom.go":                "/dev/kmsg",
 	"engine/docker/podfiles.go":           "below run_dir, named by checked ids; resolv.conf in the engine's own folder of a sandbox, never in a root file system; its last name is no link",
+	"engine/podfiles/podfiles.go":         "files in a file system that it just mounted at a folder below run_dir",
 	"internal/powercut/disk.go":           "a disk for tests",
 	"internal/powercut/mount.go":          "a disk for tests",
 	"internal/mounttree/mounttree.go":     "a mount at a folder below run_dir that its caller names",

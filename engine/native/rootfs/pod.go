@@ -57,10 +57,10 @@ func (s *Store) makePod(ctx context.Context, id engine.PodID, spec *engine.PodSp
 	if err != nil {
 		return Pod{}, err
 	}
-	for path, text := range map[string]string{p.Hosts: texts.Hosts, p.Hostname: texts.Hostname, p.ResolvConf: texts.ResolvConf} {
-		if err := makeFile(path, []byte(text), 0o644, uid, gid); err != nil {
-			return Pod{}, err
-		}
+	if err := texts.Mount(dir, uid, gid); err != nil {
+		return Pod{}, err
+	}
+	for _, path := range []string{p.Hosts, p.Hostname, p.ResolvConf} {
 		if err := label.SetFileLabel(path, mountLabel); err != nil {
 			return Pod{}, fmt.Errorf("label %s: %w", path, err)
 		}
@@ -84,7 +84,8 @@ func (s *Store) RemovePod(ctx context.Context, id engine.PodID) error {
 	if err := checkID(string(id)); err != nil {
 		return err
 	}
-	if err := removeMounts(ctx, s.pod(id), filepath.Join(s.pod(id), "shm")); err != nil {
+	// With what is mounted in it. Before the files had a mount of their own there was but that of /dev/shm.
+	if err := removeMounts(ctx, s.pod(id), s.pod(id)); err != nil {
 		return fmt.Errorf("remove the files of pod %s: %w", id, err)
 	}
 	return nil

@@ -425,6 +425,17 @@ func TestAPodsFilesHaveExactlyTheirLines(t *testing.T) {
 		if err := unix.Statfs(p.Shm, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC || fs.Blocks*uint64(fs.Bsize) != 64<<20 || fs.Flags&unix.ST_NOEXEC == 0 {
 			t.Errorf("/dev/shm: %+v, %v", fs, err)
 		}
+		if err := unix.Statfs(p.Hosts, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC || fs.Blocks*uint64(fs.Bsize) > 512<<10 {
+			t.Errorf("/etc/hosts can fill the node: %+v, %v", fs, err)
+		}
+	}
+	// One of a version whose files lay in the folder.
+	shm := filepath.Join(s.pod("old"), "shm")
+	if err := os.MkdirAll(shm, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("shm", shm, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
 	}
 	for name, bad := range map[string]*engine.PodSpec{
 		"hostname":   {Hostname: "a\nb"},
@@ -441,7 +452,7 @@ func TestAPodsFilesHaveExactlyTheirLines(t *testing.T) {
 	if err != nil || node.Shm != "" || read(t, node.Hosts) != read(t, "/etc/hosts") {
 		t.Errorf("%+v, %v", node, err)
 	}
-	for _, id := range []engine.PodID{"pod", "bad", "node", "none"} {
+	for _, id := range []engine.PodID{"pod", "bad", "node", "old", "none"} {
 		if err := s.RemovePod(t.Context(), id); err != nil {
 			t.Error(err)
 		}
