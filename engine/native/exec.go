@@ -252,23 +252,3 @@ func (p *pipes) copy(s *engine.Streams) <-chan error {
 	}()
 	return output
 }
-
-// copyOutput moves a process's output until it ends. A client that takes no more ends nothing: the rest is thrown away, as
-// the process may need its output read to go on.
-func copyOutput(to io.Writer, from *os.File) error {
-	if to == nil {
-		to = io.Discard
-	}
-	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
-	// The writer is hidden from io.CopyBuffer's shortcuts, which would move smaller pieces.
-	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, *buffer)
-	switch {
-	case err == nil, errors.Is(err, os.ErrClosed), isHangup(err):
-		return nil
-	}
-	_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{from}, *buffer)
-	return fmt.Errorf("deliver output: %w", err)
-}
-
-var buffers = sync.Pool{New: func() any { return new(make([]byte, 64<<10)) }}
