@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -147,10 +148,10 @@ func TestAContainerIsKilledThoughItsMonitorHangs(t *testing.T) {
 	b.removePod(t, pod)
 }
 
-// An exec that hangs while it is made, here as its user is looked up in a pipe, holds its container only until that is stopped.
+// An exec that hangs while it is made, here as its user is looked up in a pipe, goes when its client does, and when its container is stopped.
 //
 // Rows: R07 (part)
-func TestAnExecThatHangsEndsWithItsContainer(t *testing.T) {
+func TestAnExecThatHangsEndsWithItsClientOrItsContainer(t *testing.T) {
 	defer func(was time.Duration) { hangLimit = was }(hangLimit)
 	hangLimit = 2 * time.Second
 	b := serving(t)
@@ -175,6 +176,31 @@ func TestAnExecThatHangsEndsWithItsContainer(t *testing.T) {
 	group := b.containers[st.ID].Cgroup.Path
 	before, err := b.cgroups.Processes(group)
 	if err != nil {
+		t.Fatal(err)
+	}
+	// One whose client leaves goes at once, also one that waits behind it. Neither holds anything up.
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := b.Exec(ctx, st.ID, &engine.ExecSpec{Command: []string{"true"}}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("an exec that hangs: %v", err)
+			}
+		})
+	}
+	both.Wait()
+	eventually(t, 20*time.Second, "nothing of it is left", func() bool {
+		now, err := b.cgroups.Processes(group)
+		return err == nil && len(now) == len(before)
+	})
+	if err := os.Rename(filepath.Join(etc, "passwd"), filepath.Join(etc, "aside")); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := b.Exec(t.Context(), st.ID, &engine.ExecSpec{Command: []string{"true"}}); code != 0 || err != nil {
+		t.Errorf("the next exec: %d, %v", code, err)
+	}
+	if err := os.Rename(filepath.Join(etc, "aside"), filepath.Join(etc, "passwd")); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan bool, 1)

@@ -2,6 +2,7 @@ package ociruntime
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -74,7 +75,7 @@ func (c *container) SharesPIDs() bool {
 	return true
 }
 
-func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
+func (c *container) Exec(ctx context.Context, raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
 	file, err := os.CreateTemp(c.dir, "process-")
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
@@ -84,7 +85,7 @@ func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process,
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
-	pid, err := c.fork(stdio, "exec", "--detach", "--process", file.Name())
+	pid, err := c.fork(ctx, stdio, "exec", "--detach", "--process", file.Name())
 	if err != nil {
 		return nil, c.startError(err)
 	}

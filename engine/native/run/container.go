@@ -3,11 +3,11 @@
 package run
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -31,8 +31,8 @@ type container struct {
 	container *libcontainer.Container
 	paths     map[string]string
 	process   proc
-	// configuring is held by what needs the configuration as it has just set it.
-	configuring sync.Mutex
+	// configuring, of one place, is held by what needs the configuration as it has just set it.
+	configuring chan struct{}
 }
 
 // proc is a serve.Process.
@@ -110,7 +110,7 @@ func (c *container) SharesPIDs() bool {
 	return !config.Namespaces.IsPrivate(configs.NEWPID)
 }
 
-func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
+func (c *container) Exec(ctx context.Context, raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
 	spec := new(specs.Process)
 	if err := json.Unmarshal(raw, spec); err != nil {
 		return nil, fmt.Errorf("decode a process for container %s: %w: %w", c.id, err, errdefs.ErrInvalidArgument)
@@ -123,11 +123,17 @@ func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process,
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	// libcontainer starts one process at a time anyway.
-	c.configuring.Lock()
-	defer c.configuring.Unlock()
+	select {
+	case c.configuring <- struct{}{}:
+		defer func() { <-c.configuring }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("exec in container %s, while another is begun: %w", c.id, ctx.Err())
+	}
 	c.adjustOOMScore(spec)
 	c.runtime.filters.RLock()
+	begun := c.killWhenDone(ctx, os.Args[0])
 	err = c.container.Start(process)
+	begun()
 	c.runtime.filters.RUnlock()
 	if err != nil {
 		if errors.Is(err, libcontainer.ErrNotRunning) {
@@ -141,6 +147,37 @@ func (c *container) Exec(raw json.RawMessage, stdio serve.Stdio) (serve.Process,
 	}
 	return proc{process, pid}, nil
 }
+
+// killWhenDone kills what Start makes, once ctx ends and until begun is called. The process has our program until it has that
+// of the container, with the arguments that libcontainer gives it; there is but one.
+func (c *container) killWhenDone(ctx context.Context, argv0 string) (begun func()) {
+	started, ended := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		for {
+			pids, _ := c.container.Processes()
+			for _, pid := range pids {
+				if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && string(line) == argv0+"\x00init\x00" {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
+			}
+			select {
+			case <-started:
+				return
+			case <-time.After(killAgain):
+			}
+		}
+	})
+	return func() {
+		close(started)
+		if !stop() {
+			<-ended
+		}
+	}
+}
+
+// killAgain is the pause before the process is looked for anew, which may not have joined the container yet.
+const killAgain = 50 * time.Millisecond
 
 // adjustOOMScore to the process's, which differs from the container's after an update. libcontainer takes it from the
 // configuration that the container was made with; Config copies that, but not what it points to. Set after the start it

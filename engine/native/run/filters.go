@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runc/libcontainer/seccomp"
@@ -67,10 +68,13 @@ type filters struct {
 	paths []string
 }
 
+const addWait = 200 * time.Millisecond
+
 // maxFilters is how many files an init reads (MAX_FILTERS); the oldest gives way.
 const maxFilters = 8
 
-// add makes a file known to the processes started from now on.
+// add makes a file known to the processes started from now on. Where one is being started for long, held up by what its
+// container has in its files, it does without: libseccomp compiles the profile then.
 func (f *filters) add(path string) {
 	f.RLock()
 	known := path == "" || strings.Contains(path, C.FILTER_SEPARATOR) || slices.Contains(f.paths, path)
@@ -78,7 +82,11 @@ func (f *filters) add(path string) {
 	if known {
 		return
 	}
-	f.Lock()
+	for deadline := time.Now().Add(addWait); !f.TryLock(); time.Sleep(time.Millisecond) { // Lock would let nobody else start one
+		if time.Now().After(deadline) {
+			return
+		}
+	}
 	defer f.Unlock()
 	if len(f.paths) == maxFilters {
 		f.paths = f.paths[1:]

@@ -39,8 +39,8 @@ func (c *container) Update(raw json.RawMessage) error {
 	config.Cgroups = &group
 	// The devices stay as they are, with what others may have added. The mark is for this call alone: no process starts
 	// with it.
-	c.configuring.Lock()
-	defer c.configuring.Unlock()
+	c.configuring <- struct{}{}
+	defer func() { <-c.configuring }()
 	made.Resources.SkipDevices = true
 	err = c.container.Set(config)
 	made.Resources.SkipDevices = false

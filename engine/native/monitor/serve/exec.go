@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,7 +56,8 @@ func (c *call) exec() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	run, err := found.exec(args.Process, stdio)
+	gone := c.gone(func(kill monitor.ExecKill) bool { return kill.Kill })
+	run, err := found.exec(gone, args.Process, stdio)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +72,6 @@ func (c *call) exec() (any, error) {
 	if err != nil {
 		run.kill()
 	} else {
-		gone := c.gone(func(kill monitor.ExecKill) bool { return kill.Kill })
 		select {
 		case <-run.dead:
 		case <-gone.Done():
@@ -96,8 +97,8 @@ type running struct {
 	dead      chan struct{}
 }
 
-// exec starts a process. The stdio is closed here.
-func (c *container) exec(spec json.RawMessage, stdio Stdio) (*running, error) {
+// exec starts a process, unless ctx ends before it has. The stdio is closed here.
+func (c *container) exec(ctx context.Context, spec json.RawMessage, stdio Stdio) (*running, error) {
 	defer func() { monitor.CloseFiles([]*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr, stdio.Console}) }()
 	// An exec into a paused container would hang.
 	if status := c.currentStatus(); status != monitor.StatusRunning {
@@ -118,7 +119,7 @@ func (c *container) exec(spec json.RawMessage, stdio Stdio) (*running, error) {
 		return nil, fmt.Errorf("prepare the stdio of a process in container %s: %w", c.id, err)
 	}
 	run := &running{container: c, dead: make(chan struct{})}
-	run.process, run.reaped, err = c.server.reaper.start(func() (Process, error) { return c.runtime.Exec(spec, stdio) })
+	run.process, run.reaped, err = c.server.reaper.start(func() (Process, error) { return c.runtime.Exec(ctx, spec, stdio) })
 	if err != nil {
 		return nil, err
 	}

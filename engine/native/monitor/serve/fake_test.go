@@ -148,7 +148,7 @@ func (c *fakeContainer) Signal(sig unix.Signal) error {
 func (c *fakeContainer) KillAll() error   { return c.Signal(unix.SIGKILL) }
 func (c *fakeContainer) SharesPIDs() bool { return c.runtime.shares }
 
-func (c *fakeContainer) Exec(raw json.RawMessage, stdio Stdio) (Process, error) {
+func (c *fakeContainer) Exec(_ context.Context, raw json.RawMessage, stdio Stdio) (Process, error) {
 	var spec fakeSpec
 	if err := json.Unmarshal(raw, &spec); err != nil {
 		return nil, err

@@ -5,6 +5,7 @@
 package serve
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 
@@ -57,8 +58,9 @@ type Container interface {
 	KillAll() error
 	// SharesPIDs says that the first process's end does not end the others.
 	SharesPIDs() bool
-	// Exec runs a process (OCI specs.Process). A *monitor.StartError where it cannot start.
-	Exec(process json.RawMessage, stdio Stdio) (Process, error)
+	// Exec runs a process (OCI specs.Process). A *monitor.StartError where it cannot start. One that has not started when ctx
+	// ends is killed: the container's files may hold it up, such as a FIFO in the place of /etc/passwd.
+	Exec(ctx context.Context, process json.RawMessage, stdio Stdio) (Process, error)
 	// PIDs are all processes of the container, as the monitor sees them.
 	PIDs() ([]int, error)
 	Update(resources json.RawMessage) error
