@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"crishim/config"
+	"crishim/engine/docker/survey"
 	"crishim/migrate/compare"
 	"crishim/migrate/handover"
 	"crishim/migrate/kubeletfiles"
@@ -254,6 +255,11 @@ func (a *adoption) rollback(ctx context.Context) error {
 			_, _ = fmt.Fprintf(a.out, "put back %s\n", e.Path)
 		}
 		_, _ = fmt.Fprintln(a.out, "put the old shim's links to Docker's logs in the place of crishim's logs, which wait beside them")
+		if node, err := survey.Read(ctx, a.c.Docker.Endpoint); err != nil {
+			_, _ = fmt.Fprintf(a.out, "whether the old shim can serve all pods is not known: %v\n", err)
+		} else {
+			_, _ = fmt.Fprint(a.out, ofNoReturn(node))
+		}
 		_, err := fmt.Fprintf(a.out, "and start again what ran on %s: %s; nothing was changed, --yes does it\n", backup.Taken.Format(time.RFC3339), backup.OldEndpoint)
 		return err
 	}

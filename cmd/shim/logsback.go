@@ -30,6 +30,7 @@ func giveLogsBack(ctx context.Context, c *config.Config, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("find the containers whose logs are to be linked: %w", err)
 	}
+	_, _ = fmt.Fprint(out, ofNoReturn(node))
 	linked := 0
 	var errs []error
 	for i := range node.Containers {
@@ -44,4 +45,18 @@ func giveLogsBack(ctx context.Context, c *config.Config, out io.Writer) error {
 	}
 	_, _ = fmt.Fprintf(out, "linked the logs of %d containers to Docker's\n", linked)
 	return errors.Join(errs...)
+}
+
+// ofNoReturn names the running pods that crishim has made without the setting compatibility, which the old shim can keep but
+// not make whole containers in.
+func ofNoReturn(node *survey.Engine) string {
+	var text strings.Builder
+	for i := range node.Containers {
+		c := &node.Containers[i]
+		if c.NetworkDisabled && c.State == "running" && c.Labels["io.kubernetes.docker.type"] == "podsandbox" {
+			_, _ = fmt.Fprintf(&text, "delete pod %s/%s: it was made without the setting compatibility, and what the old shim starts in it has no resolv.conf\n",
+				c.Labels["io.kubernetes.pod.namespace"], c.Labels["io.kubernetes.pod.name"])
+		}
+	}
+	return text.String()
 }

@@ -61,10 +61,12 @@ type Container struct {
 	LogDriver   string            `json:"logDriver"`
 	LogPath     string            `json:"logPath,omitempty"` // "" where the driver writes no file that Docker tells of
 	NetworkMode string            `json:"networkMode"`
-	CgroupPath  string            `json:"cgroupParent,omitempty"`
-	Runtime     string            `json:"runtime,omitempty"`
-	Mounts      []Mount           `json:"mounts,omitempty"`
-	Ports       []Port            `json:"ports,omitempty"`
+	// NetworkDisabled: Docker has no network for it, nor files for /etc.
+	NetworkDisabled bool    `json:"networkDisabled,omitempty"`
+	CgroupPath      string  `json:"cgroupParent,omitempty"`
+	Runtime         string  `json:"runtime,omitempty"`
+	Mounts          []Mount `json:"mounts,omitempty"`
+	Ports           []Port  `json:"ports,omitempty"`
 }
 
 // Mount is a folder or file of the host in a container.
@@ -215,7 +217,7 @@ func fromInspect(in *container.InspectResponse) Container {
 		c.State, c.Pid = string(in.State.Status), in.State.Pid
 	}
 	if in.Config != nil {
-		c.Image, c.Labels = in.Config.Image, in.Config.Labels
+		c.Image, c.Labels, c.NetworkDisabled = in.Config.Image, in.Config.Labels, in.Config.NetworkDisabled
 	}
 	if in.HostConfig != nil {
 		c.LogDriver, c.NetworkMode = in.HostConfig.LogConfig.Type, string(in.HostConfig.NetworkMode)

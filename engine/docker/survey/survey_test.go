@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/docker/docker/api/types/container"
 )
 
 // The engine below answers with what real engines sent; the inspects are of pods that dockershim made.
@@ -111,5 +113,14 @@ func TestReadSaysThatNobodyAnswers(t *testing.T) {
 	socket := "unix://" + filepath.Join(t.TempDir(), "none.sock")
 	if _, err := Read(context.Background(), socket); err == nil || !strings.Contains(err.Error(), socket) {
 		t.Fatalf("err = %v, want one that names %s", err, socket)
+	}
+}
+
+func TestAContainerWithoutANetworkIsTold(t *testing.T) {
+	for _, disabled := range []bool{true, false} {
+		in := &container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{}, Config: &container.Config{NetworkDisabled: disabled}}
+		if got := fromInspect(in).NetworkDisabled; got != disabled {
+			t.Errorf("%v, want %v", got, disabled)
+		}
 	}
 }
