@@ -179,9 +179,6 @@ func New(opts Options) (*Engine, error) {
 			return nil, err
 		}
 	}
-	if err := e.podFiles.sweep(); err != nil {
-		return nil, err
-	}
 	e.images = newImageStore(e)
 	e.Images = e.images
 	return e, nil

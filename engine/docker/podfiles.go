@@ -162,7 +162,10 @@ func (e *Engine) restorePodFiles(ctx context.Context, s *session, id engine.PodI
 	if err := e.podFiles.write(id, spec, s.facts); err != nil {
 		return err
 	}
-	return e.podFiles.relabel(id, in.MountLabel)
+	if err := e.podFiles.relabel(id, in.MountLabel); err != nil {
+		return errors.Join(err, e.podFiles.clear(id)) // or the next container would take them for whole
+	}
+	return nil
 }
 
 var podFileNames = []string{"hosts", "hostname", "resolv.conf"}

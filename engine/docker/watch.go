@@ -66,6 +66,10 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 	var beside sync.WaitGroup
 	besides, stop := context.WithCancel(ctx)
 	if !e.opts.Observe {
+		// Nothing is made before there is a session, and only the daemon comes here.
+		if err := e.podFiles.sweep(); err != nil {
+			klog.ErrorS(err, "Mounts of pods that are gone are left, the next start tries again")
+		}
 		beside.Go(func() { e.images.Run(besides) })
 	}
 	beside.Go(func() { e.oom.watch(besides) })

@@ -75,7 +75,8 @@ func (c *container) SharesPIDs() bool {
 	return true
 }
 
-func (c *container) Exec(ctx context.Context, raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
+// Exec is serve.Container's, but that it goes on past ctx: a program that is killed could have let its process go just before.
+func (c *container) Exec(_ context.Context, raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
 	file, err := os.CreateTemp(c.dir, "process-")
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
@@ -85,7 +86,7 @@ func (c *container) Exec(ctx context.Context, raw json.RawMessage, stdio serve.S
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
-	pid, err := c.fork(ctx, stdio, "exec", "--detach", "--process", file.Name())
+	pid, err := c.fork(stdio, "exec", "--detach", "--process", file.Name())
 	if err != nil {
 		return nil, c.startError(err)
 	}

@@ -1,17 +1,14 @@
 package ociruntime
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -71,7 +68,7 @@ func (p *plan) Create(stdio serve.Stdio) (_ serve.Container, err error) {
 	if p.args.NoNewKeyring {
 		options = append(options, "--no-new-keyring")
 	}
-	pid, err := p.fork(context.Background(), stdio, "create", options...)
+	pid, err := p.fork(stdio, "create", options...)
 	if err != nil {
 		return nil, p.startError(err)
 	}
@@ -84,9 +81,8 @@ func (p *plan) Create(stdio serve.Stdio) (_ serve.Container, err error) {
 	return c, nil
 }
 
-// fork runs an operation that leaves a process, which is our child once it has returned: its parent is gone. When ctx ends
-// before, the program is killed.
-func (c *cli) fork(ctx context.Context, stdio serve.Stdio, operation string, options ...string) (pid int, err error) {
+// fork runs an operation that leaves a process, which is our child once it has returned: its parent is gone.
+func (c *cli) fork(stdio serve.Stdio, operation string, options ...string) (pid int, err error) {
 	file := filepath.Join(c.dir, pidFile+"-"+strconv.FormatUint(c.runtime.number.Add(1), 10))
 	defer func() { _ = os.Remove(file) }()
 	options = append(options, "--pid-file", file)
@@ -98,8 +94,7 @@ func (c *cli) fork(ctx context.Context, stdio serve.Stdio, operation string, opt
 		defer func() { _ = socket.Close() }()
 		options = append(options, "--console-socket", socket.Addr().String())
 	}
-	cmd := exec.CommandContext(ctx, c.program, c.arguments(operation, options)...)
-	cmd.WaitDelay = time.Second // what it has made may hold on to its output
+	cmd := c.command(operation, options...)
 	if operation == "create" && c.systemd {
 		cmd.Args = append(cmd.Args[:1:1], append([]string{"--systemd-cgroup"}, cmd.Args[1:]...)...)
 	}

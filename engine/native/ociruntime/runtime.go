@@ -93,12 +93,9 @@ type cli struct {
 
 // command is `PROGRAM OPERATION options... ID`, to be run by run.
 func (c *cli) command(operation string, options ...string) *exec.Cmd {
-	return exec.Command(c.program, c.arguments(operation, options)...)
-}
-
-func (c *cli) arguments(operation string, options []string) []string {
 	args := []string{"--root", filepath.Join(c.dir, stateDir), "--log", filepath.Join(c.dir, logFile), "--log-format", "json"}
-	return append(append(append(args, operation), options...), c.id)
+	args = append(append(append(args, operation), options...), c.id)
+	return exec.Command(c.program, args...)
 }
 
 // run runs the program; its error tells what it logged.

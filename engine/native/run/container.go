@@ -3,11 +3,15 @@
 package run
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,18 +37,24 @@ type container struct {
 	process   proc
 	// configuring, of one place, is held by what needs the configuration as it has just set it.
 	configuring chan struct{}
+	// begun has the pids of execs that have started and are not reaped.
+	begun sync.Map
 }
 
 // proc is a serve.Process.
 type proc struct {
 	process *libcontainer.Process
 	pid     int
+	reaped  func() // may be nil
 }
 
 func (p proc) PID() int { return p.pid }
 
 func (p proc) Wait() (unix.WaitStatus, error) {
 	state, err := p.process.Wait()
+	if p.reaped != nil {
+		p.reaped()
+	}
 	if state == nil {
 		return 0, err
 	}
@@ -129,11 +139,18 @@ func (c *container) Exec(ctx context.Context, raw json.RawMessage, stdio serve.S
 	case <-ctx.Done():
 		return nil, fmt.Errorf("exec in container %s, while another is begun: %w", c.id, ctx.Err())
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
 	c.adjustOOMScore(spec)
 	c.runtime.filters.RLock()
 	begun := c.killWhenDone(ctx, os.Args[0])
 	err = c.container.Start(process)
 	begun()
+	pid, perr := process.Pid()
+	if err == nil && perr == nil {
+		c.begun.Store(pid, struct{}{})
+	}
 	c.runtime.filters.RUnlock()
 	if err != nil {
 		if errors.Is(err, libcontainer.ErrNotRunning) {
@@ -141,15 +158,14 @@ func (c *container) Exec(ctx context.Context, raw json.RawMessage, stdio serve.S
 		}
 		return nil, startError(c.id, err)
 	}
-	pid, err := process.Pid()
-	if err != nil {
-		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	if perr != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, perr)
 	}
-	return proc{process, pid}, nil
+	return proc{process, pid, func() { c.begun.Delete(pid) }}, nil
 }
 
-// killWhenDone kills what Start makes, once ctx ends and until begun is called. The process has our program until it has that
-// of the container, with the arguments that libcontainer gives it; there is but one.
+// killWhenDone kills what Start makes, once ctx ends and until begun is called: our child in the container, with our program and
+// the arguments that libcontainer gives it. Others that still have them, for execve takes its time, have begun.
 func (c *container) killWhenDone(ctx context.Context, argv0 string) (begun func()) {
 	started, ended := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -157,6 +173,10 @@ func (c *container) killWhenDone(ctx context.Context, argv0 string) (begun func(
 		for {
 			pids, _ := c.container.Processes()
 			for _, pid := range pids {
+				// Only our children's memory is read: of a process of the container's that may hang.
+				if _, other := c.begun.Load(pid); other || pid == c.PID() || !isChild(pid) {
+					continue
+				}
 				if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && string(line) == argv0+"\x00init\x00" {
 					_ = unix.Kill(pid, unix.SIGKILL)
 				}
@@ -174,6 +194,16 @@ func (c *container) killWhenDone(ctx context.Context, argv0 string) (begun func(
 			<-ended
 		}
 	}
+}
+
+func isChild(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// PID (COMM) STATE PPID …; the name may have anything in it.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	return len(fields) > 1 && fields[1] == strconv.Itoa(os.Getpid())
 }
 
 // killAgain is the pause before the process is looked for anew, which may not have joined the container yet.

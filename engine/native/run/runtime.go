@@ -146,7 +146,7 @@ func (p *plan) make(stdio serve.Stdio, start func(*libcontainer.Container, *libc
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", p.id, err)
 	}
-	return &container{runtime: p.runtime, configuring: make(chan struct{}, 1), id: p.id, spec: p.spec, args: p.args, container: c, paths: state.CgroupPaths, process: proc{first, pid}}, nil
+	return &container{runtime: p.runtime, configuring: make(chan struct{}, 1), id: p.id, spec: p.spec, args: p.args, container: c, paths: state.CgroupPaths, process: proc{process: first, pid: pid}}, nil
 }
 
 // Remove is serve.Runtime's. The cgroup's name is in the state; without one there is nothing that it could remove.
