@@ -49,8 +49,8 @@ func (p *podFiles) of(id engine.PodID) string { return filepath.Join(p.dir, stri
 
 func (p *podFiles) mount(id engine.PodID) string { return filepath.Join(p.mounts, string(id)) }
 
-// write makes the files, or makes them anew: the pod does not run yet.
-func (p *podFiles) write(id engine.PodID, spec *engine.PodSpec, f *facts) error {
+// write makes the files, or makes them anew. mountLabel is "" without SELinux, and while the pod does not run yet.
+func (p *podFiles) write(id engine.PodID, spec *engine.PodSpec, f *facts, mountLabel string) error {
 	named := *spec
 	if named.Hostname == "" {
 		named.Hostname = string(id[:12]) // as Docker names it
@@ -60,30 +60,33 @@ func (p *podFiles) write(id engine.PodID, spec *engine.PodSpec, f *facts) error 
 		return err
 	}
 	return failpoint.Around("podfiles", func() error {
-		if err := p.make(id, texts, f.seesMounts); err != nil {
+		if err := p.make(id, texts, f.seesMounts, mountLabel); err != nil {
 			return fmt.Errorf("make the pod's files: %w", err)
 		}
 		return nil
 	})
 }
 
-func (p *podFiles) make(id engine.PodID, texts podfiles.Files, mount bool) error {
+func (p *podFiles) make(id engine.PodID, texts podfiles.Files, mount bool, mountLabel string) error {
 	if err := p.clear(id); err != nil {
 		return err
 	}
-	if !mount {
-		if err := os.Mkdir(p.of(id), 0o700); err != nil {
-			return err
-		}
-		return texts.Write(p.of(id), 0, 0)
-	}
-	if err := os.Mkdir(p.mount(id), 0o700); err != nil {
+	dir := p.mount(id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	if err := texts.Mount(p.mount(id), 0, 0); err != nil {
+	put := texts.Write
+	if mount {
+		put = texts.Mount
+	}
+	if err := errors.Join(put(dir, 0, 0), relabel(dir, mountLabel)); err != nil {
 		return err
 	}
-	return os.Symlink(p.mount(id), p.of(id))
+	// Whoever finds them finds them whole.
+	if mount {
+		return os.Symlink(dir, p.of(id))
+	}
+	return os.Rename(dir, p.of(id))
 }
 
 // clear takes away what is there: the link last, so that what is left is found by it.
@@ -121,6 +124,10 @@ func (p *podFiles) relabel(id engine.PodID, mountLabel string) error {
 	if err != nil {
 		return fmt.Errorf("label the pod's files: %w", err)
 	}
+	return relabel(dir, mountLabel)
+}
+
+func relabel(dir, mountLabel string) error {
 	if err := label.Relabel(dir, mountLabel, true); err != nil {
 		return fmt.Errorf("label the pod's files: %w", err)
 	}
@@ -128,9 +135,9 @@ func (p *podFiles) relabel(id engine.PodID, mountLabel string) error {
 }
 
 // podFilesOf are the mounts of its pod's files for a new container. Where they are gone, as somebody emptied the run folder or
-// configured another one, they are made anew: the pod has no others.
+// configured another one, or where the engine cannot see them, they are made anew: the pod has no others.
 func (e *Engine) podFilesOf(ctx context.Context, s *session, spec *engine.ContainerSpec) ([]mount.Mount, error) {
-	if !e.podFiles.there(spec.Pod) {
+	if !e.podFiles.there(spec.Pod, s.facts) {
 		if !e.pauses.haveOwnFiles(spec.Pod) {
 			return nil, nil
 		}
@@ -144,7 +151,7 @@ func (e *Engine) podFilesOf(ctx context.Context, s *session, spec *engine.Contai
 func (e *Engine) restorePodFiles(ctx context.Context, s *session, id engine.PodID) error {
 	e.podFiles.restoring.Lock()
 	defer e.podFiles.restoring.Unlock()
-	if e.podFiles.there(id) {
+	if e.podFiles.there(id, s.facts) {
 		return nil
 	}
 	var spec *engine.PodSpec
@@ -158,19 +165,17 @@ func (e *Engine) restorePodFiles(ctx context.Context, s *session, id engine.PodI
 	if err != nil {
 		return err
 	}
-	klog.InfoS("Making the files for /etc of a pod anew, they are gone", "pod", id, "folder", e.podFiles.of(id))
-	if err := e.podFiles.write(id, spec, s.facts); err != nil {
-		return err
-	}
-	if err := e.podFiles.relabel(id, in.MountLabel); err != nil {
-		return errors.Join(err, e.podFiles.clear(id)) // or the next container would take them for whole
-	}
-	return nil
+	klog.InfoS("Making the files for /etc of a pod anew, they are gone or the engine cannot see them", "pod", id, "folder", e.podFiles.of(id))
+	return e.podFiles.write(id, spec, s.facts, in.MountLabel)
 }
 
 var podFileNames = []string{"hosts", "hostname", "resolv.conf"}
 
-func (p *podFiles) there(id engine.PodID) bool {
+// there says whether a pod has its files, where the engine sees them: it may have been started anew in a mount namespace of its own.
+func (p *podFiles) there(id engine.PodID, f *facts) bool {
+	if st, err := os.Lstat(p.of(id)); err == nil && st.Mode()&os.ModeSymlink != 0 && !f.seesMounts {
+		return false
+	}
 	return !slices.ContainsFunc(podFileNames, func(name string) bool {
 		_, err := os.Stat(filepath.Join(p.of(id), name))
 		return err != nil

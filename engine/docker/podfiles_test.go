@@ -21,13 +21,13 @@ func TestFilesOfAPod(t *testing.T) {
 	files, f := podFiles{dir: t.TempDir(), mounts: t.TempDir()}, &facts{api: "1.41", seesMounts: true}
 	id := engine.PodID(testPod)
 	spec := &engine.ContainerSpec{Pod: id}
-	if files.there(id) {
+	if files.there(id, f) {
 		t.Error("there are files")
 	}
 	dir := filepath.Join(files.dir, testPod)
 	t.Cleanup(func() { _ = mounttree.Unmount(files.mounts) })
 	for _, name := range []string{"", "web-0"} { // repeating it makes them anew
-		if err := files.write(id, &engine.PodSpec{Hostname: name, DNS: &engine.DNS{Servers: []string{"10.0.0.10"}}}, f); err != nil {
+		if err := files.write(id, &engine.PodSpec{Hostname: name, DNS: &engine.DNS{Servers: []string{"10.0.0.10"}}}, f, ""); err != nil {
 			t.Fatal(err)
 		}
 		if name == "" {
@@ -40,7 +40,7 @@ func TestFilesOfAPod(t *testing.T) {
 		}
 	}
 
-	if !files.there(id) {
+	if !files.there(id, f) {
 		t.Error("there are no files")
 	}
 	spec.Mounts = []engine.Mount{{ContainerPath: "/etc//hosts", HostPath: "/kubelet/etc-hosts"}}
@@ -105,7 +105,7 @@ func TestFilesOfPodsThatAnotherVersionMadeOrRemoved(t *testing.T) {
 	mounted, unseen := &facts{seesMounts: true}, &facts{}
 	t.Cleanup(func() { _ = mounttree.Unmount(files.mounts) })
 	// It had a folder where the link is, and removes that.
-	if err := files.write(id, &engine.PodSpec{}, mounted); err != nil {
+	if err := files.write(id, &engine.PodSpec{}, mounted, ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := files.sweep(); err != nil {
@@ -124,10 +124,10 @@ func TestFilesOfPodsThatAnotherVersionMadeOrRemoved(t *testing.T) {
 
 	folder := func() { // also where the engine sees no mounts of ours
 		t.Helper()
-		if err := files.write(id, &engine.PodSpec{}, unseen); err != nil {
+		if err := files.write(id, &engine.PodSpec{}, unseen, ""); err != nil {
 			t.Fatal(err)
 		}
-		if st, err := os.Lstat(files.of(id)); err != nil || !st.IsDir() || !files.there(id) {
+		if st, err := os.Lstat(files.of(id)); err != nil || !st.IsDir() || !files.there(id, unseen) {
 			t.Errorf("%v, %v", st, err)
 		}
 	}
@@ -136,8 +136,19 @@ func TestFilesOfPodsThatAnotherVersionMadeOrRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	noFiles(t, &files)
-	folder() // the daemon was replaced while it started a pod
-	if err := errors.Join(files.write(id, &engine.PodSpec{}, mounted), files.remove(id)); err != nil {
+	// The engine was started anew in another mount namespace: the pod's next container needs what it sees.
+	if err := files.write(id, &engine.PodSpec{}, mounted, ""); err != nil {
+		t.Fatal(err)
+	}
+	if !files.there(id, mounted) || files.there(id, unseen) {
+		t.Error("files in a mount are there for an engine that does not see it, or not for one that does")
+	}
+	folder()
+	if _, err := os.Lstat(files.mount(id)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the mount is left: %v", err)
+	}
+	// The daemon was replaced while it started a pod.
+	if err := errors.Join(files.write(id, &engine.PodSpec{}, mounted, ""), files.remove(id)); err != nil {
 		t.Fatal(err)
 	}
 	noFiles(t, &files)

@@ -158,7 +158,7 @@ func (e *Engine) StartPod(ctx context.Context, id engine.PodID, spec *engine.Pod
 	return ask(ctx, e, "start pod "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.PodStatus, error) {
 		own := ownFiles(spec, s.facts)
 		if own {
-			if err := e.podFiles.write(id, spec, s.facts); err != nil {
+			if err := e.podFiles.write(id, spec, s.facts, ""); err != nil {
 				return engine.PodStatus{}, err
 			}
 		}
