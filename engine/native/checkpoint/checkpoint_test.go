@@ -228,6 +228,35 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 	}
 }
 
+// A checkpoint that is larger than the disk ends while the rest of the node can still write to it.
+func TestACheckpointDoesNotFillTheDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a disk of its own needs root")
+	}
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=20m"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(disk, unix.MNT_DETACH) }()
+	tree := t.TempDir()
+	images := filepath.Join(tree, ImagesDir)
+	if err := os.Mkdir(images, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"pages-1.img", "pages-2.img", "pages-3.img"} {
+		if err := os.WriteFile(filepath.Join(images, name), make([]byte, 8<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Extract(t.Context(), Tree(tree), filepath.Join(disk, "to")); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("%v", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(disk, &fs); err != nil || fs.Bavail*60 < fs.Blocks { // about a fiftieth
+		t.Errorf("%d of %d blocks are left, %v", fs.Bavail, fs.Blocks, err)
+	}
+}
+
 // appears is appear of a content.
 func appears(t *testing.T, location, content string) {
 	t.Helper()

@@ -18,6 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"crishim/engine/native/image/space"
 	"crishim/engine/native/image/unpack"
 )
 
@@ -148,7 +149,8 @@ func decode(name string, size int64, content io.Reader, into any) error {
 	return nil
 }
 
-// Extract puts CRIU's images into dir/ImagesDir, and beside them what the other functions read. dir is made.
+// Extract puts CRIU's images into dir/ImagesDir, and beside them what the other functions read. dir is made. It leaves the disk what
+// image/space keeps free: ErrResourceExhausted.
 func Extract(ctx context.Context, from Source, dir string) error {
 	if err := extract(ctx, from, dir); err != nil {
 		return fmt.Errorf("unpack the checkpoint: %w", err)
@@ -165,6 +167,12 @@ func extract(ctx context.Context, from Source, dir string) error {
 		return err
 	}
 	defer func() { _ = root.Close() }()
+	at, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = at.Close() }()
+	room := space.On(at, 0)
 	total, images := int64(0), 0
 	err = from.each(ctx, func(name string, size int64, content io.Reader) error {
 		parent, base := path.Split(name)
@@ -184,7 +192,7 @@ func extract(ctx context.Context, from Source, dir string) error {
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(file, &interruptible{ctx, content})
+		_, err = io.Copy(room.Writer(file), &interruptible{ctx, content})
 		return errors.Join(err, file.Close())
 	})
 	if err == nil && images == 0 {

@@ -97,7 +97,7 @@ func (in *incoming) take(ctx context.Context, name string, content io.Reader) er
 	}
 	defer func() { _ = os.Remove(temp) }() // unless it has moved on
 	sum := sha256.New()
-	n, err := io.Copy(&roomyFile{f, space.On(f, in.store.options.Limits.Layer.Reserve)}, io.TeeReader(content, sum))
+	n, err := io.Copy(space.On(f, in.store.options.Limits.Layer.Reserve).Writer(f), io.TeeReader(content, sum))
 	if err = errors.Join(err, f.Close()); err != nil {
 		return diskError("store it", err)
 	}
@@ -108,19 +108,6 @@ func (in *incoming) take(ctx context.Context, name string, content io.Reader) er
 	}
 	in.files[name] = ocispec.Descriptor{Digest: d, Size: n}
 	return in.keep(ctx, temp, d, n)
-}
-
-// roomyFile is a file that leaves the disk what is kept free.
-type roomyFile struct {
-	file *os.File
-	room *space.Room
-}
-
-func (f *roomyFile) Write(b []byte) (int, error) {
-	if err := f.room.Take(int64(len(b))); err != nil {
-		return 0, err
-	}
-	return f.file.Write(b)
 }
 
 // keep moves a file to the parts, unless its content is here already.

@@ -1,4 +1,4 @@
-// Package space keeps some of the file system free that images are written to.
+// Package space keeps some of the file system free that images and checkpoints are written to.
 //
 // An image may be as large as the disk can hold. What it would leave no room for is not its own, though: records, logs and
 // writable layers of containers are on the same disk. So whoever writes content that others send makes a Room, and asks it as
@@ -7,6 +7,7 @@ package space
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -82,6 +83,21 @@ func (r *Room) Take(n int64) error {
 	}
 	r.ahead = min(look, left)
 	return nil
+}
+
+// Writer writes to w, a file there, what leaves enough.
+func (r *Room) Writer(w io.Writer) io.Writer { return &writer{w, r} }
+
+type writer struct {
+	to   io.Writer
+	room *Room
+}
+
+func (w *writer) Write(b []byte) (int, error) {
+	if err := w.room.Take(int64(len(b))); err != nil {
+		return 0, err
+	}
+	return w.to.Write(b)
 }
 
 // Text is a number of bytes for a message.
