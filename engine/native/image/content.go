@@ -81,8 +81,12 @@ func (s *Store) blobPath(d digest.Digest) string {
 	return s.path(blobsDir, string(d.Algorithm()), d.Encoded())
 }
 
+const tempBase = 36
+
 // tempPath is a new name in tmp/.
-func (s *Store) tempPath() string { return s.path(tempDir, strconv.FormatUint(s.temp.Add(1), 36)) }
+func (s *Store) tempPath() string {
+	return s.path(tempDir, strconv.FormatUint(s.temp.Add(1), tempBase))
+}
 
 // discard removes a file or folder, which is gone from its place at once.
 func (s *Store) discard(path string) error {
@@ -97,7 +101,7 @@ func (s *Store) partPath(d digest.Digest) string  { return s.path(partsDir, d.En
 func (s *Store) layerPath(d digest.Digest) string { return s.path(layersDir, d.Encoded()) }
 func (s *Store) layerTree(d digest.Digest) string { return filepath.Join(s.layerPath(d), layerTree) }
 
-// load reads what is on disk. What is not whole is moved to tmp/ and removed.
+// load reads what is on disk. What is not whole is moved to tmp/, for removeLeft.
 func (c *content) load(s *Store) error {
 	c.blobs, c.layers = map[digest.Digest]*blob{}, map[digest.Digest]*layer{}
 	c.leases, c.verified = map[string]int{}, map[digest.Digest]digest.Digest{}
@@ -133,9 +137,11 @@ func (c *content) load(s *Store) error {
 		}
 		if err != nil {
 			klog.ErrorS(err, "Removing a layer that is not whole", "path", path)
-			if err := s.discard(path); err != nil {
+			temp := s.tempPath()
+			if err := os.Rename(path, temp); err != nil {
 				return err
 			}
+			s.left = append(s.left, temp)
 			continue
 		}
 		c.layers[l.DiffID] = l

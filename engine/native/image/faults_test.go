@@ -317,13 +317,19 @@ func TestR32PullGoesOnAfterARestart(t *testing.T) {
 	<-stuck
 	block.Store(false)
 	_ = s.Close()
-	// What a crash leaves in tmp/ goes at the start.
-	if err := os.MkdirAll(s.path(tempDir, "stray", "fs"), 0o700); err != nil {
-		t.Fatal(err)
+	// What a crash leaves in tmp/ goes after the start, which does not wait for it: nobody takes its names meanwhile.
+	for _, name := range []string{"no-number", "1", "zz"} {
+		if err := os.MkdirAll(s.path(tempDir, name, "fs"), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	again := reopen(t, s.root, nil)
-	if entries, _ := os.ReadDir(again.path(tempDir)); len(entries) != 0 {
-		t.Errorf("tmp holds %v", entries)
+	if fresh := again.tempPath(); fresh != again.path(tempDir, "100") {
+		t.Errorf("the next name is %s", fresh)
+	}
+	again.removeLeft(t.Context())
+	if entries, err := os.ReadDir(again.path(tempDir)); err != nil || len(entries) != 0 {
+		t.Errorf("tmp holds %v, %v", entries, err)
 	}
 	sent.Store(0)
 	img := pull(t, again, ref)

@@ -211,6 +211,7 @@ func TestR22APowerCutWhileDamageIsMendedLosesNoImage(t *testing.T) {
 						t.Errorf("cut after write %d of %d to %d (lossy: %v): mended again: %v", at, begun, disk.Now(), lossy, err)
 					}
 				}
+				s.removeLeft(t.Context())
 				sound(t, s)
 			})
 		}

@@ -1,12 +1,14 @@
 package image
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -97,8 +99,8 @@ func (s *Store) writeRecord(rec *record) error {
 
 // load reads what is on disk.
 func (s *Store) load() error {
-	if err := emptyDir(s.path(tempDir)); err != nil {
-		return fmt.Errorf("remove what a crash left: %w", err)
+	if err := s.findLeft(); err != nil {
+		return fmt.Errorf("look for what a crash left: %w", err)
 	}
 	if err := s.content.load(s); err != nil {
 		return err
@@ -241,15 +243,27 @@ func tagNames(tags []tag) []string {
 	return names
 }
 
-// emptyDir removes everything in a folder.
-func emptyDir(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	var errs []error
+// findLeft finds what a crash left in tmp/, and takes no name from it.
+func (s *Store) findLeft() error {
+	entries, err := os.ReadDir(s.path(tempDir))
 	for _, entry := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, entry.Name())))
+		s.left = append(s.left, s.path(tempDir, entry.Name()))
+		if n, err := strconv.ParseUint(entry.Name(), tempBase, 64); err == nil {
+			s.temp.Store(max(s.temp.Load(), n))
+		}
 	}
-	return errors.Join(errs...)
+	return err
+}
+
+// removeLeft removes what was left. It may be whole layers: nobody waits for it.
+func (s *Store) removeLeft(ctx context.Context) {
+	for _, path := range s.left {
+		if ctx.Err() != nil {
+			return // the next start finds it
+		}
+		if err := os.RemoveAll(path); err != nil {
+			klog.ErrorS(err, "Removing what a crash left in the image store failed; the next start tries it again", "path", path)
+		}
+	}
+	s.left = nil
 }

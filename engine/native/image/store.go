@@ -114,6 +114,7 @@ type Store struct {
 
 	usage atomic.Pointer[engine.FSUsage]
 	temp  atomic.Uint64 // names in tmp/
+	left  []string      // what a crash left there, for Run to remove
 
 	// placing orders layers getting into their place.
 	placing sync.Mutex
@@ -134,7 +135,7 @@ type Store struct {
 
 var _ engine.Images = (*Store)(nil)
 
-// Open opens the store of a folder and clears what a crash left behind. It fails with ErrFailedPrecondition while another
+// Open opens the store of a folder. What a crash left behind is cleared by Run. It fails with ErrFailedPrecondition while another
 // process has the store open. A record that cannot be read, or whose content is not whole, is set aside and logged: that
 // image is absent and can be pulled again.
 func Open(options Options) (*Store, error) {
@@ -248,8 +249,9 @@ func (s *Store) ReloadHosts(dirs []string) {
 	s.hostDirs = slices.Clone(dirs)
 }
 
-// Run samples usage and removes what nobody uses any more, until ctx ends.
+// Run samples usage and removes what nobody uses any more, until ctx ends. It is called once.
 func (s *Store) Run(ctx context.Context) {
+	s.removeLeft(ctx)
 	ticker := time.NewTicker(s.options.SampleInterval)
 	defer ticker.Stop()
 	for {
