@@ -172,6 +172,7 @@ func TestFullDiskOfRecords(t *testing.T) {
 	pod, stays := n.RunPod(t, "full"), n.RunPod(t, "stays")
 	ends, running := pod.Run("ends", busybox, []string{"/bin/testserver", "on-term", "9"}), pod.Run("running", busybox, forever)
 	kept := stays.RunChatty(busybox, 20)
+	waits := stays.Create(stays.ContainerConfig("waits", busybox, forever...))
 	ends.WaitLog("ready")
 	running.WaitLog("ready")
 	d.Fill()
@@ -189,6 +190,21 @@ func TestFullDiskOfRecords(t *testing.T) {
 		return nil
 	})
 	listsAreQuick(t, n)
+	// What is answered is what happened.
+	if _, err := n.Shim.Runtime.StartContainer(ctx(t), &runtimeapi.StartContainerRequest{ContainerId: waits.ID}); err != nil {
+		wantCode(t, "a start on a full disk", err, codes.ResourceExhausted)
+		if state := waits.Status().State; state == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("the start failed (%v) and the container is %v", err, state)
+		}
+	} else if state := waits.Status().State; state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("it was started and is %v", state)
+	}
+	_, err = n.Shim.Runtime.UpdateContainerResources(ctx(t), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: running.ID, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 77},
+	})
+	if told := running.Status().GetResources().GetLinux().GetCpuShares(); (err == nil) != (told == 77) {
+		t.Errorf("CPU shares were set to 77: %v; they are told as %d", err, told)
+	}
 	ends.Stop(10)
 	if status := ends.WaitExit(); status.ExitCode != 9 {
 		t.Errorf("exit code %d, want 9", status.ExitCode)

@@ -117,6 +117,56 @@ func TestAPodOfAnotherShimIsAdoptedOnce(t *testing.T) {
 	f.nothingLeft()
 }
 
+// Of two pods of one key, and of two containers of one, as a crashed shim may leave them, the end of one leaves the other as it is.
+//
+// Rows: R21 (part)
+func TestTheEndOfATwinLeavesTheOther(t *testing.T) {
+	for _, first := range []int{0, 1} {
+		f := newFixture(t)
+		f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+		pods := []string{f.runPod("web"), f.runPod("twin")}
+		containers := []string{f.startContainer(pods[0], "web", "c", "run"), f.startContainer(pods[0], "web", "d", "run")}
+		f.stop()
+		for _, name := range []string{"uid-web", "uid-twin"} {
+			f.corruptRecord("pods", name)
+		}
+		for _, id := range containers {
+			f.corruptRecord("containers", id)
+		}
+		f.network.cached = nil
+		f.engine.Twin(pods[1], pods[0])
+		f.engine.Twin(containers[1], containers[0])
+		f.start()
+
+		gone, stays := containers[first], containers[1-first]
+		if _, err := f.runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: gone}); err != nil {
+			t.Fatal(err)
+		}
+		if state := f.containerStatus(stays).State; state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("the other container is %v", state)
+		}
+		_, err := f.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: gone})
+		wantCode(t, "the container that was removed", err, codes.NotFound)
+
+		gone, stays = pods[first], pods[1-first]
+		for i, end := range []func(string) error{f.stopPod, f.removePod} {
+			if err := end(gone); err != nil {
+				t.Fatal(err)
+			}
+			if status := f.podStatus(stays); status.State != runtimeapi.PodSandboxState_SANDBOX_READY || status.Network.GetIp() != "10.9.0.7" {
+				t.Errorf("the other pod after call %d: %v", i, status)
+			}
+		}
+		_, err = f.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: gone})
+		wantCode(t, "the pod that was removed", err, codes.NotFound)
+		if len(f.network.dels) != 1 || f.network.dels[0].PodID != gone {
+			t.Errorf("detached %+v", f.network.dels)
+		}
+		f.network.attached = map[string]bool{} // the fixture's own
+		f.nothingLeft()
+	}
+}
+
 // A pod that may have privileged containers gets them also where its record was lost, and with it that it may; one with a record is what
 // that says, whatever a later call claims.
 // Rows: R21 (part)

@@ -56,5 +56,5 @@ func (s *Server) removeContainer(ctx context.Context, c state.ContainerView) err
 	if err := failpoint.Hit("RemoveContainer.removed"); err != nil {
 		return err
 	}
-	return s.store.DeleteContainerByKey(c.PodID, c.Spec.Key)
+	return s.store.DeleteContainer(c.ID)
 }

@@ -53,10 +53,7 @@ func (s *Server) StartContainer(ctx context.Context, req *runtimeapi.StartContai
 	if err := failpoint.Hit("StartContainer.started"); err != nil {
 		return nil, err
 	}
-	err = s.store.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *state.Container) error {
-		c.Phase = state.PhaseRunning
-		return nil
-	})
+	err = s.store.NoteContainer(c.ID, func(c *state.Container) { c.Phase = state.PhaseRunning })
 	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 		return nil, fmt.Errorf("record the start of container %s: %w", c.ID, err)
 	}

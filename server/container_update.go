@@ -46,7 +46,7 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if err := failpoint.Hit("UpdateContainerResources.updated"); err != nil {
 		return nil, err
 	}
-	err = s.store.UpdateContainer(c.ID, func(c *state.Container) error { c.Resources = resources; return nil })
+	err = s.store.NoteContainer(c.ID, func(c *state.Container) { c.Resources = resources })
 	if err != nil {
 		return nil, fmt.Errorf("record the resources of container %s: %w", c.ID, err)
 	}

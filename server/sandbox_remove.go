@@ -76,7 +76,7 @@ func (s *Server) removePod(ctx context.Context, pod state.PodView) error {
 			return fmt.Errorf("remove what another shim kept of the pod: %w", err)
 		}
 	}
-	return s.store.DeletePodByKey(pod.Spec.Key)
+	return s.store.DeletePod(pod.ID)
 }
 
 // removeWithPod removes a container of a pod that ends. One that is being made is waited for: its creation may be past its

@@ -101,7 +101,7 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	if err := eng.ReleaseNetNS(ctx, id); err != nil {
 		return fmt.Errorf("release the network namespace: %w", err)
 	}
-	return s.store.UpdatePodByKey(pod.Spec.Key, func(p *state.Pod) error {
+	return s.store.UpdatePod(id, func(p *state.Pod) error {
 		p.Phase, p.PID, p.StartTicks, p.NetNSPath, p.Network, p.Leftover = state.PhaseStopped, 0, 0, "", state.Network{Done: true}, ""
 		return nil
 	})
@@ -157,7 +157,7 @@ func (s *Server) setPodPhase(pod state.PodView, phase state.Phase) error {
 	if pod.Phase == phase {
 		return nil
 	}
-	return s.store.UpdatePodByKey(pod.Spec.Key, func(p *state.Pod) error { p.Phase = phase; return nil })
+	return s.store.UpdatePod(pod.ID, func(p *state.Pod) error { p.Phase = phase; return nil })
 }
 
 // detach runs CNI DEL for what the record holds, or hands it over as owed once it has failed often enough.

@@ -48,12 +48,18 @@ func (s *Store) PutContainer(c Container) error { return s.containers.put(c) }
 // UpdateContainer is UpdatePod for a container. What the store learnt from statuses (StartedAt to StopSignal) is put
 // back where change sets it to something else than the engine says.
 func (s *Store) UpdateContainer(id engine.ContainerID, change func(*Container) error) error {
-	return s.containers.update(s.containerEntry(id), change)
+	return s.containers.update(s.containerEntry(id), false, change)
 }
 
 // UpdateContainerByKey is UpdateContainer for a container that may not have an id yet.
 func (s *Store) UpdateContainerByKey(pod engine.PodID, key engine.ContainerKey, change func(*Container) error) error {
-	return s.containers.update(s.containerEntryByKey(pod, key), change)
+	return s.containers.update(s.containerEntryByKey(pod, key), false, change)
+}
+
+// NoteContainer is UpdateContainer for what the engine has done to the container already: where it cannot be written it counts all
+// the same, is kept in memory and written as soon as that is possible (see WriteError). ErrNotFound when there is no such container.
+func (s *Store) NoteContainer(id engine.ContainerID, change func(*Container)) error {
+	return s.containers.update(s.containerEntry(id), true, func(c *Container) error { change(c); return nil })
 }
 
 // MarkContainerRemoving is MarkPodRemoving for a container.

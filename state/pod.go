@@ -34,12 +34,12 @@ func (s *Store) PutPod(p Pod) error { return s.pods.put(p) }
 // error is ErrResourceExhausted and nothing changed, except on the way out (Phase.Ending): then the change counts, is
 // kept in memory and written as soon as that is possible (see WriteError).
 func (s *Store) UpdatePod(id engine.PodID, change func(*Pod) error) error {
-	return s.pods.update(s.podEntry(id), change)
+	return s.pods.update(s.podEntry(id), false, change)
 }
 
 // UpdatePodByKey is UpdatePod for a pod that may not have an id yet.
 func (s *Store) UpdatePodByKey(key engine.PodKey, change func(*Pod) error) error {
-	return s.pods.update(s.podEntryByKey(key), change)
+	return s.pods.update(s.podEntryByKey(key), false, change)
 }
 
 // SettlePod waits until the pod's record is durable, for what was recorded without a wait. On an error it may not be, and is

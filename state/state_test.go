@@ -273,18 +273,26 @@ func TestAFullDiskRefusesTheNewAndLetsTheOldEnd(t *testing.T) {
 	if v, _ := s.Pod("pod-a"); v.Phase != PhaseStopped {
 		t.Error("the way out is blocked by a full disk")
 	}
+	must(t, s.NoteContainer("ctr-a", func(c *Container) { c.Phase = PhaseRunning }))
+	if v, _ := s.Container("ctr-a"); v.Phase != PhaseRunning {
+		t.Error("what the engine has done does not count")
+	}
+	if err := s.NoteContainer("absent", func(*Container) {}); !errdefs.IsNotFound(err) {
+		t.Errorf("of no container: %v", err)
+	}
 	if err := s.WriteError(); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("write error %v", err)
 	}
 	must(t, s.DeletePod("pod-b"))
 	free()
-	eventually(t, "the stop is on disk", func() bool {
+	eventually(t, "the stop and the start are on disk", func() bool {
 		ro, err := OpenReadOnly(root)
 		if err != nil {
 			t.Fatal(err)
 		}
 		v, _ := ro.Pod("pod-a")
-		return v.Phase == PhaseStopped && len(ro.Pods()) == 2
+		c, _ := ro.Container("ctr-a")
+		return v.Phase == PhaseStopped && c.Phase == PhaseRunning && len(ro.Pods()) == 2
 	})
 	eventually(t, "no write error", func() bool { return s.WriteError() == nil })
 }

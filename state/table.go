@@ -163,8 +163,9 @@ func (t *table[S, R, P, V]) reserve(id, key, path string) error {
 	return nil
 }
 
-// update changes a record on disk and then its entry. An entry that has none yet gets one.
-func (t *table[S, R, P, V]) update(e *entry[S, R], change func(P) error) error {
+// update changes a record on disk and then its entry. An entry that has none yet gets one. What is done already counts also
+// where it cannot be written, as what is on its way out does.
+func (t *table[S, R, P, V]) update(e *entry[S, R], done bool, change func(P) error) error {
 	s := t.store
 	if err := s.writable(); err != nil {
 		return err
@@ -201,7 +202,7 @@ func (t *table[S, R, P, V]) update(e *entry[S, R], change func(P) error) error {
 		return err
 	}
 	werr := t.write("update", path, &rec)
-	if werr != nil && !P(&rec).phase().Ending() {
+	if werr != nil && !done && !P(&rec).phase().Ending() {
 		return werr
 	}
 	s.mu.Lock()

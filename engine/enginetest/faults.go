@@ -124,6 +124,18 @@ func (m *Memory) Forget(id string) bool {
 	return false
 }
 
+// Twin gives a pod the key of another, and a container that of another, behind everybody's back, as a crashed shim may leave them.
+func (m *Memory) Twin(id, of string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p, other := m.pods[engine.PodID(id)], m.pods[engine.PodID(of)]; p != nil && other != nil {
+		p.spec.Key = other.spec.Key
+	}
+	if c, other := m.containers[engine.ContainerID(id)], m.containers[engine.ContainerID(of)]; c != nil && other != nil {
+		c.spec.Pod, c.spec.PodKey, c.spec.Key = other.spec.Pod, other.spec.PodKey, other.spec.Key
+	}
+}
+
 // KillPod ends the pod's own process.
 func (m *Memory) KillPod(id engine.PodID) {
 	m.mu.Lock()
