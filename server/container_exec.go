@@ -1,13 +1,11 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,10 +17,6 @@ import (
 	"crishim/engine"
 	"crishim/streaming"
 )
-
-// execOutputLimit caps ExecSync's stdout and stderr together, so that the reply with its framing fits a message
-// (containerd caps each stream at the whole message size and then cannot send it).
-const execOutputLimit = maxMessageSize - 64<<10
 
 // ExecSync runs a command and returns its output, cut at the limit, and its exit code. At the timeout its whole process
 // tree is killed and the call fails with DeadlineExceeded, which the kubelet's probes look for.
@@ -40,22 +34,24 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(req.GetTimeout())*time.Second)
 		defer cancel()
 	}
-	limit := &outputLimit{left: execOutputLimit}
-	stdout, stderr := &cappedBuffer{limit: limit}, &cappedBuffer{limit: limit}
-	code, err := eng.Exec(ctx, c, &engine.ExecSpec{Command: req.GetCmd(), Streams: engine.Streams{Stdout: stdout, Stderr: stderr}})
+	output := newExecOutput(&s.execOutputs)
+	defer func() {
+		if output.end() > largeOutput {
+			s.memory.release()
+		}
+	}()
+	code, err := eng.Exec(ctx, c, &engine.ExecSpec{Command: req.GetCmd(), Streams: engine.Streams{Stdout: &output.stdout, Stderr: &output.stderr}})
 	switch {
 	case errors.Is(err, context.DeadlineExceeded) && caller.Err() == nil:
 		return nil, fmt.Errorf("command %q in container %s took longer than %ds and was killed: %w", req.GetCmd()[0], c, req.GetTimeout(), context.DeadlineExceeded)
 	case err != nil:
 		return nil, fmt.Errorf("exec in container %s: %w", c, err)
 	}
-	if execOutputLimit-limit.remaining() > largeOutput {
-		s.memory.release()
+	stdout, stderr, dropped := output.reply()
+	if dropped > 0 {
+		klog.InfoS("Output of an exec was cut", "container", c, "kept", len(stdout)+len(stderr), "dropped", dropped)
 	}
-	if n := limit.cut(); n > 0 {
-		klog.InfoS("Output of an exec was cut", "container", c, "limit", execOutputLimit, "dropped", n)
-	}
-	return &runtimeapi.ExecSyncResponse{Stdout: stdout.bytes(), Stderr: stderr.bytes(), ExitCode: int32(code)}, nil
+	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(code)}, nil
 }
 
 // largeOutput is an exec's output after which memory is given back to the system early.
@@ -73,47 +69,6 @@ func (m *memory) release() {
 			debug.FreeOSMemory()
 		})
 	}
-}
-
-// outputLimit is shared by the two streams of one exec.
-type outputLimit struct {
-	mu      sync.Mutex
-	left    int
-	dropped int64
-}
-
-func (l *outputLimit) remaining() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.left
-}
-
-func (l *outputLimit) cut() int64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.dropped
-}
-
-// cappedBuffer keeps what fits the limit and takes the rest without keeping it: a process must not block on its output.
-type cappedBuffer struct {
-	limit *outputLimit
-	buf   bytes.Buffer
-}
-
-func (b *cappedBuffer) Write(p []byte) (int, error) {
-	b.limit.mu.Lock()
-	defer b.limit.mu.Unlock()
-	n := min(len(p), b.limit.left)
-	b.buf.Write(p[:n])
-	b.limit.left -= n
-	b.limit.dropped += int64(len(p) - n)
-	return len(p), nil
-}
-
-func (b *cappedBuffer) bytes() []byte {
-	b.limit.mu.Lock()
-	defer b.limit.mu.Unlock()
-	return bytes.Clone(b.buf.Bytes())
 }
 
 // running finds a running container and its engine.

@@ -105,6 +105,7 @@ type Server struct {
 	stops            stops
 	delFailures      delFailures
 	memory           memory
+	execOutputs      execOutputs
 	podList          keptList[state.PodView]
 	containerList    keptList[state.ContainerView]
 

@@ -785,23 +785,6 @@ func TestStreamedListsAreTheLists(t *testing.T) {
 	f.nothingLeft()
 }
 
-// S42: output without end is cut, and the call still succeeds.
-//
-// Rows: S42 (part)
-func TestS42EndlessOutputIsCut(t *testing.T) {
-	limit := &outputLimit{left: 10}
-	out, errOut := &cappedBuffer{limit: limit}, &cappedBuffer{limit: limit}
-	for range 3 {
-		if n, err := out.Write([]byte("1234")); n != 4 || err != nil {
-			t.Fatalf("%d, %v: the process would block", n, err)
-		}
-	}
-	_, _ = errOut.Write([]byte("x"))
-	if string(out.bytes()) != "1234123412" || len(errOut.bytes()) != 0 || limit.cut() != 3 {
-		t.Errorf("kept %q and %q, dropped %d", out.bytes(), errOut.bytes(), limit.cut())
-	}
-}
-
 // S53: a panic in a handler is that call's error only.
 func TestS53APanicIsOneCallsError(t *testing.T) {
 	c := newCalls(prometheus.NewRegistry(), func(string) error { return nil })

@@ -22,7 +22,7 @@ func (e *Engine) Attach(ctx context.Context, id engine.ContainerID, streams *eng
 	}
 	stream, err := e.hijack(ctx, "attach to container "+string(id), func(ctx context.Context, s *session) (types.HijackedResponse, error) {
 		return s.cli.ContainerAttach(ctx, string(id), options)
-	})
+	}, func() {})
 	if err != nil {
 		return e.whyNotAttached(ctx, id, err)
 	}

@@ -27,8 +27,10 @@ const (
 	pollFirst   = 5 * time.Millisecond
 	pollMost    = 50 * time.Millisecond
 	pollRunning = 5 * time.Second
-	// killLimit bounds the end of a cancelled exec.
+	// killLimit bounds the end of a cancelled exec, killWatch how long one that has not started is watched for.
 	killLimit = 10 * time.Second
+	killWatch = time.Minute
+	pollKill  = 250 * time.Millisecond
 )
 
 // Exec runs a process in a container. A reader of stdin that waits for ever outlasts it until its owner closes it.
@@ -70,7 +72,7 @@ func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, spec *engine.E
 	defer e.execs.forget(execID)
 	stream, err := e.hijack(ctx, "start exec in container "+string(id), func(ctx context.Context, s *session) (types.HijackedResponse, error) {
 		return s.cli.ContainerExecAttach(ctx, execID, container.ExecAttachOptions{Tty: spec.TTY})
-	})
+	}, func() { e.killExec(ctx, execID) })
 	if err != nil {
 		e.killExec(ctx, execID)
 		return 0, err
@@ -168,8 +170,8 @@ func (e *Engine) inspectExec(ctx context.Context, execID string) (container.Exec
 }
 
 // hijack makes a request whose connection becomes a stream. The client's own function does not heed its context once it
-// has dialled, so that one is left behind when the context ends, and closes what it still gets.
-func (e *Engine) hijack(ctx context.Context, what string, request func(context.Context, *session) (types.HijackedResponse, error)) (*types.HijackedResponse, error) {
+// has dialled, so that one is left behind when the context ends, and closes what it still gets; late is called then.
+func (e *Engine) hijack(ctx context.Context, what string, request func(context.Context, *session) (types.HijackedResponse, error), late func()) (*types.HijackedResponse, error) {
 	return ask(ctx, e, what, quickLimit, func(ctx context.Context, s *session) (*types.HijackedResponse, error) {
 		type answer struct {
 			stream types.HijackedResponse
@@ -190,6 +192,7 @@ func (e *Engine) hijack(ctx context.Context, what string, request func(context.C
 			go func() {
 				if a := <-answers; a.err == nil {
 					a.stream.Close()
+					late()
 				}
 			}()
 			return nil, ctx.Err()
@@ -266,26 +269,42 @@ func (e *Engine) resize(ctx context.Context, sizes <-chan engine.TerminalSize, s
 	}
 }
 
-// killExec ends an exec that nobody waits for any more, with all of its processes. ctx may have ended.
+// killExec ends an exec that nobody waits for any more, with all of its processes. ctx may have ended. One that has not started
+// may do so yet, as the engine was asked to: it is watched after this has returned, as is an engine that does not answer.
 func (e *Engine) killExec(ctx context.Context, execID string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
-	defer cancel()
-	for wait := pollFirst; ; wait = min(2*wait, pollMost) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killWatch)
+	idle := make(chan struct{})
+	go func() {
+		defer cancel()
+		e.killOnceStarted(ctx, execID, sync.OnceFunc(func() { close(idle) }))
+	}()
+	select {
+	case <-idle:
+	case <-time.After(killLimit):
+	}
+}
+
+// killOnceStarted calls idle when there is nothing to wait for at the moment.
+func (e *Engine) killOnceStarted(ctx context.Context, execID string, idle func()) {
+	defer idle()
+	for wait := pollFirst; ; wait = min(2*wait, pollKill) {
 		in, err := e.inspectExec(ctx, execID)
 		switch {
-		case err != nil:
-			if !errdefs.IsNotFound(err) {
-				klog.ErrorS(err, "Cannot end an exec", "exec", execID)
-			}
+		case errdefs.IsNotFound(err):
 			return
-		case in.Pid > 0:
+		case err == nil && in.Pid > 0:
 			killSession(ctx, in.Pid, in.ContainerID)
 			return
-		case !in.Running:
-			return // never started
+		case err == nil && !in.Running && in.ExitCode != 0:
+			return // it could not be started
+		case err != nil || !in.Running:
+			idle()
 		}
 		select {
 		case <-ctx.Done():
+			if err != nil {
+				klog.ErrorS(err, "Cannot end an exec", "exec", execID)
+			}
 			return
 		case <-time.After(wait):
 		}

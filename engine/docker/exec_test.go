@@ -1,0 +1,91 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+
+	"crishim/engine"
+)
+
+// An engine that has been asked to start an exec does so after its caller has left: nobody would end that process.
+//
+// Rows: S51 (part)
+func TestAnExecThatStartsAfterItsCallerLeftIsKilled(t *testing.T) {
+	for name, answered := range map[string]bool{"answered before": true, "not answered before": false} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			f.put(testContainer, running)
+			e, sink := watched(t, f.socket, nil)
+			sink.waitReady(t)
+			cmd := exec.Command("/bin/sleep", "1000")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			var pid atomic.Int64
+			asked, left := make(chan struct{}), make(chan struct{})
+			f.mu.Lock()
+			f.fail["/containers/"+testContainer+"/exec"] = func(w http.ResponseWriter) {
+				w.WriteHeader(http.StatusCreated)
+				_, _ = io.WriteString(w, `{"Id":"late"}`)
+			}
+			f.fail["/exec/late/json"] = func(w http.ResponseWriter) {
+				w.Header().Set("Content-Type", "application/json")
+				p := int(pid.Load())
+				_ = json.NewEncoder(w).Encode(container.ExecInspect{ExecID: "late", Running: p > 0, Pid: p})
+			}
+			f.fail["/exec/late/start"] = func(w http.ResponseWriter) {
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer func() { _ = conn.Close() }()
+				answer := func() { _, _ = fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n") }
+				if answered {
+					answer()
+				}
+				close(asked)
+				<-left
+				if err := cmd.Start(); err != nil {
+					t.Error(err)
+					return
+				}
+				pid.Store(int64(cmd.Process.Pid))
+				if !answered {
+					answer()
+				}
+				_, _ = io.Copy(io.Discard, conn)
+			}
+			f.mu.Unlock()
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				<-asked
+				if answered {
+					time.Sleep(50 * time.Millisecond) // its stream is read by then
+				}
+				cancel()
+			}()
+			if _, err := e.Exec(ctx, testContainer, &engine.ExecSpec{Command: []string{"x"}}); err == nil {
+				t.Error("an exec that was cancelled has an exit code")
+			}
+			close(left)
+			ended := make(chan error, 1)
+			eventually(t, 10*time.Second, "it is started", func() bool { return pid.Load() > 0 })
+			go func() { ended <- cmd.Wait() }()
+			select {
+			case <-ended:
+			case <-time.After(20 * time.Second):
+				_ = cmd.Process.Kill()
+				t.Error("it runs on")
+			}
+		})
+	}
+}
