@@ -10,11 +10,12 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// GC ends every attachment in the cache that is not in valid, then lets plugins of CNI 1.1 collect theirs. valid must hold
-// every attachment that is recorded, also those whose ADD has not run. It is for nodes whose networks nobody else uses:
+// GC ends every attachment in the cache that valid does not name, then lets plugins of CNI 1.1 collect theirs. valid must name
+// every attachment that is recorded, also those whose ADD has not run; it is asked while no ADD can run, and its error ends the
+// collection before anything is done. It is for nodes whose networks nobody else uses:
 // plugins free what other runtimes hold on the same network. ErrUnavailable while an ADD or DEL runs (the CNI specification wants
 // GC exclusive); ADD and DEL of other pods wait for a running GC, which ends within the DEL budget.
-func (n *Network) GC(ctx context.Context, valid []Attachment) error {
+func (n *Network) GC(ctx context.Context, valid func() ([]Attachment, error)) error {
 	leave, err := n.verbs.enterAlone()
 	if err != nil {
 		return fmt.Errorf("CNI GC: %w", err)
@@ -23,8 +24,12 @@ func (n *Network) GC(ctx context.Context, valid []Attachment) error {
 	collecting, cancel := context.WithTimeout(ctx, n.opts.DelTimeout)
 	defer cancel()
 
+	held, err := valid()
+	if err != nil {
+		return fmt.Errorf("CNI GC: %w", err)
+	}
 	keep := map[types.GCAttachment]bool{}
-	for _, a := range valid {
+	for _, a := range held {
 		keep[types.GCAttachment{ContainerID: a.PodID, IfName: a.IfName}] = true
 	}
 	for _, o := range n.Owed() { // what is owed is ended by its own retry

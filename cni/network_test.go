@@ -473,7 +473,7 @@ func TestGCEndsWhatIsNotRecordedAndNothingElse(t *testing.T) {
 	}
 	n.ns.gone[stale[0].NetNSPath] = true
 	n.calls()
-	if err := n.GC(t.Context(), kept); err != nil {
+	if err := n.GC(t.Context(), func() ([]Attachment, error) { return kept, nil }); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{`DEL p1 stale netns=""`, `GC p1  netns=""`}
@@ -494,7 +494,7 @@ func TestGCEndsWhatIsNotRecordedAndNothingElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.GC(t.Context(), kept); !errdefs.IsUnavailable(err) {
+	if err := n.GC(t.Context(), func() ([]Attachment, error) { return kept, nil }); !errdefs.IsUnavailable(err) {
 		t.Errorf("GC beside an ADD: %v", err)
 	}
 	leave()

@@ -65,7 +65,7 @@ type Network struct {
 	ConfDir  string   `toml:"conf_dir" help:"CNI configuration folder"`
 	BinDirs  []string `toml:"bin_dirs" help:"CNI plugin folders"`
 	CacheDir string   `toml:"cache_dir" help:"libcni's cache; empty: in root_dir, or with compatibility where old shims have it, /var/lib/cni/cache"`
-	GC       bool     `toml:"gc" help:"let CNI plugins free what no pod of ours holds; only where nobody else uses the network"`
+	GC       bool     `toml:"gc" help:"let CNI plugins free what no pod of ours holds, at the start and each hour; only where nobody else uses the network"`
 	PodCIDRs []string `toml:"pod_cidrs" help:"the node's pod CIDRs where no kubelet tells them; what one tells counts over it, also after a restart"`
 	Template string   `toml:"template" help:"CNI configuration template written to conf_dir when the node's pod CIDR is known"`
 }

@@ -16,9 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim/cni"
 	"crishim/engine"
 )
 
@@ -398,6 +400,32 @@ func TestR40GCSparesPodsWhoseRecordIsLost(t *testing.T) {
 	}
 	f.start()
 	f.network.attached = map[string]bool{} // what nobody can know of
+	f.nothingLeft()
+}
+
+// A collection that met an ADD or failed is repeated, as is one that went well; each keeps what there is then.
+//
+// Rows: R40 (part)
+func TestR40GCIsRepeated(t *testing.T) {
+	period, retry := gcPeriod, gcRetry
+	gcPeriod, gcRetry = 50*time.Millisecond, time.Millisecond
+	t.Cleanup(func() { gcPeriod, gcRetry = period, retry })
+	f := newFixture(t)
+	f.stop()
+	f.options = func(o *Options) { o.CNIGC = true }
+	f.network.failGC = []error{fmt.Errorf("an ADD runs: %w", errdefs.ErrUnavailable), errors.New("boom")}
+	f.start()
+	for _, name := range []string{"one", "two"} {
+		pod := f.runPod(name)
+		eventually(t, "a collection that keeps the pod", func() error {
+			f.network.mu.Lock()
+			defer f.network.mu.Unlock()
+			if !slices.ContainsFunc(f.network.valid, func(a cni.Attachment) bool { return a.PodID == pod }) {
+				return fmt.Errorf("%d collections, the last keeping %v", f.network.gcs, f.network.valid)
+			}
+			return nil
+		})
+	}
 	f.nothingLeft()
 }
 

@@ -3,11 +3,13 @@ package server
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
@@ -79,8 +81,8 @@ func (s *Server) recover(ctx context.Context) error {
 			close(s.settled)
 		}
 	}
-	if !s.opts.Observe {
-		s.collectNetworks(ctx, s.store.Pods())
+	if !s.opts.Observe && s.opts.CNIGC && !s.opts.BridgeNetwork {
+		s.collectNetworks(ctx)
 	}
 	return nil
 }
@@ -239,29 +241,44 @@ func (s *Server) endRestarted(engineName string, id engine.ContainerID) {
 	s.later(context.Background(), 0, attempt)
 }
 
-// collectNetworks lets CNI plugins free what no record holds, where the operator said that the network is only ours.
-func (s *Server) collectNetworks(ctx context.Context, pods []state.PodView) {
-	if !s.opts.CNIGC || s.opts.BridgeNetwork {
-		return
-	}
-	var valid []cni.Attachment
-	for i := range pods {
-		if lostNetwork(pods[i]) {
-			klog.InfoS("CNI GC is left out: it would free what a pod without a record still holds", "id", pods[i].ID)
+// gcPeriod is the pause between collections, gcRetry after one that met a call.
+var gcPeriod, gcRetry = time.Hour, 10 * time.Second
+
+// collectNetworks lets CNI plugins free what no record holds, now and each hour: the operator said that the network is only ours.
+func (s *Server) collectNetworks(ctx context.Context) {
+	for {
+		err := s.network.GC(ctx, s.heldAttachments)
+		pause := gcPeriod
+		switch {
+		case ctx.Err() != nil:
 			return
+		case errdefs.IsUnavailable(err):
+			pause = gcRetry
+		case err != nil:
+			klog.ErrorS(err, "CNI GC failed and is tried again", "in", pause)
 		}
-		attachments, err := attachmentsOf(pods[i].Pod)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// heldAttachments are those of all records. The error says that there may be more.
+func (s *Server) heldAttachments() ([]cni.Attachment, error) {
+	var held []cni.Attachment
+	for _, pod := range s.store.Pods() {
+		if lostNetwork(pod) {
+			return nil, fmt.Errorf("it would free what pod %s, which has no record, still holds: %w", pod.ID, errdefs.ErrFailedPrecondition)
+		}
+		attachments, err := attachmentsOf(pod.Pod)
 		if err != nil {
-			klog.ErrorS(err, "CNI GC is left out: it would free what a record that cannot be read still holds")
-			return
+			return nil, fmt.Errorf("it would free what pod %s, whose record cannot be read, still holds: %w", pod.ID, err)
 		}
-		valid = append(valid, attachments...)
+		held = append(held, attachments...)
 	}
-	s.later(ctx, 0, func(ctx context.Context) {
-		if err := s.network.GC(ctx, valid); err != nil {
-			klog.ErrorS(err, "CNI GC failed; the next start tries again")
-		}
-	})
+	return held, nil
 }
 
 // followStats keeps the disk sampler looking at the writable layers that there are, and closes the cgroups of what ended.

@@ -266,6 +266,7 @@ type fakeNetwork struct {
 	gcs      int
 	failAdd  []error
 	failDel  []error
+	failGC   []error
 	notReady error
 	next     int
 	owed     []string
@@ -277,12 +278,20 @@ func (n *fakeNetwork) Status(context.Context) error { return n.notReady }
 func (n *fakeNetwork) Config() []byte               { return []byte(`{}`) }
 func (n *fakeNetwork) Problem() error               { return nil }
 func (n *fakeNetwork) SetPodCIDRs([]string) error   { return nil }
-func (n *fakeNetwork) GC(_ context.Context, valid []cni.Attachment) error {
+func (n *fakeNetwork) GC(_ context.Context, valid func() ([]cni.Attachment, error)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.gcs++
-	n.valid = valid
-	return nil
+	if len(n.failGC) > 0 {
+		err := n.failGC[0]
+		n.failGC = n.failGC[1:]
+		return err
+	}
+	held, err := valid()
+	if err == nil {
+		n.gcs++
+		n.valid = held
+	}
+	return err
 }
 
 func (n *fakeNetwork) Cached(pod string) ([]cni.Attachment, error) {

@@ -169,7 +169,7 @@ func (n idleNetwork) Status(context.Context) error {
 func (idleNetwork) Add(context.Context, []cni.Attachment) ([]cni.Attachment, []string, error) {
 	return nil, nil, errObserves
 }
-func (idleNetwork) Del(context.Context, []cni.Attachment) error { return errObserves }
-func (idleNetwork) GC(context.Context, []cni.Attachment) error  { return errObserves }
-func (idleNetwork) Owe([]cni.Attachment, string) error          { return errObserves }
-func (idleNetwork) SetPodCIDRs([]string) error                  { return errObserves }
+func (idleNetwork) Del(context.Context, []cni.Attachment) error                { return errObserves }
+func (idleNetwork) GC(context.Context, func() ([]cni.Attachment, error)) error { return errObserves }
+func (idleNetwork) Owe([]cni.Attachment, string) error                         { return errObserves }
+func (idleNetwork) SetPodCIDRs([]string) error                                 { return errObserves }
