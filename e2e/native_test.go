@@ -147,3 +147,48 @@ func TestNativeImagesAreVerifiedAndMended(t *testing.T) {
 		t.Errorf("%s is not there after it was mended", small)
 	}
 }
+
+// A running daemon does for the command line what crishim images does with the store while the daemon is down.
+func TestNativeImagesOfARunningDaemon(t *testing.T) {
+	harness.AboutNative(t)
+	n := node(t)
+	small, busybox := n.Pull(t, harness.Small), n.Pull(t, harness.Busybox)
+	images := func(wantCode int, says string, args ...string) {
+		t.Helper()
+		out, code := n.Shim.Command(append([]string{"images", "--config", n.Shim.ConfigFile}, args...)...)
+		if code != wantCode || !strings.Contains(out, says) {
+			t.Fatalf("crishim images %v: status %d, want %d and %q in:\n%s", args, code, wantCode, says, out)
+		}
+	}
+	id := imageStatus(t, n, busybox).Id
+	dir := t.TempDir()
+	archive, layout := filepath.Join(dir, "archive.tar"), filepath.Join(dir, "layout")
+	images(0, small, "ls")
+	images(0, id, "ls", "--json", busybox)
+	images(0, "", "export", "-o", archive, busybox)
+	images(0, "", "export", "-o", layout+"/", busybox)
+	pod := n.RunPod(t, "used")
+	c := pod.Run("c", busybox, forever)
+	images(1, "in use by container "+c.ID, "rm", busybox)
+	c.Remove()
+	for _, from := range []string{archive, layout} {
+		images(0, id, "rm", busybox)
+		if image := imageStatus(t, n, busybox); image != nil {
+			t.Fatalf("%s is there after it was removed", busybox)
+		}
+		images(0, id+" "+busybox, "import", from)
+	}
+	images(0, id, "rm", busybox)
+	images(0, id, "pull", busybox)
+	images(0, " example.org/renamed:v1", "import", "-t", "example.org/renamed:v1", archive)
+	pod.Run("again", "example.org/renamed:v1", forever).Exec("/bin/testserver", "identity")
+	images(1, "there is no image ", "rm", "example.org/absent:v1")
+	images(1, "no such file", "import", filepath.Join(dir, "absent.tar"))
+	if err := os.WriteFile(archive, []byte("no archive"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	images(1, "import from "+archive, "import", archive)
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+		t.Errorf("%v, %v", left, err)
+	}
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -21,6 +22,7 @@ import (
 	"crishim/config"
 	"crishim/engine"
 	"crishim/engine/imageset"
+	"crishim/engine/native/image"
 )
 
 // adminSocket is how a command reaches the stores of a running daemon. It is root's alone.
@@ -28,16 +30,19 @@ func adminSocket(c *config.Config) string { return filepath.Join(c.RunDir, "admi
 
 // told is one line of what the daemon tells a command.
 type told struct {
-	Line     string `json:"line,omitempty"`     // for standard output
-	Progress string `json:"progress,omitempty"` // for standard error
-	Error    string `json:"error,omitempty"`    // why the command fails; the last line
-	Verdict  int    `json:"verdict,omitempty"`  // the command's exit status, of what it printed; the last line
+	Line     string          `json:"line,omitempty"`     // for standard output
+	Data     []byte          `json:"data,omitempty"`     // likewise, where it is no text
+	Progress string          `json:"progress,omitempty"` // for standard error
+	Image    *image.Progress `json:"image,omitempty"`    // likewise, of an image
+	Error    string          `json:"error,omitempty"`    // why the command fails; the last line
+	Verdict  int             `json:"verdict,omitempty"`  // the command's exit status, of what it printed; the last line
 }
 
 // The commands that a daemon takes.
 const (
 	carryPath  = "/images/carry"
 	verifyPath = "/images/verify"
+	workPath   = "/images/work"
 )
 
 // listenAdmin makes the admin socket, before anything else makes files: its rights come from the process's umask. nil where
@@ -57,25 +62,38 @@ func serveAdmin(ctx context.Context, l net.Listener, set *imageset.Set, engines 
 		return nil
 	}
 	mux := http.NewServeMux()
-	handle(mux, carryPath, func(ctx context.Context, what carrying, answer *answering) error {
+	handle(mux, carryPath, func(ctx context.Context, what carrying, _ io.Reader, answer *answering) error {
 		return what.inDaemon(ctx, set, engines, answer)
 	})
-	handle(mux, verifyPath, func(ctx context.Context, what verifying, answer *answering) error {
+	handle(mux, verifyPath, func(ctx context.Context, what verifying, _ io.Reader, answer *answering) error {
 		return what.inDaemon(ctx, engines, answer)
+	})
+	handle(mux, workPath, func(ctx context.Context, what imageWork, in io.Reader, answer *answering) error {
+		return what.inDaemon(ctx, engines, in, answer)
 	})
 	return serveOn(ctx, l, mux)
 }
 
-// handle answers a command with what it prints, as it does, and how it ends.
-func handle[W any](mux *http.ServeMux, path string, do func(ctx context.Context, what W, answer *answering) error) {
+// handle answers a command with what it prints, as it does, and how it ends. What the command is comes in a line of JSON, then what it
+// reads.
+func handle[W any](mux *http.ServeMux, path string, do func(ctx context.Context, what W, in io.Reader, answer *answering) error) {
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 		var what W
-		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&what); err != nil {
+		in := bufio.NewReaderSize(r.Body, 1<<20)
+		line, err := in.ReadSlice('\n')
+		if err == nil || errors.Is(err, io.EOF) {
+			err = json.Unmarshal(line, &what)
+		}
+		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil { // it answers while it reads
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
 		answer := &answering{to: w}
-		err := do(r.Context(), what, answer)
+		err = do(r.Context(), what, in, answer)
 		var found verdict
 		switch {
 		case errors.As(err, &found):
@@ -139,6 +157,14 @@ func (a *answering) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// dataTo is standard output that is no text.
+type dataTo struct{ *answering }
+
+func (d dataTo) Write(b []byte) (int, error) {
+	d.tell(told{Data: b})
+	return len(b), nil
+}
+
 func adminClient(c *config.Config) *http.Client {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", adminSocket(c))
@@ -151,16 +177,20 @@ func carryInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, nam
 	if err != nil {
 		return err
 	}
-	return askDaemon(ctx, c, carryPath, what, out)
+	return askDaemon(ctx, c, carryPath, what, nil, nil, out)
 }
 
-// askDaemon has the running daemon do a command, and prints what that says.
-func askDaemon(ctx context.Context, c *config.Config, path string, what any, out io.Writer) error {
-	body, err := json.Marshal(what)
+// askDaemon has the running daemon do a command, and prints what that says. in is what the command reads, if anything.
+func askDaemon(ctx context.Context, c *config.Config, path string, what any, in io.Reader, progress func(image.Progress), out io.Writer) error {
+	line, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://crishim"+path, bytes.NewReader(body))
+	body := io.Reader(bytes.NewReader(append(line, '\n')))
+	if in != nil {
+		body = io.MultiReader(body, in)
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://crishim"+path, body)
 	if err != nil {
 		return err
 	}
@@ -192,8 +222,14 @@ func askDaemon(ctx context.Context, c *config.Config, path string, what any, out
 		if _, err := io.WriteString(out, t.Line); err != nil {
 			return err
 		}
+		if _, err := out.Write(t.Data); err != nil {
+			return err
+		}
 		if t.Progress != "" {
 			_, _ = fmt.Fprintln(os.Stderr, t.Progress)
+		}
+		if t.Image != nil {
+			progress(*t.Image)
 		}
 	}
 }

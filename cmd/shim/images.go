@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/pflag"
@@ -22,8 +20,8 @@ import (
 	"crishim/state"
 )
 
-const imagesUsage = `crishim images works on the native engine's images while the daemon is down: it takes the store's lock. A running daemon
-does verify itself, and with both engines on copy and move.
+const imagesUsage = `crishim images works on the native engine's images. Where the daemon runs it does the work, as the store is its; copy and move
+need both engines on there. While the daemon is down the command takes the store itself.
 
 Usage: crishim images COMMAND [FLAGS] [ARGUMENT...]
 
@@ -56,18 +54,14 @@ func imagesFlags(fs *pflag.FlagSet) {
 // imageStoreDir is where the native engine keeps its images.
 func imageStoreDir(c *config.Config) string { return filepath.Join(c.RootDir, "native", "images") }
 
-// imageCommands are by name; each gets the arguments behind it.
-var imageCommands = map[string]func(context.Context, *image.Store, *pflag.FlagSet, []string, io.Writer) error{
-	"ls": listImages, "pull": pullImages, "rm": removeImages, "import": importImages, "export": exportImages,
-	"copy": copyImages, "move": moveImages, "verify": verifyImages,
-}
+// imageCommands are what crishim images does.
+var imageCommands = []string{"ls", "pull", "rm", "import", "export", "verify", "copy", "move"}
 
 // manageImages is crishim images.
 func manageImages(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	name, refs := fs.Arg(0), fs.Args()
-	command, ok := imageCommands[name]
-	if !ok {
-		return fmt.Errorf("images: %q is none of ls, pull, rm, import, export, verify, copy, move: %w", name, errUsage)
+	if !slices.Contains(imageCommands, name) {
+		return fmt.Errorf("images: %q is none of %s: %w", name, strings.Join(imageCommands, ", "), errUsage)
 	}
 	refs = refs[1:]
 	if len(refs) == 0 && (name == "pull" || name == "rm" || name == "export") {
@@ -86,28 +80,48 @@ func manageImages(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 			_, err := fmt.Fprintln(out, "there are no images")
 			return err
 		}
-		return printImages(fs, nil, out)
+		asJSON, err := fs.GetBool("json")
+		if err != nil {
+			return err
+		}
+		return printImages(nil, asJSON, out)
 	}
+	progress := progressTo(os.Stderr) // standard output may be an archive
 	store, err := image.Open(image.Options{
 		Root: imageStoreDir(c), RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
-		InUse: func(_ context.Context, id engine.ImageID) ([]string, error) { return recordedUsers(c, id) },
-		// Standard output may be an archive.
-		Progress: progressTo(os.Stderr),
+		InUse:    func(_ context.Context, id engine.ImageID) ([]string, error) { return recordedUsers(c, id) },
+		Progress: progress,
 	})
-	if errdefs.IsFailedPrecondition(err) && (name == "copy" || name == "move") {
-		return carryInDaemon(ctx, c, fs, name, refs, out)
-	}
-	if errdefs.IsFailedPrecondition(err) && name == "verify" {
-		return verifyInDaemon(ctx, c, fs, refs, out)
-	}
 	if errdefs.IsFailedPrecondition(err) {
-		return fmt.Errorf("%s; use crictl images, crictl pull and crictl rmi, or stop it first, as import and export need: %w", plain(err.Error()), errdefs.ErrFailedPrecondition)
+		return imagesInDaemon(ctx, c, fs, name, refs, progress, out)
 	}
 	if err != nil {
 		return err
 	}
-	err = command(ctx, store, fs, refs, out)
+	switch name {
+	case "copy", "move":
+		err = carryOffline(ctx, store, fs, name, refs, out)
+	case "verify":
+		err = verifyImages(ctx, store, fs, refs, out)
+	default:
+		err = workOn(ctx, func(ctx context.Context, work *imageWork, in io.Reader, out io.Writer) error {
+			return work.do(ctx, store, in, out)
+		}, fs, name, refs, progress, out)
+	}
 	return errors.Join(err, store.Close())
+}
+
+// imagesInDaemon has the running daemon do it, which has the store.
+func imagesInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, name string, refs []string, progress func(image.Progress), out io.Writer) error {
+	switch name {
+	case "copy", "move":
+		return carryInDaemon(ctx, c, fs, name, refs, out)
+	case "verify":
+		return verifyInDaemon(ctx, c, fs, refs, out)
+	}
+	return workOn(ctx, func(ctx context.Context, work *imageWork, in io.Reader, out io.Writer) error {
+		return askDaemon(ctx, c, workPath, work, in, progress, out)
+	}, fs, name, refs, progress, out)
 }
 
 // recordedUsers are the containers that are recorded with an image.
@@ -129,43 +143,7 @@ func recordedUsers(c *config.Config, id engine.ImageID) ([]string, error) {
 	return users, nil
 }
 
-func progressTo(w io.Writer) func(image.Progress) {
-	const mib = 1 << 20
-	return func(p image.Progress) {
-		switch p.Phase {
-		case "failed": // the error is printed by who gets it
-		case "done":
-			_, _ = fmt.Fprintf(w, "%s: done, %.1f MiB in %v\n", p.Ref, float64(p.Fetched)/mib, p.Elapsed.Round(10*time.Millisecond))
-		default:
-			_, _ = fmt.Fprintf(w, "%s: %s, %.1f of %.1f MiB, %d of %d layers\n", p.Ref, p.Phase, float64(p.Fetched)/mib, float64(p.Total)/mib, p.Ready, p.Layers)
-		}
-	}
-}
-
-func listImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer) error {
-	list, err := store.ListImages(ctx)
-	if err != nil {
-		return err
-	}
-	if len(refs) > 0 {
-		list = nil
-		for _, ref := range refs {
-			img, err := store.Image(ctx, ref)
-			if err != nil {
-				return err
-			}
-			list = append(list, *img)
-		}
-	}
-	return printImages(fs, list, out)
-}
-
-func printImages(fs *pflag.FlagSet, list []engine.Image, out io.Writer) error {
-	if asJSON, err := fs.GetBool("json"); err != nil || asJSON {
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		return e.Encode(list)
-	}
+func imageTable(list []engine.Image, out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "ID\tNAMES\tMIB\tPINNED")
 	for _, img := range list {
@@ -176,77 +154,4 @@ func printImages(fs *pflag.FlagSet, list []engine.Image, out io.Writer) error {
 		_, _ = fmt.Fprintf(w, "%.12s\t%s\t%.1f\t%v\n", strings.TrimPrefix(string(img.ID), "sha256:"), strings.Join(names, ", "), float64(img.Size)/(1<<20), img.Pinned)
 	}
 	return w.Flush()
-}
-
-func pullImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer) error {
-	c, err := config.Load(fs)
-	if err != nil {
-		return err
-	}
-	for _, ref := range refs {
-		img, err := store.PullImage(ctx, &engine.PullSpec{Ref: ref, NoProgress: time.Duration(c.Images.PullNoProgress)})
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintln(out, img.ID); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func removeImages(ctx context.Context, store *image.Store, _ *pflag.FlagSet, refs []string, out io.Writer) error {
-	for _, ref := range refs {
-		img, err := store.Image(ctx, ref) // unlike CRI, a person wants to know that it was not there
-		if err != nil {
-			return err
-		}
-		if err := store.RemoveImage(ctx, img.ID); err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintln(out, img.ID); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func importImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, files []string, out io.Writer) error {
-	tag, err := fs.GetString("tag")
-	if err != nil {
-		return err
-	}
-	if len(files) == 0 {
-		files = []string{"-"}
-	}
-	for _, file := range files {
-		var images []engine.Image
-		if file == "-" {
-			images, err = store.Import(ctx, os.Stdin, image.ImportOptions{Name: tag, Source: "standard input"})
-		} else {
-			images, err = store.ImportFile(ctx, file, image.ImportOptions{Name: tag})
-		}
-		for _, img := range images {
-			if _, err := fmt.Fprintln(out, img.ID, strings.Join(img.RepoTags, " ")); err != nil {
-				return err
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func exportImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer) error {
-	output, err := fs.GetString("output")
-	switch {
-	case err != nil:
-		return err
-	case output == "-":
-		return store.Export(ctx, out, refs)
-	case strings.HasSuffix(output, "/"):
-		return store.ExportDir(ctx, filepath.Clean(output), refs)
-	}
-	return store.ExportFile(ctx, output, refs)
 }

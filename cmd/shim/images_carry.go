@@ -39,14 +39,6 @@ func carryingOf(fs *pflag.FlagSet, name string, refs []string) (carrying, error)
 	return carrying{From: from, To: to, Move: name == "move", Refs: refs}, nil
 }
 
-func copyImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer) error {
-	return carryOffline(ctx, store, fs, "copy", refs, out)
-}
-
-func moveImages(ctx context.Context, store *image.Store, fs *pflag.FlagSet, refs []string, out io.Writer) error {
-	return carryOffline(ctx, store, fs, "move", refs, out)
-}
-
 // carryOffline carries between the native store, which this process has while the daemon is down, and Docker's.
 func carryOffline(ctx context.Context, store *image.Store, fs *pflag.FlagSet, name string, refs []string, out io.Writer) error {
 	what, err := carryingOf(fs, name, refs)

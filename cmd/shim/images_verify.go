@@ -106,15 +106,24 @@ func verifyInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, re
 	if err != nil {
 		return err
 	}
-	return askDaemon(ctx, c, verifyPath, what, out)
+	return askDaemon(ctx, c, verifyPath, what, nil, nil, out)
 }
 
 // inDaemon verifies the images of the daemon's native engine.
 func (what *verifying) inDaemon(ctx context.Context, engines nodeEngines, answer *answering) error {
-	for _, e := range engines {
+	store, err := engines.imageStore()
+	if err != nil {
+		return err
+	}
+	return what.do(ctx, store, answer)
+}
+
+// imageStore is that of the native engine.
+func (n nodeEngines) imageStore() (*image.Store, error) {
+	for _, e := range n {
 		if native, ok := e.(nativeEngine); ok {
-			return what.do(ctx, native.ImageStore(), answer)
+			return native.ImageStore(), nil
 		}
 	}
-	return fmt.Errorf("the native engine, whose images these are, is not on in the running daemon: %w", errdefs.ErrFailedPrecondition)
+	return nil, fmt.Errorf("the native engine, whose images these are, is not on in the running daemon: %w", errdefs.ErrFailedPrecondition)
 }

@@ -48,7 +48,9 @@ func TestAnExecThatStartsAfterItsCallerLeftIsKilled(t *testing.T) {
 					return
 				}
 				defer func() { _ = conn.Close() }()
-				answer := func() { _, _ = fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n") }
+				answer := func() {
+					_, _ = fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+				}
 				if answered {
 					answer()
 				}

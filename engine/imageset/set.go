@@ -158,7 +158,7 @@ func (s *Set) find(ctx context.Context, ref, engineName string) (entry, error) {
 	if away != nil {
 		return nil, fmt.Errorf("image %.300q may be in a store that cannot be asked: %w", ref, away)
 	}
-	return nil, fmt.Errorf("image %.300q: %w", ref, errdefs.ErrNotFound)
+	return nil, fmt.Errorf("there is no image %.300q: %w", ref, errdefs.ErrNotFound)
 }
 
 // joined is the entry of a store's image.

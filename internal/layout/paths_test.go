@@ -41,6 +41,7 @@ var trusted = map[string]string{
 	"cmd/shim/check.go":                   "a scratch folder of the command line",
 	"cmd/shim/verify.go":                  "a scratch folder of the command line",
 	"cmd/shim/observe.go":                 "the operator's metrics socket",
+	"cmd/shim/images_work.go":             "the file that the command line names",
 	"cmd/shim/observer.go":                "a folder below run_dir of a daemon that only observes, and copies of records in it",
 	"cmd/shim/folders.go":                 "root_dir and run_dir",
 	"cni/network.go":                      "folders below root_dir",

@@ -220,5 +220,5 @@ func (s *Store) imageUnlisted(ctx context.Context, d docker, ref string, q *regi
 }
 
 func absent(ref string) error {
-	return fmt.Errorf("image %.300q: %w", ref, errdefs.ErrNotFound)
+	return fmt.Errorf("there is no image %.300q: %w", ref, errdefs.ErrNotFound)
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,10 +54,6 @@ func TestExportedImagesComeBackTheSame(t *testing.T) {
 	if err := from.ExportDir(t.Context(), dir, []string{plain, index}); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "x.tar")
-	if err := from.ExportFile(t.Context(), path, []string{plain, index}); err != nil {
-		t.Fatal(err)
-	}
 	imports := map[string]func(*Store) ([]engine.Image, error){
 		"tar": func(s *Store) ([]engine.Image, error) {
 			return s.Import(t.Context(), bytes.NewReader(first.Bytes()), ImportOptions{Source: "tar"})
@@ -64,8 +61,7 @@ func TestExportedImagesComeBackTheSame(t *testing.T) {
 		"gzip": func(s *Store) ([]engine.Image, error) {
 			return s.Import(t.Context(), bytes.NewReader(gzipped(t, first.Bytes())), ImportOptions{Source: "gzip"})
 		},
-		"file":   func(s *Store) ([]engine.Image, error) { return s.ImportFile(t.Context(), path, ImportOptions{}) },
-		"layout": func(s *Store) ([]engine.Image, error) { return s.ImportFile(t.Context(), dir, ImportOptions{}) },
+		"layout": func(s *Store) ([]engine.Image, error) { return s.ImportDir(t.Context(), dir, ImportOptions{}) },
 		"unlocked": func(s *Store) ([]engine.Image, error) {
 			return s.Import(t.Context(), bytes.NewReader(first.Bytes()), ImportOptions{})
 		},
@@ -112,14 +108,20 @@ func TestArchivesOfOtherTools(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newStore(t, nil)
-	got, err := s.ImportFile(t.Context(), path, ImportOptions{})
+	saved, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = saved.Close() }()
+	got, err := s.Import(t.Context(), saved, ImportOptions{})
 	if err != nil || len(got) != 1 || string(got[0].ID) != hexOf(img.ConfigName()) || !slices.Equal(got[0].RepoTags, []string{"example.org/team/app:v1"}) {
 		t.Fatalf("%+v %v", got, err)
 	}
-	if err := s.ExportFile(t.Context(), path+".out", []string{"example.org/team/app:v1"}); err != nil {
+	var out bytes.Buffer
+	if err := s.Export(t.Context(), &out, []string{"example.org/team/app:v1"}); err != nil {
 		t.Fatal(err)
 	}
-	back, err := tarball.ImageFromPath(path+".out", &tag)
+	back, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(out.Bytes())), nil }, &tag)
 	if err != nil || hexOf(back.ConfigName()) != string(got[0].ID) {
 		t.Fatal(err)
 	}
@@ -133,7 +135,7 @@ func TestArchivesOfOtherTools(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := newStore(t, nil)
-	got, err = other.ImportFile(t.Context(), dir, ImportOptions{Name: "renamed:v2"})
+	got, err = other.ImportDir(t.Context(), dir, ImportOptions{Name: "renamed:v2"})
 	if err != nil || len(got) != 1 || !slices.Equal(got[0].RepoTags, []string{"renamed:v2"}) {
 		t.Fatalf("%+v %v", got, err)
 	}

@@ -21,7 +21,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crishim/engine"
-	"crishim/internal/atomicfile"
 	"crishim/registry"
 )
 
@@ -233,30 +232,6 @@ func (r *contextReader) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	return r.Reader.Read(p)
-}
-
-// ExportFile is Export to a file that is whole or not there.
-func (s *Store) ExportFile(ctx context.Context, path string, refs []string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), atomicfile.TempPrefix+"*")
-	if err != nil {
-		return fmt.Errorf("export images: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	err = s.Export(ctx, f, refs)
-	if cerr := errors.Join(f.Chmod(0o644), f.Sync(), f.Close()); err == nil && cerr != nil {
-		err = diskError("export images", cerr)
-	}
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("export images: %w", err)
-	}
-	return nil
 }
 
 // fullTag is a familiar name with its tag in full, "" when it is none.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -50,24 +49,6 @@ func (s *Store) ImportDir(ctx context.Context, dir string, options ImportOptions
 		defer func() { _ = root.Close() }()
 		return in.readDir(ctx, root)
 	})
-}
-
-// ImportFile is Import of a file, or ImportDir of a folder.
-func (s *Store) ImportFile(ctx context.Context, name string, options ImportOptions) ([]engine.Image, error) {
-	options.Source = filepath.Clean(name)
-	info, err := os.Stat(name)
-	if err != nil {
-		return nil, fmt.Errorf("import: %w", err)
-	}
-	if info.IsDir() {
-		return s.ImportDir(ctx, name, options)
-	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, fmt.Errorf("import: %w", err)
-	}
-	defer func() { _ = f.Close() }()
-	return s.Import(ctx, f, options)
 }
 
 func (s *Store) importFrom(ctx context.Context, options ImportOptions, receive func(*incoming) error) (images []engine.Image, err error) {

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,13 +81,34 @@ func (p *progress) Left(limit time.Duration) time.Duration {
 	return limit - time.Since(last)
 }
 
+// WatchProgress calls tell with the progress of every pull and import, once a second each, from several goroutines, until stop
+// is called, and perhaps once more. It must not block.
+func (s *Store) WatchProgress(tell func(Progress)) (stop func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watchers[&tell] = struct{}{}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.watchers, &tell)
+	}
+}
+
+func (s *Store) tell(p Progress) {
+	if s.options.Progress != nil {
+		s.options.Progress(p)
+	}
+	s.mu.Lock()
+	watchers := slices.Collect(maps.Keys(s.watchers))
+	s.mu.Unlock()
+	for _, tell := range watchers {
+		(*tell)(p)
+	}
+}
+
 // report counts a pull or import, and tells of it once a second, until done is called with its result.
 func (s *Store) report(ref string, p *progress) (done func(error)) {
 	s.counts.running.Add(1)
-	tell := s.options.Progress
-	if tell == nil {
-		return func(err error) { s.counts.end(p, err) }
-	}
 	now := func(phase string, err error) Progress {
 		fetched, unpacked, _, _ := p.sum()
 		return Progress{
@@ -94,7 +117,7 @@ func (s *Store) report(ref string, p *progress) (done func(error)) {
 		}
 	}
 	ended, stopped := make(chan struct{}), make(chan struct{})
-	tell(now(phaseResolving, nil))
+	s.tell(now(phaseResolving, nil))
 	go func() {
 		defer close(stopped)
 		ticker := time.NewTicker(time.Second)
@@ -112,7 +135,7 @@ func (s *Store) report(ref string, p *progress) (done func(error)) {
 			case state.Fetched >= state.Total:
 				state.Phase = phaseUnpacking
 			}
-			tell(state)
+			s.tell(state)
 		}
 	}()
 	return func(err error) {
@@ -120,10 +143,10 @@ func (s *Store) report(ref string, p *progress) (done func(error)) {
 		close(ended)
 		<-stopped
 		if err != nil {
-			tell(now(phaseFailed, err))
+			s.tell(now(phaseFailed, err))
 			return
 		}
-		tell(now(phaseDone, nil))
+		s.tell(now(phaseDone, nil))
 	}
 }
 

@@ -87,4 +87,6 @@ func (s *Store) untag(but engine.ImageID, tags []string) (changed []*record) {
 }
 
 // notFound is the error for an image that is not here.
-func notFound(ref string) error { return fmt.Errorf("image %.300q: %w", ref, errdefs.ErrNotFound) }
+func notFound(ref string) error {
+	return fmt.Errorf("there is no image %.300q: %w", ref, errdefs.ErrNotFound)
+}

@@ -88,7 +88,7 @@ type Progress struct {
 	Layers, Ready int
 	Elapsed       time.Duration
 	// Err is why Phase is "failed".
-	Err error
+	Err error `json:"-"`
 }
 
 // Store is the native engine's part of engine.Images. Its methods may be called at once from many goroutines.
@@ -122,6 +122,7 @@ type Store struct {
 	recording sync.Mutex
 
 	mu       sync.Mutex
+	watchers map[*func(Progress)]struct{} // of WatchProgress
 	pinned   []string
 	hostDirs []string
 	// foreign is what records of a newer version name; Open fills it.
@@ -146,6 +147,7 @@ func Open(options Options) (*Store, error) {
 		unpackers: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		pinned:    slices.Clone(options.Pinned),
 		hostDirs:  slices.Clone(options.RegistryConfigDirs),
+		watchers:  map[*func(Progress)]struct{}{},
 		foreign:   map[digest.Digest]bool{},
 		images:    map[engine.ImageID]*stored{},
 		byName:    map[string]engine.ImageID{},
