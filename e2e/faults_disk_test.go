@@ -372,3 +372,57 @@ func TestFullDiskOfTheEngine(t *testing.T) {
 	n.RunPodConfig(t, config, "").Run("again", busybox, forever).WaitLog("ready")
 	n.Pull(t, harness.Web)
 }
+
+// One disk has it all, as /var has on most nodes: records, the engine's data, CNI's cache and the logs. When it is full, what runs is
+// listed, stopped and removed, and what is new is refused; with room again all works, and nothing is left of what went meanwhile.
+//
+// Rows: R19 (part)
+func TestFullDiskOfEverything(t *testing.T) {
+	harness.Require(t)
+	d := smallDisk(t, filepath.Join(harness.WorkDir(t, "v"), "var"), "96m")
+	n := harness.NewNode(t, harness.DockerOptions{Config: map[string]any{"data-root": filepath.Join(d.dir, "docker")}},
+		harness.ShimOptions{Settings: map[string]any{"root_dir": filepath.Join(d.dir, "crishim")}})
+	busybox := n.Pull(t, harness.Busybox)
+	logs := func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = filepath.Join(d.dir, "log", c.Metadata.Uid) }
+	pod, beside := n.RunPod(t, "full", logs), n.RunPod(t, "beside", logs)
+	ends, dies := pod.Run("ends", busybox, []string{"/bin/testserver", "on-term", "7"}), pod.Run("dies", busybox, forever)
+	runs := beside.Run("runs", busybox, forever)
+	ends.WaitLog("ready")
+	runs.WaitLog("ready")
+	d.Fill()
+	config := n.PodConfig("new")
+	n.PreparePod(t, config)
+	_, err := n.Shim.Runtime.RunPodSandbox(ctx(t), &runtimeapi.RunPodSandboxRequest{Config: config})
+	wantCode(t, "a pod on a full disk", err, codes.ResourceExhausted)
+	_, err = beside.TryCreate(beside.ContainerConfig("new", busybox, forever...))
+	wantCode(t, "a container on a full disk", err, codes.ResourceExhausted)
+	listsAreQuick(t, n)
+	ends.Stop(10)
+	if status := ends.WaitExit(); status.ExitCode != 7 {
+		t.Errorf("exit code %d, want 7", status.ExitCode)
+	}
+	ends.Remove()
+	dies.Stop(0)
+	d.Fill()
+	n.Shim.Kill()
+	n.Shim.StartWithoutWaiting()
+	harness.Eventually(t, 30*time.Second, "a daemon that starts on a full disk to serve", func() error {
+		_, err := n.Shim.Runtime.ListPodSandbox(ctx(t), &runtimeapi.ListPodSandboxRequest{})
+		return err
+	})
+	d.Fill()
+	pod.Remove()
+	if state := runs.Status().State; state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container beside is %v", state)
+	}
+	d.Empty()
+	n.Shim.WaitReady()
+	if got := runs.Output("echo alive"); got != "alive\n" {
+		t.Errorf("exec says %q", got)
+	}
+	n.RunPodConfig(t, config, "").Run("again", busybox, forever).WaitLog("ready")
+	agreed(t, n, 10*time.Second)
+	if bad := quarantined(t, filepath.Join(d.dir, "crishim")); len(bad) != 0 {
+		t.Errorf("records were damaged: %v", bad)
+	}
+}

@@ -12,7 +12,7 @@ core='^(TestPodLivesFromRunToRemove|TestContainersOfAPodShareNetworkAndIPCAndCan
 ^(TestImage|TestThreeTags|TestContainerStatusNamesTheImage|TestPauseImage|TestPullFailures)|
 ^(TestLogHasBothStreamsWithTimesAndEveryByte|TestHostPortReachesThePodAndIsFreeAfterwards|TestContainerEventsTellALife)$|
 ^(TestResources|TestContainerHasTheRightsItWasGiven|TestPathsAreMasked|TestContainerStatsGrow|TestCheckPasses)|
-^(TestStopsSignalWithoutDocker|TestPodsLiveThroughTheEndOfTheDaemon|TestDaemonIsUpgradedAndDowngradedUnderRunningPods|TestDockerdDiesWithLiveRestore|TestDockerdRestartsWithoutLiveRestore)$'
+^(TestStopsSignalWithoutDocker|TestPodsLiveThroughTheEndOfTheDaemon|TestDaemonIsUpgradedAndDowngradedUnderRunningPods|TestDockerdDiesWithLiveRestore|TestDockerdRestartsWithoutLiveRestore|TestEngineIsUpgradedUnderRunningPods)$'
 if [ -n "${CORE:-}" ]; then
 	[ -z "$run" ] || { echo "CORE=1 and RUN exclude each other" >&2; exit 1; }
 	run=$(echo "$core" | tr -d '\n')

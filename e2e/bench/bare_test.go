@@ -16,14 +16,17 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// bareVariable makes the program of the benchmarks a streaming server: SOCKET CONTAINER MIB, by blanks.
+// bareVariable makes the program of the benchmarks a streaming server: SOCKET CONTAINER MIB, by blanks. SOCKET is Docker's, or onHost.
 const bareVariable = "CRISHIM_BENCH_BARE"
 
+// onHost is in the place of an engine's socket: the raw source below the native engine is a process that writes into a pipe.
+const onHost = "-"
+
 // bareStreaming serves one exec over and over by cri-streaming alone, in a process of its own as crishim is.
-func (n *bench) bareStreaming(container string, mib int) (url string) {
+func (n *bench) bareStreaming(socket, container string, mib int) (url string) {
 	n.b.Helper()
 	cmd := exec.CommandContext(n.b.Context(), "/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", bareVariable, n.node.Docker.Socket, container, mib))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", bareVariable, socket, container, mib))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -53,7 +56,10 @@ func serveBare(what string) error {
 	if err != nil {
 		return err
 	}
-	raw := rawExecutor{dockerAt(context.Background(), words[0]), mib}
+	raw := rawExecutor{mib: mib}
+	if words[0] != onHost {
+		raw.docker = dockerAt(context.Background(), words[0])
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -66,11 +72,22 @@ func serveBare(what string) error {
 	return server.Serve(l)
 }
 
+// rawExecutor has no docker where the command runs on the host.
 type rawExecutor struct {
 	docker *dockerSide
 	mib    int
 }
 
 func (e rawExecutor) ExecInContainer(_ context.Context, _, _, container string, _ []string, _ io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	if e.docker == nil {
+		return hostOut(e.mib, out)
+	}
 	return e.docker.execOut(container, e.mib, out)
+}
+
+// hostOut is the command of execOut without a container.
+func hostOut(mib int, to io.Writer) error {
+	cmd := exec.Command("busybox", execCommand(mib)...) // the image's
+	cmd.Stdout = to
+	return cmd.Run()
 }

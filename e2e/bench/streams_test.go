@@ -28,34 +28,29 @@ func (n *bench) streams(mib, rounds int) {
 	socket := &row{name: "exec out, WebSocket v5", unit: "MiB/s", goals: []goal{atLeastRatio(0.95)}}
 	bare := &row{name: "exec out, cri-streaming alone, SPDY", unit: "MiB/s"}
 	forward := &row{name: "port-forward, SPDY", unit: "MiB/s", goals: []goal{atLeast(479)}}
-	below := func() {} // there is no raw source where crishim is the engine
+	source, sourceName := onHost, "raw process"
+	raw := func(to io.Writer) error { return hostOut(mib, to) }
 	if !harness.Native() {
-		raw := dockerAt(n.b.Context(), n.node.Docker.Socket)
-		url := n.bareStreaming(pod.container, mib)
-		below = func() {
-			n.rate(&bare.ours, mib, "cri-streaming alone", func(to io.Writer) error {
-				return harness.StreamSPDY(n.b.Context(), url, harness.Streams{Stdout: to})
-			})
-			n.rate(&bare.floor, mib, "raw exec", func(to io.Writer) error { return raw.execOut(pod.container, mib, to) })
-		}
-	} else {
-		exec.goals, socket.goals = []goal{atLeastPeer()}, nil
+		docker := dockerAt(n.b.Context(), n.node.Docker.Socket)
+		source, sourceName = n.node.Docker.Socket, "raw exec"
+		raw = func(to io.Writer) error { return docker.execOut(pod.container, mib, to) }
 	}
+	url := n.bareStreaming(source, pod.container, mib)
 	turn, end := n.peerStreams(exec, forward, mib)
 	for range rounds {
 		n.rate(&exec.ours, mib, "exec", func(to io.Writer) error { return n.execOut(crishim, pod, mib, to, harness.StreamSPDY) })
 		n.rate(&socket.ours, mib, "exec", func(to io.Writer) error { return n.execOut(crishim, pod, mib, to, harness.StreamWebSocket) })
-		below()
+		n.rate(&bare.ours, mib, "cri-streaming alone", func(to io.Writer) error {
+			return harness.StreamSPDY(n.b.Context(), url, harness.Streams{Stdout: to})
+		})
+		n.rate(&bare.floor, mib, sourceName, raw)
 		n.rate(&forward.ours, mib, "port-forward", func(to io.Writer) error { return n.forward(crishim, pod, mib, to) })
 		n.rate(&forward.floor, mib, "direct connection", func(to io.Writer) error { return n.direct(crishim, pod, mib, to) })
 		turn()
 	}
 	end()
 	exec.floor, socket.floor = bare.ours, bare.ours
-	n.rows = append(n.rows, exec, socket, forward)
-	if !harness.Native() {
-		n.rows = append(n.rows, bare)
-	}
+	n.rows = append(n.rows, exec, socket, forward, bare)
 	if err := crishim.end(pod, times{}); err != nil {
 		n.b.Fatalf("ending the pod of the streams: %v", err)
 	}
