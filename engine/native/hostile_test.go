@@ -198,20 +198,55 @@ func raceRounds() int {
 func TestDevicesThatAreRaced(t *testing.T) {
 	b := serving(t)
 	host := newCanary(t)
-	shared := t.TempDir()
+	dev, pts := t.TempDir(), t.TempDir()
+	// A volume at /dev hides the container's own terminals: it has to bring some, as the host's /dev does.
+	terminals := filepath.Join(dev, "pts")
+	if err := os.Mkdir(terminals, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("devpts", terminals, "devpts", 0, "newinstance,ptmxmode=0666"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(terminals, unix.MNT_DETACH) })
 	pod, spec := b.runPod(t)
+	try := func(name, path, volume string, tty bool) error {
+		s := b.containerSpec(t, pod, spec, name, "sleep 1000")
+		s.TTY = tty
+		s.Security.MaskedPaths, s.Security.ReadonlyPaths = []string{"/proc/meminfo", "/proc/keys", "/proc/timer_list", "/sys/firmware"}, []string{"/proc/sys", "/proc/sysrq-trigger"}
+		s.Mounts = []engine.Mount{{ContainerPath: path, HostPath: volume}}
+		st, err := b.CreateContainer(t.Context(), s)
+		if err == nil {
+			_, err = b.StartContainer(t.Context(), st.ID, s)
+		}
+		if st.ID != "" {
+			if err := b.RemoveContainer(t.Context(), st.ID); err != nil {
+				t.Error(err)
+			}
+		}
+		return err
+	}
+	// What a container starts with: it is there between two swaps.
+	good := map[string]func(path string) error{
+		"null":    func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))) },
+		"ptmx":    func(path string) error { return os.Symlink("pts/ptmx", path) },
+		"console": func(path string) error { return os.WriteFile(path, nil, 0o666) },
+	}
+	for name, put := range good {
+		if err := put(filepath.Join(dev, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tty := range []bool{false, true} {
+		if err := try(fmt.Sprintf("undisturbed-%v", tty), "/dev", dev, tty); err != nil {
+			t.Fatalf("undisturbed, with a terminal %v: %v", tty, err)
+		}
+	}
 	stop := make(chan struct{})
 	var racers sync.WaitGroup
-	for _, name := range []string{"null", "console", "ptmx"} {
-		for _, dir := range []string{"", "pts"} {
-			if err := os.MkdirAll(filepath.Join(shared, dir), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			path, aside := filepath.Join(shared, dir, name), filepath.Join(shared, dir, name+".aside")
+	for name, put := range good {
+		for _, dir := range []string{dev, pts} {
+			path, aside := filepath.Join(dir, name), filepath.Join(dir, name+".aside")
 			targets := []string{"/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/1/root" + filepath.Join(host.dir, name), "/proc/self/attr/exec"}
-			if err := os.WriteFile(path, nil, 0o666); err != nil {
-				t.Fatal(err)
-			}
 			racers.Go(func() {
 				for i := 0; ; i++ {
 					select {
@@ -219,44 +254,39 @@ func TestDevicesThatAreRaced(t *testing.T) {
 						return
 					case <-time.After(50 * time.Microsecond):
 					}
-					_ = os.Remove(aside)
-					_ = os.Symlink(targets[i%len(targets)], aside)
-					// The runtime may have taken it away meanwhile.
+					// The runtime may have taken away what was there; every second swap puts back what the one before took.
+					if i%2 == 0 {
+						_ = os.Remove(aside)
+						_ = os.Symlink(targets[i/2%len(targets)], aside)
+					}
 					if unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE) != nil {
-						_ = os.WriteFile(path, nil, 0o666)
+						_ = put(path)
 					}
 				}
 			})
 		}
 	}
-	started := 0
-	for i := range raceRounds() {
-		s := b.containerSpec(t, pod, spec, fmt.Sprintf("c%d", i), "sleep 1000")
-		s.TTY = i%2 == 0
-		s.Security.MaskedPaths, s.Security.ReadonlyPaths = []string{"/proc/meminfo", "/proc/keys", "/proc/timer_list", "/sys/firmware"}, []string{"/proc/sys", "/proc/sysrq-trigger"}
-		s.Mounts = []engine.Mount{{ContainerPath: "/dev", HostPath: shared}}
-		if i%3 == 0 {
-			s.Mounts[0].ContainerPath = "/dev/pts"
+	rounds, started := 0, map[string]int{}
+	// On until some got past the swaps: where all are refused nothing was raced.
+	for ; rounds < raceRounds() || rounds < 20*raceRounds() && started["/dev"] == 0; rounds++ {
+		path, volume := "/dev", dev
+		if rounds%3 == 0 {
+			path, volume = "/dev/pts", pts
 		}
-		st, err := b.CreateContainer(t.Context(), s)
-		if err == nil {
-			_, err = b.StartContainer(t.Context(), st.ID, s)
+		if try(fmt.Sprintf("c%d", rounds), path, volume, rounds%2 == 0) != nil {
+			continue
 		}
-		if err == nil {
-			started++
-			if out, err := os.ReadFile("/proc/sys/kernel/core_pattern"); err != nil || !strings.Contains(host.before, fmt.Sprintf("%q", out)) {
-				t.Fatalf("round %d: core_pattern is %q, %v", i, out, err)
-			}
-		}
-		if st.ID != "" {
-			if err := b.RemoveContainer(t.Context(), st.ID); err != nil {
-				t.Error(err)
-			}
+		started[path]++
+		if out, err := os.ReadFile("/proc/sys/kernel/core_pattern"); err != nil || !strings.Contains(host.before, fmt.Sprintf("%q", out)) {
+			t.Fatalf("round %d: core_pattern is %q, %v", rounds, out, err)
 		}
 	}
 	close(stop)
 	racers.Wait()
-	t.Logf("%d of %d started", started, raceRounds())
+	t.Logf("%d rounds, started: %v", rounds, started)
+	if started["/dev"] == 0 || started["/dev/pts"] == 0 {
+		t.Error("too few started")
+	}
 	b.removePod(t, pod)
 	host.unchanged(t)
 }
