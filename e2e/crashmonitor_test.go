@@ -140,7 +140,7 @@ func (v *victim) reported(c context.Context) map[string]*runtimeapi.ContainerSta
 // and still is there, has ended by the monitor's death, or by the call where that was to stop it.
 func (v *victim) lost(had map[string]*runtimeapi.ContainerStatus, stopped bool) {
 	v.t.Helper()
-	harness.Eventually(v.t, 20*time.Second, "the pod to have ended", func() error {
+	harness.Eventually(v.t, 10*time.Second, "the pod to have ended", func() error {
 		pods, err := v.pods(ctx(v.t))
 		if err != nil {
 			return err

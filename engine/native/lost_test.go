@@ -53,7 +53,8 @@ func TestAMonitorIsKilled(t *testing.T) {
 			} else {
 				kill(t, b.monitorPID(t, pod))
 			}
-			st := b.exited(t, id)
+			eventually(t, 2*time.Second, "the container has ended", func() bool { return b.status(t, id).State == engine.ContainerExited })
+			st := b.status(t, id)
 			if s := b.Stats(); s.MonitorsLost != 1 || s.Monitors != 1 {
 				t.Errorf("%d monitors lost, %d run", s.MonitorsLost, s.Monitors)
 			}
