@@ -232,7 +232,7 @@ type Exit struct {
 	Code   int `json:"code"`
 	Signal int `json:"signal,omitempty"`
 	// OOMKills counts processes of the container's cgroup that the kernel killed for want of memory; OOMKilled says that
-	// this is why it ended: there was one, and the exit is that of a killed process.
+	// this is why it ended: there was one that it did not outlive, and the exit is that of a killed process.
 	OOMKills   uint64    `json:"oomKills,omitempty"`
 	OOMKilled  bool      `json:"oomKilled,omitempty"`
 	FinishedAt time.Time `json:"finishedAt"`

@@ -183,7 +183,7 @@ func (c *container) Destroy() error { return c.remove() }
 func (c *container) OOMKills() (uint64, error) { return oom.Kills(c.paths) }
 
 // NotifyOOM is serve.Container's.
-func (c *container) NotifyOOM(notify func()) (stop func(), err error) {
+func (c *container) NotifyOOM(notify func(kills uint64)) (stop func(), err error) {
 	return oom.Notify(c.paths, notify)
 }
 

@@ -47,8 +47,8 @@ func Kills(paths map[string]string) (uint64, error) {
 // patience is the last pause before a wake is taken for another's; they double.
 const patience = time.Second
 
-// Notify calls notify after each kill until stop. What is waited for is in the runtime's poller: it holds no thread.
-func Notify(paths map[string]string, notify func()) (stop func(), err error) {
+// Notify calls notify after each kill until stop, with how many Kills there are. What is waited for is in the runtime's poller: it holds no thread.
+func Notify(paths map[string]string, notify func(kills uint64)) (stop func(), err error) {
 	path, v2 := file(paths)
 	if path == "" {
 		return nil, errors.New("no memory controller")
@@ -68,7 +68,7 @@ func Notify(paths map[string]string, notify func()) (stop func(), err error) {
 		now, err := Kills(paths)
 		if err == nil && now > before {
 			before = now
-			notify()
+			notify(now)
 			return true
 		}
 		return err != nil

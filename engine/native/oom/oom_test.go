@@ -19,8 +19,8 @@ func TestEachKillIsToldAndNothingElse(t *testing.T) {
 	dir := t.TempDir()
 	paths := map[string]string{"": dir}
 	write(t, dir, 0, 2)
-	told := make(chan struct{}, 100)
-	stop, err := Notify(paths, func() { told <- struct{}{} })
+	told := make(chan uint64, 100)
+	stop, err := Notify(paths, func(kills uint64) { told <- kills })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,10 @@ func TestEachKillIsToldAndNothingElse(t *testing.T) {
 		}
 		write(t, dir, 20, kills)
 		select {
-		case <-told:
+		case n := <-told:
+			if n != uint64(kills) {
+				t.Errorf("kill %d is told as %d", kills, n)
+			}
 		case <-time.After(30 * time.Second):
 			t.Fatalf("kill %d is not told", kills)
 		}

@@ -247,7 +247,7 @@ func (c *container) Checkpoint(args *monitor.CheckpointArgs) error {
 func (c *container) OOMKills() (uint64, error) { return oom.Kills(c.paths) }
 
 // NotifyOOM is serve.Container's.
-func (c *container) NotifyOOM(notify func()) (stop func(), err error) {
+func (c *container) NotifyOOM(notify func(kills uint64)) (stop func(), err error) {
 	return oom.Notify(c.paths, notify)
 }
 

@@ -33,11 +33,11 @@ type container struct {
 	dead     chan struct{} // closed when the process has exited
 	exited   chan struct{} // closed when the exit is recorded too and the output logged
 
-	// oomKills is how many OOM kills were told while it ran, at least; outlivedOOMKills how many there had been when it was
-	// last asked to be killed: its end is of none of them.
+	// oomKills is how many OOM kills were told while it ran, at least; outlivedOOMKills how many of them its first process lived on
+	// after: its end is of none of those.
 	oomKills         atomic.Uint64
 	outlivedOOMKills atomic.Uint64
-	// asked says that it was.
+	// asked says that it was asked to be killed.
 	asked atomic.Bool
 	// askedToStart says that its program may have run.
 	askedToStart atomic.Bool
@@ -198,10 +198,7 @@ func (c *container) connect(io *stdio, args *monitor.CreateArgs, reaped func()) 
 	} else {
 		c.output.run(io.stdout, io.stderr)
 	}
-	stop, err := c.runtime.NotifyOOM(func() {
-		c.oomKills.Add(1)
-		c.server.events.publish(monitor.EventOOM, c.state)
-	})
+	stop, err := c.runtime.NotifyOOM(c.tellOOM)
 	if err != nil {
 		// The count at the exit does not depend on it.
 		stop = func() {}
@@ -234,9 +231,9 @@ func (c *container) start() (any, error) {
 
 // noteOutlived notes the OOM kills within a container that runs on, before it is killed on purpose.
 func (c *container) noteOutlived() {
-	if c.watch.Alive() {
-		kills, _ := c.countedOOMKills()
-		c.outlivedOOMKills.Store(kills)
+	kills, _ := c.countedOOMKills() // first: one that ends it meanwhile is none that it outlives
+	if c.lives() {
+		c.outlived(kills)
 		c.asked.Store(true)
 	}
 }

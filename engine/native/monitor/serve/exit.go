@@ -45,7 +45,7 @@ func (c *container) untilExit(reaped, stopOOM func()) {
 func exitOf(id string, status unix.WaitStatus, err error, oomKills, outlived uint64, finished time.Time) *monitor.Exit {
 	exit := &monitor.Exit{ID: id, OOMKills: oomKills, FinishedAt: finished}
 	exit.Code, exit.Signal = exitCode(status, err)
-	// A process that was killed inside a container which then ended by itself, or was killed, is no reason of the end.
+	// A process that was killed inside a container which then ended by itself, or lived on and was killed, is no reason of the end.
 	exit.OOMKilled = oomKills > outlived && exit.Code == 128+int(unix.SIGKILL)
 	return exit
 }

@@ -26,9 +26,10 @@ type fakeRuntime struct {
 	removed  []string
 	startErr error
 	shares   bool
-	// kills are what the container's cgroup counts; gone fails who asks it.
-	kills uint64
-	gone  error
+	// kills are what the container's cgroup counts; gone fails who asks it. notify is the last container's.
+	kills  uint64
+	gone   error
+	notify func(kills uint64)
 	// plan runs within Plan, unless it is nil.
 	plan func() error
 }
@@ -166,13 +167,24 @@ func (c *fakeContainer) PIDs() ([]int, error) {
 	return append([]int(nil), c.pids...), nil
 }
 
-func (c *fakeContainer) Update(json.RawMessage) error              { return nil }
-func (c *fakeContainer) Pause() error                              { return nil }
-func (c *fakeContainer) Resume() error                             { return nil }
-func (c *fakeContainer) Checkpoint(*monitor.CheckpointArgs) error  { return errdefs.ErrNotImplemented }
-func (c *fakeContainer) OOMKills() (uint64, error)                 { return c.runtime.kills, c.runtime.gone }
-func (c *fakeContainer) NotifyOOM(func()) (stop func(), err error) { return func() {}, nil }
-func (c *fakeContainer) CgroupPaths() map[string]string            { return map[string]string{"": "/fake"} }
+func (c *fakeContainer) Update(json.RawMessage) error             { return nil }
+func (c *fakeContainer) Pause() error                             { return nil }
+func (c *fakeContainer) Resume() error                            { return nil }
+func (c *fakeContainer) Checkpoint(*monitor.CheckpointArgs) error { return errdefs.ErrNotImplemented }
+func (c *fakeContainer) CgroupPaths() map[string]string           { return map[string]string{"": "/fake"} }
+
+func (c *fakeContainer) OOMKills() (uint64, error) {
+	c.runtime.mu.Lock()
+	defer c.runtime.mu.Unlock()
+	return c.runtime.kills, c.runtime.gone
+}
+
+func (c *fakeContainer) NotifyOOM(notify func(uint64)) (stop func(), err error) {
+	c.runtime.mu.Lock()
+	defer c.runtime.mu.Unlock()
+	c.runtime.notify = notify
+	return func() {}, nil
+}
 
 func (c *fakeContainer) Destroy() error {
 	_ = c.gate.Close() // of one that never started

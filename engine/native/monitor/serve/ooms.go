@@ -2,11 +2,17 @@ package serve
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"crishim/engine/native/monitor"
 	"crishim/engine/native/oom"
 )
 
@@ -82,7 +88,7 @@ func (o *ooms) share(c *container) uint64 {
 // wants says whether a container ended as by a kill that its cgroup cannot tell of.
 func (o *ooms) wants(c *container) bool {
 	kills, err := c.countedOOMKills()
-	return err != nil && kills == 0 && !c.asked.Load() && o.killed(c)
+	return err != nil && kills <= c.outlivedOOMKills.Load() && !c.asked.Load() && o.killed(c)
 }
 
 // killed asks without reaping.
@@ -120,4 +126,46 @@ func (o *ooms) unclaimed() uint64 {
 func (c *container) countedOOMKills() (uint64, error) {
 	kills, err := c.runtime.OOMKills()
 	return max(kills, c.oomKills.Load()), err
+}
+
+// outliveTime is how long after an OOM kill the first process is still taken to end of it: a shell that has to reap its child and exit
+// with 137 on a busy machine. What was killed itself may take longer, see lives.
+const outliveTime = 2 * time.Second
+
+// tellOOM is called after OOM kills, with how many there were.
+func (c *container) tellOOM(kills uint64) {
+	c.oomKills.Store(kills)
+	c.server.events.publish(monitor.EventOOM, c.state)
+	time.AfterFunc(outliveTime, func() {
+		if c.lives() {
+			c.outlived(kills)
+		}
+	})
+}
+
+// lives says that the first process has not ended and does not end of a SIGKILL either: one with much memory takes its time.
+func (c *container) lives() bool {
+	return !killPending(c.runtime.PID()) && c.watch.Alive()
+}
+
+// outlived notes that the first process lives on after so many OOM kills.
+func (c *container) outlived(kills uint64) {
+	for {
+		was := c.outlivedOOMKills.Load()
+		if kills <= was || c.outlivedOOMKills.CompareAndSwap(was, kills) {
+			return
+		}
+	}
+}
+
+// killPending says whether a process is known to have got a SIGKILL: the kernel keeps it until the process is gone.
+func killPending(pid int) bool {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(data)) {
+		if mask, ok := strings.CutPrefix(line, "ShdPnd:"); ok {
+			signals, _ := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+			return signals&(1<<(unix.SIGKILL-1)) != 0
+		}
+	}
+	return false
 }

@@ -1,12 +1,17 @@
 package serve
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crishim/internal/process"
 )
 
 // podOOMs are those of a pod whose cgroup counts what counts is told.
@@ -128,5 +133,105 @@ func TestWithoutACgroupOfThePodOnlyToldOOMKillsCount(t *testing.T) {
 		if kills := o.leave(c); kills != 1 {
 			t.Errorf("%s: %d kills", name, kills)
 		}
+	}
+}
+
+// oomKill has the cgroup of the last container count one more kill; told says that the monitor hears of it.
+func (r *fakeRuntime) oomKill(told bool) {
+	r.mu.Lock()
+	r.kills++
+	kills, notify := r.kills, r.notify
+	r.mu.Unlock()
+	if told {
+		notify(kills)
+	}
+}
+
+// The end of a container is of the OOM kills that its first process did not live on after, whoever killed it.
+//
+// Rows: R48 (part)
+func TestAnOOMKillThatWasOutlivedIsNoReasonOfTheEnd(t *testing.T) {
+	for name, tt := range map[string]struct {
+		outlived bool // the kill of a child, by the first process
+		first    bool // the first process is killed for want of memory
+		want     bool
+	}{
+		"killed by somebody later":                 {true, false, false},
+		"killed for want of memory, later":         {true, true, true},
+		"killed for want of memory, after a child": {false, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, nil)
+			f.run("a", f.args("a", "/bin/sleep", "1000"))
+			f.server.mu.Lock()
+			c := f.server.containers["a"]
+			f.server.mu.Unlock()
+			f.runtime.oomKill(true)
+			for deadline := time.Now().Add(30 * time.Second); tt.outlived && c.outlivedOOMKills.Load() == 0; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the kill of a child is never outlived")
+				}
+			}
+			kills := uint64(1)
+			if tt.first {
+				f.runtime.oomKill(false)
+				kills++
+			}
+			if err := unix.Kill(c.runtime.PID(), unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if exit := must(f.Wait(f.ctx(), "a")); exit.Code != 137 || exit.OOMKills != kills || exit.OOMKilled != tt.want {
+				t.Errorf("%+v", exit)
+			}
+		})
+	}
+}
+
+// One with much memory is there for a while after it was killed.
+//
+// Rows: R48 (part)
+func TestWhoEndsOfAKillDoesNotLive(t *testing.T) {
+	runtime.LockOSThread() // only the thread that traces a process may ask for more
+	defer runtime.UnlockOSThread()
+	p := &fakeContainer{}
+	child, err := p.run([]string{"/bin/sleep", "1000"}, Stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.fakeProcess = child
+	watch, err := process.WatchExit(child.PID(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Close()
+	c := &container{runtime: p, watch: watch}
+	if !c.lives() {
+		t.Error("one that was not killed")
+	}
+	var status unix.WaitStatus
+	stopped := func() {
+		t.Helper()
+		if _, err := unix.Wait4(child.PID(), &status, 0, nil); err != nil || !status.Stopped() {
+			t.Fatalf("%v, %v", status, err)
+		}
+	}
+	if err := unix.PtraceAttach(child.PID()); err != nil {
+		t.Skipf("no tracing here: %v", err)
+	}
+	stopped()
+	// It stops once more on the way out.
+	if err := errors.Join(unix.PtraceSetOptions(child.PID(), unix.PTRACE_O_TRACEEXIT), unix.PtraceCont(child.PID(), 0), unix.Kill(child.PID(), unix.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
+	stopped()
+	if !watch.Alive() || c.lives() {
+		t.Errorf("it is there still: %v, and lives: %v", watch.Alive(), c.lives())
+	}
+	if err := unix.PtraceDetach(child.PID()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := child.Wait(); err != nil || c.lives() {
+		t.Errorf("%v, and lives: %v", err, c.lives())
 	}
 }

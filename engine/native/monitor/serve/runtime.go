@@ -67,9 +67,10 @@ type Container interface {
 	Pause() error
 	Resume() error
 	Checkpoint(args *monitor.CheckpointArgs) error
-	// OOMKills counts the processes killed for want of memory. NotifyOOM calls notify after each such event until stop.
+	// OOMKills counts the processes killed for want of memory. NotifyOOM calls notify after each such event, with
+	// the count, until stop.
 	OOMKills() (uint64, error)
-	NotifyOOM(notify func()) (stop func(), err error)
+	NotifyOOM(notify func(kills uint64)) (stop func(), err error)
 	CgroupPaths() map[string]string
 	// Destroy removes the cgroup and the state of an exited container.
 	Destroy() error
