@@ -273,11 +273,11 @@ func (e *Engine) checkpointDir(id engine.ContainerID) string {
 }
 
 // fillRoot makes what a restored container had changed of its root.
-func (e *Engine) fillRoot(ctx context.Context, c *container) func(upper *os.File) error {
+func (e *Engine) fillRoot(ctx context.Context, c *container, layers []string) func(upper *os.File) error {
 	if c.Spec.Checkpoint == nil {
 		return nil
 	}
 	return func(upper *os.File) error {
-		return checkpoint.RestoreFiles(ctx, e.checkpointDir(c.ID), upper)
+		return checkpoint.RestoreFiles(ctx, e.checkpointDir(c.ID), upper, layers)
 	}
 }

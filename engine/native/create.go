@@ -121,7 +121,7 @@ func (e *Engine) mountRoot(ctx context.Context, p *pod, c *container) (rootfs.Ro
 	if err != nil {
 		return rootfs.Rootfs{}, err
 	}
-	root, err := e.roots.Mount(ctx, c.ID, &rootfs.Layers{Dirs: layers, Idmap: e.idmap(p), Label: labels.Mount, Fill: e.fillRoot(ctx, c)})
+	root, err := e.roots.Mount(ctx, c.ID, &rootfs.Layers{Dirs: layers, Idmap: e.idmap(p), Label: labels.Mount, Fill: e.fillRoot(ctx, c, layers)})
 	if err != nil {
 		return rootfs.Rootfs{}, err
 	}

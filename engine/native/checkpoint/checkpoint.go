@@ -1,6 +1,6 @@
 // Package checkpoint owns the archive of a container's checkpoint, in the form that CRI-O, containerd and checkpointctl know:
 // CRIU's images below checkpoint/, spec.dump (the OCI specification), config.dump, and what the container changed of its
-// image's files in rootfs-diff.tar.
+// image's files in rootfs-diff.tar; others' have what it removed in deleted.files.
 //
 // An archive that is read is hostile in its form: names lead nowhere and sizes are bounded. What CRIU makes of its images is
 // not checked by anybody: they decide what runs, and with which rights. Mounts, devices and tags in it are not used.

@@ -157,7 +157,7 @@ func restoresFrom(t *testing.T, source Source, opaque bool) {
 		t.Fatal(err)
 	}
 	defer func() { _ = into.Close() }()
-	if err := RestoreFiles(t.Context(), dir, into); err != nil {
+	if err := RestoreFiles(t.Context(), dir, into, nil); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(upper, "etc/new")); err != nil || string(data) != "new" {
@@ -193,7 +193,6 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 		"only links":           {[]tar.Header{{Typeflag: tar.TypeSymlink, Name: "checkpoint", Linkname: "/etc"}}, errdefs.IsInvalidArgument},
 		"names that lead away": {[]tar.Header{{Typeflag: tar.TypeReg, Name: "../checkpoint/x"}, {Typeflag: tar.TypeReg, Name: "/checkpoint/x"}, {Typeflag: tar.TypeReg, Name: "checkpoint/../../x"}, {Typeflag: tar.TypeReg, Name: "checkpoint/sub/x"}}, errdefs.IsInvalidArgument},
 		"a name twice":         {[]tar.Header{image, image}, os.IsExist},
-		"of CRI-O":             {[]tar.Header{image, {Typeflag: tar.TypeReg, Name: "deleted.files"}}, errdefs.IsNotImplemented},
 		"fine":                 {[]tar.Header{image}, func(err error) bool { return err == nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -225,6 +224,163 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 		if _, err := ReadConfig(t.Context(), File(path)); err == nil {
 			t.Errorf("%s was read", path)
 		}
+	}
+}
+
+// ofCRIO are the sources of a checkpoint as CRI-O makes it: what its difference has, and what its list of removed files is.
+func ofCRIO(t *testing.T, diff []tar.Header, deleted string) map[string]Source {
+	t.Helper()
+	dir := t.TempDir()
+	var data bytes.Buffer
+	w := tar.NewWriter(&data)
+	for _, header := range diff {
+		if err := w.WriteHeader(&header); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tree := filepath.Join(dir, "tree")
+	if err := os.MkdirAll(filepath.Join(tree, ImagesDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{ImagesDir + "/a.img": "image", rootDiff: data.String(), deletedFiles: deleted} {
+		if err := os.WriteFile(filepath.Join(tree, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, "tar", "-c", "-C", tree, "-f", filepath.Join(dir, "c.tar"), ".")
+	return map[string]Source{"file": File(filepath.Join(dir, "c.tar")), "tree": Tree(tree)}
+}
+
+// restored is the writable layer of a source's container, whose image has layers.
+func restored(t *testing.T, source Source, layers []string) (upper string, err error) {
+	t.Helper()
+	base := t.TempDir()
+	dir, upper := filepath.Join(base, "restored"), filepath.Join(base, "upper")
+	if err := Extract(t.Context(), source, dir); err != nil {
+		return upper, err
+	}
+	if err := os.Mkdir(upper, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	into, err := os.Open(upper)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = into.Close() }()
+	return upper, RestoreFiles(t.Context(), dir, into, layers)
+}
+
+// needWhiteouts skips where nobody can make one.
+func needWhiteouts(t *testing.T) {
+	t.Helper()
+	if err := unix.Mknod(filepath.Join(t.TempDir(), "w"), unix.S_IFCHR, 0); err != nil {
+		t.Skipf("no whiteouts here: %v", err)
+	}
+}
+
+// What a container of CRI-O had removed is hidden, and the folders that lead there are as the image has them.
+//
+// Rows: S68 (part)
+func TestWhatCRIOTellsAsRemovedIsRemoved(t *testing.T) {
+	needWhiteouts(t)
+	base := t.TempDir()
+	layers := []string{filepath.Join(base, "low"), filepath.Join(base, "high")}
+	for _, folder := range []struct {
+		name string
+		mode uint32
+		uid  int
+	}{{"low/home/u", 0o755, 5}, {"high/home/u", 0o700, 7}, {"low/tmp", 0o1777, 0}, {"low/opt/a/b", 0o755, 0}} {
+		folder.name = filepath.Join(base, folder.name)
+		if err := errors.Join(os.MkdirAll(folder.name, 0o755), os.Chown(folder.name, folder.uid, folder.uid), unix.Chmod(folder.name, folder.mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	outside := filepath.Join(base, "outside")
+	if err := os.WriteFile(outside, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	diff := []tar.Header{
+		{Typeflag: tar.TypeReg, Name: "home/u/new"}, {Typeflag: tar.TypeReg, Name: "tmp/new"}, {Typeflag: tar.TypeReg, Name: "etc/both"},
+		{Typeflag: tar.TypeReg, Name: "opt/x/y/z"}, {Typeflag: tar.TypeSymlink, Name: "link", Linkname: outside}, {Typeflag: tar.TypeReg, Name: "file"},
+	}
+	// A folder is named for all in it; what is also in the difference is removed after it.
+	removed := `["/home/u/.profile", "/opt/a", "/opt/a/b", "etc/both", "/no/such/file", "/opt/x", "/link", "/file/in", "/home/u/.profile"]`
+	for name, source := range ofCRIO(t, diff, removed) {
+		t.Run(name, func(t *testing.T) {
+			upper, err := restored(t, source, layers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const whiteout, folder = unix.S_IFCHR, unix.S_IFDIR
+			for _, want := range []struct {
+				name string
+				mode uint32
+				uid  uint32
+			}{
+				{"home/u/.profile", whiteout, 0}, {"opt/a", whiteout, 0}, {"etc/both", whiteout, 0}, {"no/such/file", whiteout, 0}, {"opt/x", whiteout, 0},
+				{"link", whiteout, 0}, {"file", unix.S_IFREG, 0}, {"home/u/new", unix.S_IFREG, 0}, {"home/u", folder | 0o700, 7}, {"tmp", folder | 0o1777, 0},
+				{"no/such", folder | 0o755, 0}, // the image has none
+			} {
+				var stat unix.Stat_t
+				if err := unix.Lstat(filepath.Join(upper, want.name), &stat); err != nil || stat.Mode != want.mode || stat.Uid != want.uid || stat.Rdev != 0 {
+					t.Errorf("%s: mode %o, owner %d, device %d, %v", want.name, stat.Mode, stat.Uid, stat.Rdev, err)
+				}
+			}
+			if _, err := os.Lstat(outside); err != nil {
+				t.Errorf("a link was followed: %v", err)
+			}
+		})
+	}
+}
+
+// Rows: S68 (part)
+func TestHostileListsOfRemovedFilesAreRefused(t *testing.T) {
+	needWhiteouts(t)
+	outside := t.TempDir()
+	secret := filepath.Join(outside, "secret")
+	if err := os.WriteFile(secret, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	diff := []tar.Header{
+		{Typeflag: tar.TypeSymlink, Name: "out", Linkname: outside}, {Typeflag: tar.TypeSymlink, Name: "up", Linkname: "../../../../../.." + outside},
+		{Typeflag: tar.TypeSymlink, Name: "loop", Linkname: "loop"},
+	}
+	for name, tt := range map[string]struct {
+		deleted string
+		is      func(error) bool
+	}{
+		"away":             {`["../secret"]`, errdefs.IsInvalidArgument},
+		"away in between":  {`["a/../../secret"]`, errdefs.IsInvalidArgument},
+		"the root":         {`["/"]`, errdefs.IsInvalidArgument},
+		"no name":          {`[""]`, errdefs.IsInvalidArgument},
+		"a NUL":            {`["a\u0000b"]`, errdefs.IsInvalidArgument},
+		"a long name":      {`["` + strings.Repeat("a", 256) + `"]`, errdefs.IsInvalidArgument},
+		"a long path":      {`["` + strings.Repeat("a/", 3000) + `"]`, errdefs.IsInvalidArgument},
+		"by a link":        {`["out/secret"]`, errdefs.IsInvalidArgument},
+		"by a link upward": {`["up/secret"]`, errdefs.IsInvalidArgument},
+		"by a loop":        {`["loop/secret"]`, errdefs.IsInvalidArgument},
+		"no list":          {`{"/a": 1}`, errdefs.IsInvalidArgument},
+		"no names":         {`[1]`, errdefs.IsInvalidArgument},
+		"nothing":          {``, errdefs.IsInvalidArgument},
+		"many":             {`["a"` + strings.Repeat(`,"a"`, maxEntries) + `]`, errdefs.IsResourceExhausted},
+		"large":            {`[` + strings.Repeat(" ", maxDump) + `]`, errdefs.IsResourceExhausted},
+		"an empty list":    {`[]`, func(err error) bool { return err == nil }},
+	} {
+		for kind, source := range ofCRIO(t, diff, tt.deleted) {
+			if _, err := restored(t, source, nil); !tt.is(err) {
+				t.Errorf("%s, from a %s: %v", name, kind, err)
+			}
+		}
+		if _, err := os.Lstat(secret); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	left, err := os.ReadDir(outside)
+	if err != nil || len(left) != 1 || left[0].Type() != 0 {
+		t.Errorf("outside are %v, %v", left, err)
 	}
 }
 

@@ -26,10 +26,11 @@ import (
 const (
 	maxBytes   = 256 << 30
 	maxEntries = 100_000
-	maxDump    = 16 << 20 // of specDump and configDump
+	maxDump    = 16 << 20 // of specDump, configDump and deletedFiles
 )
 
-// deletedFiles is in archives of CRI-O, whose rootDiff does not tell what was removed.
+// deletedFiles is in archives of CRI-O and Podman, whose rootDiff does not tell what was removed: a JSON array of paths from the
+// root, a folder's for all that was in it. They are removed after rootDiff was unpacked.
 const deletedFiles = "deleted.files"
 
 // Source is where an archive's content is: a File, or a Tree.
@@ -177,11 +178,9 @@ func extract(ctx context.Context, from Source, dir string) error {
 	err = from.each(ctx, func(name string, size int64, content io.Reader) error {
 		parent, base := path.Split(name)
 		switch {
-		case name == deletedFiles:
-			return fmt.Errorf("it is of a runtime that tells removed files in %s: %w", deletedFiles, errdefs.ErrNotImplemented)
 		case path.Clean(parent) == ImagesDir && base != "":
 			images++
-		case name == specDump, name == rootDiff:
+		case name == specDump, name == rootDiff, name == deletedFiles:
 		default:
 			return nil
 		}
@@ -214,18 +213,56 @@ func (r *interruptible) Read(p []byte) (int, error) {
 	return r.Reader.Read(p)
 }
 
-// RestoreFiles makes what the container had changed of its root in upper, which is empty, from what Extract put into dir.
-func RestoreFiles(ctx context.Context, dir string, upper *os.File) error {
-	diff, err := os.Open(filepath.Join(dir, rootDiff))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+// RestoreFiles makes what the container had changed of its root in upper, which is empty and lies on layers, lowest first, from what
+// Extract put into dir. Folders that are in upper only for what lies in them are as the layers have them.
+func RestoreFiles(ctx context.Context, dir string, upper *os.File, layers []string) error {
+	added, err := addFiles(ctx, dir, upper)
 	if err != nil {
 		return err
 	}
+	removed, err := removeFiles(ctx, dir, upper)
+	if err != nil {
+		return err
+	}
+	return unpack.Resemble(ctx, upper, append(added, removed...), layers)
+}
+
+// addFiles unpacks rootDiff, and says which folders it implies.
+func addFiles(ctx context.Context, dir string, upper *os.File) (implied []string, err error) {
+	diff, err := os.Open(filepath.Join(dir, rootDiff))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	defer func() { _ = diff.Close() }()
-	_, err = unpack.Unpack(ctx, upper, diff, unpack.DefaultLimits, nil)
-	return err
+	layer, err := unpack.Unpack(ctx, upper, diff, unpack.DefaultLimits, nil)
+	return layer.Implied, err
+}
+
+// removeFiles does what deletedFiles says, and says which folders it implies.
+func removeFiles(ctx context.Context, dir string, upper *os.File) (implied []string, err error) {
+	list, err := os.Open(filepath.Join(dir, deletedFiles))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = list.Close() }()
+	info, err := list.Stat()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	if err := decode(deletedFiles, info.Size(), list, &names); err != nil {
+		return nil, err
+	}
+	if len(names) > maxEntries {
+		return nil, fmt.Errorf("%s has more than %d names: %w", deletedFiles, maxEntries, errdefs.ErrResourceExhausted)
+	}
+	return unpack.WhiteOut(ctx, upper, names, unpack.DefaultLimits)
 }
 
 // Process is the process of the specification that Extract put into dir.

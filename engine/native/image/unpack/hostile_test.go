@@ -513,3 +513,25 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+// Each name that is taken away may need folders of its own.
+func TestWhatIsTakenAwayIsBounded(t *testing.T) {
+	needRoot(t)
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dir.Close() }()
+	names := []string{"a/b/c", "d"}
+	if _, err := WhiteOut(t.Context(), dir, names, Limits{Entries: 3}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("%v", err)
+	}
+	if implied, err := WhiteOut(t.Context(), dir, names, Limits{Entries: 2}); err != nil || len(implied) != 0 {
+		t.Errorf("again, without new folders: %v, %v", implied, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := WhiteOut(ctx, dir, names, DefaultLimits); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+}

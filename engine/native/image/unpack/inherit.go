@@ -42,6 +42,41 @@ func Inherit(ctx context.Context, dir *os.File, layers []Stacked) (made bool, er
 	return true, s.makeFolders(int(dir.Fd()), names)
 }
 
+// Resemble gives folders of dir, a layer that lies on others, lowest first, which are complete, the mode, owner, time and attributes
+// that these have them with. What they do not have stays as it is, and what is no folder of dir is passed over.
+func Resemble(ctx context.Context, dir *os.File, names, layers []string) error {
+	s := &stack{ctx: ctx, known: map[string]stacked{}}
+	defer s.close()
+	var all []Stacked
+	for _, layer := range layers {
+		all = append(all, Stacked{Dir: layer})
+	}
+	if err := s.open(all); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if s.lookups >= maxLookups {
+			return nil
+		}
+		fd, err := openExact(int(dir.Fd()), name)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open the folder %.300q: %w", name, err)
+		}
+		_ = unix.Close(fd)
+		below, err := s.folder(name)
+		if err == nil && below.said != nil {
+			err = s.copyFolder(below.said, int(dir.Fd()), name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // stack is an image's layers, uppermost first, put together as overlay does it.
 type stack struct {
 	ctx     context.Context

@@ -47,6 +47,14 @@ type tree struct {
 	made, limit int64
 }
 
+func newTree(dir *os.File, limits *Limits, room *space.Room) (*tree, error) {
+	name, err := os.Readlink(procPath(int(dir.Fd())))
+	if err != nil {
+		return nil, fmt.Errorf("find the name of the layer's folder: %w", err)
+	}
+	return &tree{root: int(dir.Fd()), room: room, implied: map[uint64]string{}, path: name, limit: limits.Entries}, nil
+}
+
 // take is called before something is made, of which the archive holds so many bytes beside a file's content.
 func (t *tree) take(attributes int64) error {
 	if t.made++; t.made > t.limit {
@@ -57,10 +65,11 @@ func (t *tree) take(attributes int64) error {
 
 // untar makes the entries of an archive in dir.
 func untar(ctx context.Context, dir *os.File, archive io.Reader, limits *Limits, room *space.Room) (implied []string, err error) {
-	t := &tree{root: int(dir.Fd()), buf: make([]byte, 128<<10), room: room, implied: map[uint64]string{}, limit: limits.Entries}
-	if t.path, err = os.Readlink(procPath(t.root)); err != nil {
-		return nil, fmt.Errorf("find the name of the layer's folder: %w", err)
+	t, err := newTree(dir, limits, room)
+	if err != nil {
+		return nil, err
 	}
+	t.buf = make([]byte, 128<<10)
 	defer func() {
 		if cerr := t.leave(); err == nil {
 			err = cerr

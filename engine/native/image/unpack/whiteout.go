@@ -2,11 +2,16 @@ package unpack
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crishim/engine/native/image/space"
 )
 
 const (
@@ -71,6 +76,62 @@ func (t *tree) hide(name string) error {
 		return err
 	}
 	return setOpaque(fd)
+}
+
+// WhiteOut takes names away in dir, an unpacked layer: what it has of them itself, and what lower layers have. They are as hostile
+// as an archive's, and limits.Entries is for both them and the folders that are made for them, which are as Layer.Implied. What
+// lies in something that is no folder is not there, and is left alone.
+func WhiteOut(ctx context.Context, dir *os.File, names []string, limits Limits) (implied []string, err error) {
+	t, err := newTree(dir, &limits, space.On(dir, limits.Reserve))
+	if err != nil {
+		return nil, archiveError(err)
+	}
+	defer func() {
+		if cerr := t.leave(); err == nil && cerr != nil {
+			err = archiveError(cerr)
+		}
+	}()
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return nil, archiveError(err)
+		}
+		if err := t.whiteOut(name); err != nil {
+			return nil, archiveError(fmt.Errorf("removed name %.300q: %w", name, err))
+		}
+	}
+	if implied, err = t.impliedFolders(); err != nil {
+		return nil, archiveError(err)
+	}
+	return implied, nil
+}
+
+func (t *tree) whiteOut(name string) error {
+	name, err := inside(name)
+	if err != nil {
+		return err
+	}
+	if name == "." {
+		return refused("the root cannot be removed")
+	}
+	folder, base := path.Split(name)
+	folder = path.Clean(folder)
+	fd, err := openFolder(t.root, folder)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil // a whiteout mostly: it goes with a folder that was named before
+	}
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	if err := t.enter(folder); err != nil {
+		return err
+	}
+	if err := t.take(0); err != nil {
+		return err
+	}
+	if err := t.create(base, func() error { return unix.Mknodat(t.parent.fd, base, unix.S_IFCHR, 0) }); err != nil {
+		return fmt.Errorf("make the whiteout: %w", err)
+	}
+	return nil
 }
 
 func setOpaque(fd int) error {
