@@ -113,6 +113,16 @@ soak: helper ## random work and faults for SOAK (30m), under the race detector, 
 	E2E_ENGINE='$(filter native,$(ENGINE))' E2E_RACE=1 E2E_SOAK=$(SOAK) E2E_SOAK_REPORT="$(CURDIR)/internal/reliability/soak$(if $(filter native,$(ENGINE)),-native).json" go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e; \
 		status=$$?; go test -count=1 -run TestThePage ./internal/reliability -update && exit $$status
 
+# The counts of the rows of docs/reliability.md that `make test` runs at sizes of seconds; those of time are in `make soak`.
+.PHONY: counts
+counts: helper ## the rows' full counts, which `make test` runs at sizes of seconds: races, trees, execs, events; ENGINE=28 … for the end-to-end ones (root)
+	@hack/packages.sh test
+	E2E_COUNTS=full go test -count=1 -timeout 0 -p 1 -v -tags failpoint \
+		-run '^Test(S34HostileArchivesAreAsInAChroot|DevicesThatAreRaced|TheDaemonIsKilledAtEveryStep|S55ARuntimeThatComesInIsNeitherWrittenToNorSeen)$$' \
+		./engine/native/image/unpack ./engine/native ./cmd/monitor
+	E2E_SOAK=3m go test -count=1 -timeout 0 -race -v -run '^TestR12RandomCallsAreLinearizable$$' ./server
+	E2E_COUNTS=full hack/test-engine.sh '$(ENGINE)' '^Test(HostileTreesAreRemoved|AFloodOfOutputIsBounded|ManyExecSyncsOfMuchOutput|ExecSyncsByTheHundredLeaveNothing|MountTargetsThatAreSwapped|LostEvents)$$'
+
 .PHONY: crash
 crash: helper ## every power cut, crash, failing step and passed deadline that `make test` samples, and all pairs of them (hours); ENGINE=native
 	@hack/packages.sh test

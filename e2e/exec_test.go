@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,7 +97,7 @@ func TestManyExecSyncsOfMuchOutput(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "much").Run("c", n.Registry.Ref(harness.Busybox), forever)
 	staysSmall(t, n, memoryOverall) // of many pods, as each has its probes one after the other
-	mib := hostileSize(t, 4)
+	mib := rowCount(4, 200)
 	command := []string{"sh", "-c", fmt.Sprintf("dd if=/dev/zero bs=1M count=%d 2>/dev/null; exit 4", mib)}
 	execSync := func(command ...string) *runtimeapi.ExecSyncResponse {
 		reply, err := n.Shim.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 500, Cmd: command})
@@ -121,6 +122,48 @@ func TestManyExecSyncsOfMuchOutput(t *testing.T) {
 		}
 	}
 	calls.Wait()
+}
+
+// Probes by the hundred, eight at a time, leave nothing: not in the daemon, its monitor or the container.
+//
+// Rows: R44 (part)
+func TestExecSyncsByTheHundredLeaveNothing(t *testing.T) {
+	n := node(t)
+	c := n.RunPod(t, "probes").Run("c", n.Registry.Ref(harness.Busybox), forever)
+	probes := func(count int) {
+		var all sync.WaitGroup
+		var next atomic.Int64
+		for range 8 {
+			all.Go(func() {
+				for next.Add(1) <= int64(count) {
+					reply, err := n.Shim.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 60, Cmd: []string{"echo", "ok"}})
+					if err != nil || string(reply.Stdout) != "ok\n" || reply.ExitCode != 0 {
+						t.Errorf("%v, %v", reply, err)
+					}
+				}
+			})
+		}
+		all.Wait()
+	}
+	probes(80)
+	processes := func() string { return c.Output("ps -o pid,comm | wc -l") }
+	inside, before := processes(), n.Use()
+	began, count := time.Now(), rowCount(300, 2000)
+	probes(count)
+	t.Logf("%d in %v", count, time.Since(began))
+	harness.Eventually(t, time.Minute, "all to be as before", func() error {
+		if now := processes(); now != inside {
+			return fmt.Errorf("the container had %s processes and has %s", strings.TrimSpace(inside), strings.TrimSpace(now))
+		}
+		for who, now := range n.Use() {
+			was, known := before[who]
+			if !known || now.Descriptors > was.Descriptors+15 || now.Threads > was.Threads+15 || now.Bytes > was.Bytes+32<<20 || len(now.Children) > len(was.Children) {
+				return fmt.Errorf("%s held %+v and holds %+v", who, was, now)
+			}
+		}
+		return nil
+	})
+	t.Logf("held before %+v, after %+v", before, n.Use())
 }
 
 func TestExecIsRefusedWhereNothingRuns(t *testing.T) {

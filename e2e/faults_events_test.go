@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
@@ -70,24 +68,10 @@ func TestLostEvents(t *testing.T) {
 				c.WaitLog("ready")
 			}
 			fault.begin()
-			churn(t, n, ends, removed, gone, eventsBehind(t))
+			churn(t, n, ends, removed, gone, rowCount(300, 10000))
 			fault.end()
 			checkChurned(t, n, ends, removed, stays, gone)
 			pod.Remove()
 		})
 	}
-}
-
-// eventsBehind is how many events the daemon misses: $E2E_EVENTS, else some more than the engine keeps.
-func eventsBehind(t *testing.T) int {
-	t.Helper()
-	text := os.Getenv("E2E_EVENTS")
-	if text == "" {
-		return 300
-	}
-	count, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatalf("E2E_EVENTS: %v", err)
-	}
-	return count
 }

@@ -138,9 +138,9 @@ func TestMountTargetsThatAreSwapped(t *testing.T) {
 		}
 	})
 	defer func() { close(stop); swapper.Wait() }()
-	rounds, ran := 0, 0
+	rounds, ran, least := 0, 0, rowCount(24, 2000)
 	// On until one got past the swaps: where all are refused nothing was raced.
-	for ; rounds < 24 || rounds < 240 && ran == 0; rounds++ {
+	for ; rounds < least || rounds < 10*least && ran == 0; rounds++ {
 		if try() == nil { // else it met the link: that is a refusal
 			ran++
 		}

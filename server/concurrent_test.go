@@ -22,7 +22,7 @@ import (
 	"crishim/engine"
 )
 
-// soakTime is how long a test of random work runs: short in `make test`, E2E_SOAK in `make soak`.
+// soakTime is how long a test of random work runs: short in `make test`, E2E_SOAK in `make counts`.
 func soakTime(t *testing.T, short time.Duration) time.Duration {
 	t.Helper()
 	text := os.Getenv("E2E_SOAK")

@@ -263,24 +263,44 @@ func deviceOf(path string) uint64 {
 	return info.Sys().(*syscall.Stat_t).Dev
 }
 
-// children are the child processes of a process by name, zombies included: a plugin or mount helper that stays.
+// children are the child processes of a process by name, zombies included: a plugin or mount helper that stays. The kernel lists
+// them by the thread that made them.
 func children(parent int) []string {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
-	if err != nil {
-		return nil
-	}
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
 	var list []string
-	for pid := range strings.FieldsSeq(string(data)) {
-		name, _ := os.ReadFile("/proc/" + pid + "/comm")
-		list = append(list, pid+" "+strings.TrimSpace(string(name)))
+	for _, task := range tasks {
+		for pid := range strings.FieldsSeq(readString(task)) {
+			list = append(list, pid+" "+strings.TrimSpace(readString("/proc/"+pid+"/comm")))
+		}
 	}
 	return list
+}
+
+// Use is what a process holds; children are those of children.
+type Use struct {
+	Descriptors, Threads, Bytes int
+	Children                    []string
+}
+
+func useOf(pid int) Use {
+	proc := filepath.Join("/proc", strconv.Itoa(pid))
+	descriptors, _ := os.ReadDir(filepath.Join(proc, "fd"))
+	threads, _ := os.ReadDir(filepath.Join(proc, "task"))
+	return Use{len(descriptors), len(threads), residentBytes(pid), children(pid)}
+}
+
+// Use is what the daemon holds now, and the monitors by their pods, by name.
+func (n *Node) Use() map[string]Use {
+	all := map[string]Use{"the daemon": useOf(n.Shim.PID())}
+	for _, m := range n.Monitors() {
+		all["the monitor of "+m.Pod] = useOf(m.pid)
+	}
+	return all
 }
 
 // Usage is what the daemon uses now, for the eye.
 func (s *Shim) Usage() string {
 	_, goroutines := s.profile("goroutine?debug=1", "total ")
-	descriptors, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(s.PID()), "fd"))
-	threads, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(s.PID()), "task"))
-	return fmt.Sprintf("%d MiB resident, %d descriptors, %d goroutines, %d threads", residentBytes(s.PID())>>20, len(descriptors), goroutines, len(threads))
+	use := useOf(s.PID())
+	return fmt.Sprintf("%d MiB resident, %d descriptors, %d goroutines, %d threads", use.Bytes>>20, use.Descriptors, goroutines, use.Threads)
 }

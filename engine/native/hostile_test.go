@@ -183,9 +183,9 @@ func TestAnImagesOwnSystemFolders(t *testing.T) {
 	host.unchanged(t)
 }
 
-// raceRounds is how often a race is run; a soak runs it more often.
+// raceRounds is how often a race is run; `make counts` runs it more often.
 func raceRounds() int {
-	if os.Getenv("E2E_SOAK") != "" {
+	if os.Getenv("E2E_COUNTS") == "full" {
 		return 2000
 	}
 	return 15

@@ -157,7 +157,7 @@ func Page(rows []Row, proofs []Proof, last Last) []byte {
 
 Written by ` + "`go test ./internal/reliability -update`" + ` from the rows in internal/reliability/rows.go and from the tests, which say
 which rows they prove: in their names or in a line ` + "`// Rows: S14, R21 (part)`" + ` above them. They run in ` + "`make test`" + `, at sizes of
-seconds (counts and hours are for ` + "`make soak`" + `), those of e2e/vm in ` + "`make test-vm`" + `; only benchmarks and what needs a kubelet do not.
+seconds (full counts are for ` + "`make counts`" + `, hours for ` + "`make soak`" + `), those of e2e/vm in ` + "`make test-vm`" + `; only benchmarks and what needs a kubelet do not.
 
 P0 to P2 say how important a row is: P0 and P1 have to be proven; P2 goes beyond what other runtimes promise, and is listed where a test
 proves it. *(part)*: the test proves a part of the row only. The last result of a row is
