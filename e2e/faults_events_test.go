@@ -68,7 +68,7 @@ func TestLostEvents(t *testing.T) {
 				c.WaitLog("ready")
 			}
 			fault.begin()
-			churn(t, n, ends, removed, gone, rowCount(300, 10000))
+			churn(t, n, ends, removed, gone, rowCount(300, 2000))
 			fault.end()
 			checkChurned(t, n, ends, removed, stays, gone)
 			pod.Remove()

@@ -213,7 +213,7 @@ func askDaemon(ctx context.Context, c *config.Config, path string, what any, in 
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
-			return fmt.Errorf("the running daemon ended meanwhile: %w; the same command goes on where this one ended", err)
+			return fmt.Errorf("the running daemon ended meanwhile: %w; give the command again", err)
 		case t.Verdict != 0:
 			return verdict(t.Verdict)
 		case t.Error != "":

@@ -30,7 +30,7 @@ const (
 	// killLimit bounds the end of a cancelled exec, killWatch how long one that has not started is watched for.
 	killLimit = 10 * time.Second
 	killWatch = time.Minute
-	pollKill  = 250 * time.Millisecond
+	pollIdle  = 5 * time.Second // probes of a hundred containers may wait so at once
 )
 
 // Exec runs a process in a container. A reader of stdin that waits for ever outlasts it until its owner closes it.
@@ -287,7 +287,7 @@ func (e *Engine) killExec(ctx context.Context, execID string) {
 // killOnceStarted calls idle when there is nothing to wait for at the moment.
 func (e *Engine) killOnceStarted(ctx context.Context, execID string, idle func()) {
 	defer idle()
-	for wait := pollFirst; ; wait = min(2*wait, pollKill) {
+	for wait, most := pollFirst, pollMost; ; wait = min(2*wait, most) {
 		in, err := e.inspectExec(ctx, execID)
 		switch {
 		case errdefs.IsNotFound(err):
@@ -299,10 +299,13 @@ func (e *Engine) killOnceStarted(ctx context.Context, execID string, idle func()
 			return // it could not be started
 		case err != nil || !in.Running:
 			idle()
+			most = pollIdle
+		default:
+			most = pollMost // it is being started
 		}
 		select {
 		case <-ctx.Done():
-			if err != nil {
+			if err != nil && !errors.Is(err, ctx.Err()) {
 				klog.ErrorS(err, "Cannot end an exec", "exec", execID)
 			}
 			return

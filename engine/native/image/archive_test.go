@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 )
@@ -51,8 +52,16 @@ func TestExportedImagesComeBackTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "layout")
-	if err := from.ExportDir(t.Context(), dir, []string{plain, index}); err != nil {
+	umask := unix.Umask(0o077) // a daemon's
+	err = from.ExportDir(t.Context(), dir, []string{plain, index})
+	unix.Umask(umask)
+	if err != nil {
 		t.Fatal(err)
+	}
+	for path, want := range map[string]os.FileMode{"": os.ModeDir | 0o755, "blobs/sha256": os.ModeDir | 0o755, "index.json": 0o644} {
+		if info, err := os.Stat(filepath.Join(dir, path)); err != nil || info.Mode() != want {
+			t.Errorf("%q is %v, %v", path, info.Mode(), err)
+		}
 	}
 	imports := map[string]func(*Store) ([]engine.Image, error){
 		"tar": func(s *Store) ([]engine.Image, error) {

@@ -72,17 +72,33 @@ func (s *Store) ExportDir(ctx context.Context, dir string, refs []string) error 
 		return fmt.Errorf("export images: %s is not empty: %w", dir, errdefs.ErrFailedPrecondition)
 	}
 	return s.export(ctx, refs, func(name string, _ int64, content io.Reader) error {
-		path := filepath.Join(dir, name) // names are ours
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 			return err
+		}
+		path := filepath.Join(dir, name) // names are ours
+		folder := dir
+		for _, part := range strings.Split("./"+filepath.Dir(name), "/") {
+			folder = filepath.Join(folder, part)
+			if err := makeReadable(folder); err != nil {
+				return err
+			}
 		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 		if err != nil {
 			return err
 		}
 		_, err = io.Copy(f, content)
-		return errors.Join(err, f.Close())
+		return errors.Join(err, f.Chmod(0o644), f.Close()) // whatever our umask
 	})
+}
+
+// makeReadable makes a folder that everybody may read, whatever our umask. One that is there stays as it is.
+func makeReadable(path string) error {
+	err := os.Mkdir(path, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	return errors.Join(err, os.Chmod(path, 0o755))
 }
 
 // exported is what one export holds.

@@ -327,7 +327,8 @@ func TestR32PullGoesOnAfterARestart(t *testing.T) {
 	if fresh := again.tempPath(); fresh != again.path(tempDir, "100") {
 		t.Errorf("the next name is %s", fresh)
 	}
-	again.removeLeft(t.Context())
+	_ = again.Close() // as a command does, without Run
+	again = reopen(t, s.root, nil)
 	if entries, err := os.ReadDir(again.path(tempDir)); err != nil || len(entries) != 0 {
 		t.Errorf("tmp holds %v, %v", entries, err)
 	}

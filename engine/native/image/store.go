@@ -114,7 +114,8 @@ type Store struct {
 
 	usage atomic.Pointer[engine.FSUsage]
 	temp  atomic.Uint64 // names in tmp/
-	left  []string      // what a crash left there, for Run to remove
+	ran   atomic.Bool   // Run was called
+	left  []string      // what a crash left there, for Run to remove, or Close
 
 	// placing orders layers getting into their place.
 	placing sync.Mutex
@@ -193,10 +194,14 @@ func (o *Options) complete() {
 	}
 }
 
-// Close gives the store up. Callers must have got their answers; what they left in the middle is waited for here.
+// Close gives the store up. Callers must have got their answers; what they left in the middle is waited for here, and Run must have
+// ended. Where it was not called, as by a command, what a crash left is removed now.
 func (s *Store) Close() error {
 	s.pulls.Wait()
 	s.layers.Wait()
+	if !s.ran.Load() {
+		s.removeLeft(context.Background())
+	}
 	return s.lock.Close()
 }
 
@@ -253,6 +258,7 @@ func (s *Store) ReloadHosts(dirs []string) {
 
 // Run samples usage and removes what nobody uses any more, until ctx ends. It is called once.
 func (s *Store) Run(ctx context.Context) {
+	s.ran.Store(true)
 	s.removeLeft(ctx)
 	ticker := time.NewTicker(s.options.SampleInterval)
 	defer ticker.Stop()
