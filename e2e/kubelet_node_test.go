@@ -31,7 +31,7 @@ func kubeletOn(t *testing.T, version string, docker harness.DockerOptions) *kube
 	n := harness.NewNode(t, docker, harness.ShimOptions{})
 	n.Pull(t, harness.Busybox)
 	warmUp(t, n)
-	n.NoLeaks(t, "threads") // of which the Go runtime ends none
+	n.NoLeaks(t)
 	r := &kubeletRun{n: n, host: t.TempDir()}
 	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: version})
 	r.apply(t, "web", kubeletWeb)
@@ -105,8 +105,8 @@ func fullNode(t *testing.T, version string) {
 	wholeKubelet(t)
 	const pods = 110
 	recordKubelet(t, version, 1)
-	// The Go runtime ends no thread and keeps some memory of the most that ever was at once; the live heap is looked at.
-	n := node(t, "threads", "resident bytes")
+	// The Go runtime keeps some memory of the most that ever was at once; the live heap is looked at.
+	n := node(t, "resident bytes")
 	r := &kubeletRun{n: n, host: t.TempDir()}
 	r.Kubelet = harness.StartKubelet(t, n, harness.KubeletOptions{Version: version, Config: map[string]any{"maxPods": pods + 1, "registryPullQPS": 0, "syncFrequency": "1m"}})
 	r.apply(t, "witness", kubeletWitness)

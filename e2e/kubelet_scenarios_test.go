@@ -144,7 +144,7 @@ func runKubeletScenarios(t *testing.T, families []kubeletFamily, options harness
 		checks += len(family.steps)
 	}
 	recordKubelet(t, options.Version, checks)
-	n := node(t, "threads") // of which the Go runtime ends none, and all pods start at once
+	n := node(t)
 	r := &kubeletRun{n: n, host: sharedMount(t)}
 	for _, nobodys := range []string{harness.Small, harness.Pinned} { // no pod has them: for the collector
 		n.Pull(t, nobodys)
