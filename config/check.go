@@ -33,6 +33,7 @@ func (c *Config) check() []problem {
 		{"run_dir", absolute(c.RunDir)},
 		{"seccomp_dir", optional(c.SeccompDir, absolute)},
 		{"container_log", oneOf(c.ContainerLog, "cri", "json-file")},
+		{"container_log_max_size", zeroOr(int64(c.ContainerLogMax), 1<<20)},
 		{"compatibility", oneOf(c.Compatibility, "", Dockershim, CRIDockerd)},
 		{"compatibility_root", optional(c.CompatibilityRoot, absolute)},
 		{"docker.endpoint", localEngine(c.Docker.Endpoint)},
@@ -188,6 +189,13 @@ func atLeast(v, least int64) error {
 		return fmt.Errorf("%d is less than %d", v, least)
 	}
 	return nil
+}
+
+func zeroOr(v, least int64) error {
+	if v == 0 {
+		return nil
+	}
+	return atLeast(v, least)
 }
 
 func positive(d Duration) error {

@@ -18,9 +18,11 @@ import (
 // disk took a part is completed before the next one.
 type Writer struct {
 	root, path string
+	bound      int64 // bytes, 0 for none
 
 	mu     sync.Mutex
 	file   *os.File // nil once closed
+	size   int64    // of file
 	buf    []byte   // rendering, reused
 	rest   []byte   // the missing bytes of an entry that was written in part
 	torn   bool     // the file does not end with a newline
@@ -38,9 +40,9 @@ type Stats struct {
 }
 
 // Open opens the log as OpenFile does. An entry that a crash left without its end gets a newline, so that the next one
-// stands on its own line.
-func Open(root, path string) (*Writer, error) {
-	w := &Writer{root: root, path: path}
+// stands on its own line. A log that would get longer than bound bytes (0: any length) is set aside and a new one begun.
+func Open(root, path string, bound int64) (*Writer, error) {
+	w := &Writer{root: root, path: path, bound: bound}
 	if err := w.Reopen(); err != nil {
 		return nil, err
 	}
@@ -53,6 +55,11 @@ func Open(root, path string) (*Writer, error) {
 func (w *Writer) Reopen() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.reopen()
+}
+
+// reopen requires mu.
+func (w *Writer) reopen() error {
 	if w.file != nil {
 		w.completeRest()
 	}
@@ -60,12 +67,17 @@ func (w *Writer) Reopen() error {
 	if err != nil {
 		return err
 	}
+	info, err := file.Stat()
+	if err != nil {
+		_ = file.Close()
+		return classify("look at log", w.path, err)
+	}
 	if w.file != nil {
 		w.lost.Add(uint64(len(w.rest)))
 		w.rest = nil
 		_ = w.file.Close()
 	}
-	w.file = file
+	w.file, w.size = file, info.Size()
 	w.torn = !EndsWithNewline(file)
 	return nil
 }
@@ -106,8 +118,18 @@ func (w *Writer) append(entries []byte) {
 		w.lost.Add(uint64(len(entries)))
 		return
 	}
-	n, err := w.file.Write(entries)
-	w.bytes.Add(uint64(n))
+	if w.bound > 0 && w.size > 0 && w.size+int64(len(entries)) > w.bound {
+		err := SetAside(w.root, w.path, w.file)
+		if err == nil {
+			err = w.reopen()
+		}
+		if err != nil { // a bound that holds only mostly bounds nothing
+			w.failed.Add(1)
+			w.lost.Add(uint64(len(entries)))
+			return
+		}
+	}
+	n, err := w.write(entries)
 	if err == nil {
 		return
 	}
@@ -121,6 +143,13 @@ func (w *Writer) append(entries []byte) {
 	w.lost.Add(uint64(len(left)))
 }
 
+func (w *Writer) write(b []byte) (int, error) {
+	n, err := w.file.Write(b)
+	w.bytes.Add(uint64(n))
+	w.size += int64(n)
+	return n, err
+}
+
 // completeRest brings the file to the end of an entry and says whether it is there.
 func (w *Writer) completeRest() bool {
 	if len(w.rest) == 0 && w.torn {
@@ -130,8 +159,7 @@ func (w *Writer) completeRest() bool {
 	if len(w.rest) == 0 {
 		return true
 	}
-	n, err := w.file.Write(w.rest)
-	w.bytes.Add(uint64(n))
+	n, err := w.write(w.rest)
 	w.rest = w.rest[n:]
 	if err != nil {
 		w.failed.Add(1)

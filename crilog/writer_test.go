@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,7 +21,7 @@ func open(t *testing.T) (w *Writer, path string) {
 	t.Helper()
 	root := t.TempDir()
 	path = root + "/ctr/0.log"
-	w, err := Open(root, path)
+	w, err := Open(root, path, 0)
 	must(t, err)
 	t.Cleanup(func() { _ = w.Close() })
 	return w, path
@@ -135,7 +136,7 @@ func TestOpenEndsALineThatACrashTore(t *testing.T) {
 	root := t.TempDir()
 	path := root + "/0.log"
 	must(t, os.WriteFile(path, []byte("2024-02-29T12:00:00Z stdout F whole\n2024-02-29T12:0"), 0o640))
-	w, err := Open(root, path)
+	w, err := Open(root, path, 0)
 	must(t, err)
 	w.WriteText(noon, Stdout, []byte("next\n"))
 	must(t, w.Close())
@@ -223,5 +224,71 @@ func TestClosedWriterCountsWhatItDrops(t *testing.T) {
 	must(t, w.Copy(Stdout, strings.NewReader("gone\n")))
 	if w.Stats().DroppedBytes == 0 {
 		t.Fatal("nothing was counted")
+	}
+}
+
+// Rows: S54 (part)
+func TestALogThatOutgrowsItsBoundIsSetAside(t *testing.T) {
+	path := t.TempDir() + "/0.log"
+	w, err := Open(filepath.Dir(path), path, 1000)
+	must(t, err)
+	defer func() { _ = w.Close() }()
+	var all []byte
+	write := func(from, to int) {
+		for i := range to - from {
+			line := fmt.Appendf(nil, "line %d\n", from+i)
+			w.WriteText(noon, Stdout, line)
+			all = AppendText(all, noon, Stdout, line)
+		}
+	}
+	check := func() {
+		t.Helper()
+		var there []byte
+		for _, name := range []string{path + OverflowSuffix, path} {
+			data, err := os.ReadFile(name)
+			must(t, err)
+			if len(data) > 1000 || len(data) == 0 || data[len(data)-1] != '\n' {
+				t.Errorf("%s has %d bytes: %q", name, len(data), data)
+			}
+			there = append(there, data...)
+		}
+		if !bytes.HasSuffix(all, there) || len(there) < 1000 {
+			t.Errorf("of the log there are %d bytes: %q", len(there), there)
+		}
+	}
+	write(0, 100)
+	check()
+	must(t, w.Close())
+	w, err = Open(filepath.Dir(path), path, 1000) // what it had before counts
+	must(t, err)
+	write(100, 130)
+	check()
+
+	// The kubelet renames it meanwhile: then there is nothing to set aside.
+	must(t, os.Rename(path, path+".1"))
+	overflow, err := os.ReadFile(path + OverflowSuffix)
+	must(t, err)
+	write(130, 150)
+	if now, err := os.ReadFile(path + OverflowSuffix); err != nil || !bytes.Equal(now, overflow) {
+		t.Errorf("the overflow is %q, %v", now, err)
+	}
+	if data, err := os.ReadFile(path); err != nil || !bytes.HasSuffix(all, data) || len(data) == 0 {
+		t.Errorf("the new log is %q, %v", data, err)
+	}
+
+	// Where it cannot be set aside it grows no more, and what is not written is counted.
+	must(t, os.Remove(path+OverflowSuffix))
+	must(t, os.MkdirAll(path+OverflowSuffix+"/in-the-way", 0o755))
+	before := w.Stats()
+	write(150, 250)
+	info, err := os.Stat(path)
+	must(t, err)
+	if now := w.Stats(); info.Size() > 1000 || now.DroppedBytes == before.DroppedBytes || now.WriteErrors == before.WriteErrors {
+		t.Errorf("it has %d bytes, and before %+v, now %+v was counted", info.Size(), before, now)
+	}
+	must(t, os.RemoveAll(path+OverflowSuffix))
+	write(250, 260)
+	if data, err := os.ReadFile(path); err != nil || !bytes.Contains(data, []byte("line 259\n")) {
+		t.Errorf("the log is %q, %v", data, err)
 	}
 }

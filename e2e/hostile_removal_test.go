@@ -12,6 +12,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"crishim/crilog"
 	"crishim/e2e/harness"
 )
 
@@ -22,6 +23,10 @@ func rowCount(seconds, full int) int {
 	}
 	return seconds
 }
+
+// promptly is the longest that an answer may take while something is broken (gate LIVE): a second in `make counts`, which has the
+// machine for itself, else what tells a call that hangs, which takes a minute, from a machine that is busy with other tests.
+func promptly() time.Duration { return time.Duration(rowCount(20, 1)) * time.Second }
 
 // memoryOf is the resident memory of the daemon in bytes.
 func memoryOf(t *testing.T, pid int) int64 {
@@ -187,6 +192,56 @@ func TestAFloodOfOutputIsBounded(t *testing.T) {
 		c.Stop(0)
 		c.Remove()
 	}
+}
+
+// Where the operator bounds a log, output that outruns the kubelet's rotation takes no more of the disk than twice that, and
+// what is there are the last lines, whole and in order.
+//
+// Rows: S54
+func TestALogOutgrowsItsBound(t *testing.T) {
+	const bound, lines = 1 << 20, 100_000
+	harness.Require(t)
+	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{Settings: map[string]any{"container_log_max_size": "1MiB"}})
+	n.Pull(t, harness.Busybox)
+	n.NoLeaks(t)
+	pod := n.RunPod(t, "bounded")
+	c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", fmt.Sprintf("seq 1 %d | sed 's/^/line /'", lines)})
+	c.WaitExit()
+	overflow := c.Log + crilog.OverflowSuffix
+	var there []byte
+	harness.Eventually(t, 20*time.Second, "the last line", func() error {
+		there = nil
+		for _, name := range []string{overflow, c.Log} {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			if len(data) > bound+bound/2 {
+				t.Fatalf("%s has %d bytes", name, len(data))
+			}
+			there = append(there, data...)
+		}
+		if !strings.HasSuffix(string(there), fmt.Sprintf(" line %d\n", lines)) {
+			return fmt.Errorf("the log ends with %q", there[max(0, len(there)-100):])
+		}
+		return nil
+	})
+	if len(there) < bound {
+		t.Errorf("only %d bytes of the log are there", len(there))
+	}
+	next := 0
+	for line := range strings.Lines(string(there)) {
+		var number int
+		_, text, _ := strings.Cut(line, " stdout F ")
+		if _, err := fmt.Sscanf(text, "line %d\n", &number); err != nil || next != 0 && number != next {
+			t.Fatalf("%q comes where line %d should", line, next)
+		}
+		next = number + 1
+	}
+	if entries, err := os.ReadDir(filepath.Dir(c.Log)); err != nil || len(entries) != 2 {
+		t.Errorf("beside the log there is %v, %v", entries, err)
+	}
+	c.Remove()
 }
 
 // deletedFiles counts the open files of a process below dir that have no name any more.

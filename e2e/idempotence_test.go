@@ -226,7 +226,7 @@ func TestShorterGraceWins(t *testing.T) {
 	}()
 	time.Sleep(300 * time.Millisecond) // the first call is in its grace
 	began := time.Now()
-	if _, err := n.Shim.Runtime.ContainerStatus(call, &runtimeapi.ContainerStatusRequest{ContainerId: c.ID}); err != nil || time.Since(began) > 20*time.Second {
+	if _, err := n.Shim.Runtime.ContainerStatus(call, &runtimeapi.ContainerStatusRequest{ContainerId: c.ID}); err != nil || time.Since(began) > promptly() {
 		t.Errorf("ContainerStatus during the grace: %v after %v", err, time.Since(began))
 	}
 	began = time.Now()

@@ -209,7 +209,7 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 	} {
 		began := time.Now()
 		count, err := call(ctx(t))
-		if took := time.Since(began); took > 20*time.Second {
+		if took := time.Since(began); took > promptly() {
 			t.Errorf("%s took %v with dockerd away", name, took)
 		}
 		if err != nil {
@@ -221,7 +221,7 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 	began := time.Now()
 	_, err := n.Shim.Images.PullImage(ctx(t), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: n.Registry.Ref(harness.Small)}})
 	wantCode(t, "PullImage with dockerd away", err, codes.Unavailable)
-	if took := time.Since(began); took > 20*time.Second {
+	if took := time.Since(began); took > promptly() {
 		t.Errorf("PullImage took %v with dockerd away", took)
 	}
 }
@@ -279,7 +279,7 @@ func TestDockerdHangs(t *testing.T) {
 	for name, call := range calls {
 		began := time.Now()
 		err := call(ctx(t))
-		if took := time.Since(began); took > 20*time.Second {
+		if took := time.Since(began); took > promptly() {
 			t.Errorf("%s took %v with dockerd stopped", name, took)
 		}
 		if err != nil && harness.Code(err) != codes.Unavailable {

@@ -35,7 +35,8 @@ func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store 
 		eng, err := docker.New(docker.Options{
 			Socket: c.Docker.Endpoint, RunDir: c.RunDir + "/docker", RootDir: c.RootDir + "/docker",
 			ContainerLog: c.DockerLog(), LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
-			Network: c.Network.Mode, GiveBack: c.Compatibility != "", TracerProvider: tracer, Recorded: store.Recorded, PodSpec: store.PodSpec,
+			ContainerLogMaxSize: int64(c.ContainerLogMax),
+			Network:             c.Network.Mode, GiveBack: c.Compatibility != "", TracerProvider: tracer, Recorded: store.Recorded, PodSpec: store.PodSpec,
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials},
 			PauseImage: c.Images.Pause, Pinned: c.Images.Pinned, PullNoProgress: time.Duration(c.Images.PullNoProgress),
 		})
@@ -52,6 +53,7 @@ func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store 
 			Version: version, RootDir: c.RootDir + "/native", RunDir: c.RunDir + "/native",
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
 			Plugins: plugins, CgroupDriver: driver, Runtimes: ociRuntimes(c),
+			ContainerLogMaxSize: int64(c.ContainerLogMax),
 		})
 		if err != nil {
 			return nil, fmt.Errorf("start the native engine: %w", err)

@@ -59,6 +59,8 @@ type Options struct {
 	// LogMaxSize (bytes) and LogMaxFiles bound Docker's own copy of each container's output. Defaults: 50 MiB and 3.
 	LogMaxSize  int64
 	LogMaxFiles int
+	// ContainerLogMaxSize (bytes) bounds each container's CRI log, which is then set aside and begun anew; 0 is no bound.
+	ContainerLogMaxSize int64
 	// Network is NetworkCNI (the default) or NetworkBridge.
 	Network string
 	// GiveBack makes pods whose files in /etc Docker has, as those of the old shims, which can take them back then.

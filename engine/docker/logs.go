@@ -40,7 +40,7 @@ type logs struct {
 }
 
 func newLogs(ctx context.Context, e *Engine) (*logs, error) {
-	pumps, err := logpump.New(ctx, logpump.Options{Dir: filepath.Join(e.opts.RootDir, "logs")})
+	pumps, err := logpump.New(ctx, logpump.Options{Dir: filepath.Join(e.opts.RootDir, "logs"), MaxSize: e.opts.ContainerLogMaxSize})
 	return &logs{e: e, pumps: pumps, links: e.opts.ContainerLog == ContainerLogJSONFile}, err
 }
 

@@ -143,7 +143,7 @@ func (m *Memory) StartContainer(ctx context.Context, id engine.ContainerID, _ *e
 		return c.status(), fmt.Errorf("start container %s: %s: %w", id, c.message, errdefs.ErrInvalidArgument)
 	}
 	if c.spec.LogPath != "" {
-		if c.log, err = crilog.Open(filepath.Dir(c.spec.LogPath), c.spec.LogPath); err != nil {
+		if c.log, err = crilog.Open(filepath.Dir(c.spec.LogPath), c.spec.LogPath, 0); err != nil {
 			return c.status(), fmt.Errorf("start container %s: %w", id, err)
 		}
 	}

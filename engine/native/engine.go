@@ -55,6 +55,8 @@ type Options struct {
 	RootDir, RunDir string
 	// CgroupDriver is the operator's choice, "" to detect it.
 	CgroupDriver engine.CgroupDriver
+	// ContainerLogMaxSize (bytes) bounds each container's log, which is then set aside and begun anew; 0 is no bound.
+	ContainerLogMaxSize int64
 	// The rest is the image store's: see image.Options.
 	RegistryConfigDirs []string
 	NodeAuth           []string

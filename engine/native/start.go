@@ -70,7 +70,7 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 		return engine.ContainerStatus{}, err
 	}
 	args := monitor.CreateArgs{
-		LogRoot: c.Spec.LogDirectory, LogPath: c.Spec.LogPath, OCIRuntime: program, Stdin: c.Spec.Stdin, StdinOnce: c.Spec.StdinOnce,
+		LogRoot: c.Spec.LogDirectory, LogPath: c.Spec.LogPath, LogMaxSize: e.opts.ContainerLogMaxSize, OCIRuntime: program, Stdin: c.Spec.Stdin, StdinOnce: c.Spec.StdinOnce,
 	}
 	started, err := e.run(ctx, p, c, client, oci, args)
 	if err != nil {

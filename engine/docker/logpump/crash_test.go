@@ -1,6 +1,7 @@
 package logpump
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -68,7 +69,12 @@ func (c *crasher) hooks() hooks {
 
 func (c *crasher) start(t testing.TB, dir string, container Container) *Pumps {
 	t.Helper()
-	ps, err := newPumps(t.Context(), Options{Dir: dir}, c.hooks())
+	return c.startBounded(t, Options{Dir: dir}, container)
+}
+
+func (c *crasher) startBounded(t testing.TB, options Options, container Container) *Pumps {
+	t.Helper()
+	ps, err := newPumps(t.Context(), options, c.hooks())
 	must(t, err)
 	ps.saveBytes = 200
 	must(t, ps.Start(container))
@@ -140,6 +146,72 @@ func TestACrashAtEachByteLosesAndDoublesNothing(t *testing.T) {
 	for ; story(t, budget); budget += step {
 	}
 	if budget < 240 {
+		t.Fatalf("only %d bytes and steps", budget)
+	}
+	t.Logf("%d crashes", budget/step)
+}
+
+// A log that is set aside again and again, with a crash at each byte and step: what is there is the end of the output, whole.
+//
+// Rows: S54 (part), R29 (part)
+func TestACrashOfABoundedLogLosesAndDoublesNothing(t *testing.T) {
+	const lines = 12
+	story := func(t *testing.T, budget int) (crashed bool) {
+		d, k := newDockerLog(t, 0, 1), newKubelet(t)
+		var c crasher
+		c.arm(budget)
+		options := Options{Dir: t.TempDir(), MaxSize: 120} // two lines and a half
+		ps := c.startBounded(t, options, k.container(d))
+		revive := func() {
+			crashed = true
+			c.kill(ps)
+			c.armed = false
+			ps = c.startBounded(t, options, k.container(d))
+		}
+		overflow := k.path + crilog.OverflowSuffix
+		for i := range lines {
+			d.log(crilog.Stdout, fmt.Sprintf("line %d\n", i))
+			last := d.expected()[strings.LastIndexByte(strings.TrimSuffix(string(d.expected()), "\n"), '\n')+1:]
+			poll(t, func() bool {
+				if ps.running("c0ffee") == nil {
+					revive()
+				}
+				return bytes.HasSuffix(k.log(), last)
+			})
+			if i == lines/2 { // the kubelet and the bound use the same name
+				old := k.path + ".1"
+				must(t, os.Rename(k.path, old))
+				if ps.Reopen(t.Context(), "c0ffee") != nil {
+					revive()
+					must(t, ps.Reopen(t.Context(), "c0ffee"))
+				}
+				data, err := os.ReadFile(old)
+				must(t, err)
+				if before, _ := os.ReadFile(overflow); !bytes.Equal(append(before, data...), d.expected()[len(d.expected())-len(before)-len(data):]) {
+					t.Fatalf("crash after %d: the overflow is %q, the rotated log %q", budget, before, data)
+				}
+				must(t, os.Remove(overflow))
+				must(t, os.WriteFile(overflow, data, 0o640))
+			}
+		}
+		ps.Close()
+		there, err := os.ReadFile(overflow)
+		must(t, err)
+		if data := k.log(); len(data) > 3*50 || len(there) > 4*50 {
+			t.Errorf("crash after %d: %d and %d bytes", budget, len(there), len(data))
+		}
+		if there = append(there, k.log()...); len(there) < 3*47 || !bytes.HasSuffix(d.expected(), there) {
+			t.Errorf("crash after %d: there is %q", budget, there)
+		}
+		return crashed
+	}
+	budget, step := 0, 7
+	if *soak {
+		step = 1
+	}
+	for ; story(t, budget); budget += step {
+	}
+	if budget < lines*40 {
 		t.Fatalf("only %d bytes and steps", budget)
 	}
 	t.Logf("%d crashes", budget/step)

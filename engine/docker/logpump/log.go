@@ -150,6 +150,11 @@ func (l *criLog) reopen() error {
 	return l.next()
 }
 
+// outgrown says that the log has bytes enough, and can be changed for another.
+func (l *criLog) outgrown(bound int64) bool {
+	return bound > 0 && l.file != nil && l.size >= bound && l.whole && !l.renamed && l.held == 0
+}
+
 // forget gives up comparing what the file holds beyond the place.
 func (l *criLog) forget() {
 	l.size += l.held

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"crishim/crilog"
+
 	"github.com/containerd/errdefs"
 	"k8s.io/klog/v2"
 )
@@ -49,6 +51,7 @@ type pump struct {
 	unsaved  int // bytes since the position was saved
 	dirty    bool
 	dirtyAt  time.Time
+	savedIn  fileID         // the log that the saved position tells of, where it was saved here
 	finished []chan<- error // who waits for the end
 	last     atomic.Bool    // nothing will go on where it ends; the pump may be ending by itself when it is set
 
@@ -207,6 +210,13 @@ func (p *pump) step() (progress bool, err error) {
 	if len(p.pending) > 0 {
 		return p.put(p.pending)
 	}
+	if p.log.outgrown(p.owner.maxSize) && p.savedIn != p.log.id {
+		// The position tells of the overflow, which goes when this log gets its name.
+		if err := p.trySave(false); err != nil {
+			p.owner.saveErrors.Add(1)
+			return false, err
+		}
+	}
 	buf := bufferPool.Get().(*buffers)
 	defer bufferPool.Put(buf)
 	b, err := p.source.read(buf)
@@ -240,9 +250,15 @@ func (p *pump) mark() {
 
 // put writes to the log; what it does not take becomes pending.
 func (p *pump) put(b []byte) (progress bool, err error) {
-	before := p.log.size
-	n, err := p.log.put(b)
-	p.unsaved += max(0, int(p.log.size-before))
+	n, err := 0, error(nil)
+	if len(b) > 0 && p.log.outgrown(p.owner.maxSize) {
+		err = p.setAside()
+	}
+	if err == nil {
+		before := p.log.size
+		n, err = p.log.put(b)
+		p.unsaved += max(0, int(p.log.size-before))
+	}
 	if err != nil {
 		p.owner.writeErrors.Add(1)
 		p.pending = slices.Clone(b[n:])
@@ -300,6 +316,7 @@ func (p *pump) trySave(finished bool) error {
 	if err := savePosition(p.path, pos); err != nil {
 		return err
 	}
+	p.savedIn = pos.Log.File
 	return p.owner.hooks.step("logpump/saved")
 }
 
@@ -330,6 +347,18 @@ func (p *pump) reopen() error {
 	p.mark()
 	p.save()
 	return nil
+}
+
+// setAside goes on in a new file after the log has been given its overflow's name, where a crash finds what the position
+// tells of.
+func (p *pump) setAside() error {
+	if err := crilog.SetAside(p.log.root, p.log.path, p.log.file); err != nil {
+		return err
+	}
+	_ = p.owner.hooks.step("logpump/set aside")
+	err := p.log.reopen()
+	_ = p.owner.hooks.step("logpump/begun anew")
+	return err
 }
 
 // end saves the position of a container that will write nothing more.

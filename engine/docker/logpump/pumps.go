@@ -37,6 +37,9 @@ import (
 type Options struct {
 	// Dir keeps the positions, one small file a container. It must survive a reboot as the logs do.
 	Dir string
+	// MaxSize (bytes) bounds each log: one that has so much is set aside (crilog.SetAside) and a new one begun. It may get as
+	// much longer as is read at once, which is some hundred KiB. 0 is no bound.
+	MaxSize int64
 }
 
 // Source opens a container's output through the Engine API: the log, followed, of both streams, with time stamps, from
@@ -78,9 +81,10 @@ type Stats struct {
 
 // Pumps pumps the logs of many containers. Its methods may be called at once from many goroutines.
 type Pumps struct {
-	dir    string
-	notify *notifier
-	hooks  hooks
+	dir     string
+	maxSize int64
+	notify  *notifier
+	hooks   hooks
 	// saveBytes is the constant but in tests.
 	saveBytes int
 	cancel    context.CancelFunc
@@ -109,7 +113,7 @@ func newPumps(ctx context.Context, o Options, h hooks) (*Pumps, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of log positions: %w", err)
 	}
-	ps := &Pumps{dir: o.Dir, notify: newNotifier(), hooks: h, saveBytes: saveBytes, pumps: map[string]*pump{}}
+	ps := &Pumps{dir: o.Dir, maxSize: o.MaxSize, notify: newNotifier(), hooks: h, saveBytes: saveBytes, pumps: map[string]*pump{}}
 	ps.sources, ps.cancel = context.WithCancel(ctx)
 	return ps, nil
 }

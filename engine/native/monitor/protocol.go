@@ -143,6 +143,8 @@ type CreateArgs struct {
 	// LogPath is below LogRoot (crilog.Open); "" writes no log.
 	LogRoot string `json:"logRoot,omitempty"`
 	LogPath string `json:"logPath,omitempty"`
+	// LogMaxSize is crilog.Open's bound in bytes, 0 for none. A monitor of before it was there knows none.
+	LogMaxSize int64 `json:"logMaxSize,omitempty"`
 	// Stdin keeps the standard input open for Attach, until the first attached client closes it where StdinOnce is set.
 	// Whether there is a terminal says the specification.
 	Stdin     bool `json:"stdin,omitempty"`

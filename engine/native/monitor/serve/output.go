@@ -30,7 +30,7 @@ func newOutput(args *monitor.CreateArgs) (*output, error) {
 	if args.LogPath == "" {
 		return o, nil
 	}
-	err := failpoint.Around("monitor.log.open", func() (err error) { o.log, err = crilog.Open(args.LogRoot, args.LogPath); return err })
+	err := failpoint.Around("monitor.log.open", func() (err error) { o.log, err = crilog.Open(args.LogRoot, args.LogPath, args.LogMaxSize); return err })
 	if err != nil {
 		o.closeLog()
 		return nil, err

@@ -1,0 +1,38 @@
+package crilog
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// OverflowSuffix is added to the name of a log that outgrew its bound, of which there is one at a time. To the kubelet it
+// is a rotated log like its own, which goes when the container does; to agents that read *.log it is none.
+const OverflowSuffix = ".overflow"
+
+// SetAside gives the log at the path, where that is still file, its overflow's name, in place of the one before: a new log
+// can then be begun at the path. OK where the kubelet has renamed it already.
+func SetAside(root, path string, file *os.File) error {
+	dir, name, err := MakeParent(root, path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	var named, open unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &open); err != nil {
+		return classify("look at log", path, err)
+	}
+	err = unix.Fstatat(int(dir.Fd()), name, &named, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && (named.Ino != open.Ino || named.Dev != open.Dev) {
+		return nil
+	}
+	if err == nil {
+		err = unix.Renameat(int(dir.Fd()), name, int(dir.Fd()), name+OverflowSuffix)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return classify(fmt.Sprintf("move to %s%s the full log", name, OverflowSuffix), path, err)
+	}
+	return nil
+}
