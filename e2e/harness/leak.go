@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -210,6 +211,32 @@ func firewallRules() []string {
 				line = name // without the packet counters
 			}
 			rules = append(rules, command+" "+line)
+		}
+	}
+	return append(rules, nftablesRules()...)
+}
+
+// nftablesRules are those of tables that are not iptables': plugins make such where there is no iptables, or they are told to.
+func nftablesRules() []string {
+	tables, err := exec.Command("nft", "list", "tables").Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil // nor can a plugin make any
+	}
+	if err != nil {
+		return []string{"nft list tables: " + err.Error()}
+	}
+	var rules []string
+	for line := range strings.Lines(string(tables)) {
+		table := strings.Fields(line) // table FAMILY NAME
+		if len(table) != 3 || slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, table[2]) {
+			continue
+		}
+		out, err := exec.Command("nft", "--stateless", "list", "table", table[1], table[2]).Output()
+		if err != nil {
+			continue // it went meanwhile
+		}
+		for rule := range strings.Lines(string(out)) {
+			rules = append(rules, strings.Join(table, " ")+": "+strings.TrimSpace(rule))
 		}
 	}
 	return rules

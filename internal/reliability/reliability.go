@@ -137,7 +137,7 @@ func Page(rows []Row, proofs []Proof, last Last) []byte {
 			if !strings.HasPrefix(r.ID, kind.letter) || !r.Due() && len(tests) == 0 {
 				continue
 			}
-			result := last.of(tests)
+			result := last.of(r, tests)
 			if r.Due() {
 				due++
 				if result == "met" {
@@ -161,7 +161,7 @@ seconds (full counts are for ` + "`make counts`" + `, hours for ` + "`make soak`
 
 P0 to P2 say how important a row is: P0 and P1 have to be proven; P2 goes beyond what other runtimes promise, and is listed where a test
 proves it. *(part)*: the test proves a part of the row only. The last result of a row is
-* *met*: its tests passed in the last recorded run, and a soak of at least 15 minutes did;
+* *met*: its tests passed in the last recorded run, and a soak of at least 15 minutes did, on each engine that the row is about;
 * *passed, in part*: its tests passed, but none of them proves the whole row;
 * *skipped there*: that run left these tests out. Those by kubelets run in ` + "`make test-kubelet` and `make matrix`" + `, and
   [compatibility.md](compatibility.md#kubelets-that-were-run) says how they ended;

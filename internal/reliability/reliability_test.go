@@ -129,14 +129,16 @@ func TestLastResults(t *testing.T) {
 		t.Errorf("results that are not there: %v", err)
 	}
 	last := Last{Results: results, Soak: Soak{Date: "2026-01-03", Length: "20m0s", Passed: true, Engine: "1.2", Faults: map[string]int{"kill": 2, "stop": 3}}}
+	last.NativeSoak = last.Soak
+	row := Row{"R01", 0, "FS", ""}
 	for want, tests := range map[string][]Proof{
 		"met": {good}, "passed, in part": {part}, "**failed**: TestBad": {good, bad}, "skipped there: TestSkip": {good, skip}, "1 of 2 not run yet": {good, absent}, "–": nil,
 	} {
-		if got := last.of(tests); got != want {
+		if got := last.of(row, tests); got != want {
 			t.Errorf("%v: %q, want %q", tests, got, want)
 		}
 	}
-	if got := last.of([]Proof{good, proof("BenchmarkOfIt", false)}); got != "met" {
+	if got := last.of(row, []Proof{good, proof("BenchmarkOfIt", false)}); got != "met" {
 		t.Errorf("with a benchmark: %q", got)
 	}
 	last.NativeSoak = Soak{Date: "2026-01-04", Length: "16m0s", Engine: "native"}
@@ -150,9 +152,19 @@ func TestLastResults(t *testing.T) {
 		}
 	}
 	for _, s := range []Soak{{}, {Length: "20m", Passed: false}, {Length: "14m", Passed: true}} {
-		last.Soak = s
-		if got := last.of([]Proof{good}); got != "passed; a soak is due" {
-			t.Errorf("%+v: %q", s, got)
+		for parts, want := range map[string][2]string{
+			"FS":  {"passed; a soak is due", "passed; a soak is due"},
+			"NB":  {"met", "passed; a soak is due"},
+			"DB":  {"passed; a soak is due", "met"},
+			"all": {"passed; a soak is due", "passed; a soak is due"}, "NB DB": {"passed; a soak is due", "passed; a soak is due"},
+		} {
+			whole := Soak{Length: "20m", Passed: true}
+			for i, soaks := range [][2]Soak{{s, whole}, {whole, s}} {
+				last.Soak, last.NativeSoak = soaks[0], soaks[1]
+				if got := last.of(Row{"R01", 0, parts, ""}, []Proof{good}); got != want[i] {
+					t.Errorf("%s with %+v: %q, want %q", parts, soaks, got, want[i])
+				}
+			}
 		}
 	}
 }
