@@ -30,9 +30,9 @@ var allowed = map[string][]string{
 	"engine/native/hook":   {"engine"},
 	"engine/native/host":   {"engine", "internal"},
 	"engine/native/ns":     {"engine", "internal"},
-	"engine/native/rootfs": {"engine", "engine/native/host", "engine/podfiles", "internal"},
+	"engine/native/rootfs": {"engine", "engine/native/host", "engine/native/space", "engine/podfiles", "internal"},
 	"engine/native/spec":   {"engine", "engine/native/host", "internal"},
-	"engine/native/image":  {"engine", "registry", "internal"},
+	"engine/native/image":  {"engine", "engine/native/space", "registry", "internal"},
 	"engine/podfiles":      {"engine"},
 	"hack":                 {},
 	"internal":             {"internal"},
@@ -45,7 +45,7 @@ var allowed = map[string][]string{
 	"streaming":            {"internal"},
 	"translator":           {"engine", "crilog", "internal"},
 
-	"engine/native/checkpoint": {"engine/native/image", "internal"},
+	"engine/native/checkpoint": {"engine/native/image", "engine/native/space", "internal"},
 }
 
 // onlyIn keeps a module out of all rooms but these.

@@ -18,8 +18,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"crishim/engine/native/image/space"
 	"crishim/engine/native/image/unpack"
+	"crishim/engine/native/space"
 )
 
 // Bounds of what is read. Memory is most of a checkpoint.

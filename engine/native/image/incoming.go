@@ -16,7 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"crishim/engine/native/image/space"
+	"crishim/engine/native/space"
 )
 
 // incoming is an archive whose files were read. Each is a part of the store by its digest, until an image takes it.

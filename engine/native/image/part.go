@@ -16,7 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"crishim/engine/native/image/space"
+	"crishim/engine/native/space"
 	"crishim/internal/atomicfile"
 )
 

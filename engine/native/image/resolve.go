@@ -14,7 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
-	"crishim/engine/native/image/space"
+	"crishim/engine/native/space"
 )
 
 // version is the tag or digest of a name.

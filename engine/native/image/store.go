@@ -34,7 +34,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
-	"crishim/engine/native/image/space"
+	"crishim/engine/native/space"
 	"crishim/internal/flight"
 	"crishim/internal/keymutex"
 )

@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -615,5 +616,41 @@ func TestPropagationThatTheHostDoesNotHaveIsRefused(t *testing.T) {
 	}
 	if _, err := os.Stat(path); err != nil {
 		t.Error(err)
+	}
+}
+
+// What an image has in a volume is copied only where that leaves enough of the disk, and not for a caller that is gone.
+func TestAVolumeOfTheImageFillsNoDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s, err := Open(filepath.Join(dir, "state"), filepath.Join(t.TempDir(), "run"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = s.Remove(context.WithoutCancel(t.Context()), "c")
+		_ = unix.Unmount(s.run, unix.MNT_DETACH)
+	})
+	l := &Layers{Dirs: []string{layer(t, map[string]string{"large/file": strings.Repeat("x", 5<<20), "small/file": "x"})}}
+	if _, err := s.Mount(t.Context(), "c", l); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.MakeVolume(t.Context(), "c", 0, "/large", l); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("5 MiB on a disk of 4: %v", err)
+	}
+	volume, err := s.MakeVolume(t.Context(), "c", 1, "/small", l)
+	if err != nil {
+		t.Fatalf("after it: %v", err)
+	}
+	if got := read(t, filepath.Join(volume, "file")); got != "x" {
+		t.Errorf("the small volume has %q", got)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := checkRoom(gone, volume, volume); !errors.Is(err, context.Canceled) {
+		t.Errorf("for a caller that is gone: %v", err)
 	}
 }

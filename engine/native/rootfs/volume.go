@@ -4,15 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	iofs "io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"github.com/containerd/continuity/fs"
 	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/engine/native/space"
 )
 
 // MakeVolume makes the folder that is the n-th volume of a container by its image (VOLUME), and returns it. It has what the
@@ -47,7 +50,7 @@ func (s *Store) makeVolume(ctx context.Context, id engine.ContainerID, n int, pa
 	if err := errors.Join(os.Chmod(volume, 0o755), os.Lchown(volume, uid, gid)); err != nil {
 		return "", err
 	}
-	if err := fillVolume(s.rootfs(id).Path, path, volume); err != nil {
+	if err := fillVolume(ctx, s.rootfs(id).Path, path, volume); err != nil {
 		return "", err
 	}
 	if l.Label == "" {
@@ -59,8 +62,9 @@ func (s *Store) makeVolume(ctx context.Context, id engine.ContainerID, n int, pa
 	return volume, nil
 }
 
-// fillVolume copies what root has at path, with owners, modes and attributes.
-func fillVolume(root, path, volume string) error {
+// fillVolume copies what root has at path, with owners, modes and attributes, where the disk has room for it. A copy that has begun
+// is not cut short by the context: who asks again waits for it.
+func fillVolume(ctx context.Context, root, path, volume string) error {
 	fd, err := openIn(root, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -73,10 +77,40 @@ func fillVolume(root, path, volume string) error {
 	dir := os.NewFile(uintptr(fd), path)
 	defer func() { _ = dir.Close() }()
 	// By its descriptor: what was looked up is what is copied.
-	if err := fs.CopyDir(volume, "/proc/self/fd/"+strconv.Itoa(fd)+"/."); err != nil {
+	from := "/proc/self/fd/" + strconv.Itoa(fd) + "/."
+	if err := checkRoom(ctx, from, volume); err != nil {
+		return fmt.Errorf("copy what the image has there: %w", err)
+	}
+	if err := fs.CopyDir(volume, from); err != nil {
 		return fmt.Errorf("copy what the image has there: %w", err)
 	}
 	return nil
+}
+
+// checkRoom fails where a copy of a folder would leave too little of volume's disk.
+func checkRoom(ctx context.Context, from, volume string) error {
+	to, err := os.Open(volume)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = to.Close() }()
+	var blocks, files int64
+	err = filepath.WalkDir(from, func(_ string, d iofs.DirEntry, err error) error {
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		blocks += info.Sys().(*syscall.Stat_t).Blocks
+		files++
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return space.On(to, 0).Fits(blocks*512, files)
 }
 
 // Disk is the folder with all that the container has written: its writable layer and its volumes.

@@ -13,7 +13,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
-	"crishim/engine/native/image/space"
+	"crishim/engine/native/space"
 )
 
 // The first bytes of what layers are compressed with (RFC 1952, RFC 8878). Media types are not asked: registries and

@@ -22,7 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"crishim/engine/native/image/space"
+	"crishim/engine/native/space"
 )
 
 // Limits bound what one layer may cost.

@@ -13,7 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"crishim/engine/native/image/space"
+	"crishim/engine/native/space"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crishim/engine/native/image/space"
+	"crishim/engine/native/space"
 )
 
 const (

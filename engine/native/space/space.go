@@ -1,4 +1,4 @@
-// Package space keeps some of the file system free that images and checkpoints are written to.
+// Package space keeps some of the file system free that images, checkpoints and images' volumes are written to.
 //
 // An image may be as large as the disk can hold. What it would leave no room for is not its own, though: records, logs and
 // writable layers of containers are on the same disk. So whoever writes content that others send makes a Room, and asks it as
@@ -70,19 +70,33 @@ func (r *Room) Take(n int64) error {
 	if r.ahead -= n; r.ahead > 0 || n == 0 {
 		return nil
 	}
-	fs, err := r.ask()
+	left, err := r.fits(n, 0)
 	if err != nil {
 		return err
 	}
-	if fs.Files > 0 && fs.Ffree < fs.Files/share { // some file systems have no bound to them
-		return fmt.Errorf("the disk has %d inodes left, which are kept free: remove some files: %w", fs.Ffree, errdefs.ErrResourceExhausted)
-	}
-	left, _ := r.bytes(fs)
-	if left < n {
-		return fmt.Errorf("the disk has %s left for images, and the rest is kept free: free some space: %w", Text(max(0, left)), errdefs.ErrResourceExhausted)
-	}
 	r.ahead = min(look, left)
 	return nil
+}
+
+// Fits is Take for a whole tree that is about to be written, of so many bytes in so many files.
+func (r *Room) Fits(bytes, files int64) error {
+	_, err := r.fits(bytes, files)
+	return err
+}
+
+func (r *Room) fits(n, files int64) (left int64, err error) {
+	fs, err := r.ask()
+	if err != nil {
+		return 0, err
+	}
+	if fs.Files > 0 && int64(fs.Ffree)-files < int64(fs.Files/share) { // some file systems have no bound to them
+		return 0, fmt.Errorf("the disk has %d inodes left, of which some are kept free: remove some files: %w", fs.Ffree, errdefs.ErrResourceExhausted)
+	}
+	left, _ = r.bytes(fs)
+	if left < n {
+		return 0, fmt.Errorf("the disk has %s left for images, and the rest is kept free: free some space: %w", Text(max(0, left)), errdefs.ErrResourceExhausted)
+	}
+	return left, nil
 }
 
 // Writer writes to w, a file there, what leaves enough.
