@@ -154,8 +154,17 @@ func TestAContainerIsKilledThoughItsMonitorHangs(t *testing.T) {
 func TestAnExecThatHangsEndsWithItsClientOrItsContainer(t *testing.T) {
 	defer func(was time.Duration) { hangLimit = was }(hangLimit)
 	hangLimit = 2 * time.Second
-	b := serving(t)
-	pod, s := b.runPod(t)
+	t.Run("libcontainer", func(t *testing.T) { execsThatHang(t, serving(t)) })
+	t.Run("an OCI runtime", func(t *testing.T) {
+		b := runcBench(t)
+		b.serve(t)
+		execsThatHang(t, b, withRunc)
+	})
+}
+
+func execsThatHang(t *testing.T, b *bench, options ...func(*engine.PodSpec)) {
+	t.Helper()
+	pod, s := b.runPod(t, options...)
 	etc := t.TempDir()
 	spec := b.containerSpec(t, pod, s, "c", "touch /etc/runs; sleep 1000")
 	spec.Mounts = []engine.Mount{{HostPath: etc, ContainerPath: "/etc"}}

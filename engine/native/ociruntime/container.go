@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -75,8 +77,8 @@ func (c *container) SharesPIDs() bool {
 	return true
 }
 
-// Exec is serve.Container's, but that it goes on past ctx: a program that is killed could have let its process go just before.
-func (c *container) Exec(_ context.Context, raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
+// Exec is serve.Container's.
+func (c *container) Exec(ctx context.Context, raw json.RawMessage, stdio serve.Stdio) (serve.Process, error) {
 	file, err := os.CreateTemp(c.dir, "process-")
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
@@ -86,11 +88,61 @@ func (c *container) Exec(_ context.Context, raw json.RawMessage, stdio serve.Std
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
-	pid, err := c.fork(stdio, "exec", "--detach", "--process", file.Name())
+	pid, err := c.fork(func(cmd *exec.Cmd) error { return c.runUntil(ctx, cmd) }, stdio, "exec", "--detach", "--process", file.Name())
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("exec in container %s: %w: %w", c.id, ctx.Err(), err)
+	}
 	if err != nil {
 		return nil, c.startError(err)
 	}
 	return process{pid}, nil
+}
+
+// runUntil runs a program, and once ctx has ended kills what it has made to become a process of the container and is still the
+// program itself, as it hangs: the program then fails. Were that killed it could have let its process go just before.
+func (c *cli) runUntil(ctx context.Context, cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ran, ended := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		for {
+			for _, pid := range children(cmd.Process.Pid) {
+				if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.HasPrefix(line, []byte(c.program+"\x00")) {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
+			}
+			select {
+			case <-ran:
+				return
+			case <-time.After(killAgain):
+			}
+		}
+	})
+	err := cmd.Wait()
+	close(ran)
+	if !stop() {
+		<-ended
+	}
+	return err
+}
+
+// killAgain is the pause before the process is looked for anew, which may not be there yet.
+const killAgain = 50 * time.Millisecond
+
+// children are of all threads of a process.
+func children(parent int) (pids []int) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
+	for _, task := range tasks {
+		data, _ := os.ReadFile(task)
+		for field := range strings.FieldsSeq(string(data)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 func (c *container) PIDs() ([]int, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -68,7 +69,7 @@ func (p *plan) Create(stdio serve.Stdio) (_ serve.Container, err error) {
 	if p.args.NoNewKeyring {
 		options = append(options, "--no-new-keyring")
 	}
-	pid, err := p.fork(stdio, "create", options...)
+	pid, err := p.fork((*exec.Cmd).Run, stdio, "create", options...)
 	if err != nil {
 		return nil, p.startError(err)
 	}
@@ -81,8 +82,8 @@ func (p *plan) Create(stdio serve.Stdio) (_ serve.Container, err error) {
 	return c, nil
 }
 
-// fork runs an operation that leaves a process, which is our child once it has returned: its parent is gone.
-func (c *cli) fork(stdio serve.Stdio, operation string, options ...string) (pid int, err error) {
+// fork has do run an operation that leaves a process, which is our child once it has returned: its parent is gone.
+func (c *cli) fork(do func(*exec.Cmd) error, stdio serve.Stdio, operation string, options ...string) (pid int, err error) {
 	file := filepath.Join(c.dir, pidFile+"-"+strconv.FormatUint(c.runtime.number.Add(1), 10))
 	defer func() { _ = os.Remove(file) }()
 	options = append(options, "--pid-file", file)
@@ -102,7 +103,7 @@ func (c *cli) fork(stdio serve.Stdio, operation string, options ...string) (pid 
 		// Files as they are: what is wrapped would be copied here, by way of pipes that the process keeps open.
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = stdio.Stdin, stdio.Stdout, stdio.Stderr
 	}
-	if err := c.runUnguarded(cmd); err != nil { // its caller's start guards, until the process is known
+	if err := c.runUnguarded(cmd, func() error { return do(cmd) }); err != nil { // its caller's start guards, until the process is known
 		return 0, err
 	}
 	data, err := os.ReadFile(file)

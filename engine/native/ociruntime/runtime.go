@@ -100,17 +100,18 @@ func (c *cli) command(operation string, options ...string) *exec.Cmd {
 
 // run runs the program; its error tells what it logged.
 func (c *cli) run(cmd *exec.Cmd) error {
-	return c.runtime.Guard(func() error { return c.runUnguarded(cmd) })
+	return c.runtime.Guard(func() error { return c.runUnguarded(cmd, cmd.Run) })
 }
 
-func (c *cli) runUnguarded(cmd *exec.Cmd) error {
+// runUnguarded is run where the caller guards, with what runs the command.
+func (c *cli) runUnguarded(cmd *exec.Cmd, do func() error) error {
 	log := filepath.Join(c.dir, logFile)
 	_ = os.Truncate(log, 0)
 	var said bytes.Buffer
 	if cmd.Stderr == nil {
 		cmd.Stderr = &said
 	}
-	err := cmd.Run()
+	err := do()
 	if err == nil {
 		return nil
 	}

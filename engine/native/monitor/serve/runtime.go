@@ -59,7 +59,7 @@ type Container interface {
 	// SharesPIDs says that the first process's end does not end the others.
 	SharesPIDs() bool
 	// Exec runs a process (OCI specs.Process). A *monitor.StartError where it cannot start. One that has not started when ctx
-	// ends is killed where the runtime can: the container's files may hold it up, such as a FIFO in the place of /etc/passwd.
+	// ends is killed: the container's files may hold it up, such as a FIFO in the place of /etc/passwd.
 	Exec(ctx context.Context, process json.RawMessage, stdio Stdio) (Process, error)
 	// PIDs are all processes of the container, as the monitor sees them.
 	PIDs() ([]int, error)
