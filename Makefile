@@ -118,7 +118,7 @@ soak: helper ## random work and faults for SOAK (30m), under the race detector, 
 counts: helper ## the rows' full counts, which `make test` runs at sizes of seconds: races, trees, execs, events; ENGINE=28 … for the end-to-end ones (root)
 	@hack/packages.sh test
 	E2E_COUNTS=full go test -count=1 -timeout 0 -p 1 -v -tags failpoint \
-		-run '^Test(S34HostileArchivesAreAsInAChroot|DevicesThatAreRaced|TheDaemonIsKilledAtEveryStep|S55ARuntimeThatComesInIsNeitherWrittenToNorSeen|ProcessIDsThatAreReused)$$' \
+		-run '^Test(S34HostileArchivesAreAsInAChroot|DevicesThatAreRaced|TheDaemonIsKilledAtEveryStep|S55ARuntimeThatComesInIsNeitherWrittenToNorSeen|ProcessIDsThatAreReused|ALimitDoesNotHitTheMonitor)$$' \
 		./engine/native/image/unpack ./engine/native ./cmd/monitor ./internal/process
 	E2E_SOAK=3m go test -count=1 -timeout 0 -race -v -run '^TestR12RandomCallsAreLinearizable$$' ./server
 	E2E_COUNTS=full hack/test-engine.sh '$(ENGINE)'

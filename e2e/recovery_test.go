@@ -68,13 +68,14 @@ func TestExitsWhileTheDaemonIsDownAreReported(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "exits-down")
 	var containers []*harness.Container
-	for code := range 4 {
+	for code := range rowCount(4, 256) {
 		containers = append(containers, pod.Run(fmt.Sprintf("exit-%d", code), n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", fmt.Sprint(code)}))
 	}
 	oom := pod.Run("oom", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", "echo ready; sleep 2; exec testserver alloc 200"}, func(c *runtimeapi.ContainerConfig) {
 		c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = 32<<20, 32<<20
 	})
-	for _, c := range containers {
+	killed := pod.Run("killed", n.Registry.Ref(harness.Busybox), forever)
+	for _, c := range append(containers, killed) {
 		c.WaitLog("ready")
 	}
 	oom.WaitLog("ready")
@@ -85,8 +86,11 @@ func TestExitsWhileTheDaemonIsDownAreReported(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	harness.Eventually(t, 20*time.Second, "all containers to end without the daemon", func() error {
-		for _, c := range append(containers, oom) {
+	if err := syscall.Kill(n.HostPID(t, killed.ID), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, time.Minute, "all containers to end without the daemon", func() error {
+		for _, c := range append(containers, oom, killed) {
 			if n.HostPID(t, c.ID) != 0 {
 				return fmt.Errorf("%s runs", c.Config.Metadata.Name)
 			}
@@ -104,6 +108,9 @@ func TestExitsWhileTheDaemonIsDownAreReported(t *testing.T) {
 			t.Errorf("finished at %v, not between %v and %v", at, down, up)
 		}
 		c.WaitLog("bye")
+	}
+	if status := killed.WaitExit(); status.ExitCode != 137 || status.Reason != "Error" {
+		t.Errorf("killed: exit code %d, reason %q", status.ExitCode, status.Reason)
 	}
 	if status := oom.WaitExit(); status.Reason != "OOMKilled" {
 		t.Errorf("reason %q, exit code %d; want OOMKilled", status.Reason, status.ExitCode)
