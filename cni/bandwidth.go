@@ -48,7 +48,13 @@ func bitRate(text string) (uint64, error) {
 	const least, most = 1e3, 1e15
 	number := strings.TrimRight(text, "kMGTPEi")
 	unit, known := quantitySuffixes[text[len(number):]]
-	if !known || len(text) > 32 || number == "" || strings.Trim(number, "0123456789.") != "" {
+	const digits = "0123456789"
+	mantissa := number
+	if i := strings.IndexAny(number, "eE"); i >= 0 { // in place of a suffix, and no larger than it could be
+		exponent := number[i+1:]
+		mantissa, known = number[:i], number == text && exponent != "" && len(exponent) <= 2 && strings.Trim(exponent, digits) == ""
+	}
+	if !known || len(text) > 32 || mantissa == "" || strings.Trim(mantissa, digits+".") != "" {
 		return 0, fmt.Errorf("%.40q is no quantity such as 10M", text)
 	}
 	value, ok := new(big.Rat).SetString(number)

@@ -31,7 +31,7 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	caller := ctx
 	if req.GetTimeout() > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(req.GetTimeout())*time.Second)
+		ctx, cancel = context.WithTimeout(ctx, seconds(req.GetTimeout()))
 		defer cancel()
 	}
 	output := newExecOutput(&s.execOutputs)

@@ -43,7 +43,9 @@ func (s *Server) StartContainer(ctx context.Context, req *runtimeapi.StartContai
 	// Only a stop ends it.
 	ctx, end := s.starts.begin(context.WithoutCancel(ctx), c.ID)
 	defer end()
-	status, err := eng.StartContainer(ctx, c.ID, &c.Spec)
+	spec := c.Spec
+	spec.Resources = c.Resources // may have been changed since the creation
+	status, err := eng.StartContainer(ctx, c.ID, &spec)
 	if status.ID != "" {
 		s.store.ApplyContainer(status)
 	}

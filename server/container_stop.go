@@ -36,7 +36,7 @@ func (s *Server) StopContainer(ctx context.Context, req *runtimeapi.StopContaine
 	if c.ID == "" || c.State == engine.ContainerExited || c.State == engine.ContainerCreated {
 		return &runtimeapi.StopContainerResponse{}, nil
 	}
-	grace := max(0, time.Duration(req.GetTimeout())*time.Second)
+	grace := seconds(req.GetTimeout())
 	err = s.stops.stop(ctx, c.ID, grace, func(grace time.Duration) error { return eng.StopContainer(ctx, c.ID, grace) })
 	if err != nil {
 		return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
@@ -49,6 +49,12 @@ func (s *Server) StopContainer(ctx context.Context, req *runtimeapi.StopContaine
 		return nil, fmt.Errorf("stop container %s: %w", c.ID, err)
 	}
 	return &runtimeapi.StopContainerResponse{}, nil
+}
+
+// seconds is a duration of CRI's, which may be more than a time.Duration holds: it must not become none.
+func seconds(n int64) time.Duration {
+	const most = 1 << 31 // 68 years: what is added to it stays in range
+	return time.Duration(min(max(n, 0), most)) * time.Second
 }
 
 // abortStart ends a start that is under way, if there is one: what started after all is killed.

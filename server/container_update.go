@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -59,23 +60,25 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.
 	if err != nil {
 		return nil, err
 	}
-	overhead, err := translator.Resources(req.GetOverhead())
+	overhead, resources, err := translator.PodResources(req.GetOverhead(), req.GetResources())
 	if err != nil {
-		return nil, fmt.Errorf("overhead: %w", err)
-	}
-	resources, err := translator.Resources(req.GetResources())
-	if err != nil {
-		return nil, fmt.Errorf("resources: %w", err)
+		return nil, err
 	}
 	eng, err := s.engineOf(pod.Engine)
 	if err != nil {
 		return nil, err
 	}
-	if err := eng.UpdatePod(ctx, pod.ID, &overhead, &resources); err != nil {
+	if err := eng.UpdatePod(ctx, pod.ID, overhead, resources); err != nil {
 		return nil, fmt.Errorf("update the resources of pod sandbox %s: %w", pod.ID, err)
 	}
 	if err := failpoint.Hit("UpdatePodSandboxResources.updated"); err != nil {
 		return nil, err
+	}
+	err = s.store.NotePod(pod.ID, func(p *state.Pod) {
+		p.Spec.Overhead, p.Spec.Resources = cmp.Or(overhead, p.Spec.Overhead), cmp.Or(resources, p.Spec.Resources)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("record the resources of pod sandbox %s: %w", pod.ID, err)
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }

@@ -46,6 +46,9 @@ func eventReply(ev state.Event) *runtimeapi.ContainerEventResponse {
 	}
 	containers := make([]translator.ContainerView, 0, len(ev.Containers))
 	for i := range ev.Containers {
+		if ev.Containers[i].ID == "" {
+			continue // an intent: nothing that a caller could name
+		}
 		containers = append(containers, containerView(&ev.Containers[i]))
 	}
 	return translator.EventReply(eventTypes[ev.Type], id, ev.Time, pod, containers)

@@ -22,6 +22,7 @@ const flightTimeout = 225 * time.Second
 type flights[K comparable, R any] struct {
 	mu      sync.Mutex
 	flights map[K]*flight[R]
+	running sync.WaitGroup // works, also those whose callers have left
 }
 
 type flight[R any] struct {
@@ -50,7 +51,7 @@ func (f *flights[K, R]) do(ctx context.Context, key K, hash string, work func(ct
 			ctx, abort := context.WithCancelCause(context.WithoutCancel(ctx))
 			fl = &flight[R]{hash: hash, done: make(chan struct{}), abort: abort}
 			f.flights[key] = fl
-			go f.run(ctx, key, fl, work)
+			f.running.Go(func() { f.run(ctx, key, fl, work) })
 		}
 		same := fl.hash == hash
 		if same {

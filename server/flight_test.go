@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -141,4 +142,35 @@ func TestAStopWhoseCallerLeavesIsTakenOver(t *testing.T) {
 			t.Errorf("taken over with %v of grace left, %v", graceLeft, err)
 		}
 	})
+}
+
+// A creation whose caller has left keeps its engine and its records until it ends, or the grace does.
+func TestAnEndWaitsForCreationsWhoseCallersHaveLeft(t *testing.T) {
+	f := newFixture(t)
+	release := f.engine.Block("CreatePod")
+	defer release()
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		_, err := f.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: f.podConfig("p")})
+		left <- err
+	}()
+	eventually(t, "creation", func() error {
+		if f.engine.Calls("CreatePod") == 0 {
+			return context.DeadlineExceeded
+		}
+		return nil
+	})
+	cancel()
+	<-left
+	stopped := make(chan struct{})
+	go func() { f.server.Stop(10 * time.Second); close(stopped) }()
+	select {
+	case <-stopped:
+		t.Error("Stop has returned while a creation is under way")
+	case <-time.After(time.Second):
+	}
+	release()
+	<-stopped
+	f.stop = func() {}
 }

@@ -285,6 +285,8 @@ func (s *Server) heldAttachments() ([]cni.Attachment, error) {
 func (s *Server) followStats(ctx context.Context) error {
 	for {
 		sub := s.store.Subscribe(eventBuffer)
+		// Events of what went were lost with the subscription before.
+		s.disk.Retain(func(id string) bool { _, ok := s.store.Container(engine.ContainerID(id)); return ok })
 		for _, c := range s.store.Containers() {
 			s.watchDisk(&c)
 		}

@@ -239,6 +239,8 @@ func (s *Server) Stop(grace time.Duration) {
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
+		s.podFlights.running.Wait()
+		s.containerFlights.running.Wait()
 		s.background.Wait()
 		close(done)
 	}()

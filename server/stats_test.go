@@ -7,7 +7,12 @@ import (
 	"sync"
 	"testing"
 
+	"context"
+	"crishim/engine"
 	"github.com/containerd/errdefs"
+	"os"
+	"path/filepath"
+	"time"
 )
 
 func TestGatherKeepsTheOrderAndLeavesOutWhatIsGone(t *testing.T) {
@@ -54,4 +59,50 @@ func TestGatherReportsFailuresAndPanicsToItsCaller(t *testing.T) {
 	}()
 	_, _ = gather([]int{1, 2, 3}, func(i *int) (int, error) { panic("bad file") })
 	t.Error("the panic was swallowed")
+}
+
+// What is removed while the reader of events that feeds the disk sampler is cut off must not be measured, and counted, for ever.
+func TestDiskUsageForgetsWhatWentUnseen(t *testing.T) {
+	f := newFixture(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go f.server.disk.Run(ctx)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "x"), make([]byte, 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sink := f.store.Sink(f.engine.Name())
+	const n = eventBuffer + 500
+	status := func(i int) engine.ContainerStatus {
+		return engine.ContainerStatus{
+			ID: engine.ContainerID(fmt.Sprintf("%064x", i+1)), Pod: "p", Key: engine.ContainerKey{Name: fmt.Sprintf("c%d", i)}, State: engine.ContainerCreated,
+			CreatedAt: time.Now(), UpperDir: dir, Spec: &engine.ContainerSpec{}}
+	}
+	for i := range n {
+		sink.ContainerChanged(status(i))
+	}
+	measured := func() int {
+		k := 0
+		for i := range n {
+			if _, _, _, ok := f.server.disk.Usage(string(status(i).ID)); ok {
+				k++
+			}
+		}
+		return k
+	}
+	eventually(t, "all are measured", func() error {
+		if k := measured(); k < n {
+			return fmt.Errorf("%d of %d", k, n)
+		}
+		return nil
+	})
+	// One list of the engine's, which tells of one that is new and of none of the others.
+	sink.Resync(engine.Snapshot{Taken: time.Now().Add(time.Second), Containers: []engine.ContainerStatus{status(n)}})
+	eventually(t, "what is gone to be forgotten", func() error {
+		if k := measured(); k > 0 {
+			bytes, _ := f.server.disk.Sum("")
+			return fmt.Errorf("%d containers that are gone are still measured, with %d bytes", k, bytes)
+		}
+		return nil
+	})
 }

@@ -351,8 +351,8 @@ func keepKnown(next, old *engine.ContainerStatus) {
 	if next.StopSignal == "" {
 		next.StopSignal = old.StopSignal
 	}
-	if next.User == nil {
-		next.User = old.User
+	if old.User != nil {
+		next.User = old.User // CRI's is that of the first process at its start, which may give up root later
 	}
 }
 

@@ -61,6 +61,11 @@ func (s *Store) SettlePod(key engine.PodKey) error {
 	})
 }
 
+// NotePod is NoteContainer for a pod.
+func (s *Store) NotePod(id engine.PodID, change func(*Pod)) error {
+	return s.pods.update(s.podEntry(id), true, func(p *Pod) error { change(p); return nil })
+}
+
 // MarkPodRemoving notes in memory that a removal has begun. It is not worth a write: should the daemon end before the
 // removal has, the record's older phase asks the next RemovePodSandbox for the same.
 func (s *Store) MarkPodRemoving(id engine.PodID) {

@@ -942,3 +942,13 @@ func TestManyWritesAreSettledByOne(t *testing.T) {
 		t.Errorf("%d goroutines, there were %d", now, before)
 	}
 }
+
+// CRI's user is that of the first process at its start: one that gives up root later (gosu, su-exec) does not change it.
+func TestTheUserIsThatOfTheStart(t *testing.T) {
+	first := engine.ContainerStatus{ID: "c", State: engine.ContainerRunning, StartedAt: time.Now(), PID: 1, User: &engine.User{UID: 0}}
+	later := first
+	later.User = &engine.User{UID: 999}
+	if got := advance(first, later); got.User.UID != 0 {
+		t.Errorf("the user has become %d", got.User.UID)
+	}
+}

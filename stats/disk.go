@@ -3,6 +3,7 @@ package stats
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -63,6 +64,13 @@ func (d *Disk) Forget(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.watched, id)
+}
+
+// Retain is Forget for every id but those that keep knows.
+func (d *Disk) Retain(keep func(id string) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	maps.DeleteFunc(d.watched, func(id string, _ *measured) bool { return !keep(id) })
 }
 
 // Usage is the last measurement and when it was taken; ok is false before the first one.

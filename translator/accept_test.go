@@ -315,3 +315,18 @@ func TestWhoAsksForNoNamespacesSharesNoPIDsInAPodThatDoesNot(t *testing.T) {
 		}
 	}
 }
+
+// What an update leaves at zero stays: the memory limit that a swap limit needs may be the one that is there.
+func TestAnUpdateOfSwapAlone(t *testing.T) {
+	in := &runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 300}
+	got, err := UpdateResources(engine.Resources{MemoryLimit: 200, MemorySwap: 200}, in)
+	if err != nil || got.MemoryLimit != 200 || got.MemorySwap != 300 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := UpdateResources(engine.Resources{}, in); err == nil {
+		t.Error("swap without any memory limit is accepted")
+	}
+	if err := CheckUpdate(in, engine.Features{}); err == nil {
+		t.Error("swap without swap accounting is accepted")
+	}
+}

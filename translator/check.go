@@ -45,7 +45,7 @@ func CheckContainer(spec *engine.ContainerSpec, f engine.Features) error {
 // whatever another shim had asked for, and that must not keep the kubelet from changing the CPUs.
 func CheckUpdate(update *runtimeapi.LinuxContainerResources, f engine.Features) error {
 	var p problems
-	asked := resources(&p, "linux", update)
+	asked := eachResource(&p, "linux", update)
 	checkResources(&p, "linux", &asked, f)
 	return p.err("update of resources")
 }

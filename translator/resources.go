@@ -27,7 +27,7 @@ func Resources(in *runtimeapi.LinuxContainerResources) (engine.Resources, error)
 // on having none when its memory limit changes. In the result a zero is no limit, as engine.Resources has it.
 func UpdateResources(current engine.Resources, update *runtimeapi.LinuxContainerResources) (engine.Resources, error) {
 	var p problems
-	in := resources(&p, "linux", update)
+	in := eachResource(&p, "linux", update)
 	if err := p.err("update of resources"); err != nil {
 		return current, err
 	}
@@ -116,6 +116,13 @@ const (
 )
 
 func resources(p *problems, field string, in *runtimeapi.LinuxContainerResources) engine.Resources {
+	r := eachResource(p, field, in)
+	checkSwap(p, field, &r)
+	return r
+}
+
+// eachResource is resources without what depends on several of them: an update may name one and leave the other as it is.
+func eachResource(p *problems, field string, in *runtimeapi.LinuxContainerResources) engine.Resources {
 	r := engine.Resources{
 		CPUPeriod:   in.GetCpuPeriod(),
 		CPUQuota:    in.GetCpuQuota(),
@@ -137,7 +144,6 @@ func resources(p *problems, field string, in *runtimeapi.LinuxContainerResources
 	if r.MemorySwap < unlimited {
 		p.add(field+".memory_swap_limit_in_bytes", "%d is negative; -1 is no limit", r.MemorySwap)
 	}
-	checkSwap(p, field, &r)
 	if r.OOMScoreAdj < -maxOOMScoreAdj || r.OOMScoreAdj > maxOOMScoreAdj {
 		p.add(field+".oom_score_adj", "%d is not within -1000 to 1000", r.OOMScoreAdj)
 	}

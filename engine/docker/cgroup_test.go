@@ -323,3 +323,12 @@ func TestAContainerThatStartsInAForeignCgroupIsNotLimitedThere(t *testing.T) {
 		})
 	}
 }
+
+// A score that was changed before the start is that of the process; what cannot be set, as here where the process is in no
+// cgroup of the container's, is not passed over.
+func TestAStartSetsTheScoreOfAnUpdateBefore(t *testing.T) {
+	b := newUpdateBench(t)
+	if _, err := b.StartContainer(t.Context(), testContainer, &engine.ContainerSpec{Resources: engine.Resources{OOMScoreAdj: 500}}); err == nil {
+		t.Error("it was started with the score of its creation")
+	}
+}

@@ -155,6 +155,10 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 		if err == nil {
 			err = writeCgroupFiles(files)
 		}
+		// What Docker gave it is the score of its creation, which an update before the start cannot change there.
+		if score := max(spec.Resources.OOMScoreAdj, s.facts.oomScoreAdjMin); err == nil && score != status.Spec.Resources.OOMScoreAdj {
+			err = s.facts.setScores(id, status.CgroupPath, score)
+		}
 		if err != nil && !process.Gone(status.PID, status.StartTicks) {
 			// It runs without a limit that was asked for: it must not.
 			return status, errors.Join(err, e.killAndWait(ctx, s, string(id)))
@@ -430,7 +434,7 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 				return errEnded(id)
 			}
 		}
-		change, err := lowerUpdate(r, path, s.facts)
+		change, err := lowerUpdate(r, &in.HostConfig.Resources, path, s.facts)
 		if err != nil {
 			return err
 		}
@@ -448,7 +452,7 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 				return errEnded(id)
 			}
 			old := resourcesOf(in.HostConfig)
-			back, lerr := lowerUpdate(&old, path, s.facts)
+			back, lerr := lowerUpdate(&old, &change, path, s.facts)
 			if lerr == nil {
 				_, lerr = s.cli.ContainerUpdate(context.WithoutCancel(ctx), string(id), container.UpdateConfig{Resources: back})
 			}
@@ -482,27 +486,33 @@ func (e *Engine) updateByFile(id engine.ContainerID, path string, r *engine.Reso
 		return err
 	}
 	e.byFile.Store(id, *r)
-	score := strconv.FormatInt(max(r.OOMScoreAdj, f.oomScoreAdjMin), 10)
+	score := max(r.OOMScoreAdj, f.oomScoreAdjMin)
 	// What the container has is its first process's: Docker goes on naming the score of its creation.
-	if now, err := os.ReadFile(procPath(in.State.Pid, "oom_score_adj")); err == nil && strings.TrimSpace(string(now)) == score {
+	if now, err := os.ReadFile(procPath(in.State.Pid, "oom_score_adj")); err == nil && strings.TrimSpace(string(now)) == strconv.FormatInt(score, 10) {
 		return nil
 	}
+	if isRoot(path) && r.OOMScoreAdj == int64(in.HostConfig.OomScoreAdj) {
+		return nil
+	}
+	return f.setScores(id, path, score)
+}
+
+// setScores gives the score to every process in the container's cgroup.
+func (f *facts) setScores(id engine.ContainerID, path string, score int64) error {
 	if isRoot(path) {
-		if r.OOMScoreAdj == int64(in.HostConfig.OomScoreAdj) {
-			return nil
-		}
 		return fmt.Errorf("set oom_score_adj of container %s: %w", id, errNoCgroup)
 	}
 	for _, pid := range f.cgroupProcesses(path) {
-		if err := f.setOOMScoreAdj(pid, string(id), score); err != nil {
+		if err := f.setOOMScoreAdj(pid, string(id), strconv.FormatInt(score, 10)); err != nil {
 			return fmt.Errorf("oom_score_adj of container %s: %w", id, err)
 		}
 	}
 	return nil
 }
 
-// lowerUpdate says "no limit" in the ways that Docker's update takes: it keeps what is 0 or "".
-func lowerUpdate(r *engine.Resources, path string, f *facts) (container.Resources, error) {
+// lowerUpdate says "no limit" in the ways that Docker's update takes: it keeps what is 0 or "". What the container has none of, by
+// had, is kept so: a cpuset would bind it to what is online now, and shares are another weight than none on cgroup v2.
+func lowerUpdate(r *engine.Resources, had *container.Resources, path string, f *facts) (container.Resources, error) {
 	out, err := lowerResources(r, f)
 	if err != nil {
 		return container.Resources{}, err
@@ -520,13 +530,13 @@ func lowerUpdate(r *engine.Resources, path string, f *facts) (container.Resource
 	if out.CPUPeriod == 0 {
 		out.CPUPeriod = 100000
 	}
-	if out.CPUShares == 0 {
+	if out.CPUShares == 0 && had.CPUShares != 0 {
 		out.CPUShares = 1024
 	}
-	if out.CpusetCpus == "" {
+	if out.CpusetCpus == "" && had.CpusetCpus != "" {
 		out.CpusetCpus = allOf("cpus", path, f)
 	}
-	if out.CpusetMems == "" {
+	if out.CpusetMems == "" && had.CpusetMems != "" {
 		out.CpusetMems = allOf("mems", path, f)
 	}
 	return out, nil

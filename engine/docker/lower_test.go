@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"github.com/docker/docker/api/types/container"
 	"os"
 	"path/filepath"
 	"strings"
@@ -324,7 +325,8 @@ func TestNoMasksIsAnEmptyList(t *testing.T) {
 }
 
 func TestNoLimitIsSaidInAnUpdate(t *testing.T) {
-	got, err := lowerUpdate(&engine.Resources{}, "", oldEngine())
+	had := container.Resources{CPUShares: 2, CpusetCpus: "0", CpusetMems: "0"}
+	got, err := lowerUpdate(&engine.Resources{}, &had, "", oldEngine())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +334,10 @@ func TestNoLimitIsSaidInAnUpdate(t *testing.T) {
 		t.Errorf("0 would leave a limit as it is: %+v", got)
 	}
 	// Kubelets with UnlimitedSwap: on cgroup v2 memory and swap as much as memory would be no swap.
-	got, err = lowerUpdate(&engine.Resources{MemorySwap: -1}, "", oldEngine())
+	got, err = lowerUpdate(&engine.Resources{MemorySwap: -1}, &container.Resources{}, "", oldEngine())
+	if err == nil && (got.CPUShares != 0 || got.CpusetCpus != "" || got.CpusetMems != "") {
+		t.Errorf("what the container never had is bound to what there is now: %+v", got)
+	}
 	if err != nil || got.Memory != noMemoryLimit || got.MemorySwap != -1 {
 		t.Errorf("unlimited swap without a limit of memory is %d of %d, %v", got.MemorySwap, got.Memory, err)
 	}

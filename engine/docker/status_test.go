@@ -167,7 +167,7 @@ func TestPodSpecSurvivesTheRoundTrip(t *testing.T) {
 }
 
 func TestRemovedLimitIsNone(t *testing.T) {
-	none, err := lowerUpdate(&engine.Resources{}, "", oldEngine())
+	none, err := lowerUpdate(&engine.Resources{}, &container.Resources{}, "", oldEngine())
 	if err != nil {
 		t.Fatal(err)
 	}

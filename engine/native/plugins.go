@@ -65,8 +65,7 @@ func (e *Engine) describePod(p *pod) *hook.Pod {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	out := &hook.Pod{PodStatus: p.status(), CgroupPath: p.Cgroup.Path}
-	s := p.Spec
-	out.Spec, out.IPs = &s, p.IPs
+	out.IPs = p.IPs
 	for _, n := range []struct {
 		kind ns.Kind
 		oci  specs.LinuxNamespaceType

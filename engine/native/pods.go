@@ -1,6 +1,7 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -41,9 +42,10 @@ type pod struct {
 
 // status requires mu.
 func (p *pod) status() engine.PodStatus {
+	spec := p.Spec // UpdatePod changes it
 	st := engine.PodStatus{
 		ID: p.ID, Key: p.Spec.Key, State: engine.PodNotReady, CreatedAt: p.CreatedAt, StartedAt: p.StartedAt,
-		NetNSPath: p.pins[ns.Net], Spec: &p.Spec,
+		NetNSPath: p.pins[ns.Net], Spec: &spec,
 	}
 	if p.client == nil || p.Stopped || p.StartedAt.IsZero() {
 		return st
@@ -285,10 +287,17 @@ func (e *Engine) UpdatePod(ctx context.Context, id engine.PodID, overhead, resou
 		return err
 	}
 	err = failpoint.Around("native.pod.update", func() error { return e.cgroups.UpdatePod(ctx, p.Cgroup, resources) })
-	if err == nil {
-		e.tellPodUpdated(ctx, p)
+	if err != nil {
+		return err
 	}
-	return err
+	e.mu.Lock()
+	p.Spec.Overhead, p.Spec.Resources = cmp.Or(overhead, p.Spec.Overhead), cmp.Or(resources, p.Spec.Resources)
+	e.mu.Unlock()
+	e.tellPodUpdated(ctx, p)
+	if err := e.savePod(p); err != nil { // the record is for plugins only, and is written again with what changes next
+		klog.ErrorS(err, "Cannot record the resources of a pod", "id", id)
+	}
+	return nil
 }
 
 // PodStatus implements engine.Pods.
