@@ -28,6 +28,7 @@ const (
 // authorizer answers the challenges of one endpoint (https://distribution.github.io/distribution/spec/auth/token/).
 type authorizer struct {
 	endpoint    *hosts.Endpoint
+	repository  string // as the endpoint has it
 	credentials func(context.Context) (Credentials, error)
 	// own is for a token server on the endpoint's own host, other for one elsewhere.
 	own, other *http.Client
@@ -37,7 +38,7 @@ type authorizer struct {
 }
 
 func newAuthorizer(pull *Pull, endpoint *hosts.Endpoint, transport *http.Transport, timeout time.Duration) *authorizer {
-	a := &authorizer{endpoint: endpoint}
+	a := &authorizer{endpoint: endpoint, repository: nameAt(endpoint, pull.Repository)}
 	switch {
 	case endpoint.Server:
 		a.credentials = func(context.Context) (Credentials, error) { return pull.Credentials, nil }
@@ -62,6 +63,12 @@ func newAuthorizer(pull *Pull, endpoint *hosts.Endpoint, transport *http.Transpo
 func mirrored(endpoint *hosts.Endpoint, repository string) string {
 	below := strings.TrimSuffix(strings.TrimPrefix(endpoint.URL.Path, "/v2"), "/v2")
 	return strings.TrimPrefix(below+"/"+repository, "/")
+}
+
+// nameAt is the name of a repository in the endpoint's own API, below whose "/v2/" the endpoint may lie.
+func nameAt(endpoint *hosts.Endpoint, repository string) string {
+	_, below, _ := strings.Cut(endpoint.URL.Path+"/", "/v2/")
+	return below + repository
 }
 
 // tokenClient follows no redirect: it would carry the credentials on.
@@ -142,6 +149,9 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 	}
 	if realm.Scheme == "http" && a.endpoint.URL.Scheme == "https" {
 		return "", fmt.Errorf("the token server %s is not on https: %w", realm.Host, errdefs.ErrUnauthenticated)
+	}
+	if params["scope"] == "" { // it is optional, and clients know what they want
+		params["scope"] = "repository:" + a.repository + ":pull"
 	}
 	withheld := ""
 	if !sameSite(a.endpoint.URL, realm) {

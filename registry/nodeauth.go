@@ -185,7 +185,8 @@ func (a *dockerAuth) credentials() (Credentials, error) {
 	if a.Auth == "" {
 		return out, nil
 	}
-	decoded, err := base64.StdEncoding.DecodeString(a.Auth)
+	// As the kubelet takes it, with padding or without.
+	decoded, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.TrimSpace(a.Auth), "="))
 	user, password, ok := strings.Cut(string(decoded), ":")
 	if err != nil || !ok {
 		return Credentials{}, fmt.Errorf("auth is not the base64 of user:password: %w", errdefs.ErrFailedPrecondition)

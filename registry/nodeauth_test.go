@@ -71,3 +71,16 @@ func TestMirrored(t *testing.T) {
 		}
 	}
 }
+
+// The kubelet's own config.json is the default of [images] credentials, and the kubelet takes base64 without padding.
+func TestAuthWithoutPadding(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.json")
+	if err := os.WriteFile(path, []byte(`{"auths":{"reg.example":{"auth":"dTpwYXNz"},"two.example":{"auth":"dTpwYXNzdw"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]string{"reg.example": "pass", "two.example": "passw"} {
+		if got, err := (NodeAuth{path}).Find(t.Context(), host, "app"); err != nil || got.Password != want {
+			t.Errorf("%s: %v, %v", host, got.Password, err)
+		}
+	}
+}

@@ -37,6 +37,9 @@ type Pull struct {
 	Credentials Credentials
 	// MirrorCredentials finds what the node has for a repository of a mirror's host. It may be nil.
 	MirrorCredentials func(ctx context.Context, host, repository string) (Credentials, error)
+	// Patience is how long the last endpoint, after which there is no other, may take to begin an answer: a proxy may fetch all of a
+	// large blob first. What is less than an endpoint may be silent does not count.
+	Patience time.Duration
 }
 
 // Open makes the endpoints of a pull, in the order of its config. stall is how long one may send nothing. Each must be closed.
@@ -44,6 +47,9 @@ func (p *Pull) Open(stall time.Duration) []*Endpoint {
 	endpoints := make([]*Endpoint, len(p.Config.Endpoints))
 	for i := range p.Config.Endpoints {
 		endpoints[i] = newEndpoint(p, &p.Config.Endpoints[i], stall)
+	}
+	if last := endpoints[len(endpoints)-1]; p.Patience > stall {
+		last.transport.ResponseHeaderTimeout = p.Patience
 	}
 	return endpoints
 }

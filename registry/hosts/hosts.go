@@ -229,6 +229,11 @@ func (f *fileTable) addServer(config *Config, dir string, isDefault bool) error 
 	}
 	// Whoever gives a registry its server owns that choice; the server is then the registry, whatever its host is.
 	endpoint.Server = !isDefault || endpoint.URL.Host == ownURL.Host
+	// A [host] that is the registry itself is no mirror: containerd's files name it so to give it a CA, skip_verify or headers.
+	for i := range config.Endpoints {
+		host := config.Endpoints[i].URL.Host
+		config.Endpoints[i].Server = host == ownURL.Host || endpoint.Server && host == endpoint.URL.Host
+	}
 	config.Endpoints = append(config.Endpoints, endpoint)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -77,7 +78,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 	defer s.Invalidate()
 	p.touch()
 	// Certificates alone are no reason to come between: dockerd has read them, and what else daemon.json says of the registry.
-	if mirrors != nil && !mirrors.Certificates {
+	if mirrors != nil && !dockersOwn(mirrors) {
 		return s.pullThrough(ctx, d, named, mirrors, credentials, p)
 	}
 	for tries := 1; ; tries++ {
@@ -91,6 +92,15 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 			return img, err
 		}
 	}
+}
+
+// dockerCertificates is where dockerd reads certificates of registries, and nowhere else.
+const dockerCertificates = "/etc/docker/certs.d"
+
+// dockersOwn says that a folder has nothing that dockerd does not know by itself.
+func dockersOwn(config *hosts.Config) bool {
+	tls := config.Endpoints[len(config.Endpoints)-1].TLS
+	return config.Certificates && (filepath.Dir(config.Path) == dockerCertificates || tls.RootCAs == nil && len(tls.Certificates) == 0)
 }
 
 // removedTries are how often an image is pulled that is removed each time before it was looked at.

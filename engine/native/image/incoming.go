@@ -26,6 +26,8 @@ type incoming struct {
 	files map[string]ocispec.Descriptor // by clean name
 	links map[string]string             // archives of old engines link equal layers to each other
 	kept  []digest.Digest
+	// leases keep what was read, and what was here before, until the images have taken theirs.
+	leases []func()
 }
 
 func (in *incoming) readTar(ctx context.Context, plain io.Reader) error {
@@ -107,6 +109,7 @@ func (in *incoming) take(ctx context.Context, name string, content io.Reader) er
 		return errCorrupt
 	}
 	in.files[name] = ocispec.Descriptor{Digest: d, Size: n}
+	in.leases = append(in.leases, in.store.lease(blobLease(d)))
 	return in.keep(ctx, temp, d, n)
 }
 
@@ -133,8 +136,16 @@ func (in *incoming) keep(ctx context.Context, temp string, d digest.Digest, size
 
 // clear removes what no image took.
 func (in *incoming) clear() {
+	for _, release := range in.leases {
+		release()
+	}
+	s := in.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, d := range in.kept {
-		_ = os.Remove(in.store.partPath(d)) // most have moved to their places; others, Run removes in time
+		if s.content.leases[blobLease(d)] == 0 { // else a pull, or another import, is at it
+			_ = os.Remove(s.partPath(d)) // most have moved to their places; others, Run removes in time
+		}
 	}
 }
 

@@ -114,9 +114,13 @@ func descriptor(d *v1.Descriptor, limit int64) (ocispec.Descriptor, error) {
 	return ocispec.Descriptor{MediaType: string(d.MediaType), Digest: sum, Size: d.Size}, nil
 }
 
+// oldConfigs are types that old registries and builders gave configs of Docker's form, which Docker takes too (docker/distribution#1621).
+// An artifact is told by its layers.
+var oldConfigs = []types.MediaType{"application/octet-stream", "application/json", "text/html", ""}
+
 // links are the config and layers of an image's manifest.
 func (d *document) links(limits *Limits) (config ocispec.Descriptor, layers []ocispec.Descriptor, err error) {
-	if d.image.ArtifactType != "" || !d.image.Config.MediaType.IsConfig() {
+	if t := d.image.Config.MediaType; d.image.ArtifactType != "" || !t.IsConfig() && !slices.Contains(oldConfigs, t) {
 		return config, nil, malformed("it is an artifact (%.100q), not a container image", max(d.image.ArtifactType, string(d.image.Config.MediaType)))
 	}
 	if len(d.image.Layers) > limits.Layers {
@@ -180,13 +184,13 @@ func fitness(have *v1.Platform, want *ocispec.Platform) int {
 	case have.OS != want.OS:
 		return 0
 	}
+	arch, of := normal(have.Architecture, have.Variant)
 	class, architecture, wanted := ofItsKind, want.Architecture, variant(want.Architecture, want.Variant)
-	if other, ok := half[architecture]; ok && have.Architecture == other.Architecture {
+	if other, ok := half[architecture]; ok && arch == other.Architecture {
 		class, architecture, wanted = ofHalf, other.Architecture, other.Variant
 	}
-	of := variant(have.Architecture, have.Variant)
 	switch {
-	case have.Architecture != architecture:
+	case arch != architecture:
 		return 0
 	case of == wanted:
 		return class + 10
@@ -194,6 +198,24 @@ func fitness(have *v1.Platform, want *ocispec.Platform) int {
 		return class + slices.Index([]string{"v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9"}, of)
 	}
 	return 0
+}
+
+// normal is a platform of a manifest as Go names it: builders also write what uname says, and variants without their "v" (containerd
+// takes them, too).
+func normal(architecture, named string) (arch, of string) {
+	switch strings.ToLower(architecture) {
+	case "x86_64", "x86-64":
+		architecture = "amd64"
+	case "aarch64":
+		architecture = "arm64"
+	}
+	if named != "" && named[0] >= '0' && named[0] <= '9' {
+		named = "v" + named
+	}
+	if architecture == "arm64" {
+		named = strings.TrimSuffix(named, ".0")
+	}
+	return architecture, variant(architecture, named)
 }
 
 // variant is the architecture's first where none is said.

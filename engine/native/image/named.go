@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -42,11 +43,22 @@ func (in *incoming) layoutImages(desc ocispec.Descriptor) ([]wanted, error) {
 	if err != nil || doc.index == nil {
 		return nil, malformed("%s is no index: %w", indexFile, err)
 	}
+	foreign := func(m *v1.Descriptor) bool { return fitness(m.Platform, &in.store.options.Platform) == 0 }
+	// One name may be that of an image for each of several platforms.
+	runs := map[string]bool{}
+	for i := range doc.index.Manifests {
+		if m := &doc.index.Manifests[i]; isManifest(string(m.MediaType)) && !foreign(m) {
+			runs[nameIn(m.Annotations)] = true
+		}
+	}
 	var out []wanted
 	for i := range doc.index.Manifests {
 		m := &doc.index.Manifests[i]
 		if !isManifest(string(m.MediaType)) || (m.Platform != nil && m.Platform.OS == "unknown") {
 			continue // an attestation, or something else beside the images
+		}
+		if foreign(m) && runs[nameIn(m.Annotations)] {
+			continue
 		}
 		root, err := descriptor(m, in.store.options.Limits.Manifest)
 		if err != nil {
@@ -63,12 +75,18 @@ func (in *incoming) layoutImages(desc ocispec.Descriptor) ([]wanted, error) {
 	return out, nil
 }
 
-// layoutNames are those of an entry of index.json.
-func layoutNames(annotations map[string]string, root digest.Digest) names {
+// nameIn is the name of an entry of index.json, "" for none.
+func nameIn(annotations map[string]string) string {
 	name := annotations[nameAnnotation]
 	if short := annotations[ocispec.AnnotationRefName]; name == "" && strings.ContainsAny(short, "/:") {
 		name = short // by other tools this is the whole name
 	}
+	return name
+}
+
+// layoutNames are those of an entry of index.json.
+func layoutNames(annotations map[string]string, root digest.Digest) names {
+	name := nameIn(annotations)
 	if _, d, ok := strings.Cut(name, "@"); ok && d == string(root) && registry.FullName(name) != "" {
 		return names{digests: []string{registry.FullName(name)}}
 	}
@@ -136,6 +154,7 @@ func (in *incoming) dockerImage(image *dockerManifest) (ocispec.Descriptor, erro
 		return ocispec.Descriptor{}, err
 	}
 	root := ocispec.Descriptor{MediaType: made.MediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	in.leases = append(in.leases, in.store.lease(blobLease(root.Digest)))
 	return root, in.store.writeBlob(root.Digest, data)
 }
 

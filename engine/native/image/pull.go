@@ -32,17 +32,29 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, at *progress) (engine.ImageID, error) {
-		done := s.report(reference.FamiliarString(named), at)
-		id, err := s.pull(ctx, named, spec, at)
-		done(err)
-		return id, err
-	})
-	if err != nil {
-		return nil, pullError(named, err)
+	for tries := 1; ; tries++ {
+		id, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, at *progress) (engine.ImageID, error) {
+			done := s.report(reference.FamiliarString(named), at)
+			id, err := s.pull(ctx, named, spec, at)
+			done(err)
+			return id, err
+		})
+		if err != nil {
+			return nil, pullError(named, err)
+		}
+		img, err := s.Image(ctx, string(id))
+		switch {
+		case !errdefs.IsNotFound(err):
+			return img, err
+		case tries == removedTries:
+			// Not "not found", which would say that the registry has none.
+			return nil, fmt.Errorf("pull %s: image %s was removed right after it had come, try again: %w", reference.FamiliarString(named), id, errdefs.ErrAborted)
+		}
 	}
-	return s.Image(ctx, string(id))
 }
+
+// removedTries are how often an image is pulled that is removed each time before its caller is told of it.
+const removedTries = 3
 
 func pullError(named reference.Named, err error) error {
 	name := reference.FamiliarString(named)
@@ -80,7 +92,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, spec *engine.Pu
 	s.mu.Lock()
 	dirs := s.hostDirs
 	s.mu.Unlock()
-	repo, err := openRepository(dirs, named, credentials, s.options.NodeAuth, stall)
+	repo, err := openRepository(dirs, named, credentials, s.options.NodeAuth, stall, spec.NoProgress/10*9) // it says which registry was silent, before nothing came for too long
 	if err != nil {
 		return "", err
 	}

@@ -139,7 +139,12 @@ func (s *Store) load() error {
 			}
 		}
 	}
-	s.settleTags()
+	for _, loser := range s.settleTags() {
+		// Or it would have the tag again once the image that got it is removed.
+		if err := s.writeRecord(loser); err != nil {
+			klog.ErrorS(err, "A tag that moved is still on record for the image that it left", "image", loser.ID)
+		}
+	}
 	return nil
 }
 
@@ -203,9 +208,8 @@ func (s *Store) newStored(rec *record) (*stored, error) {
 	return &stored{record: *rec, image: imageOf(rec, config, s.content.imageSize(rec))}, nil
 }
 
-// settleTags gives each tag to the image that got it last. The others' records still name it; they lose it with their next
-// change, and at each start.
-func (s *Store) settleTags() {
+// settleTags gives each tag to the image that got it last, and returns the records that name one still that they lost.
+func (s *Store) settleTags() (changed []*record) {
 	owner := map[string]tag{}
 	holder := map[string]engine.ImageID{}
 	for id, img := range s.images {
@@ -221,8 +225,12 @@ func (s *Store) settleTags() {
 		kept.record.Tags = slices.DeleteFunc(slices.Clone(img.record.Tags), func(t tag) bool { return holder[t.Name] != id })
 		kept.image.RepoTags = familiar(tagNames(kept.record.Tags))
 		s.images[id] = &kept
+		if len(kept.record.Tags) < len(img.record.Tags) {
+			changed = append(changed, &kept.record)
+		}
 	}
 	s.index()
+	return changed
 }
 
 // index fills byName. The caller holds s.mu, or is alone.

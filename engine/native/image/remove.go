@@ -252,6 +252,7 @@ func (s *Store) unlink(mayGo func(d digest.Digest, since time.Time) bool, gone *
 				return err
 			}
 			delete(s.content.layers, d)
+			delete(s.content.looked, d)
 		}
 	}
 	for d, b := range s.content.blobs {

@@ -24,7 +24,7 @@ type repository struct {
 }
 
 // openRepository finds the endpoints of a name. The registry itself is one of them.
-func openRepository(dirs []string, named reference.Named, credentials registry.Credentials, mirrors registry.NodeAuth, stall time.Duration) (*repository, error) {
+func openRepository(dirs []string, named reference.Named, credentials registry.Credentials, mirrors registry.NodeAuth, stall, patience time.Duration) (*repository, error) {
 	domain := reference.Domain(named)
 	config, err := hosts.Lookup(dirs, domain)
 	if err != nil {
@@ -35,7 +35,7 @@ func openRepository(dirs []string, named reference.Named, credentials registry.C
 			return nil, err
 		}
 	}
-	pull := registry.Pull{Config: config, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: mirrors.Find}
+	pull := registry.Pull{Config: config, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: mirrors.Find, Patience: patience}
 	return &repository{endpoints: pull.Open(stall), stall: stall}, nil
 }
 
@@ -50,6 +50,7 @@ func (r *repository) close() {
 func (r *repository) each(ctx context.Context, what registry.Target, ask func(*registry.Endpoint) error) error {
 	last := r.endpoints[len(r.endpoints)-1]
 	verdict := fmt.Errorf("%s serves no content of this kind of %s: %w", last.Spec.URL.Host, last.Registry(), errdefs.ErrUnavailable)
+	answered := false // by the registry itself, which may be there under several entries
 	for i, e := range registry.Candidates(r.endpoints, what) {
 		err := ask(e)
 		if err == nil {
@@ -58,8 +59,8 @@ func (r *repository) each(ctx context.Context, what registry.Target, ask func(*r
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if i == 0 || e == last {
-			verdict = err
+		if i == 0 || (e == last || e.Spec.Server) && !(answered && errdefs.IsUnavailable(err)) {
+			verdict, answered = err, answered || e.Spec.Server && !errdefs.IsUnavailable(err)
 		}
 	}
 	return verdict

@@ -21,6 +21,7 @@ func (p *Session) serve(w http.ResponseWriter, r *http.Request, what registry.Ta
 
 	last := p.upstreams[len(p.upstreams)-1]
 	verdict := fmt.Errorf("%s serves neither tags nor content of %s: %w", last.Spec.URL.Host, last.Registry(), errdefs.ErrUnavailable)
+	answered := false // by the registry itself, which may be there under several entries
 	for i, u := range registry.Candidates(p.upstreams, what) {
 		err := p.copyFrom(ctx, w, r, u, what)
 		if err == nil {
@@ -31,8 +32,8 @@ func (p *Session) serve(w http.ResponseWriter, r *http.Request, what registry.Ta
 			panic(http.ErrAbortHandler) // nobody listens any more
 		}
 		// A mirror that lacks something says nothing of the registry: the last endpoint's word is the answer.
-		if i == 0 || u == last {
-			verdict = err
+		if i == 0 || (u == last || u.Spec.Server) && !(answered && errdefs.IsUnavailable(err)) {
+			verdict, answered = err, answered || u.Spec.Server && !errdefs.IsUnavailable(err)
 		}
 	}
 	p.setFailure(verdict)
