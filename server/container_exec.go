@@ -47,11 +47,14 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	case err != nil:
 		return nil, fmt.Errorf("exec in container %s: %w", c, err)
 	}
-	stdout, stderr, dropped := output.reply()
+	reply, dropped := output.reply(int32(code))
 	if dropped > 0 {
-		klog.InfoS("Output of an exec was cut", "container", c, "kept", len(stdout)+len(stderr), "dropped", dropped)
+		klog.InfoS("Output of an exec was cut", "container", c, "kept", output.end(), "dropped", dropped)
 	}
-	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(code)}, nil
+	if reply.leave(ctx) {
+		return nil, nil //nolint:nilnil // the interceptor has it
+	}
+	return reply.message(), nil
 }
 
 // largeOutput is an exec's output after which memory is given back to the system early.

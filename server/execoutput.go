@@ -1,8 +1,16 @@
 package server
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"runtime"
 	"sync"
+	"sync/atomic"
+
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 const (
@@ -76,16 +84,18 @@ func (o *execOutput) end() int {
 	return o.kept
 }
 
-// reply is the output. Where some was dropped, a last line of stderr says so.
-func (o *execOutput) reply() (stdout, stderr []byte, dropped int64) {
+// reply is the output, which the reply keeps from now on, and how much was dropped. Where some was, a last line of stderr says so.
+func (o *execOutput) reply(code int32) (reply *execReply, dropped int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.done = true
-	stdout, stderr = o.stdout.join(), o.stderr.join()
+	reply = &execReply{stdout: o.stdout.chunks, stderr: o.stderr.chunks, code: code, owed: &owed{o.all, o.taken}}
+	runtime.AddCleanup(reply, func(o *owed) { o.giveBack(execOutputsLimit) }, reply.owed) // also where it was never sent
 	if o.dropped > 0 {
-		stderr = fmt.Appendf(stderr, "\ncrishim: the output was cut, %d bytes were left out\n", o.dropped)
+		reply.stderr = append(reply.stderr, fmt.Appendf(nil, "\ncrishim: the output was cut, %d bytes were left out\n", o.dropped))
 	}
-	return stdout, stderr, o.dropped
+	o.taken, o.stdout.chunks, o.stderr.chunks = 0, nil, nil
+	return reply, o.dropped
 }
 
 // outputStream is stdout or stderr.
@@ -118,16 +128,85 @@ func (s *outputStream) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// join requires of.mu. It lets go of each piece as it is copied.
-func (s *outputStream) join() []byte {
-	if len(s.chunks) == 1 {
-		return s.chunks[0]
+// execReply is an ExecSyncResponse in the pieces in which its output was kept: a client may take its time, and joined and encoded
+// the output would be in memory three times until then.
+type execReply struct {
+	stdout, stderr [][]byte
+	code           int32
+	owed           *owed
+}
+
+// message is the reply for a caller in this process.
+func (r *execReply) message() *runtimeapi.ExecSyncResponse {
+	defer r.owed.giveBack(execOutputsLimit)
+	return &runtimeapi.ExecSyncResponse{Stdout: bytes.Join(r.stdout, nil), Stderr: bytes.Join(r.stderr, nil), ExitCode: r.code}
+}
+
+// encode is the reply as it is sent, once. What was kept is given back piece by piece as it has left.
+func (r *execReply) encode() mem.BufferSlice {
+	sent := &sentOutput{r}
+	var all mem.BufferSlice
+	for i, chunks := range [][][]byte{r.stdout, r.stderr} {
+		size := 0
+		for _, chunk := range chunks {
+			size += len(chunk)
+		}
+		if size == 0 {
+			continue
+		}
+		// The fields 1 and 2 of the message.
+		head := protowire.AppendTag(nil, protowire.Number(i+1), protowire.BytesType)
+		all = append(all, mem.SliceBuffer(protowire.AppendVarint(head, uint64(size))))
+		for _, chunk := range chunks {
+			all = append(all, mem.NewBuffer(&chunk, sent))
+		}
 	}
-	all := make([]byte, 0, s.size)
-	for i, chunk := range s.chunks {
-		all = append(all, chunk...)
-		s.chunks[i] = nil
+	r.stdout, r.stderr = nil, nil
+	if r.code != 0 {
+		all = append(all, mem.SliceBuffer(protowire.AppendVarint(protowire.AppendTag(nil, 3, protowire.VarintType), uint64(int64(r.code)))))
 	}
-	s.chunks = nil
 	return all
+}
+
+// owed is what an output is in debt to all outputs.
+type owed struct {
+	all  *execOutputs
+	left int // guarded by all.mu
+}
+
+func (o *owed) giveBack(n int) {
+	o.all.mu.Lock()
+	defer o.all.mu.Unlock()
+	n = min(n, o.left)
+	o.left -= n
+	o.all.kept -= n
+}
+
+// sentOutput is a pool to which the pieces of a reply come back that were sent. Nothing is taken from it.
+type sentOutput struct{ reply *execReply }
+
+// Get implements mem.BufferPool.
+func (s *sentOutput) Get(int) *[]byte { return new([]byte) }
+
+// Put implements mem.BufferPool.
+func (s *sentOutput) Put(piece *[]byte) {
+	s.reply.owed.giveBack(len(*piece))
+	*piece = nil
+}
+
+type execReplyKey struct{}
+
+// withExecReply lets ExecSync leave its reply to the interceptor, which is to send it in place of what it returns.
+func withExecReply(ctx context.Context) (context.Context, *atomic.Pointer[execReply]) {
+	left := new(atomic.Pointer[execReply])
+	return context.WithValue(ctx, execReplyKey{}, left), left
+}
+
+// leave leaves the reply to the interceptor, and returns false where there is none.
+func (r *execReply) leave(ctx context.Context) bool {
+	to, ok := ctx.Value(execReplyKey{}).(*atomic.Pointer[execReply])
+	if ok {
+		to.Store(r)
+	}
+	return ok
 }

@@ -2,9 +2,12 @@ package server
 
 import (
 	"bytes"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -20,6 +23,27 @@ func write(t *testing.T, s *outputStream, piece []byte, times int) {
 	}
 }
 
+// delivered is the output of a reply as a client gets it, after which nothing of it is kept.
+func delivered(t *testing.T, reply *execReply, code int32) (stdout, stderr []byte) {
+	t.Helper()
+	sent := reply.encode()
+	var got runtimeapi.ExecSyncResponse
+	if err := proto.Unmarshal(sent.Materialize(), &got); err != nil || got.ExitCode != code {
+		t.Errorf("exit code %d, %v", got.ExitCode, err)
+	}
+	sent.Free()
+	if reply.owed.left != 0 {
+		t.Errorf("%d bytes are still kept of what was sent", reply.owed.left)
+	}
+	return got.Stdout, got.Stderr
+}
+
+func (a *execOutputs) now() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.kept
+}
+
 // S42: output without end is cut where the reply would not fit a message, of both streams together, and the reply says so.
 //
 // Rows: S42 (part)
@@ -30,7 +54,8 @@ func TestS42EndlessOutputIsCut(t *testing.T) {
 	piece := bytes.Repeat([]byte("0123456"), 10_000)
 	write(t, &o.stdout, piece, 300) // 21 MB
 	write(t, &o.stderr, []byte("last\n"), 1)
-	stdout, stderr, dropped := o.reply()
+	left, dropped := o.reply(-1)
+	stdout, stderr := delivered(t, left, -1)
 	if len(stdout)+len("first\n") != execOutputLimit || int64(len(stdout))+dropped != int64(300*len(piece)+len("last\n")) {
 		t.Errorf("%d bytes are kept, %d dropped", len(stdout), dropped)
 	}
@@ -65,19 +90,38 @@ func TestS42ManyEndlessOutputsAreCut(t *testing.T) {
 	writers.Wait()
 	late := newExecOutput(&all)
 	write(t, &late.stdout, make([]byte, 10<<10), 1)
-	if stdout, stderr, dropped := late.reply(); len(stdout) != 10<<10 || len(stderr) != 0 || dropped != 0 {
+	left, dropped := late.reply(0)
+	if stdout, stderr := delivered(t, left, 0); len(stdout) != 10<<10 || len(stderr) != 0 || dropped != 0 {
 		t.Errorf("of a probe's output beside them %d bytes are kept, and %q", len(stdout), stderr)
 	}
-	kept := 0
+	kept, given := 0, 0
+	most := slices.MaxFunc(outputs, func(a, b *execOutput) int { return a.taken - b.taken })
+	outputs = append([]*execOutput{most}, slices.DeleteFunc(outputs, func(o *execOutput) bool { return o == most })...)
 	for _, o := range outputs {
-		stdout, _, _ := o.reply()
+		left, _ := o.reply(3)
+		if o.end(); o == most {
+			if left = nil; all.kept != execOutputsLimit {
+				t.Errorf("%d bytes are kept while none was sent", all.kept)
+			}
+			// Nobody sends it: what it took is given back all the same.
+			for range 100 {
+				runtime.GC()
+				if all.now() < execOutputsLimit {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			given = execOutputsLimit - all.now()
+			continue
+		}
+		stdout, _ := delivered(t, left, 3)
 		if len(stdout) < execOutputShare {
 			t.Errorf("of one only %d bytes are kept", len(stdout))
 		}
 		kept += len(stdout)
 	}
-	if kept != execOutputsLimit+calls*execOutputShare {
-		t.Errorf("%d bytes are kept", kept)
+	if given == 0 || kept+given != execOutputsLimit+(calls-1)*execOutputShare {
+		t.Errorf("%d bytes are kept, and %d were of a reply that was not sent", kept, given)
 	}
 	for _, o := range append(outputs, late) {
 		o.end()

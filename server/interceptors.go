@@ -56,12 +56,16 @@ func newCalls(reg prometheus.Registerer, gate func(method string) error) *calls 
 
 func (c *calls) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
+	ctx, left := withExecReply(ctx)
 	err = c.guard(info.FullMethod, req, start, func() error {
 		resp, err = handler(ctx, req)
 		return err
 	})
 	if err != nil {
 		return nil, err
+	}
+	if reply := left.Load(); reply != nil {
+		return reply, nil
 	}
 	return resp, nil
 }

@@ -13,12 +13,15 @@ import (
 )
 
 // codec is gRPC's own, but that a reply which consists of what was encoded before is sent without being copied into one of
-// gRPC's buffers, which are cleared at each use: 1 MiB for what is longer than 32 KiB.
+// gRPC's buffers, which are cleared at each use: 1 MiB for what is longer than 32 KiB. So are the pieces of an exec's output.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2("proto")} }
 
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if reply, ok := v.(*execReply); ok {
+		return reply.encode(), nil
+	}
 	if message, ok := v.(proto.Message); ok {
 		if encoded := message.ProtoReflect().GetUnknown(); len(encoded) > 0 && len(encoded) == proto.Size(message) {
 			return mem.BufferSlice{mem.SliceBuffer(encoded)}, nil
