@@ -34,7 +34,7 @@ type Config struct {
 	RunDir            string    `toml:"run_dir" help:"pinned namespaces and sockets, gone after a reboot"`
 	SeccompDir        string    `toml:"seccomp_dir" help:"folder of the Localhost seccomp profiles: the kubelet's"`
 	ContainerLog      string    `toml:"container_log" help:"cri: logs in CRI format; json-file: dockershim's links to Docker's files"`
-	ContainerLogMax   Size      `toml:"container_log_max_size" help:"size at which a log in CRI format is set aside (as NAME.overflow, of which one is kept) and begun anew, for output that is faster than the kubelet's rotation; more than the kubelet's containerLogMaxSize; 0B is off"`
+	ContainerLogMax   Size      `toml:"container_log_max_size" help:"size at which a log in CRI format is set aside (as NAME-overflow, of which one is kept) and begun anew, for output that is faster than the kubelet's rotation; more than the kubelet's containerLogMaxSize; 0B is off"`
 	Compatibility     string    `toml:"compatibility" help:"dockershim or cri-dockerd: pods made from now on are left so that this shim can take them back, with its checkpoints, its links to Docker's logs and its CNI cache; empty is off"`
 	CompatibilityRoot string    `toml:"compatibility_root" help:"that shim's own folder; empty: /var/lib/dockershim or /var/lib/cri-dockerd"`
 	DrainTimeout      Duration  `toml:"drain_timeout" help:"time for calls in flight when the daemon is told to end"`

@@ -8,9 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OverflowSuffix is added to the name of a log that outgrew its bound, of which there is one at a time. To the kubelet it
-// is a rotated log like its own, which goes when the container does; to agents that read *.log it is none.
-const OverflowSuffix = ".overflow"
+// OverflowSuffix is added to the name of a log that outgrew its bound, of which there is one at a time. The kubelet removes
+// NAME* when the container goes, and compresses, counts and removes only NAME.* when it rotates: a name that comes again would
+// be taken for one that is compressed already. To agents that read *.log it is none.
+const OverflowSuffix = "-overflow"
 
 // SetAside gives the log at the path, where that is still file, its overflow's name, in place of the one before: a new log
 // can then be begun at the path. OK where the kubelet has renamed it already.
@@ -35,4 +36,19 @@ func SetAside(root, path string, file *os.File) error {
 		return classify(fmt.Sprintf("move to %s%s the full log", name, OverflowSuffix), path, err)
 	}
 	return nil
+}
+
+// TakenBack says that the file has no name any more and another file has the log's: the kubelet, which ReopenContainerLog's
+// answer did not reach, has taken its rename back.
+func TakenBack(root, path string, file *os.File) bool {
+	var st unix.Stat_t
+	if unix.Fstat(int(file.Fd()), &st) != nil || st.Nlink > 0 {
+		return false
+	}
+	dir, name, err := OpenParent(root, path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = dir.Close() }()
+	return unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
 }

@@ -24,20 +24,29 @@ func LastMoment(f *os.File) (moment time.Time, offset int64, ok bool) {
 	if err != nil {
 		return time.Time{}, 0, false
 	}
-	base := max(0, info.Size()-256<<10)
-	data := make([]byte, info.Size()-base)
-	n, _ := f.ReadAt(data, base)
-	data = data[:bytes.LastIndexByte(data[:n], '\n')+1]
-	for len(data) > 0 {
-		start := bytes.LastIndexByte(data[:len(data)-1], '\n') + 1
-		entry, err := ParseEntry(data[start:])
-		switch {
-		case err != nil && ok, err == nil && ok && !entry.Time.Equal(moment):
-			return moment, offset, true
-		case err == nil:
-			moment, offset, ok = entry.Time, base+int64(start), true
+	for end := info.Size(); end > 0; {
+		base := max(0, end-256<<10)
+		data := make([]byte, end-base)
+		n, _ := f.ReadAt(data, base)
+		data = data[:bytes.LastIndexByte(data[:n], '\n')+1]
+		for len(data) > 0 {
+			start := bytes.LastIndexByte(data[:len(data)-1], '\n') + 1
+			if start == 0 && base > 0 {
+				break // only the end of it may be here
+			}
+			entry, err := ParseEntry(data[start:])
+			switch {
+			case err != nil && ok, err == nil && ok && !entry.Time.Equal(moment):
+				return moment, offset, true
+			case err == nil:
+				moment, offset, ok = entry.Time, base+int64(start), true
+			}
+			data = data[:start]
 		}
-		data = data[:start]
+		before := end
+		if end = base + int64(len(data)); !ok || base == 0 || end == before {
+			break
+		}
 	}
 	return moment, offset, ok
 }

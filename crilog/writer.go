@@ -23,6 +23,7 @@ type Writer struct {
 	mu     sync.Mutex
 	file   *os.File // nil once closed
 	size   int64    // of file
+	began  bool     // the file was empty when it was opened
 	buf    []byte   // rendering, reused
 	rest   []byte   // the missing bytes of an entry that was written in part
 	torn   bool     // the file does not end with a newline
@@ -77,7 +78,7 @@ func (w *Writer) reopen() error {
 		w.rest = nil
 		_ = w.file.Close()
 	}
-	w.file, w.size = file, info.Size()
+	w.file, w.size, w.began = file, info.Size(), info.Size() == 0
 	w.torn = !EndsWithNewline(file)
 	return nil
 }
@@ -114,6 +115,9 @@ func (w *Writer) append(entries []byte) {
 		w.lost.Add(uint64(len(entries)))
 		return
 	}
+	if TakenBack(w.root, w.path, w.file) {
+		w.goBack()
+	}
 	if !w.completeRest() {
 		w.lost.Add(uint64(len(entries)))
 		return
@@ -141,6 +145,36 @@ func (w *Writer) append(entries []byte) {
 		left = left[end:]
 	}
 	w.lost.Add(uint64(len(left)))
+}
+
+// goBack goes on in the log that the kubelet has put in the place of the file, after what came into that meanwhile.
+func (w *Writer) goBack() {
+	old, rest, meanwhile := w.file, w.rest, int64(0)
+	if w.began {
+		meanwhile = w.size
+	}
+	w.file, w.rest = nil, nil // reopen neither closes nor completes it
+	if err := w.reopen(); err != nil {
+		w.file, w.rest = old, rest
+		return
+	}
+	defer func() { _ = old.Close() }()
+	n, err := int64(0), error(nil)
+	if meanwhile > 0 && w.completeRest() {
+		n, err = io.Copy(w.file, io.NewSectionReader(old, 0, meanwhile))
+		w.size += n
+	}
+	if err != nil {
+		w.failed.Add(1)
+	}
+	if n > 0 && n == meanwhile {
+		w.rest = rest
+		return
+	}
+	w.lost.Add(uint64(meanwhile - n + int64(len(rest))))
+	if n > 0 {
+		w.torn = !EndsWithNewline(w.file)
+	}
 }
 
 func (w *Writer) write(b []byte) (int, error) {

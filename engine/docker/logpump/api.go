@@ -105,6 +105,8 @@ type follower struct {
 	open  Source
 	wake  chan<- struct{}
 	place apiOffset // after what was sent
+	// within is the time of a terminal's line of which a part was read.
+	within time.Time
 }
 
 func (f *follower) run(ctx context.Context) {
@@ -146,6 +148,7 @@ func (f *follower) stream(ctx context.Context) error {
 		}
 	}()
 	resume := f.place
+	f.within = time.Time{}
 	r := bufio.NewReaderSize(body, 64<<10)
 	for {
 		e, err := f.readEntry(r)
@@ -176,11 +179,20 @@ func (f *follower) stream(ctx context.Context) error {
 // readEntry reads one frame (Engine API, "Stream format": stream, three zeros, length in big endian), or one line with a TTY.
 func (f *follower) readEntry(r *bufio.Reader) (entry, error) {
 	if f.render.tty {
-		line, err := r.ReadBytes('\n')
-		if len(line) == 0 {
+		line, err := r.ReadSlice('\n') // a longer line comes in parts as long as r's buffer
+		if len(line) == 0 || err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, bufio.ErrBufferFull) {
 			return entry{}, err
 		}
-		return parseStamped(crilog.Stdout, line)
+		e := entry{time: f.within, stream: crilog.Stdout, text: bytes.Clone(line)}
+		if f.within.IsZero() {
+			if e, err = parseStamped(crilog.Stdout, e.text); err != nil {
+				return entry{}, err
+			}
+		}
+		if f.within = e.time; line[len(line)-1] == '\n' {
+			f.within = time.Time{}
+		}
+		return e, nil
 	}
 	var header [8]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {

@@ -30,6 +30,7 @@ type criLog struct {
 	id      fileID
 	size    int64 // the end of what is written and compared
 	held    int64 // bytes after size that the file already has
+	began   bool  // it was empty when it was opened
 	whole   bool  // size is at the end of an entry
 	torn    bool  // the file ends within an entry that nothing will complete
 	renamed bool  // the file is not at the path any more: go on there once whole and nothing is held
@@ -76,7 +77,7 @@ func (l *criLog) find(at logOffset) (found bool, err error) {
 		return false, fmt.Errorf("look for log %s: %w", l.path, err)
 	}
 	for _, entry := range entries {
-		if strings.HasPrefix(entry.Name(), name+".") && entry.Type().IsRegular() {
+		if (strings.HasPrefix(entry.Name(), name+".") || entry.Name() == name+crilog.OverflowSuffix) && entry.Type().IsRegular() {
 			names = append(names, entry.Name())
 		}
 	}
@@ -111,6 +112,7 @@ func (l *criLog) next() error {
 	}
 	l.close()
 	l.file, l.id, l.size, l.held = f, id, size, 0
+	l.began = size == 0
 	l.whole, l.renamed, l.torn = true, false, !crilog.EndsWithNewline(f)
 	return nil
 }
@@ -148,6 +150,40 @@ func (l *criLog) reopen() error {
 		}
 	}
 	return l.next()
+}
+
+// goBack goes on in the log that the kubelet has put in the place of the file (crilog.TakenBack), after what came into that
+// meanwhile. An error leaves all as it is.
+func (l *criLog) goBack() (bool, error) {
+	if l.file == nil || l.renamed || !l.whole || l.held > 0 || !crilog.TakenBack(l.root, l.path, l.file) {
+		return false, nil
+	}
+	f, err := crilog.OpenFile(l.root, l.path)
+	if err != nil {
+		return false, err
+	}
+	_, end, err := identify(f)
+	if err == nil && l.began && l.size > 0 {
+		if !crilog.EndsWithNewline(f) {
+			_, err = l.write(f, []byte{'\n'})
+		}
+		piece := make([]byte, min(l.size, readSize))
+		for at := int64(0); err == nil && at < l.size; {
+			var n int
+			if n, err = l.file.ReadAt(piece[:min(l.size-at, readSize)], at); err == nil {
+				_, err = l.write(f, piece[:n])
+				at += int64(n)
+			}
+		}
+		if err != nil {
+			_ = f.Truncate(end)
+		}
+	}
+	_ = f.Close()
+	if err != nil {
+		return false, fmt.Errorf("write log %s: %w", l.path, err)
+	}
+	return true, l.next()
 }
 
 // outgrown says that the log has bytes enough, and can be changed for another.

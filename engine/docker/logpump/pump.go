@@ -207,6 +207,13 @@ func (p *pump) step() (progress bool, err error) {
 		_ = p.source.look()
 		return false, p.trouble
 	}
+	switch back, err := p.log.goBack(); {
+	case err != nil:
+		p.owner.writeErrors.Add(1)
+		return false, err
+	case back:
+		p.mark()
+	}
 	if len(p.pending) > 0 {
 		return p.put(p.pending)
 	}
@@ -251,7 +258,7 @@ func (p *pump) mark() {
 // put writes to the log; what it does not take becomes pending.
 func (p *pump) put(b []byte) (progress bool, err error) {
 	n, err := 0, error(nil)
-	if len(b) > 0 && p.log.outgrown(p.owner.maxSize) {
+	if len(b) > 0 && p.log.outgrown(p.owner.maxSize) && p.savedIn == p.log.id { // else what is pending goes here still
 		err = p.setAside()
 	}
 	if err == nil {
@@ -332,6 +339,16 @@ func (p *pump) answer(c call) {
 
 // reopen changes to the file at the path, between two entries.
 func (p *pump) reopen() error {
+	// What a crash left to be compared is in the old file, or in the one after it, and must not come again in the new one.
+	for p.log.held > 0 {
+		progress, err := p.step()
+		if err != nil {
+			return fmt.Errorf("what was written before a crash is still compared: %w: %w", err, errdefs.ErrUnavailable)
+		}
+		if !progress {
+			break // the source will not give it again
+		}
+	}
 	if len(p.pending) > 0 {
 		// Some of it is in the old file and some would be in the new one, and no pair of places could say so.
 		if _, err := p.put(p.pending); err != nil {

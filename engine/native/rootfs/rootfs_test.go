@@ -650,7 +650,7 @@ func TestAVolumeOfTheImageFillsNoDisk(t *testing.T) {
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := checkRoom(gone, volume, volume); !errors.Is(err, context.Canceled) {
+	if _, err := s.takeRoom(gone, volume, volume); !errors.Is(err, context.Canceled) {
 		t.Errorf("for a caller that is gone: %v", err)
 	}
 }

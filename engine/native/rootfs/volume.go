@@ -50,7 +50,7 @@ func (s *Store) makeVolume(ctx context.Context, id engine.ContainerID, n int, pa
 	if err := errors.Join(os.Chmod(volume, 0o755), os.Lchown(volume, uid, gid)); err != nil {
 		return "", err
 	}
-	if err := fillVolume(ctx, s.rootfs(id).Path, path, volume); err != nil {
+	if err := s.fillVolume(ctx, s.rootfs(id).Path, path, volume); err != nil {
 		return "", err
 	}
 	if l.Label == "" {
@@ -64,7 +64,7 @@ func (s *Store) makeVolume(ctx context.Context, id engine.ContainerID, n int, pa
 
 // fillVolume copies what root has at path, with owners, modes and attributes, where the disk has room for it. A copy that has begun
 // is not cut short by the context: who asks again waits for it.
-func fillVolume(ctx context.Context, root, path, volume string) error {
+func (s *Store) fillVolume(ctx context.Context, root, path, volume string) error {
 	fd, err := openIn(root, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -78,23 +78,28 @@ func fillVolume(ctx context.Context, root, path, volume string) error {
 	defer func() { _ = dir.Close() }()
 	// By its descriptor: what was looked up is what is copied.
 	from := "/proc/self/fd/" + strconv.Itoa(fd) + "/."
-	if err := checkRoom(ctx, from, volume); err != nil {
+	done, err := s.takeRoom(ctx, from, volume)
+	if err != nil {
 		return fmt.Errorf("copy what the image has there: %w", err)
 	}
+	defer done()
 	if err := fs.CopyDir(volume, from); err != nil {
 		return fmt.Errorf("copy what the image has there: %w", err)
 	}
 	return nil
 }
 
-// checkRoom fails where a copy of a folder would leave too little of volume's disk.
-func checkRoom(ctx context.Context, from, volume string) error {
+// takeRoom fails where a copy of a folder, with those that are being made, would leave too little of volume's disk. The room
+// is taken until done is called.
+func (s *Store) takeRoom(ctx context.Context, from, volume string) (done func(), err error) {
 	to, err := os.Open(volume)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = to.Close() }()
-	var blocks, files int64
+	type inode struct{ dev, ino uint64 }
+	linked := map[inode]bool{} // the copy has hard links as well
+	var bytes, files int64
 	err = filepath.WalkDir(from, func(_ string, d iofs.DirEntry, err error) error {
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return err
@@ -103,14 +108,33 @@ func checkRoom(ctx context.Context, from, volume string) error {
 		if err != nil {
 			return err
 		}
-		blocks += info.Sys().(*syscall.Stat_t).Blocks
+		st := info.Sys().(*syscall.Stat_t)
+		if id := (inode{st.Dev, st.Ino}); st.Nlink > 1 && !d.IsDir() {
+			if linked[id] {
+				return nil
+			}
+			linked[id] = true
+		}
+		if bytes += st.Blocks * 512; d.Type().IsRegular() { // holes are filled
+			bytes += max(0, st.Size-st.Blocks*512)
+		}
 		files++
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return space.On(to, 0).Fits(blocks*512, files)
+	s.copying.Lock()
+	defer s.copying.Unlock()
+	if err := space.On(to, 0).Fits(s.copyBytes+bytes, s.copyFiles+files); err != nil {
+		return nil, err
+	}
+	s.copyBytes, s.copyFiles = s.copyBytes+bytes, s.copyFiles+files
+	return func() {
+		s.copying.Lock()
+		defer s.copying.Unlock()
+		s.copyBytes, s.copyFiles = s.copyBytes-bytes, s.copyFiles-files
+	}, nil
 }
 
 // Disk is the folder with all that the container has written: its writable layer and its volumes.
