@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/openat2"
 )
 
 // maxSeccompSize bounds a profile file; Docker's own default is 13 KiB.
@@ -43,7 +44,7 @@ func readProfile(root, path string) ([]byte, error) {
 	}
 	defer func() { _ = unix.Close(dir) }()
 	// O_NONBLOCK: opening a FIFO must not hang.
-	fd, err := unix.Openat2(dir, rel, &unix.OpenHow{
+	fd, err := openat2.Open(dir, rel, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
 	})

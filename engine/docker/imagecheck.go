@@ -13,6 +13,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/imageuser"
+	"crishim/internal/openat2"
 )
 
 // checkImage refuses an image whose containers would hold the engine up or lead out of their root, and returns the labels
@@ -89,7 +90,7 @@ func (e *Engine) checkExec(id engine.ContainerID) error {
 	}
 	defer func() { _ = unix.Close(dir) }()
 	for _, file := range []string{"etc/passwd", "etc/group"} {
-		fd, err := unix.Openat2(dir, file, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+		fd, err := openat2.Open(dir, file, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 		if err != nil {
 			continue // Docker does without a file that is not there
 		}

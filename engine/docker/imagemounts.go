@@ -17,6 +17,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/failpoint"
+	"crishim/internal/openat2"
 )
 
 // prepareMounts makes, below key, the mounts of spec that Docker cannot make itself.
@@ -220,7 +221,7 @@ func copyFolder(target, subPath string) (int, error) {
 		return -1, err
 	}
 	defer func() { _ = unix.Close(root) }()
-	fd, err := unix.Openat2(root, "./"+subPath, &unix.OpenHow{
+	fd, err := openat2.Open(root, "./"+subPath, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	})
 	if err != nil {

@@ -24,6 +24,7 @@ func init() {
 var followNoLink = map[string]string{
 	"crilog/path.go":                    "OpenFile, OpenExisting, MakeParent: a log below its pod's folder, no link followed",
 	"crilog/overflow.go":                "a full log by the descriptor that MakeParent gave, one name in one folder",
+	"internal/openat2/openat2.go":       "openat2, as the caller restricts it",
 	"engine/docker/logpump/link.go":     "a link below the pod's log folder, by the descriptor that crilog.MakeParent gave",
 	"engine/docker/logpump/giveback.go": "a log and a link below the pod's log folder, by the descriptor that crilog.OpenParent gave",
 	"internal/hostpath/hostpath.go":     "Make: missing host paths; links are followed only where root alone can have made them",

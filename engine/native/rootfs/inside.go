@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine/imageuser"
+	"crishim/internal/openat2"
 )
 
 // openIn opens a path in root as a process whose root it is would, but through no magic link and into no other file system.
@@ -19,7 +20,7 @@ func openIn(root, path string, flags uint64) (int, error) {
 		return -1, err
 	}
 	defer func() { _ = unix.Close(dir) }()
-	return unix.Openat2(dir, "./"+path, &unix.OpenHow{
+	return openat2.Open(dir, "./"+path, &unix.OpenHow{
 		Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	})
 }

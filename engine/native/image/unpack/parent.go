@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crishim/internal/openat2"
 )
 
 // parent is the folder in which entries are being made. Entering keeps the time that it shall have, leaving restores it:
@@ -26,12 +28,7 @@ func openFolder(root int, name string) (int, error) {
 
 func openBelow(root int, name string, resolve uint64) (int, error) {
 	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: resolve}
-	for {
-		fd, err := unix.Openat2(root, name, &how)
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) { // EAGAIN: something on the host was renamed
-			return fd, err
-		}
-	}
+	return openat2.Open(root, name, &how)
 }
 
 // enter makes name the parent, and whatever folders are missing on the way.
