@@ -15,6 +15,23 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 )
 
+// archived is what a store exports of an image.
+func archived(t *testing.T, ref string) []byte {
+	t.Helper()
+	from := newStore(t, nil)
+	pull(t, from, ref)
+	var data bytes.Buffer
+	if err := from.Export(t.Context(), &data, []string{ref}); err != nil {
+		t.Fatal(err)
+	}
+	return data.Bytes()
+}
+
+// during is an archive in whose middle, at n bytes, something else happens.
+func during(data []byte, n int, do func()) io.Reader {
+	return io.MultiReader(bytes.NewReader(data[:n]), &once{do}, bytes.NewReader(data[n:]))
+}
+
 // once does something at its place of a reader.
 type once struct{ do func() }
 
@@ -30,20 +47,15 @@ func (o *once) Read([]byte) (int, error) {
 func TestACollectionSparesAnImport(t *testing.T) {
 	reg := newSite(t, nil)
 	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "2"))))
-	from := newStore(t, nil)
-	pull(t, from, ref)
-	var data bytes.Buffer
-	if err := from.Export(t.Context(), &data, []string{ref}); err != nil {
-		t.Fatal(err)
-	}
+	data := archived(t, ref)
 	to := newStore(t, nil)
-	half := data.Len() * 3 / 4
-	r := io.MultiReader(bytes.NewReader(data.Bytes()[:half]), &once{func() {
+	half := len(data) * 3 / 4
+	r := during(data, half, func() {
 		time.Sleep(20 * time.Millisecond)
 		if err := to.Collect(context.Background(), 0); err != nil {
 			t.Error(err)
 		}
-	}}, bytes.NewReader(data.Bytes()[half:]))
+	})
 	if _, err := to.Import(t.Context(), r, ImportOptions{Source: "x"}); err != nil {
 		t.Fatal(err)
 	}
@@ -55,20 +67,15 @@ func TestARemovalSparesAnImport(t *testing.T) {
 	shared := layerOf(t, file("a", "1"))
 	ref := reg.push(t, "app:v1", imageWith(t, shared, layerOf(t, file("b", "2"))))
 	other := reg.push(t, "other:v1", imageWith(t, shared, layerOf(t, file("c", "3"))))
-	from := newStore(t, nil)
-	pull(t, from, ref)
-	var data bytes.Buffer
-	if err := from.Export(t.Context(), &data, []string{ref}); err != nil {
-		t.Fatal(err)
-	}
+	data := archived(t, ref)
 	to := newStore(t, nil)
 	img := pull(t, to, other)
-	n := data.Len() - 1024
-	r := io.MultiReader(bytes.NewReader(data.Bytes()[:n]), &once{func() {
+	n := len(data) - 1024
+	r := during(data, n, func() {
 		if err := to.RemoveImage(context.Background(), img.ID); err != nil {
 			t.Error(err)
 		}
-	}}, bytes.NewReader(data.Bytes()[n:]))
+	})
 	if _, err := to.Import(t.Context(), r, ImportOptions{Source: "x"}); err != nil {
 		t.Fatal(err)
 	}
@@ -78,20 +85,15 @@ func TestARemovalSparesAnImport(t *testing.T) {
 func TestImportsOfTheSameArchiveDoNotDisturbEachOther(t *testing.T) {
 	reg := newSite(t, nil)
 	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "2"))))
-	from := newStore(t, nil)
-	pull(t, from, ref)
-	var data bytes.Buffer
-	if err := from.Export(t.Context(), &data, []string{ref}); err != nil {
-		t.Fatal(err)
-	}
+	data := archived(t, ref)
 	to := newStore(t, nil)
-	n := data.Len() - 1024
-	r := io.MultiReader(bytes.NewReader(data.Bytes()[:n]), &once{func() {
+	n := len(data) - 1024
+	r := during(data, n, func() {
 		// Another client's upload of it that breaks off.
-		if _, err := to.Import(context.Background(), bytes.NewReader(data.Bytes()[:n-600]), ImportOptions{Source: "y"}); err == nil {
+		if _, err := to.Import(context.Background(), bytes.NewReader(data[:n-600]), ImportOptions{Source: "y"}); err == nil {
 			t.Error("a broken archive was taken")
 		}
-	}}, bytes.NewReader(data.Bytes()[n:]))
+	})
 	if _, err := to.Import(t.Context(), r, ImportOptions{Source: "x"}); err != nil {
 		t.Fatal(err)
 	}
