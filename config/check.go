@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,6 +53,7 @@ func (c *Config) check() []problem {
 		{"images.pinned", each(c.Images.Pinned, imageReference)},
 		{"images.registry_dirs", each(c.Images.RegistryDirs, absolute)},
 		{"images.credentials", optional(c.Images.Credentials, absolute)},
+		{"images.token_servers", each(c.Images.TokenServers, urlHost)},
 		{"streaming.address", hostPort(c.Streaming.Address)},
 		{"streaming", certificate(c.Streaming)},
 		{"nri.socket_path", unixAddress("unix://" + c.NRI.SocketPath)},
@@ -147,6 +149,14 @@ func hostPort(v string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%q is not host:port", v)
+	}
+	return nil
+}
+
+// urlHost takes what a URL has there: a host, in brackets where it is an IPv6 address, with or without a port.
+func urlHost(v string) error {
+	if u, err := url.Parse("https://" + v); err != nil || u.Host != v || u.Hostname() == "" {
+		return fmt.Errorf("%q is neither HOST nor HOST:PORT", v)
 	}
 	return nil
 }

@@ -83,6 +83,7 @@ type Images struct {
 	Pinned         []string `toml:"pinned" help:"further images that the kubelet must not remove"`
 	RegistryDirs   []string `toml:"registry_dirs" help:"folders of HOST/hosts.toml with mirrors and CAs, as containerd has them, or of HOST/*.crt, as Docker has them"`
 	Credentials    string   `toml:"credentials" help:"Docker config.json with the node's registry credentials"`
+	TokenServers   []string `toml:"token_servers" help:"HOST or HOST:PORT of token servers that get the credentials of registries on other domains, which otherwise get none (api.scaleway.com for rg.fr-par.scw.cloud)"`
 	PullNoProgress Duration `toml:"pull_no_progress" help:"end a pull that makes no progress for so long; 0s never does"`
 }
 
@@ -134,7 +135,7 @@ func Default() *Config {
 		Adopt:        Adopt{Roots: []string{"/var/lib/dockershim", "/var/lib/cri-dockerd"}, CNICacheDirs: []string{"/var/lib/cni/cache"}},
 		Images: Images{
 			Pause: "registry.k8s.io/pause:3.10.1", RegistryDirs: []string{"/etc/crishim/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"},
-			Credentials: "/var/lib/kubelet/config.json", PullNoProgress: Duration(300e9),
+			Credentials: "/var/lib/kubelet/config.json", TokenServers: []string{}, PullNoProgress: Duration(300e9),
 		},
 		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * 3600e9)},
 		NRI: NRI{

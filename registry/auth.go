@@ -3,11 +3,13 @@ package registry
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,17 +30,33 @@ const (
 // authorizer answers the challenges of one endpoint (https://distribution.github.io/distribution/spec/auth/token/).
 type authorizer struct {
 	endpoint    *hosts.Endpoint
-	repository  string // as the endpoint has it
+	repository  string   // as the endpoint has it
+	trusted     []string // Pull.TokenServers
 	credentials func(context.Context) (Credentials, error)
 	// own is for a token server on the endpoint's own host, other for one elsewhere.
 	own, other *http.Client
 
-	mu     sync.Mutex
-	header string // the Authorization header in use
+	mu       sync.Mutex
+	header   string // the Authorization header in use
+	withheld error  // ErrWithheld with its reason, once it was so
+}
+
+// ErrWithheld says of a refusal that there were credentials, which the token server did not get: it is on another site than the
+// registry, and Pull.TokenServers does not name it.
+var ErrWithheld = errors.New("no credentials were sent")
+
+// refusal is an error of the registry or its token server, which may be about credentials that neither got.
+func (a *authorizer) refusal(err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.withheld == nil || !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", err, a.withheld)
 }
 
 func newAuthorizer(pull *Pull, endpoint *hosts.Endpoint, transport *http.Transport, timeout time.Duration) *authorizer {
-	a := &authorizer{endpoint: endpoint, repository: nameAt(endpoint, pull.Repository)}
+	a := &authorizer{endpoint: endpoint, repository: nameAt(endpoint, pull.Repository), trusted: pull.TokenServers}
 	switch {
 	case endpoint.Server:
 		a.credentials = func(context.Context) (Credentials, error) { return pull.Credentials, nil }
@@ -105,7 +123,7 @@ func (a *authorizer) do(client *http.Client, req *http.Request) (*http.Response,
 			return nil, err
 		}
 		if next == header {
-			return nil, fmt.Errorf("refused the credentials: %w", errdefs.ErrUnauthenticated)
+			return nil, a.refusal(fmt.Errorf("refused the credentials: %w", errdefs.ErrUnauthenticated))
 		}
 		a.mu.Lock()
 		a.header = next
@@ -141,7 +159,8 @@ func (a *authorizer) answer(ctx context.Context, challenges []string) (string, e
 	return req.Header.Get("Authorization"), nil
 }
 
-// token asks the challenge's token server, with credentials only where it belongs to the endpoint's site (S32).
+// token asks the challenge's token server, with credentials only where it belongs to the endpoint's site (S32) or the
+// operator trusts it.
 func (a *authorizer) token(ctx context.Context, params map[string]string, credentials Credentials) (string, error) {
 	realm, err := url.Parse(params["realm"])
 	if err != nil || realm.Hostname() == "" || realm.User != nil || (realm.Scheme != "https" && realm.Scheme != "http") {
@@ -153,10 +172,11 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 	if params["scope"] == "" { // it is optional, and clients know what they want
 		params["scope"] = "repository:" + a.repository + ":pull"
 	}
-	withheld := ""
-	if !sameSite(a.endpoint.URL, realm) {
+	if !sameSite(a.endpoint.URL, realm) && !slices.ContainsFunc(a.trusted, func(host string) bool { return strings.EqualFold(host, realm.Host) }) {
 		if credentials != (Credentials{}) {
-			withheld = fmt.Sprintf(" (no credentials were sent: %s is of another domain than %s)", realm.Host, a.endpoint.URL.Host)
+			a.mu.Lock()
+			a.withheld = fmt.Errorf("%w: %s is on another domain than %s, and images.token_servers does not name it", ErrWithheld, realm.Host, a.endpoint.URL.Host)
+			a.mu.Unlock()
 		}
 		credentials = Credentials{}
 	}
@@ -174,8 +194,7 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		class := statusError(resp.StatusCode)
-		return "", fmt.Errorf("token server %s%s: %w", realm.Host, withheld, class)
+		return "", fmt.Errorf("token server %s: %w", realm.Host, a.refusal(statusError(resp.StatusCode)))
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxToken+1))
 	if err != nil {

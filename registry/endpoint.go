@@ -139,7 +139,7 @@ func (u *Endpoint) Get(ctx context.Context, method string, what Target, header h
 		return resp, nil
 	}
 	Discard(resp)
-	return nil, u.Failed(statusError(resp.StatusCode))
+	return nil, u.Failed(u.auth.refusal(statusError(resp.StatusCode)))
 }
 
 // Failed names the endpoint, but no URL: those of redirects hold signatures.

@@ -2,8 +2,8 @@
 // endpoints (package hosts says which) that are asked as the distribution API says.
 //
 // A caller parses a name (ParseName, ParseQuery), finds credentials (NodeAuth) and the endpoints (hosts.Lookup), opens a
-// Pull, and asks Candidates in their order. Credentials go to the host they belong to and nowhere else, whatever the
-// registry names as token server or redirects to (CVE-2020-15157).
+// Pull, and asks Candidates in their order. Credentials go to the site they belong to and nowhere else, whatever the
+// registry names as token server or redirects to (CVE-2020-15157), but for token servers that the node's operator named.
 package registry
 
 import (
@@ -37,6 +37,8 @@ type Pull struct {
 	Credentials Credentials
 	// MirrorCredentials finds what the node has for a repository of a mirror's host. It may be nil.
 	MirrorCredentials func(ctx context.Context, host, repository string) (Credentials, error)
+	// TokenServers (HOST or HOST:PORT) get the credentials also of registries on other domains.
+	TokenServers []string
 	// Patience is how long the last endpoint, after which there is no other, may take to begin an answer: a proxy may fetch all of a
 	// large blob first. What is less than an endpoint may be silent does not count.
 	Patience time.Duration

@@ -37,7 +37,7 @@ func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store 
 			ContainerLog: c.DockerLog(), LogMaxSize: int64(c.Docker.LogMaxSize), LogMaxFiles: c.Docker.LogMaxFiles,
 			ContainerLogMaxSize: int64(c.ContainerLogMax),
 			Network:             c.Network.Mode, GiveBack: c.Compatibility != "", TracerProvider: tracer, Recorded: store.Recorded, PodSpec: store.PodSpec,
-			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials},
+			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, TokenServers: c.Images.TokenServers,
 			PauseImage: c.Images.Pause, Pinned: c.Images.Pinned, PullNoProgress: time.Duration(c.Images.PullNoProgress),
 		})
 		if err != nil {
@@ -51,7 +51,7 @@ func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store 
 		}
 		eng, err := native.New(native.Options{
 			Version: version, RootDir: c.RootDir + "/native", RunDir: c.RunDir + "/native",
-			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
+			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, TokenServers: c.Images.TokenServers, Pinned: c.Images.Pinned,
 			Plugins: plugins, CgroupDriver: driver, Runtimes: ociRuntimes(c),
 			ContainerLogMaxSize: int64(c.ContainerLogMax),
 		})

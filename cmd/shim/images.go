@@ -88,7 +88,7 @@ func manageImages(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	}
 	progress := progressTo(os.Stderr) // standard output may be an archive
 	store, err := image.Open(image.Options{
-		Root: imageStoreDir(c), RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, Pinned: c.Images.Pinned,
+		Root: imageStoreDir(c), RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, TokenServers: c.Images.TokenServers, Pinned: c.Images.Pinned,
 		InUse:    func(_ context.Context, id engine.ImageID) ([]string, error) { return recordedUsers(c, id) },
 		Progress: progress,
 	})

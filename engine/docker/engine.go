@@ -68,6 +68,7 @@ type Options struct {
 	// The rest but the last is imagestore's: see imagestore.Options. PullNoProgress is for the pause image.
 	RegistryConfigDirs []string
 	NodeAuth           []string
+	TokenServers       []string
 	PauseImage         string
 	Pinned             []string
 	PullNoProgress     time.Duration

@@ -24,6 +24,7 @@ func newImageStore(e *Engine) *imagestore.Store {
 		},
 		RegistryConfigDirs: e.opts.RegistryConfigDirs,
 		NodeAuth:           e.opts.NodeAuth,
+		TokenServers:       e.opts.TokenServers,
 		StateDir:           filepath.Join(e.opts.RootDir, "images"),
 		PauseImage:         e.opts.PauseImage,
 		Pinned:             e.opts.Pinned,

@@ -60,6 +60,7 @@ type Options struct {
 	// The rest is the image store's: see image.Options.
 	RegistryConfigDirs []string
 	NodeAuth           []string
+	TokenServers       []string
 	Pinned             []string
 	ImageFSInterval    time.Duration
 	// Runtimes are OCI runtimes (absolute paths) by the handler that has them; "" is the engine's own.
@@ -167,7 +168,7 @@ func New(opts Options) (*Engine, error) {
 		return nil, err
 	}
 	e.images, err = image.Open(image.Options{
-		Root: filepath.Join(opts.RootDir, "images"), RegistryConfigDirs: opts.RegistryConfigDirs, NodeAuth: opts.NodeAuth,
+		Root: filepath.Join(opts.RootDir, "images"), RegistryConfigDirs: opts.RegistryConfigDirs, NodeAuth: opts.NodeAuth, TokenServers: opts.TokenServers,
 		Pinned: opts.Pinned, InUse: e.usersOf, Mounted: e.mountersOf, Changed: e.imagesChanged, Progress: logProgress, SampleInterval: opts.ImageFSInterval,
 	})
 	if err != nil {

@@ -59,7 +59,7 @@ func probe(ctx context.Context, server string) (down bool, err error) {
 // registryRefusal asks the registry for the image of a failed pull: an error where it has none (ErrNotFound) or does not give
 // it to these credentials (ErrUnauthenticated, ErrPermissionDenied), else nil. Credentials go where they would by hosts.toml:
 // to a server with a good certificate, or on loopback.
-func registryRefusal(ctx context.Context, named reference.Named, credentials registry.Credentials) error {
+func (s *Store) registryRefusal(ctx context.Context, named reference.Named, credentials registry.Credentials) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	config, err := hosts.Parse(nil, reference.Domain(named), "", false) // the registry alone
@@ -73,7 +73,12 @@ func registryRefusal(ctx context.Context, named reference.Named, credentials reg
 	case reference.Tagged:
 		version = named.Tag()
 	}
-	err = pullthrough.Ask(ctx, registry.Pull{Config: config, Repository: reference.Path(named), Credentials: credentials}, version)
+	err = pullthrough.Ask(ctx, registry.Pull{
+		Config: config, Repository: reference.Path(named), Credentials: credentials, TokenServers: s.options.TokenServers,
+	}, version)
+	if errors.Is(err, registry.ErrWithheld) { // Docker sent them
+		return nil
+	}
 	if errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) {
 		return err
 	}

@@ -83,7 +83,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 	}
 	for tries := 1; ; tries++ {
 		if err := dockerPull(ctx, d, named.String(), domain, credentials, p); err != nil {
-			return nil, classify(ctx, named, credentials, err)
+			return nil, s.classify(ctx, named, credentials, err)
 		}
 		p.touch()
 		img, err := inspect(ctx, d, named.String())
@@ -133,7 +133,7 @@ func dockerPull(ctx context.Context, d docker, ref, domain string, credentials r
 
 // classify finds the class of an error of Docker's that has none of its own: for a registry that is away or refuses, some
 // engines answer 500 as for anything else, so the registry is asked.
-func classify(ctx context.Context, named reference.Named, credentials registry.Credentials, err error) error {
+func (s *Store) classify(ctx context.Context, named reference.Named, credentials registry.Credentials, err error) error {
 	if DiskFull(err) {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	}
@@ -143,7 +143,7 @@ func classify(ctx context.Context, named reference.Named, credentials registry.C
 	if registryDown(ctx, hosts.ServerURL(reference.Domain(named))) {
 		return fmt.Errorf("%w: %w", err, errRegistryDown)
 	}
-	if refusal := registryRefusal(ctx, named, credentials); refusal != nil {
+	if refusal := s.registryRefusal(ctx, named, credentials); refusal != nil {
 		// Docker's own class, "internal", would be one too many.
 		return fmt.Errorf("%v: the registry %w", err, refusal)
 	}
@@ -154,7 +154,7 @@ func classify(ctx context.Context, named reference.Named, credentials registry.C
 // the asked one.
 func (s *Store) pullThrough(ctx context.Context, d docker, named reference.Named, mirrors *hosts.Config, credentials registry.Credentials, p *progress) (*engine.Image, error) {
 	session, err := s.mirrors.Open(ctx, registry.Pull{
-		Config: mirrors, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: s.nodeCredentials,
+		Config: mirrors, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: s.nodeCredentials, TokenServers: s.options.TokenServers,
 	})
 	if err != nil {
 		return nil, err

@@ -52,6 +52,8 @@ type Options struct {
 	// NodeAuth are config.json files of Docker's form, with credential helpers, the first that knows a registry counts. They
 	// are used where a pull comes without credentials, and for mirrors. Absent files are fine.
 	NodeAuth []string
+	// TokenServers (HOST or HOST:PORT) get the credentials also of registries on other domains.
+	TokenServers []string
 	// StateDir is a folder of this package's own for records that must survive a reboot. It is made if absent.
 	StateDir string
 	// PauseImage is always pinned. Pinned are further references or ids.

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crishim/engine"
+	"crishim/registry"
 )
 
 // containerd's usual form: server and [host] are the same registry, whose CA or skip_verify is said of the host.
@@ -51,6 +53,44 @@ func TestAHostEntryOfTheRegistryItselfGetsItsCredentials(t *testing.T) {
 	}
 	if err := pull("/app:v1", "secret"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A registry may have its token server on another domain: the operator's word is what sends credentials there (S32).
+func TestATokenServerOnAnotherSiteThatIsNamed(t *testing.T) {
+	tokens := newSite(t, func(http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			token := "nobody's"
+			if user, password, _ := r.BasicAuth(); user == "u" && password == "p" {
+				token = "u's"
+			}
+			fmt.Fprintf(w, `{"token":%q}`, token)
+		}
+	})
+	locked := false
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if locked && r.Header.Get("Authorization") != "Bearer u's" {
+				w.Header().Set("WWW-Authenticate", `Bearer realm="`+tokens.URL+`/token",service="reg"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	ref := reg.push(t, "team/app:v1", imageWith(t, layerOf(t, file("a", "1"))))
+	locked = true
+	pull := func(trusted ...string) error {
+		s := newStore(t, func(o *Options) { o.TokenServers = trusted })
+		_, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref, Auth: &engine.Auth{Username: "u", Password: "p"}})
+		return err
+	}
+	host := strings.TrimPrefix(tokens.URL, "http://")
+	if err := pull("auth.example.com"); !errdefs.IsUnauthorized(err) || !errors.Is(err, registry.ErrWithheld) || !strings.Contains(err.Error(), host) {
+		t.Errorf("one that is not named: %v", err)
+	}
+	if err := pull("auth.example.com", host); err != nil {
+		t.Errorf("the one that is named: %v", err)
 	}
 }
 

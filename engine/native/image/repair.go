@@ -252,7 +252,7 @@ func (r *repair) registry(ctx context.Context, names []string) (source, error) {
 	r.store.mu.Lock()
 	dirs := r.store.hostDirs
 	r.store.mu.Unlock()
-	repo, err := openRepository(dirs, named, credentials, r.store.options.NodeAuth, registry.DefaultStall, 0)
+	repo, err := openRepository(dirs, named, credentials, r.store.options, registry.DefaultStall, 0)
 	if err != nil {
 		return nil, err
 	}

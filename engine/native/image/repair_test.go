@@ -82,7 +82,7 @@ func fetched(t *testing.T, s *Store, ref string) *found {
 	if err != nil {
 		t.Fatal(err)
 	}
-	repo, err := openRepository(nil, named, registry.Credentials{}, nil, time.Minute, 0)
+	repo, err := openRepository(nil, named, registry.Credentials{}, Options{}, time.Minute, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ type repository struct {
 }
 
 // openRepository finds the endpoints of a name. The registry itself is one of them.
-func openRepository(dirs []string, named reference.Named, credentials registry.Credentials, mirrors registry.NodeAuth, stall, patience time.Duration) (*repository, error) {
+func openRepository(dirs []string, named reference.Named, credentials registry.Credentials, options Options, stall, patience time.Duration) (*repository, error) {
 	domain := reference.Domain(named)
 	config, err := hosts.Lookup(dirs, domain)
 	if err != nil {
@@ -35,7 +35,7 @@ func openRepository(dirs []string, named reference.Named, credentials registry.C
 			return nil, err
 		}
 	}
-	pull := registry.Pull{Config: config, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: mirrors.Find, Patience: patience}
+	pull := registry.Pull{Config: config, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: registry.NodeAuth(options.NodeAuth).Find, TokenServers: options.TokenServers, Patience: patience}
 	return &repository{endpoints: pull.Open(stall), stall: stall}, nil
 }
 

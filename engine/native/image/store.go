@@ -47,6 +47,8 @@ type Options struct {
 	RegistryConfigDirs []string
 	// NodeAuth are config.json files of Docker's form, with credential helpers, the first that knows a registry counts.
 	NodeAuth []string
+	// TokenServers (HOST or HOST:PORT) get the credentials also of registries on other domains.
+	TokenServers []string
 	// Pinned are references or ids that RemoveImage is free to remove but that are reported as pinned.
 	Pinned []string
 	// Platform to take out of a multi-platform image. The zero value is this machine's.
