@@ -692,6 +692,34 @@ func TestDockerPullsItselfWhereThereAreCertificatesOnly(t *testing.T) {
 	}
 }
 
+// A proxy may fetch a large blob to itself before it sends the first byte, within what the operator allows.
+func TestTheFirstByteByWayOfAMirrorMayTakeAsLongAsThePull(t *testing.T) {
+	asked := make(chan struct{})
+	reg := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		<-asked // 10 times as long as an endpoint may be silent otherwise
+		http.NotFound(w, nil)
+	}))
+	defer reg.Close()
+	f := newFakeDocker(t)
+	f.pull = func(w http.ResponseWriter, r *http.Request, ref string) {
+		host, path, _ := strings.Cut(ref, "/")
+		name, tag, _ := strings.Cut(path, ":")
+		time.AfterFunc(time.Second, func() { close(asked) })
+		resp, err := http.Get("http://" + host + "/v2/" + name + "/manifests/" + tag)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		refuse(w, http.StatusInternalServerError, "cannot pull "+ref)
+	}
+	s := newStore(t, f, func(o *Options) {
+		o.RegistryConfigDirs = []string{hostsDir(t, "reg.example", fmt.Sprintf("server = %q\n", reg.URL))}
+	})
+	s.mirrors.StallTimeout = 100 * time.Millisecond
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: "reg.example/app:v1", NoProgress: time.Minute}); !errdefs.IsNotFound(err) {
+		t.Errorf("a slow answer did not count: %v", err)
+	}
+}
+
 func TestFailedPullThroughSaysWhatTheRegistrySaid(t *testing.T) {
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -38,7 +38,7 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 		return nil, err
 	}
 	img, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, p *progress) (*engine.Image, error) {
-		return s.pull(ctx, named, spec.Auth, p)
+		return s.pull(ctx, named, spec, p)
 	})
 	if err != nil {
 		return nil, pullError(named, err)
@@ -58,7 +58,7 @@ func pullError(named reference.Named, err error) error {
 var errRegistryDown = fmt.Errorf("the registry cannot be reached or is broken: %w", errdefs.ErrUnavailable)
 
 // pull is the work of one flight.
-func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Auth, p *progress) (*engine.Image, error) {
+func (s *Store) pull(ctx context.Context, named reference.Named, spec *engine.PullSpec, p *progress) (*engine.Image, error) {
 	domain := reference.Domain(named)
 	s.mu.Lock()
 	dirs := s.hostDirs
@@ -67,7 +67,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 	if err != nil {
 		return nil, err
 	}
-	credentials, err := s.credentials(ctx, auth, named)
+	credentials, err := s.credentials(ctx, spec.Auth, named)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,10 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth *engine.Au
 	p.touch()
 	// Certificates alone are no reason to come between: dockerd has read them, and what else daemon.json says of the registry.
 	if mirrors != nil && !dockersOwn(mirrors) {
-		return s.pullThrough(ctx, d, named, mirrors, credentials, p)
+		return s.pullThrough(ctx, d, named, registry.Pull{
+			Config: mirrors, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: s.nodeCredentials,
+			TokenServers: s.options.TokenServers, Patience: spec.NoProgress / 10 * 9, // it says which registry was silent, before nothing came for too long
+		}, p)
 	}
 	for tries := 1; ; tries++ {
 		if err := dockerPull(ctx, d, named.String(), domain, credentials, p); err != nil {
@@ -152,10 +155,8 @@ func (s *Store) classify(ctx context.Context, named reference.Named, credentials
 
 // pullThrough pulls over the endpoints of a hosts.toml: Docker pulls a helper's name from loopback, which then gives way to
 // the asked one.
-func (s *Store) pullThrough(ctx context.Context, d docker, named reference.Named, mirrors *hosts.Config, credentials registry.Credentials, p *progress) (*engine.Image, error) {
-	session, err := s.mirrors.Open(ctx, registry.Pull{
-		Config: mirrors, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: s.nodeCredentials, TokenServers: s.options.TokenServers,
-	})
+func (s *Store) pullThrough(ctx context.Context, d docker, named reference.Named, pull registry.Pull, p *progress) (*engine.Image, error) {
+	session, err := s.mirrors.Open(ctx, pull)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +166,7 @@ func (s *Store) pullThrough(ctx context.Context, d docker, named reference.Named
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, mirrorError(err, session, named, mirrors.Path)
+		return nil, mirrorError(err, session, named, pull.Config.Path)
 	}
 	p.touch()
 
