@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,4 +53,51 @@ func TakenBack(root, path string, file *os.File) bool {
 	}
 	defer func() { _ = dir.Close() }()
 	return unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
+// Left is a log that was left for a new one: which file it is, and the name that it had then. The zero value is none.
+type Left struct {
+	ino  uint64
+	name string
+}
+
+// Leave is the file as what is left.
+func Leave(file *os.File) Left {
+	var st unix.Stat_t
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+	if err != nil || unix.Fstat(int(file.Fd()), &st) != nil {
+		return Left{}
+	}
+	return Left{ino: st.Ino, name: filepath.Base(name)}
+}
+
+// TakenBack is TakenBack for who is told to reopen the log: the kubelet may have renamed what was left once more, and nothing be
+// at the path. That tells it from a log that somebody has removed, and wants gone.
+func (l *Left) TakenBack(root, path string, file *os.File) bool {
+	var st unix.Stat_t
+	if unix.Fstat(int(file.Fd()), &st) != nil || st.Nlink > 0 {
+		return false
+	}
+	if TakenBack(root, path, file) {
+		return true
+	}
+	dir, name, err := OpenParent(root, path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = dir.Close() }()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return false
+	}
+	for _, other := range names {
+		if !strings.HasPrefix(other, name+".") || other == l.name {
+			continue
+		}
+		if unix.Fstatat(int(dir.Fd()), other, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Ino == l.ino {
+			l.name = other // this may be taken back, too
+			return true
+		}
+	}
+	return false
 }

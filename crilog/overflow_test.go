@@ -89,3 +89,61 @@ func TestAReopenThatTheKubeletTakesBack(t *testing.T) {
 		t.Errorf("the logs have %q, and counted is %+v", got, w.Stats())
 	}
 }
+
+// The kubelet takes a reopen back after something was written, and the container writes nothing before the next round or its end.
+//
+// Rows: R29 (part)
+func TestAReopenThatIsTakenBackFromAQuietContainer(t *testing.T) {
+	for name, next := range map[string]func(t *testing.T, w *Writer, path string){
+		"and rotated again": func(t *testing.T, w *Writer, path string) {
+			must(t, os.Rename(path, path+".2"))
+			must(t, w.Reopen())
+		},
+		"and ends":             func(_ *testing.T, w *Writer, _ string) {},
+		"asked twice, goes on": func(_ *testing.T, w *Writer, _ string) { w.WriteText(noon, Stdout, []byte("three\n")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, path := open(t)
+			w.WriteText(noon, Stdout, []byte("one\n"))
+			must(t, os.Rename(path, path+".1"))
+			must(t, w.Reopen())
+			w.WriteText(noon, Stdout, []byte("two\n"))
+			if strings.HasPrefix(name, "asked twice") {
+				must(t, w.Reopen())
+			}
+			must(t, os.Rename(path+".1", path))
+			next(t, w, path)
+			must(t, w.Close())
+			var all []byte
+			for _, n := range []string{path + ".2", path} {
+				data, err := os.ReadFile(n)
+				if err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+				all = append(all, data...)
+			}
+			if got := string(decode(t, all)); !strings.HasPrefix(got, "one\ntwo\n") {
+				t.Errorf("the logs have %q, and counted is %+v", got, w.Stats())
+			}
+		})
+	}
+}
+
+// Who removes a log wants its space back: it does not come again, neither when the kubelet has it reopened nor at the end.
+func TestALogThatWasRemovedStaysSo(t *testing.T) {
+	w, path := open(t)
+	w.WriteText(noon, Stdout, []byte("one\n"))
+	must(t, os.Rename(path, path+".1"))
+	must(t, w.Reopen())
+	w.WriteText(noon, Stdout, []byte("two\n"))
+	must(t, os.Remove(path))
+	must(t, w.Reopen()) // as the kubelet does where it finds no log
+	if data, err := os.ReadFile(path); err != nil || len(data) > 0 {
+		t.Errorf("it has %q again (%v)", data, err)
+	}
+	must(t, os.Remove(path))
+	must(t, w.Close())
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("it is there again: %v", err)
+	}
+}

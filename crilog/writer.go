@@ -23,7 +23,8 @@ type Writer struct {
 	mu     sync.Mutex
 	file   *os.File // nil once closed
 	size   int64    // of file
-	began  bool     // the file was empty when it was opened
+	began  bool     // the file was empty when it was first opened
+	left   Left     // the file before it
 	buf    []byte   // rendering, reused
 	rest   []byte   // the missing bytes of an entry that was written in part
 	torn   bool     // the file does not end with a newline
@@ -56,6 +57,9 @@ func Open(root, path string, bound int64) (*Writer, error) {
 func (w *Writer) Reopen() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.file != nil && w.left.TakenBack(w.root, w.path, w.file) {
+		w.goBack()
+	}
 	return w.reopen()
 }
 
@@ -73,12 +77,18 @@ func (w *Writer) reopen() error {
 		_ = file.Close()
 		return classify("look at log", w.path, err)
 	}
+	began := info.Size() == 0
 	if w.file != nil {
+		if old, err := w.file.Stat(); err == nil && os.SameFile(old, info) {
+			began = w.began
+		} else {
+			w.left = Leave(w.file)
+		}
 		w.lost.Add(uint64(len(w.rest)))
 		w.rest = nil
 		_ = w.file.Close()
 	}
-	w.file, w.size, w.began = file, info.Size(), info.Size() == 0
+	w.file, w.size, w.began = file, info.Size(), began
 	w.torn = !EndsWithNewline(file)
 	return nil
 }
@@ -89,6 +99,9 @@ func (w *Writer) Close() error {
 	defer w.mu.Unlock()
 	if w.file == nil {
 		return nil
+	}
+	if TakenBack(w.root, w.path, w.file) {
+		w.goBack()
 	}
 	w.completeRest()
 	err := w.file.Close()

@@ -242,3 +242,26 @@ func TestALongLastLineWithoutAPosition(t *testing.T) {
 	finish(t, ps, "c0ffee")
 	checkLog(t, k, d.expected())
 }
+
+// The kubelet takes a reopen back after something was written, and rotates again before the pump looks.
+//
+// Rows: R29 (part)
+func TestAReopenThatIsTakenBackFromAQuietContainer(t *testing.T) {
+	d, k := newDockerLog(t, 0, 1), newKubelet(t)
+	ps := newTestPumps(t, t.TempDir())
+	must(t, ps.Start(k.container(d)))
+	d.log(crilog.Stdout, "one\n")
+	waitLog(t, k, d.expected())
+	_ = k.rotate(func() error {
+		must(t, ps.Reopen(t.Context(), "c0ffee"))
+		d.log(crilog.Stdout, "two\n")
+		poll(t, func() bool { info, err := os.Stat(k.path); return err == nil && info.Size() > 0 })
+		return context.DeadlineExceeded
+	})
+	must(t, os.Rename(k.path, k.path+".000007"))
+	k.rotated = append(k.rotated, k.path+".000007")
+	must(t, ps.Reopen(t.Context(), "c0ffee"))
+	d.log(crilog.Stdout, "three\n")
+	finish(t, ps, "c0ffee")
+	checkLog(t, k, d.expected())
+}

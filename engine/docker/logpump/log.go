@@ -28,12 +28,13 @@ type criLog struct {
 
 	file    *os.File // nil until something is written to the log of a finished container
 	id      fileID
-	size    int64 // the end of what is written and compared
-	held    int64 // bytes after size that the file already has
-	began   bool  // it was empty when it was opened
-	whole   bool  // size is at the end of an entry
-	torn    bool  // the file ends within an entry that nothing will complete
-	renamed bool  // the file is not at the path any more: go on there once whole and nothing is held
+	size    int64       // the end of what is written and compared
+	held    int64       // bytes after size that the file already has
+	began   bool        // it was empty when it was opened
+	left    crilog.Left // the file before it
+	whole   bool        // size is at the end of an entry
+	torn    bool        // the file ends within an entry that nothing will complete
+	renamed bool        // the file is not at the path any more: go on there once whole and nothing is held
 }
 
 // openLog opens the log at the path, or the one of the position where it can be found. It returns what the source shall
@@ -138,29 +139,42 @@ func (l *criLog) rewind(offset int64) {
 // reopen goes on in the file at the path, unless it is the same one still.
 func (l *criLog) reopen() error {
 	old := l.id
-	if l.file != nil && !l.renamed {
-		dir, name, err := crilog.MakeParent(l.root, l.path)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = dir.Close() }()
-		var st unix.Stat_t
-		if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Ino == old.Inode {
-			return nil
-		}
+	if l.file == nil || l.renamed {
+		return l.next()
 	}
-	return l.next()
+	dir, name, err := crilog.MakeParent(l.root, l.path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Ino == old.Inode {
+		return nil
+	}
+	if l.left.TakenBack(l.root, l.path, l.file) {
+		return l.carry()
+	}
+	left := crilog.Leave(l.file)
+	if err := l.next(); err != nil {
+		return err
+	}
+	l.left = left
+	return nil
 }
 
-// goBack goes on in the log that the kubelet has put in the place of the file (crilog.TakenBack), after what came into that
-// meanwhile. An error leaves all as it is.
+// goBack goes on in the log that the kubelet has put in the place of the file (crilog.TakenBack).
 func (l *criLog) goBack() (bool, error) {
 	if l.file == nil || l.renamed || !l.whole || l.held > 0 || !crilog.TakenBack(l.root, l.path, l.file) {
 		return false, nil
 	}
+	return true, l.carry()
+}
+
+// carry goes on in the file at the path after what came into this one, which has no name any more. An error leaves all as it is.
+func (l *criLog) carry() error {
 	f, err := crilog.OpenFile(l.root, l.path)
 	if err != nil {
-		return false, err
+		return err
 	}
 	_, end, err := identify(f)
 	if err == nil && l.began && l.size > 0 {
@@ -181,9 +195,9 @@ func (l *criLog) goBack() (bool, error) {
 	}
 	_ = f.Close()
 	if err != nil {
-		return false, fmt.Errorf("write log %s: %w", l.path, err)
+		return fmt.Errorf("write log %s: %w", l.path, err)
 	}
-	return true, l.next()
+	return l.next()
 }
 
 // outgrown says that the log has bytes enough, and can be changed for another.
