@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -165,4 +167,48 @@ func TestTheAPISurvivesACrash(t *testing.T) {
 		ps.Close()
 		checkLog(t, k, a.expected())
 	}
+}
+
+// As TestAReopenWhileTheLogIsCompared, but what the log is compared with is yet to come through the API.
+//
+// Rows: R29 (part)
+func TestAReopenBeforeTheAPIAnswers(t *testing.T) {
+	a, k := newAPILog(), newKubelet(t)
+	dir := t.TempDir()
+	c := Container{ID: "c0ffee", Source: a.Source, LogPath: k.path, LogRoot: k.root}
+	ps := newTestPumps(t, dir)
+	must(t, ps.Start(c))
+	a.log(0, "first\n")
+	waitLog(t, k, a.expected())
+	ps.Close()
+	old, err := os.ReadFile(filepath.Join(dir, "c0ffee.json"))
+	must(t, err)
+	ps = newTestPumps(t, dir)
+	must(t, ps.Start(c))
+	for i := range 100 {
+		a.log(i+1, fmt.Sprintf("line %d\n", i))
+	}
+	waitLog(t, k, a.expected())
+	ps.Close()
+	must(t, os.WriteFile(filepath.Join(dir, "c0ffee.json"), old, 0o600)) // as kill -9 within the second leaves it
+	answers := make(chan struct{})
+	c.Source = func(ctx context.Context, since time.Time) (io.ReadCloser, error) {
+		<-answers
+		return a.Source(ctx, since)
+	}
+	ps = newTestPumps(t, dir)
+	must(t, ps.Start(c))
+	for range 2 {
+		if err := k.rotate(func() error { return ps.Reopen(t.Context(), "c0ffee") }); err != nil {
+			t.Log("refused:", err)
+		}
+		if _, err := os.Stat(k.path); err != nil {
+			t.Error("no log after a reopen:", err)
+		}
+	}
+	close(answers)
+	a.log(101, "last\n")
+	a.change(func() { a.exited = true })
+	finish(t, ps, "c0ffee")
+	checkLog(t, k, a.expected())
 }

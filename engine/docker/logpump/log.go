@@ -162,6 +162,20 @@ func (l *criLog) reopen() error {
 	return nil
 }
 
+// leave begins the file at the path, where there is none, for what comes after the bytes that are still compared.
+func (l *criLog) leave() error {
+	f, err := crilog.OpenFile(l.root, l.path)
+	if err != nil {
+		return err
+	}
+	id, _, err := identify(f)
+	_ = f.Close()
+	if err == nil {
+		l.renamed = l.renamed || !id.same(l.id)
+	}
+	return err
+}
+
 // goBack goes on in the log that the kubelet has put in the place of the file (crilog.TakenBack).
 func (l *criLog) goBack() (bool, error) {
 	if l.file == nil || l.renamed || !l.whole || l.held > 0 || !crilog.TakenBack(l.root, l.path, l.file) {

@@ -346,8 +346,11 @@ func (p *pump) reopen() error {
 			return fmt.Errorf("what was written before a crash is still compared: %w: %w", err, errdefs.ErrUnavailable)
 		}
 		if !progress {
-			break // the source will not give it again
+			break // the source has it not yet, or not any more
 		}
+	}
+	if p.log.held > 0 {
+		return p.log.leave()
 	}
 	if len(p.pending) > 0 {
 		// Some of it is in the old file and some would be in the new one, and no pair of places could say so.
