@@ -26,6 +26,7 @@ type incoming struct {
 	files map[string]ocispec.Descriptor // by clean name
 	links map[string]string             // archives of old engines link equal layers to each other
 	kept  []digest.Digest
+	taken int // of files and links, which may be several of one name
 	// leases keep what was read, and what was here before, until the images have taken theirs.
 	leases []func()
 }
@@ -80,8 +81,9 @@ func (in *incoming) link(name, target string) error {
 	return in.bounded()
 }
 
+// bounded counts an entry.
 func (in *incoming) bounded() error {
-	if len(in.files)+len(in.links) > in.store.options.Limits.ArchiveEntries {
+	if in.taken++; in.taken > in.store.options.Limits.ArchiveEntries {
 		return fmt.Errorf("the archive has more than %d entries: %w", in.store.options.Limits.ArchiveEntries, errdefs.ErrResourceExhausted)
 	}
 	return nil

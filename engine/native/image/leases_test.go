@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -172,5 +173,18 @@ func TestALayoutOfSeveralPlatformsUnderOneName(t *testing.T) {
 	}
 	if want := hexOf(mine.ConfigName()); string(img.ID) != want {
 		t.Errorf("the tag is that of another platform's image")
+	}
+}
+
+// Each file of an archive is remembered until the import ends, also where several have one name.
+func TestAnArchiveOfOneNameWithoutEnd(t *testing.T) {
+	s := newStore(t, func(o *Options) { o.Limits.ArchiveEntries = 100 })
+	var entries []entry
+	for range 101 {
+		entries = append(entries, file("a", "x"))
+	}
+	_, err := s.Import(t.Context(), bytes.NewReader(archive(t, entries...)), ImportOptions{})
+	if !errdefs.IsResourceExhausted(err) {
+		t.Errorf("%d entries, of which 100 are allowed: %v", len(entries), err)
 	}
 }
