@@ -1,6 +1,8 @@
 package imagestore
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +12,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/docker/imagestore/pullthrough"
+	"crishim/registry/hosts"
 )
 
 // dockerd reads /etc/docker/certs.d only: a CA in another folder of registry_dirs is ours to trust.
@@ -33,5 +36,18 @@ func TestCertificatesThatDockerDoesNotRead(t *testing.T) {
 	s := newStore(t, f, func(o *Options) { o.RegistryConfigDirs = []string{dir} })
 	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: "reg.example/app:v1"}); err != nil || !pullthrough.IsHelper(pulled) {
 		t.Errorf("Docker pulled %q by itself, without the CA: %v", pulled, err)
+	}
+}
+
+// Of its own folder dockerd reads the one that is named as the registry, and none of containerd's further names.
+func TestFoldersThatDockerDoesNotRead(t *testing.T) {
+	for folder, want := range map[string]bool{"reg.example:5000": true, "reg.example_5000_": false, "_default": false} {
+		config := &hosts.Config{
+			Registry: "reg.example:5000", Path: filepath.Join(dockerCertificates, folder), Certificates: true,
+			Endpoints: []hosts.Endpoint{{TLS: &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}}},
+		}
+		if got := dockersOwn(config); got != want {
+			t.Errorf("certificates in %s are Docker's own: %v", config.Path, got)
+		}
 	}
 }

@@ -97,13 +97,13 @@ func (s *Store) pull(ctx context.Context, named reference.Named, spec *engine.Pu
 	}
 }
 
-// dockerCertificates is where dockerd reads certificates of registries, and nowhere else.
+// dockerCertificates is where dockerd reads certificates of registries, each in the folder of its name, and nowhere else.
 const dockerCertificates = "/etc/docker/certs.d"
 
 // dockersOwn says that a folder has nothing that dockerd does not know by itself.
 func dockersOwn(config *hosts.Config) bool {
 	tls := config.Endpoints[len(config.Endpoints)-1].TLS
-	return config.Certificates && (filepath.Dir(config.Path) == dockerCertificates || tls.RootCAs == nil && len(tls.Certificates) == 0)
+	return config.Certificates && (config.Path == filepath.Join(dockerCertificates, config.Registry) || tls.RootCAs == nil && len(tls.Certificates) == 0)
 }
 
 // removedTries are how often an image is pulled that is removed each time before it was looked at.
