@@ -265,3 +265,40 @@ func TestAReopenThatIsTakenBackFromAQuietContainer(t *testing.T) {
 	finish(t, ps, "c0ffee")
 	checkLog(t, k, d.expected())
 }
+
+// The disk of the positions is full while the kubelet rotates twice, and then comes a crash: the position tells of a log between
+// which and the newest there is one more.
+//
+// Rows: R29 (part)
+func TestACrashAfterRotationsWithoutASavedPosition(t *testing.T) {
+	d, k := newDockerLog(t, 0, 1), newKubelet(t)
+	var full atomic.Bool
+	h := hooks{write: (*os.File).Write, step: func(name string) error {
+		if name == "logpump/save" && full.Load() {
+			return unix.ENOSPC
+		}
+		return nil
+	}}
+	dir := t.TempDir()
+	ps, err := newPumps(t.Context(), Options{Dir: dir}, h)
+	must(t, err)
+	must(t, ps.Start(k.container(d)))
+	d.log(crilog.Stdout, "one\n")
+	waitLog(t, k, d.expected())
+	must(t, k.rotate(func() error { return ps.Reopen(t.Context(), "c0ffee") }))
+	full.Store(true)
+	for _, line := range []string{"two\n", "three\n", "four\n"} {
+		d.log(crilog.Stdout, line)
+		waitLog(t, k, d.expected())
+		if err := k.rotate(func() error { return ps.Reopen(t.Context(), "c0ffee") }); err != nil {
+			t.Log("refused:", err)
+		}
+	}
+	var c crasher
+	c.kill(ps)
+	ps = (&crasher{}).start(t, dir, k.container(d))
+	d.log(crilog.Stdout, "five\n")
+	finish(t, ps, "c0ffee")
+	ps.Close()
+	checkLog(t, k, d.expected())
+}

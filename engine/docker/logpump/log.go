@@ -10,6 +10,7 @@ import (
 
 	"crishim/crilog"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
@@ -162,8 +163,12 @@ func (l *criLog) reopen() error {
 	return nil
 }
 
-// leave begins the file at the path, where there is none, for what comes after the bytes that are still compared.
+// leave begins the file at the path, where there is none, for what comes after the bytes that are still compared. Where that is
+// so already the file at the path may have some of it, and must not get another name before it is compared.
 func (l *criLog) leave() error {
+	if l.renamed {
+		return fmt.Errorf("what was written before a crash is still compared: %w", errdefs.ErrUnavailable)
+	}
 	f, err := crilog.OpenFile(l.root, l.path)
 	if err != nil {
 		return err
@@ -171,7 +176,7 @@ func (l *criLog) leave() error {
 	id, _, err := identify(f)
 	_ = f.Close()
 	if err == nil {
-		l.renamed = l.renamed || !id.same(l.id)
+		l.renamed = !id.same(l.id)
 	}
 	return err
 }

@@ -349,9 +349,6 @@ func (p *pump) reopen() error {
 			break // the source has it not yet, or not any more
 		}
 	}
-	if p.log.held > 0 {
-		return p.log.leave()
-	}
 	if len(p.pending) > 0 {
 		// Some of it is in the old file and some would be in the new one, and no pair of places could say so.
 		if _, err := p.put(p.pending); err != nil {
@@ -360,6 +357,15 @@ func (p *pump) reopen() error {
 	}
 	// A crash right after it must find what is in the old file, which nothing at the path tells of any more.
 	p.save()
+	if p.log.file != nil && p.savedIn != p.log.id {
+		// The position tells of a log before this one. From there a crash would find the newest, and nothing of this.
+		if err := p.trySave(false); err != nil {
+			return fmt.Errorf("its position cannot be saved: %w: %w", err, errdefs.ErrResourceExhausted)
+		}
+	}
+	if p.log.held > 0 {
+		return p.log.leave()
+	}
 	if err := p.log.reopen(); err != nil {
 		return err
 	}

@@ -290,6 +290,9 @@ func (ps *Pumps) newPump(c Container, path string) (*pump, error) {
 		owner: ps, id: c.ID, path: path, log: log, watched: true,
 		wake: make(chan struct{}, 1), calls: make(chan call), stop: make(chan struct{}), done: make(chan struct{}),
 	}
+	if pos != nil {
+		p.savedIn = pos.Log.File
+	}
 	render := renderer{tty: c.TTY, from: from}
 	switch {
 	case intact:
