@@ -36,9 +36,9 @@ type Store struct {
 	state, run string
 	// pausing orders the making of what PauseRoot shares.
 	pausing sync.Mutex
-	// copyBytes and copyFiles are what the copies of volumes that are being made take of the disk.
-	copying              sync.Mutex
-	copyBytes, copyFiles int64
+	// copies are those of volumes that are being made.
+	copying sync.Mutex
+	copies  []*volumeCopy
 }
 
 // Open prepares both folders; run becomes a private mount. For pods with user namespaces everybody has to be able to pass

@@ -7,6 +7,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -89,6 +90,12 @@ func (s *Store) fillVolume(ctx context.Context, root, path, volume string) error
 	return nil
 }
 
+// volumeCopy is what a copy of a volume takes of the disk, in all.
+type volumeCopy struct {
+	volume       string
+	bytes, files int64
+}
+
 // takeRoom fails where a copy of a folder, with those that are being made, would leave too little of volume's disk. The room
 // is taken until done is called.
 func (s *Store) takeRoom(ctx context.Context, from, volume string) (done func(), err error) {
@@ -97,10 +104,46 @@ func (s *Store) takeRoom(ctx context.Context, from, volume string) (done func(),
 		return nil, err
 	}
 	defer func() { _ = to.Close() }()
+	blocks, holes, files, err := weigh(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	c := &volumeCopy{volume, blocks + holes, files}
+	s.copying.Lock()
+	defer s.copying.Unlock()
+	bytes := c.bytes
+	for _, other := range s.copies {
+		bytes, files = bytes+other.bytes, files+other.files
+	}
+	if err := space.On(to, 0).Fits(bytes, files); err != nil && len(s.copies) > 0 {
+		// Some of it is there already, and gone from what is free.
+		bytes, files = c.bytes, c.files
+		for _, other := range s.copies {
+			has, _, hasFiles, werr := weigh(ctx, other.volume)
+			if werr != nil {
+				return nil, errors.Join(err, ctx.Err())
+			}
+			bytes, files = bytes+max(0, other.bytes-has), files+max(0, other.files-hasFiles)
+		}
+		if err := space.On(to, 0).Fits(bytes, files); err != nil {
+			return nil, err
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	s.copies = append(s.copies, c)
+	return func() {
+		s.copying.Lock()
+		defer s.copying.Unlock()
+		s.copies = slices.DeleteFunc(s.copies, func(other *volumeCopy) bool { return other == c })
+	}, nil
+}
+
+// weigh is what a folder takes of a disk, and how much more a copy does, in which holes are filled.
+func weigh(ctx context.Context, dir string) (blocks, holes, files int64, err error) {
 	type inode struct{ dev, ino uint64 }
 	linked := map[inode]bool{} // the copy has hard links as well
-	var bytes, files int64
-	err = filepath.WalkDir(from, func(_ string, d iofs.DirEntry, err error) error {
+	err = filepath.WalkDir(dir, func(_ string, d iofs.DirEntry, err error) error {
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return err
 		}
@@ -115,26 +158,13 @@ func (s *Store) takeRoom(ctx context.Context, from, volume string) (done func(),
 			}
 			linked[id] = true
 		}
-		if bytes += st.Blocks * 512; d.Type().IsRegular() { // holes are filled
-			bytes += max(0, st.Size-st.Blocks*512)
+		if blocks += st.Blocks * 512; d.Type().IsRegular() {
+			holes += max(0, st.Size-st.Blocks*512)
 		}
 		files++
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	s.copying.Lock()
-	defer s.copying.Unlock()
-	if err := space.On(to, 0).Fits(s.copyBytes+bytes, s.copyFiles+files); err != nil {
-		return nil, err
-	}
-	s.copyBytes, s.copyFiles = s.copyBytes+bytes, s.copyFiles+files
-	return func() {
-		s.copying.Lock()
-		defer s.copying.Unlock()
-		s.copyBytes, s.copyFiles = s.copyBytes-bytes, s.copyFiles-files
-	}, nil
+	return blocks, holes, files, err
 }
 
 // Disk is the folder with all that the container has written: its writable layer and its volumes.

@@ -91,3 +91,39 @@ func TestVolumesThatAreCopiedAtOnce(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// What a copy has written already is not counted against the next one a second time.
+func TestAVolumeBesideOneThatIsNearlyCopied(t *testing.T) {
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	from := layer(t, map[string]string{"v/file": strings.Repeat("x", 28<<20)}) + "/v"
+	var s Store
+	volumes := []string{disk + "/0", disk + "/1", disk + "/2"}
+	for _, volume := range volumes {
+		if err := os.Mkdir(volume, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := s.takeRoom(t.Context(), from, volumes[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(volumes[0]+"/file", make([]byte, 27<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second, err := s.takeRoom(t.Context(), from, volumes[1])
+	if err != nil {
+		t.Fatalf("28 MiB beside 28 of which 27 are there, on a disk of 64: %v", err)
+	}
+	if _, err := s.takeRoom(t.Context(), from, volumes[2]); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("28 MiB more: %v", err)
+	}
+	first()
+	second()
+	if len(s.copies) != 0 {
+		t.Errorf("%d copies are still counted", len(s.copies))
+	}
+}
