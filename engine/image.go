@@ -82,6 +82,15 @@ type PullSpec struct {
 	NoProgress time.Duration
 }
 
+// Patience is how long the registry's own answer may take to begin: as long as the pull may, but so that its end says which
+// registry was silent.
+func (s *PullSpec) Patience() time.Duration {
+	if s.NoProgress == 0 {
+		return math.MaxInt64
+	}
+	return s.NoProgress / 10 * 9
+}
+
 // JoinKey is the same for pulls of the same name, in full, with the same credentials, of which a hash is in it.
 func (s *PullSpec) JoinKey(name string) (string, error) {
 	data, err := json.Marshal(s.Auth)

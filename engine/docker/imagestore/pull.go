@@ -81,7 +81,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, spec *engine.Pu
 	if mirrors != nil && !dockersOwn(mirrors) {
 		return s.pullThrough(ctx, d, named, registry.Pull{
 			Config: mirrors, Repository: reference.Path(named), Credentials: credentials, MirrorCredentials: s.nodeCredentials,
-			TokenServers: s.options.TokenServers, Patience: spec.NoProgress / 10 * 9, // it says which registry was silent, before nothing came for too long
+			TokenServers: s.options.TokenServers, Patience: spec.Patience(),
 		}, p)
 	}
 	for tries := 1; ; tries++ {

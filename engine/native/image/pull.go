@@ -92,7 +92,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, spec *engine.Pu
 	s.mu.Lock()
 	dirs := s.hostDirs
 	s.mu.Unlock()
-	repo, err := openRepository(dirs, named, credentials, s.options, stall, spec.NoProgress/10*9) // it says which registry was silent, before nothing came for too long
+	repo, err := openRepository(dirs, named, credentials, s.options, stall, spec.Patience())
 	if err != nil {
 		return "", err
 	}
