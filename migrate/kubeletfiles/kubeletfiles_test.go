@@ -188,3 +188,32 @@ func TestWordsSurviveQuoting(t *testing.T) {
 		t.Error("an open quote was accepted")
 	}
 }
+
+// systemd passes over comments between the lines of one setting, in units as in its manual (systemd.syntax): people put flags
+// out of use so. With them as words the kubelet would get flags that it has not, and a "#", with which it does not start.
+func TestACommentWithinACommandLineIsNoPartOfIt(t *testing.T) {
+	root := tree(t, map[string]string{unitPath: `[Service]
+ExecStart=/usr/bin/kubelet \
+  --container-runtime-endpoint=unix:///var/run/cri-dockerd.sock \
+# --node-labels=old=1 \
+  ; --v=9
+  --config=/var/lib/kubelet/config.yaml \
+  --v=2
+Restart=always
+`})
+	f := read(t, root)
+	var flags []string
+	for _, flag := range f.Flags() {
+		flags = append(flags, flag.Name+"="+flag.Value)
+	}
+	if got, want := strings.Join(flags, " "), "container-runtime-endpoint=unix:///var/run/cri-dockerd.sock config=/var/lib/kubelet/config.yaml v=2"; got != want {
+		t.Errorf("flags %q, want %q", got, want)
+	}
+	edits, err := f.Plan(Target{Endpoint: socket, Minor: 26})
+	if err != nil || len(edits) != 1 {
+		t.Fatalf("%+v, %v", edits, err)
+	}
+	if want := "ExecStart=/usr/bin/kubelet --container-runtime-endpoint=" + socket + " --config=/var/lib/kubelet/config.yaml --v=2\n"; !strings.Contains(edits[0].After, want) {
+		t.Errorf("the drop-in is %q, want it to have %q", edits[0].After, want)
+	}
+}

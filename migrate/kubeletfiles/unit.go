@@ -42,9 +42,9 @@ func parseUnit(files []File, readEnv func(path string) (text string, ok bool)) (
 
 func (u *unit) read(f File) error {
 	section := ""
-	for _, line := range logicalLines(f.Data) {
+	for _, line := range logicalLines(withoutComments(f.Data)) {
 		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' || line[0] == ';' {
+		if line == "" {
 			continue
 		}
 		if line[0] == '[' {
@@ -126,6 +126,18 @@ func expand(word string, env map[string]string) string {
 		word = strings.ReplaceAll(word, "${"+name+"}", env[name])
 	}
 	return word
+}
+
+// withoutComments takes the comments out of a unit file. They are no end of a setting that goes over several lines, and a
+// backslash at their end joins nothing to them.
+func withoutComments(text string) string {
+	var kept strings.Builder
+	for line := range strings.Lines(text) {
+		if rest := strings.TrimLeft(line, " \t"); rest == "" || rest[0] != '#' && rest[0] != ';' {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
 }
 
 // logicalLines joins the lines that end in a backslash.
