@@ -474,3 +474,30 @@ func TestAPowerCutLeavesAWholeArchiveOrNothing(t *testing.T) {
 		}
 	}
 }
+
+// Names are bytes to the kernel; those of older programs are often Latin-1.
+func TestFoldersWhoseNamesAreNoUTF8AreKept(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("unpacking needs root")
+	}
+	dir := t.TempDir()
+	work, upper, restored := filepath.Join(dir, "work"), filepath.Join(dir, "upper"), filepath.Join(dir, "restored")
+	folder := "stra\xdfe"
+	if err := errors.Join(os.Mkdir(work, 0o700), os.Mkdir(restored, 0o700), os.MkdirAll(filepath.Join(upper, folder, "sub"), 0o755), os.WriteFile(filepath.Join(upper, folder, "sub", "\xfcber"), []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := SaveFiles(t.Context(), work, upper); err != nil {
+		t.Fatal(err)
+	}
+	to, err := os.Open(restored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = to.Close() }()
+	if err := RestoreFiles(t.Context(), work, to, nil); err != nil {
+		t.Fatal(err)
+	}
+	if content, err := os.ReadFile(filepath.Join(restored, folder, "sub", "\xfcber")); err != nil || string(content) != "x" {
+		t.Errorf("%q, %v", content, err)
+	}
+}

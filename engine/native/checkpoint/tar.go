@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -30,7 +31,7 @@ func writeTree(ctx context.Context, dir string, to io.Writer, names ...string) e
 	defer func() { _ = root.Close() }()
 	p := packer{ctx: ctx, root: root, w: tar.NewWriter(to)}
 	for _, name := range names {
-		if err := fs.WalkDir(root.FS(), name, p.add); err != nil {
+		if err := fs.WalkDir(anyNames{root}, name, p.add); err != nil {
 			return err
 		}
 	}
@@ -46,10 +47,32 @@ func writeDiff(ctx context.Context, upper string, to io.Writer) error {
 	}
 	defer func() { _ = root.Close() }()
 	p := packer{ctx: ctx, root: root, w: tar.NewWriter(to), layer: true}
-	if err := fs.WalkDir(root.FS(), ".", p.add); err != nil {
+	if err := fs.WalkDir(anyNames{root}, ".", p.add); err != nil {
 		return err
 	}
 	return p.w.Close()
+}
+
+// anyNames is the folder for WalkDir. Root.FS would refuse folders whose names are no UTF-8.
+type anyNames struct{ root *os.Root }
+
+func (a anyNames) Open(name string) (fs.File, error)     { return openDir(a.root, name) }
+func (a anyNames) Stat(name string) (fs.FileInfo, error) { return a.root.Lstat(name) }
+
+func (a anyNames) ReadDir(name string) ([]fs.DirEntry, error) {
+	dir, err := openDir(a.root, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = dir.Close() }()
+	entries, err := dir.ReadDir(-1)
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return entries, err
+}
+
+// openDir opens a folder, and nothing that has come into its place.
+func openDir(root *os.Root, name string) (*os.File, error) {
+	return root.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 }
 
 type packer struct {
