@@ -501,3 +501,48 @@ func TestFoldersWhoseNamesAreNoUTF8AreKept(t *testing.T) {
 		t.Errorf("%q, %v", content, err)
 	}
 }
+
+func TestAttributesOfFilesAreKept(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("file capabilities need root")
+	}
+	dir := t.TempDir()
+	work, upper, restored := filepath.Join(dir, "work"), filepath.Join(dir, "upper"), filepath.Join(dir, "restored")
+	if err := errors.Join(os.Mkdir(work, 0o700), os.MkdirAll(filepath.Join(upper, "sub"), 0o755), os.Mkdir(restored, 0o755), os.WriteFile(filepath.Join(upper, "sub", "ping"), []byte("x"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	// cap_net_raw=ep, as setcap writes it.
+	capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	access := "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x07\x00\xe8\x03\x00\x00\x04\x00\x05\x00\xff\xff\xff\xff\x10\x00\x07\x00\xff\xff\xff\xff\x20\x00\x05\x00\xff\xff\xff\xff"
+	want := []struct{ path, name, value string }{
+		{"sub/ping", "security.capability", capability}, {"sub/ping", "user.note", "n"}, {"sub", "system.posix_acl_default", access},
+	}
+	for _, w := range want {
+		if err := unix.Lsetxattr(filepath.Join(upper, w.path), w.name, []byte(w.value), 0); err != nil {
+			t.Skipf("no %s here: %v", w.name, err)
+		}
+	}
+	_ = unix.Lsetxattr(filepath.Join(upper, "sub"), "trusted.overlay.origin", []byte("y"), 0) // is of this host's overlay
+	_ = unix.Lsetxattr(filepath.Join(upper, "sub/ping"), "user.a=b", []byte("n"), 0)          // has no place in an archive
+	if err := SaveFiles(t.Context(), work, upper); err != nil {
+		t.Fatal(err)
+	}
+	to, err := os.Open(restored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = to.Close() }()
+	if err := RestoreFiles(t.Context(), work, to, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range want {
+		value := make([]byte, 100)
+		if n, err := unix.Lgetxattr(filepath.Join(restored, w.path), w.name, value); err != nil || string(value[:n]) != w.value {
+			t.Errorf("%s of %s is %q, %v", w.name, w.path, value[:max(n, 0)], err)
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(work, rootDiff))
+	if err != nil || bytes.Contains(data, []byte("trusted.overlay.origin")) {
+		t.Errorf("the archive has an attribute of this host's overlay, %v", err)
+	}
+}

@@ -94,7 +94,7 @@ func (t Tree) each(ctx context.Context, add func(string, int64, io.Reader) error
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		err := withRegular(root, name, func(size int64, content io.Reader) error { return add(name, size, content) })
+		err := withRegular(root, name, func(size int64, content *os.File) error { return add(name, size, content) })
 		if err != nil && !errors.Is(err, unix.ELOOP) {
 			return err
 		}
@@ -104,7 +104,7 @@ func (t Tree) each(ctx context.Context, add func(string, int64, io.Reader) error
 
 // withRegular calls f with the regular file of the name, and the size that it has then. What is absent or something else is passed
 // over: who can change the folder may do so meanwhile. A link is ELOOP.
-func withRegular(root *os.Root, name string, f func(size int64, content io.Reader) error) error {
+func withRegular(root *os.Root, name string, f func(size int64, content *os.File) error) error {
 	file, err := root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"crishim/engine/native/image/unpack"
 )
 
 // The whiteouts of layers: what a container removed, and a folder of which nothing below shows through.
@@ -124,10 +126,7 @@ func (p *packer) add(name string, _ fs.DirEntry, err error) error {
 	switch {
 	case info.IsDir():
 		header.Name += "/"
-		if err := p.w.WriteHeader(header); err != nil {
-			return err
-		}
-		return p.opaque(name)
+		return p.folder(name, header)
 	case !info.Mode().IsRegular():
 		return p.w.WriteHeader(header)
 	}
@@ -136,8 +135,11 @@ func (p *packer) add(name string, _ fs.DirEntry, err error) error {
 
 // file writes a regular file as long as it was when it was opened.
 func (p *packer) file(name string, header *tar.Header) error {
-	return withRegular(p.root, name, func(size int64, content io.Reader) error {
+	return withRegular(p.root, name, func(size int64, content *os.File) error {
 		header.Size = size
+		if err := p.attributes(header, content); err != nil {
+			return err
+		}
 		if err := p.w.WriteHeader(header); err != nil {
 			return err
 		}
@@ -149,19 +151,37 @@ func (p *packer) file(name string, header *tar.Header) error {
 	})
 }
 
-func (p *packer) opaque(name string) error {
-	if !p.layer {
+// folder writes a folder, and that nothing below it shows through where that is so.
+func (p *packer) folder(name string, header *tar.Header) error {
+	dir, err := openDir(p.root, name)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	dir, err := p.root.Open(name)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = dir.Close() }()
+	if err := p.attributes(header, dir); err != nil {
+		return err
+	}
+	if err := p.w.WriteHeader(header); err != nil || !p.layer {
+		return err
+	}
 	value := make([]byte, 8)
 	n, err := unix.Fgetxattr(int(dir.Fd()), "trusted.overlay.opaque", value)
 	if err != nil || strings.TrimRight(string(value[:n]), "\x00") != "y" {
 		return nil
 	}
 	return p.w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(name, opaqueWhiteout)})
+}
+
+// attributes adds a file's or folder's extended ones: among them are the capabilities of programs.
+func (p *packer) attributes(header *tar.Header, of *os.File) (err error) {
+	if !p.layer {
+		return nil
+	}
+	if header.PAXRecords, err = unpack.Xattrs(int(of.Fd())); err != nil {
+		return fmt.Errorf("%.300s: %w", header.Name, err)
+	}
+	return nil
 }

@@ -179,15 +179,40 @@ func setXattrs(fd int, header *tar.Header) error {
 	return nil
 }
 
+// maxXattrs is how many bytes of attributes one entry of an archive has: readers take a header of 1 MiB, not more.
+const maxXattrs = 512 << 10
+
+// Xattrs are an open file's or folder's attributes that are an image's to say, in the form in which Unpack finds them in a tar's header.
+// Those whose names have a "=" are left out: the form has no place for them.
+func Xattrs(fd int) (map[string]string, error) {
+	records, size := map[string]string{}, 0
+	err := eachXattr(fd, func(name string, value []byte) error {
+		if strings.ContainsRune(name, '=') {
+			return nil
+		}
+		if size += len(name) + len(value); size > maxXattrs {
+			return fmt.Errorf("its attributes have more than %d bytes", maxXattrs)
+		}
+		records[paxXattr+name] = string(value)
+		return nil
+	})
+	return records, err
+}
+
 // copyXattrs gives an open folder those of another one that are an image's.
 func copyXattrs(from, to int) error {
-	size, err := unix.Flistxattr(from, nil)
+	return eachXattr(from, func(name string, value []byte) error { return unix.Fsetxattr(to, name, value, 0) })
+}
+
+// eachXattr goes through those attributes of an open file or folder that are an image's.
+func eachXattr(fd int, do func(name string, value []byte) error) error {
+	size, err := unix.Flistxattr(fd, nil)
 	if errors.Is(err, unix.ENOTSUP) || err == nil && size == 0 {
 		return nil
 	}
 	names := make([]byte, size)
 	if err == nil {
-		size, err = unix.Flistxattr(from, names)
+		size, err = unix.Flistxattr(fd, names)
 	}
 	if err != nil {
 		return fmt.Errorf("list the attributes: %w", err)
@@ -197,9 +222,9 @@ func copyXattrs(from, to int) error {
 			continue
 		}
 		value := make([]byte, maxXattr)
-		n, err := unix.Fgetxattr(from, name, value)
+		n, err := unix.Fgetxattr(fd, name, value)
 		if err == nil {
-			err = unix.Fsetxattr(to, name, value[:n], 0)
+			err = do(name, value[:n])
 		}
 		if err != nil {
 			return fmt.Errorf("copy the attribute %.100q: %w", name, err)
