@@ -546,3 +546,25 @@ func TestAttributesOfFilesAreKept(t *testing.T) {
 		t.Errorf("the archive has an attribute of this host's overlay, %v", err)
 	}
 }
+
+// Whoever made the archive decides how long its parts are.
+func TestASpecificationThatIsTooLongIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, specDump))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := f.WriteString(`{"process":{"args":["a"],"cwd":"/"}}`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Process(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte(" "), maxDump); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Process(dir); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("%v", err)
+	}
+}

@@ -243,20 +243,12 @@ func addFiles(ctx context.Context, dir string, upper *os.File) (implied []string
 
 // removeFiles does what deletedFiles says, and says which folders it implies.
 func removeFiles(ctx context.Context, dir string, upper *os.File) (implied []string, err error) {
-	list, err := os.Open(filepath.Join(dir, deletedFiles))
+	var names []string
+	err = readDump(dir, deletedFiles, &names)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = list.Close() }()
-	info, err := list.Stat()
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	if err := decode(deletedFiles, info.Size(), list, &names); err != nil {
 		return nil, err
 	}
 	if len(names) > maxEntries {
@@ -267,15 +259,29 @@ func removeFiles(ctx context.Context, dir string, upper *os.File) (implied []str
 
 // Process is the process of the specification that Extract put into dir.
 func Process(dir string) (*specs.Process, error) {
-	data, err := os.ReadFile(filepath.Join(dir, specDump))
+	spec := new(specs.Spec)
+	err := readDump(dir, specDump, spec)
+	if err == nil && spec.Process == nil {
+		err = fmt.Errorf("%s has no process: %w", specDump, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the checkpoint: %w", err)
 	}
-	spec := new(specs.Spec)
-	if err := json.Unmarshal(data, spec); err != nil || spec.Process == nil {
-		return nil, fmt.Errorf("%s of the checkpoint has no process: %w", specDump, errors.Join(err, errdefs.ErrInvalidArgument))
-	}
 	return spec.Process, nil
+}
+
+// readDump decodes a file that Extract put into dir.
+func readDump(dir, name string, into any) error {
+	file, err := os.Open(filepath.Join(dir, name))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	return decode(name, info.Size(), file, into)
 }
 
 // CheckProcess says how the process that Extract put into dir differs from the one of oci, by which it is to go on:
