@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"golang.org/x/sys/unix"
 )
 
 func TestLookingForImagesMakesNoStore(t *testing.T) {
@@ -96,5 +100,49 @@ func TestImagesAreImportedListedExportedAndRemoved(t *testing.T) {
 		if err := run(t.Context(), append([]string{"images"}, args...), &bytes.Buffer{}); !errors.Is(err, errUsage) {
 			t.Errorf("%v: %v", args, err)
 		}
+	}
+}
+
+// Root's -o /dev/null must not leave a file in the place of the node's /dev/null.
+func TestExportPutsNoFileInThePlaceOfADevice(t *testing.T) {
+	dir := t.TempDir()
+	export := func(_ context.Context, work *imageWork, _ io.Reader, out io.Writer) error {
+		if work.Dir != "" {
+			t.Errorf("the folder %s is exported to", work.Dir)
+		}
+		_, err := io.WriteString(out, "archive")
+		return err
+	}
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(pipe, os.O_RDWR, 0) // so that opening it to write waits for nobody
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	if err := exportTo(t.Context(), export, imageWork{Command: "export"}, pipe, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(pipe); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
+		t.Fatalf("the pipe is %v now, %v", info.Mode(), err)
+	}
+	got := make([]byte, len("archive"))
+	if _, err := io.ReadFull(reader, got); err != nil || string(got) != "archive" {
+		t.Errorf("the pipe has %q, %v", got, err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(os.DevNull, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := exportTo(t.Context(), export, imageWork{Command: "export"}, link, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if to, err := os.Readlink(link); err != nil || to != os.DevNull {
+		t.Errorf("the link to a device leads to %q, %v", to, err)
+	}
+	if err := exportTo(t.Context(), export, imageWork{Command: "export"}, dir, io.Discard); !errors.Is(err, errUsage) {
+		t.Errorf("to a folder without a /: %v", err)
 	}
 }

@@ -256,6 +256,12 @@ func exportTo(ctx context.Context, do worker, work imageWork, output string, out
 		}
 		return do(ctx, &work, nil, out)
 	}
+	switch info, err := os.Stat(output); {
+	case err == nil && info.IsDir():
+		return fmt.Errorf("export: %s is a folder; with a / at its end the images are put into it as an OCI layout: %w", output, errUsage)
+	case err == nil && !info.Mode().IsRegular():
+		return exportInto(ctx, do, work, output)
+	}
 	// The file is whole or not there.
 	f, err := os.CreateTemp(filepath.Dir(output), atomicfile.TempPrefix+"*")
 	if err != nil {
@@ -273,6 +279,15 @@ func exportTo(ctx context.Context, do worker, work imageWork, output string, out
 		return fmt.Errorf("export: %w", err)
 	}
 	return nil
+}
+
+// exportInto writes to a device or pipe that is there: a file must not take its place.
+func exportInto(ctx context.Context, do worker, work imageWork, output string) error {
+	f, err := os.OpenFile(output, os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	return errors.Join(do(ctx, &work, nil, f), f.Close())
 }
 
 func printImages(list []engine.Image, asJSON bool, out io.Writer) error {
