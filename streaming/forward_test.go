@@ -434,6 +434,45 @@ func TestDialPodHonoursItsContext(t *testing.T) {
 	t.Error("the backlog takes everything")
 }
 
+// The kernel connects a socket to itself where it takes for its own port the one that is dialled, of the range for such: the client
+// would be told that somebody listens, and get back what it sends.
+func TestDialPodIsNotConnectedToItself(t *testing.T) {
+	path, _ := testNetNS(t)
+	const port = 40000
+	set := make(chan error)
+	go func() {
+		runtime.LockOSThread() // not unlocked where it could not go back: the thread ends with the goroutine
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			set <- err
+			return
+		}
+		defer func() { _ = home.Close() }()
+		ns, err := os.Open(path)
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+			_ = ns.Close()
+		}
+		if err == nil {
+			err = os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "%d %d", port, port), 0o644)
+		}
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		set <- err
+	}()
+	if err := <-set; err != nil {
+		t.Skipf("the ports that the kernel takes cannot be set: %v", err)
+	}
+	c, err := DialPod(t.Context(), path, port)
+	if err == nil {
+		_ = c.Close()
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("nobody listens, and DialPod says %v", err)
+	}
+}
+
 func TestFramesAreFoundHoweverTheBytesAreCut(t *testing.T) {
 	stream := bytes.Join([][]byte{
 		{0x80, 3, 0, 1, 0, 0, 0, 10, 0, 0, 0, 5, 1, 2, 3, 4, 5, 6}, // SYN_STREAM 5

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -175,5 +176,29 @@ func connect(ctx context.Context, f *os.File, to unix.Sockaddr) error {
 	if err != nil {
 		return err
 	}
+	if result == nil && toItself(raw) {
+		return unix.ECONNREFUSED
+	}
 	return result
+}
+
+// toItself says that the kernel took the port that is dialled for the socket's own: then nobody listens there.
+func toItself(raw syscall.RawConn) bool {
+	same := false
+	err := raw.Control(func(fd uintptr) {
+		own, err := unix.Getsockname(int(fd))
+		peer, peerErr := unix.Getpeername(int(fd))
+		if errors.Join(err, peerErr) != nil {
+			return
+		}
+		switch own := own.(type) {
+		case *unix.SockaddrInet4:
+			peer, ok := peer.(*unix.SockaddrInet4)
+			same = ok && own.Port == peer.Port && own.Addr == peer.Addr
+		case *unix.SockaddrInet6:
+			peer, ok := peer.(*unix.SockaddrInet6)
+			same = ok && own.Port == peer.Port && own.Addr == peer.Addr
+		}
+	})
+	return err == nil && same
 }
