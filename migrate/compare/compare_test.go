@@ -176,3 +176,13 @@ func TestAnEndpointThatNobodyServesIsNamed(t *testing.T) {
 		t.Errorf("err = %v", err)
 	}
 }
+
+// Kubelets take a path without a scheme, with a warning: so it stands in the files of old nodes.
+func TestAnEndpointMayBeAPathAlone(t *testing.T) {
+	s := newShim()
+	path := strings.TrimPrefix(s.serve(t, true), "unix://")
+	running, err := Running(t.Context(), path)
+	if err != nil || len(running) != 1 {
+		t.Errorf("%v, %v", running, err)
+	}
+}

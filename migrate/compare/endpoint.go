@@ -30,9 +30,13 @@ type endpoint struct {
 }
 
 // dial finds out which CRI the shim speaks. Kubelets' own dockershims, also that of 1.23, serve v1alpha2, which has the same
-// messages under another name.
+// messages under another name. A path alone is a socket, as kubelets take it.
 func dial(ctx context.Context, address string) (*endpoint, error) {
-	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+	target := address
+	if strings.HasPrefix(address, "/") {
+		target = "unix://" + address
+	}
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	if err != nil {
 		return nil, fmt.Errorf("endpoint %s: %w", address, err)
 	}
