@@ -101,6 +101,9 @@ func (t *table[S, R, P, V]) load() error {
 		if process.Starved(err) {
 			return fmt.Errorf("load %s record %s: %w", t.kind, filepath.Base(path), err)
 		}
+		if t.store.readOnly && errors.Is(err, fs.ErrNotExist) {
+			continue // the daemon has removed it meanwhile
+		}
 		if err != nil {
 			t.refuse(path, err)
 			continue

@@ -952,3 +952,41 @@ func TestTheUserIsThatOfTheStart(t *testing.T) {
 		t.Errorf("the user has become %d", got.User.UID)
 	}
 }
+
+// crishim verify and crishim state read beside the daemon: a record that went between the look at the folder and at the file is
+// none that cannot be read.
+func TestARecordThatIsRemovedMeanwhileIsNotABadOne(t *testing.T) {
+	root := filledRoot(t)
+	s := openStore(t, root)
+	stop := make(chan struct{})
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			p := samplePod(fmt.Sprintf("brief-%d", i%10))
+			if err := errors.Join(s.PutPod(p), s.DeletePod(p.ID)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 2000 {
+		ro, err := OpenReadOnly(root)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		bad := ro.Quarantined()
+		_ = ro.Close()
+		if len(bad) != 0 {
+			t.Errorf("%+v", bad)
+			break
+		}
+	}
+	close(stop)
+	writing.Wait()
+}
