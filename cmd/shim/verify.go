@@ -51,7 +51,7 @@ func runVerify(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 			places.PodDirs = filepath.Join(f.Value, "pods")
 		}
 	}
-	conn, err := grpc.NewClient(c.Listen[0], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := dialCRI(c.Listen[0])
 	if err != nil {
 		return err
 	}
@@ -78,6 +78,13 @@ func runVerify(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// maxAnswer is what a kubelet's client accepts.
+const maxAnswer = 16 << 20
+
+func dialCRI(endpoint string) (*grpc.ClientConn, error) {
+	return grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
 }
 
 // gatherLeftovers reads what may be left over first, then who lives: what is made meanwhile is known. serving says that
