@@ -37,6 +37,34 @@ type step struct {
 	run   func(ctx context.Context) (detail string, err error)
 }
 
+// bounded runs the step until its context ends, also where that does not reach it: SPDY's dials and writes know none, and what
+// is checked may be a runtime that takes nothing. Then it is left behind, for what little of the process's life there is.
+func (s step) bounded(ctx context.Context) (string, error) {
+	type result struct {
+		detail string
+		err    error
+	}
+	done := make(chan result, 1)
+	go func() {
+		detail, err := s.run(ctx)
+		done <- result{detail, err}
+	}()
+	select {
+	case r := <-done:
+		return r.detail, r.err
+	case <-ctx.Done():
+	}
+	select {
+	case r := <-done:
+		return r.detail, r.err
+	case <-time.After(lastWords):
+		return "", fmt.Errorf("it does not end: %w", ctx.Err())
+	}
+}
+
+// lastWords is for a step to say what its context's end has kept it from.
+const lastWords = 2 * time.Second
+
 // stepTimeout bounds one step; pulling and starting on a loaded node is slow, but not that slow.
 const stepTimeout = 2 * time.Minute
 
@@ -62,7 +90,7 @@ func Run(ctx context.Context, opts Options) error {
 		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 		defer cancel()
 		start := time.Now()
-		detail, err := s.run(ctx)
+		detail, err := s.bounded(ctx)
 		if errors.Is(err, errNothingToDo) {
 			return true
 		}
