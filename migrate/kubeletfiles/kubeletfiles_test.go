@@ -217,3 +217,16 @@ Restart=always
 		t.Errorf("the drop-in is %q, want it to have %q", edits[0].After, want)
 	}
 }
+
+// The kubelet's configuration can have the endpoint of images too, since 1.27: it would ask the old shim, which is stopped, for them.
+func TestAnEndpointForImagesInTheConfigurationIsNoticed(t *testing.T) {
+	for endpoint, refused := range map[string]bool{"unix:///var/run/cri-dockerd.sock": true, socket: false, `""`: false} {
+		f := read(t, tree(t, map[string]string{
+			unitPath: kubeadmUnit, kubeadmPath: kubeadmConf, "var/lib/kubelet/kubeadm-flags.env": "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///var/run/cri-dockerd.sock\"\n",
+			"var/lib/kubelet/config.yaml": "kind: KubeletConfiguration\nimageServiceEndpoint: " + endpoint + "\n",
+		}))
+		if _, err := f.Plan(Target{Endpoint: socket, Minor: 30}); errdefs.IsFailedPrecondition(err) != refused || err != nil && !strings.Contains(err.Error(), KubeadmConfig) {
+			t.Errorf("imageServiceEndpoint: %s: %v", endpoint, err)
+		}
+	}
+}

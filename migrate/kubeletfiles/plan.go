@@ -273,8 +273,8 @@ func (p *planner) check() error {
 	if got != p.target.Endpoint {
 		return fmt.Errorf("%s sets the endpoint to %q after all that can be edited: set it to %s there by hand: %w", where, got, p.target.Endpoint, errdefs.ErrFailedPrecondition)
 	}
-	if image, ok := p.now.Flag("image-service-endpoint"); ok && image.Value != p.target.Endpoint {
-		return fmt.Errorf("%s has --image-service-endpoint=%s: images and containers would be those of different runtimes; take it away: %w", place(image), image.Value, errdefs.ErrFailedPrecondition)
+	if image, where := p.now.ImageEndpoint(); image != "" && image != p.target.Endpoint {
+		return fmt.Errorf("%s sets the endpoint of images (image-service-endpoint, imageServiceEndpoint) to %s: images and containers would be those of different runtimes; take it away: %w", where, image, errdefs.ErrFailedPrecondition)
 	}
 	for _, name := range dockershimFlags {
 		if flag, ok := p.now.Flag(name); ok {

@@ -85,6 +85,11 @@ func (f *Files) Endpoint() (value, where string) {
 	return f.Setting("container-runtime-endpoint", "containerRuntimeEndpoint")
 }
 
+// ImageEndpoint is the one for images, "" where they come from Endpoint.
+func (f *Files) ImageEndpoint() (value, where string) {
+	return f.Setting("image-service-endpoint", "imageServiceEndpoint")
+}
+
 func place(f Flag) string {
 	if f.Variable != "" {
 		return f.File + " (" + f.Variable + ")"

@@ -233,6 +233,9 @@ func TestOneThingIsFound(t *testing.T) {
 		{"note flag-moves", Ready, flags("--network-plugin=cni --image-pull-progress-deadline=10m")},
 		{"note flag-pause", Ready, flags("--network-plugin=cni --pod-infra-container-image=k8s.gcr.io/pause:3.5")},
 		{"do image-endpoint", ToDo, flags("--network-plugin=cni --image-service-endpoint=unix:///other.sock")},
+		{"do image-endpoint", ToDo, func(t *testing.T, n *Node) {
+			n.Kubelet.Files = files(t, map[string]string{"lib/systemd/system/kubelet.service": "[Service]\nExecStart=/usr/bin/kubelet --config=/k.json\n", "k.json": `{"cgroupDriver":"systemd","imageServiceEndpoint":"unix:///other.sock"}`})
+		}},
 		{"do cni-none", ToDo, func(_ *testing.T, n *Node) { n.CNI = cni.Found{} }},
 		{"do cni-plugin", ToDo, func(_ *testing.T, n *Node) { n.CNI.Missing = "plugin bridge not found" }},
 		{"note cni-problem", Ready, func(_ *testing.T, n *Node) { n.CNI.Problem = "05-broken.conf: EOF" }},

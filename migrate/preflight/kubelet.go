@@ -135,8 +135,8 @@ func (x *examination) flags() {
 		}
 	}
 	x.seccomp()
-	if _, ok := x.node.Kubelet.Files.Flag("image-service-endpoint"); ok {
-		x.find(Do, "image-endpoint", "", "--image-service-endpoint is set: images and containers would be those of different runtimes", "take it away")
+	if image, where := x.node.Kubelet.Files.ImageEndpoint(); image != "" {
+		x.find(Do, "image-endpoint", where, "the kubelet has an endpoint of its own for images, "+image+": images and containers would be those of different runtimes", "take it away")
 	}
 }
 
