@@ -533,3 +533,35 @@ func TestLimitsOfAContainerThatDoesNotRunYet(t *testing.T) {
 	}
 	b.removePod(t, pod)
 }
+
+// The kubelet sets CPUs between CreateContainer and StartContainer: what it does not change keeps the plugin's value then, too.
+func TestAnUpdateBeforeTheStartKeepsAPluginsOOMScore(t *testing.T) {
+	b := pluggable(t)
+	b.connect(t, "oom", "10", &plugin{onCreate: func(*api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+		a, score := &api.ContainerAdjustment{}, 700
+		a.SetLinuxOomScoreAdj(&score)
+		return a, nil, nil
+	}})
+	pod, s := b.runPod(t)
+	b.network(t, pod)
+	for name, test := range map[string]struct {
+		asked int64
+		want  string
+	}{"unchanged": {0, "700"}, "changed": {600, "600"}} {
+		spec := b.containerSpec(t, pod, s, name, "sleep 1000")
+		st, err := b.CreateContainer(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.UpdateContainer(t.Context(), st.ID, &engine.Resources{CPUShares: 512, OOMScoreAdj: test.asked}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.StartContainer(t.Context(), st.ID, spec); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.TrimSpace(b.sh(t, st.ID, "cat /proc/1/oom_score_adj")); got != test.want {
+			t.Errorf("%s: oom_score_adj %s, want %s", name, got, test.want)
+		}
+	}
+	b.removePod(t, pod)
+}

@@ -50,7 +50,7 @@ func (e *Engine) update(ctx context.Context, c *container, r *engine.Resources, 
 	var err error
 	switch state {
 	case engine.ContainerCreated:
-		err = e.setLimits(c, r, over)
+		err = e.setLimits(c, r, &previous, over)
 	case engine.ContainerRunning:
 		err = e.changeLimits(ctx, c, r, &previous, over)
 	default:
@@ -68,7 +68,7 @@ func (e *Engine) update(ctx context.Context, c *container, r *engine.Resources, 
 }
 
 // setLimits is for a container without a process.
-func (e *Engine) setLimits(c *container, r *engine.Resources, over *specs.LinuxResources) error {
+func (e *Engine) setLimits(c *container, r, previous *engine.Resources, over *specs.LinuxResources) error {
 	if c.cleared {
 		return errCleared
 	}
@@ -82,7 +82,9 @@ func (e *Engine) setLimits(c *container, r *engine.Resources, over *specs.LinuxR
 	}
 	limits.Devices = oci.Linux.Resources.Devices
 	oci.Linux.Resources = spec.Overlay(limits, over)
-	oci.Process.OOMScoreAdj = new(e.oomScoreAdj(r))
+	if to := e.oomScoreAdj(r); to != e.oomScoreAdj(previous) { // else it may be a plugin's
+		oci.Process.OOMScoreAdj = &to
+	}
 	return failpoint.Around("native.container.bundle", func() error { return e.writeBundle(c.ID, oci) })
 }
 
