@@ -43,10 +43,12 @@ func (kernelNamespaces) guardLoopback(ctx context.Context) error {
 	rule := func(verb string) []string {
 		return slices.Concat([]string{"--wait", "5", "-t", "raw", verb, "PREROUTING"}, loopbackGuard)
 	}
-	if _, _, err := runPlugin(ctx, iptables, nil, nil, rule("-C")...); err == nil {
-		return nil
+	err = runRule(ctx, iptables, nil, rule("-C")...)
+	var ended *exec.ExitError
+	if errors.As(err, &ended) && ended.ExitCode() == 1 { // all else, such as a lock that others hold, says nothing of the rule
+		return runRule(ctx, iptables, nil, rule("-A")...)
 	}
-	return runRule(ctx, iptables, nil, rule("-A")...)
+	return err
 }
 
 func runRule(ctx context.Context, program string, stdin []byte, args ...string) error {

@@ -1,7 +1,10 @@
 package cni
 
 import (
+	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -30,6 +33,25 @@ func TestLoopbackIsGuardedOnce(t *testing.T) {
 	}
 	if err := (kernelNamespaces{}).guardLoopback(t.Context()); err != nil || strings.Count(rules(), "-A PREROUTING") != 1 {
 		t.Errorf("after a flush: %v, %s", err, rules())
+	}
+}
+
+// Where others hold the lock of iptables for longer than it is waited for, nothing is known of the rule, and it must not be there once
+// more with each pod.
+func TestTheGuardIsNotRepeatedWhereItCannotBeLookedFor(t *testing.T) {
+	for status, want := range map[string]string{"0": "-C", "1": "-C -A", "4": "-C"} {
+		dir := t.TempDir()
+		did := filepath.Join(dir, "did")
+		script := "#!/bin/sh\necho \"$5\" >>" + did + "\n[ \"$5\" != -C ] || exit " + status + "\n"
+		if err := os.WriteFile(filepath.Join(dir, "iptables"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("PATH", dir)
+		err := (kernelNamespaces{}).guardLoopback(t.Context())
+		got, readErr := os.ReadFile(did)
+		if told := strings.Join(strings.Fields(string(got)), " "); told != want || (err != nil) != (status == "4") || readErr != nil {
+			t.Errorf("-C ends with %s: %q was done, %v", status, told, errors.Join(err, readErr))
+		}
 	}
 }
 
