@@ -568,3 +568,45 @@ func TestASpecificationThatIsTooLongIsRefused(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// A file of a container's may say any size: what a checkpoint takes leaves the disk what is kept free, like all else that containers
+// make us write, and what cannot fit is not begun.
+func TestACheckpointLeavesTheDiskWhatIsKeptFree(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("a disk of its own needs root")
+	}
+	dir := t.TempDir()
+	work, upper := filepath.Join(dir, "work"), filepath.Join(dir, "upper")
+	if err := errors.Join(os.Mkdir(work, 0o700), os.Mkdir(upper, 0o755), os.WriteFile(filepath.Join(upper, "sparse"), nil, 0o600), os.Truncate(filepath.Join(upper, "sparse"), 1<<40)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", work, "tmpfs", 0, "size=20m"); err != nil {
+		t.Skipf("no disk of its own here: %v", err)
+	}
+	defer func() { _ = unix.Unmount(work, unix.MNT_DETACH) }()
+	left := func() int64 {
+		t.Helper()
+		var fs unix.Statfs_t
+		if err := unix.Statfs(work, &fs); err != nil {
+			t.Fatal(err)
+		}
+		return int64(fs.Bavail) * fs.Bsize
+	}
+	before := left()
+	if err := SaveFiles(t.Context(), work, upper); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("%v", err)
+	}
+	if after := left(); after < before-1<<20 {
+		t.Errorf("%d bytes were written of what cannot fit", before-after)
+	}
+	if err := os.Remove(filepath.Join(work, rootDiff)); err != nil {
+		t.Fatal(err)
+	}
+	images := filepath.Join(work, ImagesDir)
+	if err := errors.Join(os.Mkdir(images, 0o700), os.WriteFile(filepath.Join(images, "pages-1.img"), make([]byte, 15<<20), 0o600), os.WriteFile(filepath.Join(work, rootDiff), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Pack(t.Context(), work, &Config{}, &specs.Spec{}, filepath.Join(work, "c.tar")); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("%v", err)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/image/unpack"
+	"crishim/engine/native/space"
 )
 
 // The whiteouts of layers: what a container removed, and a folder of which nothing below shows through.
@@ -24,14 +25,14 @@ const (
 	opaqueWhiteout = ".wh..wh..opq"
 )
 
-// writeTree writes the named files and folders of a folder of ours as a tar.
-func writeTree(ctx context.Context, dir string, to io.Writer, names ...string) error {
+// writeTree writes the named files and folders of a folder of ours as a tar. It leaves the disk what space keeps free.
+func writeTree(ctx context.Context, dir string, to *os.File, names ...string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = root.Close() }()
-	p := packer{ctx: ctx, root: root, w: tar.NewWriter(to)}
+	p := newPacker(ctx, root, to)
 	for _, name := range names {
 		if err := fs.WalkDir(anyNames{root}, name, p.add); err != nil {
 			return err
@@ -41,14 +42,15 @@ func writeTree(ctx context.Context, dir string, to io.Writer, names ...string) e
 }
 
 // writeDiff writes the writable layer at upper as an image's layer. The container may change it meanwhile: nothing outside is
-// read, whatever it puts in the place of what.
-func writeDiff(ctx context.Context, upper string, to io.Writer) error {
+// read, whatever it puts in the place of what, and the disk keeps free what space says, whatever sizes its files have.
+func writeDiff(ctx context.Context, upper string, to *os.File) error {
 	root, err := os.OpenRoot(upper)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = root.Close() }()
-	p := packer{ctx: ctx, root: root, w: tar.NewWriter(to), layer: true}
+	p := newPacker(ctx, root, to)
+	p.layer = true
 	if err := fs.WalkDir(anyNames{root}, ".", p.add); err != nil {
 		return err
 	}
@@ -81,7 +83,13 @@ type packer struct {
 	ctx   context.Context
 	root  *os.Root
 	w     *tar.Writer
+	room  *space.Room
 	layer bool
+}
+
+func newPacker(ctx context.Context, root *os.Root, to *os.File) *packer {
+	room := space.On(to, 0)
+	return &packer{ctx: ctx, root: root, w: tar.NewWriter(room.Writer(to)), room: room}
 }
 
 // add is a fs.WalkDirFunc. What vanishes meanwhile is passed over.
@@ -137,6 +145,9 @@ func (p *packer) add(name string, _ fs.DirEntry, err error) error {
 func (p *packer) file(name string, header *tar.Header) error {
 	return withRegular(p.root, name, func(size int64, content *os.File) error {
 		header.Size = size
+		if err := p.room.Fits(size, 0); err != nil { // before the first byte: it may have holes and be larger than any disk
+			return fmt.Errorf("%.300s: %w", name, err)
+		}
 		if err := p.attributes(header, content); err != nil {
 			return err
 		}
