@@ -233,3 +233,16 @@ func TestThePackagedSampleIsCurrent(t *testing.T) {
 		t.Error("packaging/config.toml is stale: bin/crishim config --sample > packaging/config.toml")
 	}
 }
+
+// A value in the place of a section is one mistake, and is told in the section's words.
+func TestAValueInPlaceOfASectionIsOneMistake(t *testing.T) {
+	for text, want := range map[string]string{
+		"docker = 5\n":       "f:1: docker: it is a section, [docker]",
+		"streaming = true\n": "f:1: streaming: it is a section, [streaming]",
+		"handlers = 5\n":     "f:1: handlers: it has a section for each handler, [handlers.NAME]",
+	} {
+		if errs := Default().decode("f", []byte(text)); len(errs) != 1 || errs[0].Error() != want {
+			t.Errorf("%q: %v", text, errs)
+		}
+	}
+}

@@ -73,10 +73,7 @@ func withoutUnit(path string, written map[string]any, lines map[string]int) (key
 		}
 		value, rest := any(written), s.key
 		for rest != "" {
-			section, ok := value.(map[string]any)
-			if !ok {
-				break
-			}
+			section, _ := value.(map[string]any) // none where something else stands in its place, which the decoder tells
 			var name string
 			name, rest, _ = strings.Cut(rest, ".")
 			value = section[name]
@@ -120,6 +117,9 @@ func inTOML(key, message string) string {
 		if section, _, ok := strings.Cut(s.key, "."); ok && section == key {
 			return "it is a section, [" + key + "]"
 		}
+	}
+	if key == "handlers" {
+		return "it has a section for each handler, [handlers.NAME]"
 	}
 	if name, ok := strings.CutPrefix(key, "handlers."); ok && !strings.Contains(name, ".") {
 		return "it is a section, [" + key + "]"
