@@ -139,6 +139,11 @@ func TestPlanRefusesWhatItCannotEdit(t *testing.T) {
 			unitPath: "[Service]\nExecStart=/usr/bin/kubelet --network-plugin=cni\n",
 			"etc/systemd/system/kubelet.service.d/99-last.conf": "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet --network-plugin=cni\n",
 		}, "by hand"},
+		// A flag behind the shell's script is the shell's: the kubelet would go on with the old endpoint.
+		{"a shell", map[string]string{unitPath: "[Service]\nExecStart=/bin/sh -c 'exec /usr/bin/kubelet --container-runtime-endpoint=unix:///var/run/cri-dockerd.sock'\n"}, "a shell"},
+		{"a shell with more", map[string]string{
+			unitPath: "[Service]\nExecStart=-/usr/bin/bash -ec \"exec kubelet --config=/k.yaml >>/var/log/kubelet 2>&1\"\n", "var/lib/kubelet/config.yaml": "containerRuntimeEndpoint: unix:///var/run/cri-dockerd.sock\n",
+		}, "a shell"},
 		{"images of another runtime", map[string]string{unitPath: "[Service]\nExecStart=/usr/bin/kubelet --image-service-endpoint=unix:///x.sock\n"}, "image-service-endpoint"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -45,6 +45,9 @@ func (f *Files) Plan(t Target) ([]Edit, error) {
 	if len(f.Units) == 0 {
 		return nil, fmt.Errorf("there is no kubelet.service: start the kubelet with --container-runtime-endpoint=%s by hand: %w", t.Endpoint, errdefs.ErrFailedPrecondition)
 	}
+	if f.inShell() {
+		return nil, fmt.Errorf("ExecStart of kubelet.service gives a shell what it shall run, where flags cannot be told apart: set --container-runtime-endpoint=%s there by hand: %w", t.Endpoint, errdefs.ErrFailedPrecondition)
+	}
 	p := &planner{now: f.clone(), target: t, why: map[string][]string{}}
 	for _, step := range []func() error{p.dropFlags, p.containerRuntime, p.endpoint} {
 		if err := step(); err != nil {
@@ -55,6 +58,14 @@ func (f *Files) Plan(t Target) ([]Edit, error) {
 		return nil, err
 	}
 	return p.edits(f), nil
+}
+
+// inShell says that the kubelet's command line is an argument of a shell: a flag that is added to the unit's is not the kubelet's.
+func (f *Files) inShell() bool {
+	return slices.Contains([]string{"sh", "ash", "bash", "busybox", "dash", "ksh", "zsh"}, base(f.program)) &&
+		slices.ContainsFunc(f.args, func(a Argument) bool {
+			return strings.HasPrefix(a.Text, "-") && !strings.HasPrefix(a.Text, "--") && strings.HasSuffix(a.Text, "c")
+		})
 }
 
 func (f *Files) clone() *Files {
