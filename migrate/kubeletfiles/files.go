@@ -75,8 +75,7 @@ func Read(root string) (*Files, error) {
 		return nil, err
 	}
 	if flag, ok := f.Flag("config-dir"); ok {
-		paths, _ := filepath.Glob(filepath.Join(root, flag.Value, "*.conf"))
-		for _, path := range paths {
+		for _, path := range configsBelow(filepath.Join(root, flag.Value)) {
 			if err := add(&f.Configs, root, "/"+strings.TrimPrefix(strings.TrimPrefix(path, root), "/")); err != nil {
 				return nil, err
 			}
@@ -90,6 +89,18 @@ func Read(root string) (*Files, error) {
 		f.Instance = &instance[0]
 	}
 	return f, f.checkConfigs()
+}
+
+// configsBelow are the files that a kubelet reads of its --config-dir, in its order.
+func configsBelow(dir string) []string {
+	var paths []string
+	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() && filepath.Ext(path) == ".conf" {
+			paths = append(paths, path)
+		}
+		return nil // what cannot be read keeps the kubelet itself from starting
+	})
+	return paths
 }
 
 // UnmarshalJSON reads recorded files.

@@ -235,3 +235,22 @@ func TestAnEndpointForImagesInTheConfigurationIsNoticed(t *testing.T) {
 		}
 	}
 }
+
+// The kubelet goes through the whole tree of its --config-dir: the last file counts, wherever in it.
+func TestConfigurationsBelowTheFolderCount(t *testing.T) {
+	root := tree(t, map[string]string{
+		unitPath:                       "[Service]\nExecStart=/usr/bin/kubelet --config=/k.yaml --config-dir=/k.d\n",
+		"k.yaml":                       "cgroupDriver: systemd\n",
+		"k.d/10-a.conf":                "containerRuntimeEndpoint: unix:///a.sock\n",
+		"k.d/20-b/late.conf":           "containerRuntimeEndpoint: unix:///var/run/cri-dockerd.sock\n",
+		"k.d/20-b/not-read.conf.saved": "containerRuntimeEndpoint: unix:///c.sock\n",
+	})
+	f := read(t, root)
+	if value, where := f.Endpoint(); value != "unix:///var/run/cri-dockerd.sock" || where != "/k.d/20-b/late.conf" {
+		t.Errorf("the endpoint is %q in %s", value, where)
+	}
+	edits, err := f.Plan(Target{Endpoint: socket, Minor: 34})
+	if err != nil || len(edits) != 1 || edits[0].Path != "/k.d/20-b/late.conf" {
+		t.Errorf("%+v, %v", edits, err)
+	}
+}
