@@ -110,7 +110,7 @@ func replace(root, path, from, to string, mode fs.FileMode, absent, force bool) 
 		if !absent && !force {
 			return fmt.Errorf("%s is gone: %w", path, errdefs.ErrConflict)
 		}
-		if err := os.MkdirAll(filepath.Dir(on), 0o755); err != nil {
+		if err := makeFolder(filepath.Dir(on)); err != nil {
 			return err
 		}
 	case err != nil:
@@ -131,6 +131,17 @@ func replace(root, path, from, to string, mode fs.FileMode, absent, force bool) 
 		return os.Chown(on, int(st.Uid), int(st.Gid))
 	}
 	return nil
+}
+
+// makeFolder makes an absent folder, open to be read whatever the umask is.
+func makeFolder(dir string) error {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 func remove(root string, e Edit, force bool) error {

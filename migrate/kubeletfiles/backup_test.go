@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 func TestApplyAndRestoreAreInverse(t *testing.T) {
@@ -122,4 +123,20 @@ func contents(t *testing.T, root string) map[string]string {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// The comparison before a switch runs a daemon in the same process, with its umask: others could not read the kubelet's unit afterwards.
+func TestTheFolderOfADropInIsOpenToBeRead(t *testing.T) {
+	root := t.TempDir()
+	old := unix.Umask(0o027)
+	defer unix.Umask(old)
+	edits := []Edit{{Path: DropIn, After: "[Service]\n", Mode: 0o644, New: true}}
+	if err := Apply(root, edits); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]os.FileMode{DropIn: 0o644, filepath.Dir(DropIn): 0o755} {
+		if info, err := os.Stat(filepath.Join(root, path)); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s is %v, %v", path, info.Mode(), err)
+		}
+	}
 }
