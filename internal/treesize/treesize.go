@@ -49,6 +49,11 @@ type Options struct {
 // no symbolic link is followed, no other file system entered, and what cannot be opened any more is left out. Hard links
 // count once. The error is os.ErrNotExist where the directory itself is absent, or ctx's.
 func Of(ctx context.Context, dir string, options Options) (Size, error) {
+	w := walker{Options: options}
+	return w.walk(ctx, dir)
+}
+
+func (w *walker) walk(ctx context.Context, dir string) (Size, error) {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return Size{}, &os.PathError{Op: "open", Path: dir, Err: err}
@@ -58,10 +63,10 @@ func Of(ctx context.Context, dir string, options Options) (Size, error) {
 	if err := unix.Fstat(root, &st); err != nil {
 		return Size{}, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	w := walker{Options: options, root: root, device: st.Dev, listing: listings.Get().(*[32 << 10]byte), batchBegan: time.Now()}
+	w.root, w.device, w.listing, w.batchBegan = root, st.Dev, listings.Get().(*[32 << 10]byte), time.Now()
 	defer listings.Put(w.listing)
 	defer w.close()
-	for _, path := range options.Skip {
+	for _, path := range w.Skip {
 		var at unix.Stat_t
 		if unix.Lstat(path, &at) == nil && at.Dev == st.Dev {
 			if w.skip == nil {
@@ -71,7 +76,7 @@ func Of(ctx context.Context, dir string, options Options) (Size, error) {
 		}
 	}
 	w.count(&st)
-	w.pending = []*folder{{name: "."}}
+	w.pending = []*folder{{name: ".", inode: st.Ino}}
 	for len(w.pending) > 0 {
 		next := w.pending[len(w.pending)-1]
 		w.pending = w.pending[:len(w.pending)-1]
@@ -87,6 +92,7 @@ func Of(ctx context.Context, dir string, options Options) (Size, error) {
 type folder struct {
 	parent *folder // nil for the root
 	name   string
+	inode  uint64
 }
 
 type walker struct {
@@ -103,6 +109,7 @@ type walker struct {
 	links      map[uint64]struct{}
 	entries    int
 	batchBegan time.Time
+	steps      int // names that the kernel was asked to follow, for a test
 }
 
 func (w *walker) close() {
@@ -114,13 +121,15 @@ func (w *walker) close() {
 
 // open opens a folder that is where it was seen, by no link and on the root's file system.
 func (w *walker) open(f *folder) (int, error) {
-	if f.parent != nil && f.parent == w.last {
+	if f.parent != nil && w.last != nil && w.climb(f.parent) {
+		w.steps++
 		return openBelow(w.lastFD, f.name)
 	}
 	var names []string
 	for at := f; at != nil; at = at.parent {
 		names = append(names, at.name)
 	}
+	w.steps += len(names)
 	at, owned := w.root, false
 	for i := len(names) - 1; ; {
 		part := names[i]
@@ -136,6 +145,31 @@ func (w *walker) open(f *folder) (int, error) {
 		}
 		at, owned = next, true
 	}
+}
+
+// climb makes a folder the one that is open, which the open one lies in: what is read next lies in a folder on the way to what
+// was read last, and by its whole path each folder of a deep tree would take as long as the tree is deep. It says false where
+// the way up is not the one down any more; what is open is anywhere on it then.
+func (w *walker) climb(to *folder) bool {
+	for w.last != to {
+		up := w.last.parent
+		if up == nil {
+			return false
+		}
+		w.steps++
+		fd, err := unix.Openat(w.lastFD, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return false
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Dev != w.device || st.Ino != up.inode {
+			_ = unix.Close(fd)
+			return false // it was moved meanwhile, perhaps out of the tree
+		}
+		w.close()
+		w.last, w.lastFD = up, fd
+	}
+	return true
 }
 
 func openBelow(dir int, name string) (int, error) {
@@ -191,7 +225,7 @@ func (w *walker) directory(ctx context.Context, in *folder) error {
 			}
 			w.count(&st)
 			if isDir {
-				w.pending = append(w.pending, &folder{parent: in, name: entry})
+				w.pending = append(w.pending, &folder{parent: in, name: entry, inode: st.Ino})
 			}
 		}
 		if w.entries += len(w.names); w.entries >= batch {
