@@ -1,8 +1,12 @@
 package docker
 
 import (
+	"maps"
+	"os"
 	"testing"
 	"time"
+
+	"github.com/docker/docker/api/types/events"
 
 	"crishim/engine"
 )
@@ -28,5 +32,34 @@ func TestAnEndBeforeTheLookIsTold(t *testing.T) {
 	w.noteDeath("c", "0", at.Add(2*time.Second))
 	if _, ok := w.endBefore(running); ok {
 		t.Error("a death after the start is told as one before it")
+	}
+}
+
+// Docker writes a container's labels, which may be its image's, over what its events tell.
+func TestALabelIsNotTakenForAnExitCode(t *testing.T) {
+	for _, labels := range []map[string]string{nil, {"exitCode": "0"}, {"execID": "theirs"}} {
+		f := newFake(t)
+		runs := running
+		runs.Pid = os.Getpid()
+		f.put(testContainer, runs)
+		f.mu.Lock()
+		maps.Copy(f.containers[testContainer].Config.Labels, labels)
+		f.mu.Unlock()
+		e, sink := watched(t, f.socket, nil)
+		sink.waitReady(t)
+		attributes := map[string]string{"exitCode": "42", "execID": "theirs"}
+		maps.Copy(attributes, labels)
+		ended := e.execs.expect("theirs")
+		e.current.Load().watch.note(&events.Message{Type: events.ContainerEventType, Action: events.ActionExecDie, Actor: events.Actor{ID: testContainer, Attributes: attributes}})
+		select {
+		case code := <-ended:
+			if labels != nil {
+				t.Errorf("%v: told %d", labels, code)
+			}
+		default:
+			if labels == nil {
+				t.Error("the event of a container without such labels is not believed")
+			}
+		}
 	}
 }

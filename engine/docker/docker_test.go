@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -83,6 +84,7 @@ func TestDocker(t *testing.T) {
 		{"the pod's namespaces are shared", sharedNamespaces},
 		{"a pod whose files are gone gets them anew", restoredPodFiles},
 		{"an exec gives output and exit code", execOutput},
+		{"labels say nothing of how an exec ended", execOfLabelled},
 		{"an exec that is cancelled leaves no process", execCancelled},
 		{"a child that keeps an exec's output open is not waited for", execWithLoudChild},
 		{"an exec that cannot start leaks nothing", execFails},
@@ -345,6 +347,22 @@ func sharedNamespaces(t *testing.T, b *bench) {
 	a, _ := os.Readlink(procPath(first.PID, "ns/pid"))
 	if z, _ := os.Readlink(procPath(second.PID, "ns/pid")); a == "" || a != z {
 		t.Errorf("target's pid namespace %q, the debugger's %q", a, z)
+	}
+}
+
+// Docker writes a container's labels, which may be its image's, over what its events tell.
+func execOfLabelled(t *testing.T, b *bench) {
+	pod, _ := b.pod(t, nil)
+	for _, labels := range []map[string]string{{"exitCode": "0"}, {"execID": "other"}, {"execID": "other", "exitCode": "7"}} {
+		spec := b.containerSpec(pod, "/bin/sleep", "1000")
+		spec.Labels = labels
+		c := b.container(t, spec)
+		for range 3 {
+			code, err := b.e.Exec(t.Context(), c.ID, &engine.ExecSpec{Command: []string{"/bin/sh", "-c", "exit 42"}, Streams: engine.Streams{Stdout: io.Discard}})
+			if err != nil || code != 42 {
+				t.Errorf("%v: %d, %v", labels, code, err)
+			}
+		}
 	}
 }
 

@@ -19,14 +19,25 @@ type firstProcess struct {
 	root string
 	// byDocker is for those that Docker has to signal itself, see signalledByDocker.
 	byDocker bool
+	// codesInEvents: what an event of the container says of an exit code, and of whose it is, is Docker's word. It writes the
+	// container's labels over that, which may be the image's.
+	codesInEvents bool
 }
+
+// The attributes of events that labels of the same name hide.
+const (
+	attributeExitCode = "exitCode"
+	attributeExecID   = "execID"
+)
 
 // firstProcesses are those of containers and pods that are not removed, by id; of one that has ended the last.
 type firstProcesses struct{ m sync.Map }
 
 // seen notes the process of a container that Docker calls running.
 func (f *firstProcesses) seen(in *container.InspectResponse, startTicks uint64, facts *facts) {
-	f.m.Store(in.ID, firstProcess{in.State.Pid, startTicks, mergedDir(in, facts), signalledByDocker(in, facts)})
+	_, code := in.Config.Labels[attributeExitCode]
+	_, exec := in.Config.Labels[attributeExecID]
+	f.m.Store(in.ID, firstProcess{in.State.Pid, startTicks, mergedDir(in, facts), signalledByDocker(in, facts), !code && !exec})
 }
 
 func (f *firstProcesses) of(id string) (p firstProcess, known bool) {

@@ -284,9 +284,10 @@ func (w *watcher) subscribe(running *sync.WaitGroup, end context.CancelCauseFunc
 // note never waits: dockerd drops the events of those who do.
 func (w *watcher) note(m *events.Message) {
 	attributes := m.Actor.Attributes
+	process, _ := w.e.processes.of(m.Actor.ID)
 	if m.Action == events.ActionExecDie {
-		if code, err := strconv.Atoi(attributes["exitCode"]); err == nil {
-			w.e.execs.ended(attributes["execID"], code)
+		if code, err := strconv.Atoi(attributes[attributeExitCode]); err == nil && process.codesInEvents { // else an inspect tells
+			w.e.execs.ended(attributes[attributeExecID], code)
 		}
 		return
 	}
@@ -308,8 +309,8 @@ func (w *watcher) note(m *events.Message) {
 		case m.Action == events.ActionCreate && w.e.own.covers(attributes["name"], id),
 			m.Action == events.ActionStart && w.e.own.covers(id, id):
 			return
-		case m.Action == events.ActionDie && kind == workload:
-			w.noteDeath(id, attributes["exitCode"], time.Unix(0, m.TimeNano))
+		case m.Action == events.ActionDie && kind == workload && process.codesInEvents:
+			w.noteDeath(id, attributes[attributeExitCode], time.Unix(0, m.TimeNano))
 		}
 		w.mark(id, kind)
 	}
