@@ -33,6 +33,11 @@ func TestAnEndBeforeTheLookIsTold(t *testing.T) {
 	if _, ok := w.endBefore(running); ok {
 		t.Error("a death after the start is told as one before it")
 	}
+	// That look was older than the end, and the next one finds the container started anew.
+	again := &engine.ContainerStatus{ID: "c", State: engine.ContainerRunning, PID: 6, StartedAt: at.Add(3 * time.Second)}
+	if ended, ok := w.endBefore(again); !ok || !ended.FinishedAt.Equal(at.Add(2*time.Second)) || len(w.died) != 0 {
+		t.Errorf("the end is lost that came while a look was under way: %+v, %v", ended, ok)
+	}
 }
 
 // Docker writes a container's labels, which may be its image's, over what its events tell.

@@ -333,13 +333,18 @@ func (w *watcher) noteDeath(id, exitCode string, at time.Time) {
 	w.died[id] = death{int32(code), at}
 }
 
-// endBefore is the end of a container that runs again by the time of the look (docker restart): only its event told of it.
+// endBefore is the end of a container that runs again by the time of the look (docker restart): only its event told of it. An end
+// after the start that was seen is kept for the next look: this one was older.
 func (w *watcher) endBefore(status *engine.ContainerStatus) (ended engine.ContainerStatus, ok bool) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	d, ok := w.died[string(status.ID)]
+	runs := status.State == engine.ContainerRunning
+	if !ok || runs && !d.at.Before(status.StartedAt) {
+		return ended, false
+	}
 	delete(w.died, string(status.ID))
-	w.mu.Unlock()
-	if !ok || status.State != engine.ContainerRunning || !d.at.Before(status.StartedAt) {
+	if !runs {
 		return ended, false
 	}
 	ended = *status
