@@ -274,7 +274,8 @@ func (s *Store) exitMissed(e *containerEntry, st *engine.ContainerStatus) bool {
 	}
 	from := containerStage(e)
 	exited := *old
-	exited.State, exited.FinishedAt, exited.ExitCode, exited.Reason = engine.ContainerExited, st.StartedAt, ExitUnknown, ReasonUnknown
+	// Before the other start, by which restarted tells it again while it runs.
+	exited.State, exited.FinishedAt, exited.ExitCode, exited.Reason = engine.ContainerExited, st.StartedAt.Add(-time.Nanosecond), ExitUnknown, ReasonUnknown
 	exited.Message = "somebody else started the container again; how it had ended was not seen"
 	e.status, e.applied = advance(e.status, exited), time.Now()
 	s.containers.changed(e, from)

@@ -65,4 +65,9 @@ func TestAnExitThatAQuickRestartHidIsNoted(t *testing.T) {
 	if v, _ := s.Container(c.ID); told != 1 || v.State != engine.ContainerExited || v.Status.ExitCode != ExitUnknown || v.Status.Reason != ReasonUnknown {
 		t.Errorf("told %d times; it is %v with exit code %d, %s", told, v.State, v.Status.ExitCode, v.Status.Reason)
 	}
+	// Whoever was told could do nothing while the engine was away: it is told again.
+	sink.Resync(engine.Snapshot{Pods: []engine.PodStatus{{ID: "pod-a", State: engine.PodReady}}, Containers: []engine.ContainerStatus{again}})
+	if told != 2 {
+		t.Errorf("told %d times after a resync that still shows it running, want 2", told)
+	}
 }
