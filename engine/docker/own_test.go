@@ -1,7 +1,9 @@
 package docker
 
 import (
+	"context"
 	"net/http"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -82,5 +84,47 @@ func TestAContainerWhoseCreationWasNotAnsweredIsRemoved(t *testing.T) {
 	}
 	if n := f.requests("DELETE /containers/" + testContainer); n != 1 {
 		t.Errorf("%d requests to remove it", n)
+	}
+}
+
+// madeEarly is a sink that is slow to hear that the engine is ready: by then calls make containers.
+type madeEarly struct {
+	record
+	ready, taken time.Time
+}
+
+func (m *madeEarly) Health(h engine.Health) {
+	if h.Ready {
+		m.ready = time.Now()
+	}
+	m.record.Health(h)
+}
+
+func (m *madeEarly) Resync(s engine.Snapshot) {
+	m.taken = s.Taken
+	m.record.Resync(s)
+}
+
+// What is made as soon as the engine is ready is not in the snapshot, which may be taken in later: it is not gone.
+func TestASnapshotIsOlderThanWhatItsSessionMakes(t *testing.T) {
+	f := newFake(t)
+	dir := t.TempDir()
+	e, err := New(Options{Socket: "unix://" + f.socket, RunDir: filepath.Join(dir, "run"), RootDir: filepath.Join(dir, "root")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	sink := &madeEarly{}
+	ended := make(chan error, 1)
+	go func() { ended <- e.Watch(ctx, sink) }()
+	eventually(t, 20*time.Second, "the snapshot is told", func() bool {
+		sink.mu.Lock()
+		defer sink.mu.Unlock()
+		return sink.resyncs > 0
+	})
+	cancel()
+	<-ended
+	if sink.taken.IsZero() || sink.taken.After(sink.ready) {
+		t.Errorf("the snapshot is of %v, and the engine was ready at %v", sink.taken, sink.ready)
 	}
 }

@@ -153,6 +153,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	}
 	info := facts.info()
 	e.info.Store(&info)
+	snapshot.Taken = time.Now() // what calls make from now on is not in it
 	e.current.Store(s)
 	defer e.current.CompareAndSwap(s, nil)
 	e.images.Invalidate()
