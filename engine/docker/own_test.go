@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,5 +127,31 @@ func TestASnapshotIsOlderThanWhatItsSessionMakes(t *testing.T) {
 	<-ended
 	if sink.taken.IsZero() || sink.taken.After(sink.ready) {
 		t.Errorf("the snapshot is of %v, and the engine was ready at %v", sink.taken, sink.ready)
+	}
+}
+
+// Docker's names have the pod's uid and not the sandbox, so that two sandboxes of a pod may ask for the same one.
+func TestAContainerThatRunsInAnotherSandboxIsNoLeftover(t *testing.T) {
+	for _, test := range []struct {
+		what     string
+		state    container.State
+		recorded bool
+		removed  bool
+	}{{"recorded and running", running, true, false}, {"recorded, and it has exited", exited, true, true}, {"running without a record", running, false, true}} {
+		f := newFake(t)
+		f.put(testContainer, test.state)
+		name := strings.TrimPrefix(f.containers[testContainer].Name, "/")
+		f.mu.Lock()
+		f.containers[name] = f.containers[testContainer] // it is asked for by its name
+		f.fail["/containers/create"] = func(w http.ResponseWriter) { w.WriteHeader(http.StatusConflict) }
+		f.mu.Unlock()
+		e, sink := watched(t, f.socket, func(o *Options) { o.Recorded = func(string) bool { return test.recorded } })
+		sink.waitReady(t)
+		_, err := e.create(t.Context(), &createBody{Name: name, HostConfig: &container.HostConfig{}, Config: &container.Config{
+			Labels: map[string]string{labelType: typeContainer, labelSandbox: otherContainer},
+		}})
+		if removed := f.requests("DELETE /containers/"+testContainer) > 0; err == nil || removed != test.removed || !test.removed && !errdefs.IsAlreadyExists(err) {
+			t.Errorf("%s: removed is %v, %v", test.what, removed, err)
+		}
 	}
 }

@@ -96,6 +96,10 @@ func (e *Engine) removeLeftover(ctx context.Context, s *session, body *createBod
 		old.Config.Labels[labelType] != body.Config.Labels[labelType] || strings.TrimPrefix(old.Name, "/") != body.Name {
 		return fmt.Errorf("the name %s is taken by container %s, which is not ours: %w", body.Name, old.ID, errdefs.ErrAlreadyExists)
 	}
+	if recorded := s.recorded != nil && s.recorded(old.ID); recorded && old.State.Running && old.Config.Labels[labelSandbox] != body.Config.Labels[labelSandbox] {
+		// The name has the pod's uid, the caller's records the sandbox: it is no leftover but another sandbox's, and was not to end.
+		return fmt.Errorf("container %s of the same name and attempt runs in pod sandbox %s: %w", old.ID, old.Config.Labels[labelSandbox], errdefs.ErrAlreadyExists)
+	}
 	e.cgroups.made(old.ID, old.HostConfig.CgroupParent, s.facts)
 	if err := e.removeWhole(ctx, s, old.ID); err != nil {
 		return err
