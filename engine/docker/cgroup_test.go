@@ -1,7 +1,9 @@
 package docker
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -330,5 +332,45 @@ func TestAStartSetsTheScoreOfAnUpdateBefore(t *testing.T) {
 	b := newUpdateBench(t)
 	if _, err := b.StartContainer(t.Context(), testContainer, &engine.ContainerSpec{Resources: engine.Resources{OOMScoreAdj: 500}}); err == nil {
 		t.Error("it was started with the score of its creation")
+	}
+}
+
+// A limit that is taken back is waited for no longer than the engine is there: the container's lock is held meanwhile.
+func TestALimitThatIsTakenBackEndsWithTheEngine(t *testing.T) {
+	f := newFake(t)
+	runs := running
+	runs.Pid = os.Getpid() // in no cgroup of the container's, so that its files cannot be written
+	f.put(testContainer, runs)
+	hangs := make(chan struct{})
+	updates := 0
+	f.mu.Lock()
+	f.fail["/containers/"+testContainer+"/update"] = func(w http.ResponseWriter) {
+		f.mu.Lock()
+		updates++
+		first := updates == 1
+		f.mu.Unlock()
+		if first {
+			_, _ = io.WriteString(w, "{}")
+			return
+		}
+		close(hangs)
+		<-f.stop
+	}
+	f.mu.Unlock()
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- e.UpdateContainer(context.Background(), testContainer, &engine.Resources{Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 2 << 20}}})
+	}()
+	<-hangs
+	f.end()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("the update succeeded")
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the update goes on without the engine")
 	}
 }

@@ -454,7 +454,10 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 			old := resourcesOf(in.HostConfig)
 			back, lerr := lowerUpdate(&old, &change, path, s.facts)
 			if lerr == nil {
-				_, lerr = s.cli.ContainerUpdate(context.WithoutCancel(ctx), string(id), container.UpdateConfig{Resources: back})
+				undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickLimit)
+				defer cancel()
+				defer context.AfterFunc(s.life, cancel)()
+				_, lerr = s.cli.ContainerUpdate(undo, string(id), container.UpdateConfig{Resources: back})
 			}
 			return errors.Join(err, lerr)
 		}
