@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/internal/process"
 )
 
 // The pace of watching. A dockerd that stops is noticed within pingEvery + pingLimit; one that dies, at once. All that is asked of it
@@ -285,9 +286,9 @@ func (w *watcher) subscribe(running *sync.WaitGroup, end context.CancelCauseFunc
 // note never waits: dockerd drops the events of those who do.
 func (w *watcher) note(m *events.Message) {
 	attributes := m.Actor.Attributes
-	process, _ := w.e.processes.of(m.Actor.ID)
+	first, _ := w.e.processes.of(m.Actor.ID)
 	if m.Action == events.ActionExecDie {
-		if code, err := strconv.Atoi(attributes[attributeExitCode]); err == nil && process.codesInEvents { // else an inspect tells
+		if code, err := strconv.Atoi(attributes[attributeExitCode]); err == nil && first.codesInEvents { // else an inspect tells
 			w.e.execs.ended(attributes[attributeExecID], code)
 		}
 		return
@@ -310,7 +311,7 @@ func (w *watcher) note(m *events.Message) {
 		case m.Action == events.ActionCreate && w.e.own.covers(attributes["name"], id),
 			m.Action == events.ActionStart && w.e.own.covers(id, id):
 			return
-		case m.Action == events.ActionDie && kind == workload && process.codesInEvents:
+		case m.Action == events.ActionDie && kind == workload && first.codesInEvents:
 			w.noteDeath(id, attributes[attributeExitCode], time.Unix(0, m.TimeNano))
 		}
 		w.mark(id, kind)
@@ -492,6 +493,9 @@ func (e *Engine) fill(ctx context.Context, f *facts, o *observed, in *container.
 	if o.kind == sandbox {
 		status := e.podStatus(in, f)
 		o.pod = &status
+		// Whoever is told does not believe it of a pod whose process still runs, and no event tells of that one's end.
+		p, known := e.processes.of(in.ID)
+		o.again = status.State != engine.PodReady && known && p.startTicks != 0 && !process.Gone(p.pid, p.startTicks)
 		return
 	}
 	status := e.containerStatus(in, f)
