@@ -237,3 +237,60 @@ func execsThatHang(t *testing.T, b *bench, options ...func(*engine.PodSpec)) {
 	}
 	b.removePod(t, pod)
 }
+
+// An exec that hangs while it is made is given up when its container ends by itself, whose end is told: also where other processes
+// than the first are not ended by the kernel with it.
+//
+// Rows: R07 (part)
+func TestAContainersEndIsToldThoughAnExecHangs(t *testing.T) {
+	b := serving(t)
+	for name, shared := range map[string]func(*engine.PodSpec){"PIDs of its own": func(*engine.PodSpec) {}, "the pod's PIDs": sharedPIDs} {
+		t.Run(name, func(t *testing.T) {
+			pod, s := b.runPod(t, shared)
+			etc := t.TempDir()
+			spec := b.containerSpec(t, pod, s, "c", "touch /etc/runs; while ! test -e /etc/end; do sleep 0.1; done; exit 7")
+			spec.Mounts = []engine.Mount{{HostPath: etc, ContainerPath: "/etc"}}
+			st, err := b.CreateContainer(t.Context(), spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if st, err = b.StartContainer(t.Context(), st.ID, spec); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, 20*time.Second, "the container runs", func() bool {
+				_, err := os.Stat(filepath.Join(etc, "runs"))
+				return err == nil
+			})
+			if err := unix.Mkfifo(filepath.Join(etc, "passwd"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan bool, 1)
+			go func() {
+				code, err := b.Exec(t.Context(), st.ID, &engine.ExecSpec{Command: []string{"true"}})
+				ended <- err == nil && code == 0
+			}()
+			hangs := 0
+			eventually(t, 20*time.Second, "the exec hangs", func() bool {
+				pids, err := b.cgroups.Processes(b.containers[st.ID].Cgroup.Path)
+				// It is the helper until it runs its command.
+				if err == nil && slices.ContainsFunc(pids, func(pid int) bool {
+					line, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+					return strings.HasSuffix(string(line), "\x00init\x00")
+				}) {
+					hangs++
+				}
+				return hangs == 10
+			})
+			if err := os.WriteFile(filepath.Join(etc, "end"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if st := b.exited(t, st.ID); st.ExitCode != 7 {
+				t.Errorf("exit code %d", st.ExitCode)
+			}
+			if <-ended {
+				t.Error("the exec did not hang")
+			}
+			b.removePod(t, pod)
+		})
+	}
+}

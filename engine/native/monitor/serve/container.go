@@ -44,6 +44,8 @@ type container struct {
 
 	// op is held by what changes the container: one at a time.
 	op sync.Mutex
+	// numbered is held, to read, by what knows the first process by its number alone (joined).
+	numbered sync.RWMutex
 
 	mu      sync.Mutex
 	status  monitor.Status
@@ -337,6 +339,11 @@ func (c *container) checkpoint(args *monitor.CheckpointArgs) (any, error) {
 	if status := c.currentStatus(); status != monitor.StatusRunning && status != monitor.StatusPaused {
 		return nil, fmt.Errorf("container %s is %s, neither running nor paused: %w", c.id, status, errdefs.ErrFailedPrecondition)
 	}
+	leave, err := c.joined()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	return nil, c.step("checkpoint", func() error { return c.runtime.Checkpoint(args) })
 }
 
@@ -385,6 +392,32 @@ func (c *call) delete() (any, error) {
 		s.events.publish(monitor.EventDeleted, func() monitor.State { return monitor.State{ID: found.id} })
 	}
 	return nil, nil
+}
+
+// joined keeps the first process's number its own until leave: runtimes join its namespaces by that, and would join those of
+// whatever process has it next, one of the host's even. ErrFailedPrecondition once it has exited.
+func (c *container) joined() (leave func(), err error) {
+	c.numbered.RLock()
+	select {
+	case <-c.dead:
+		c.numbered.RUnlock()
+		return nil, fmt.Errorf("container %s has exited: %w", c.id, errdefs.ErrFailedPrecondition)
+	default:
+		return c.numbered.RUnlock, nil
+	}
+}
+
+// leaveTimeout bounds the wait for what joined has let in, which is given up when the container ends: a runtime may hang.
+const leaveTimeout = 5 * time.Second
+
+// awaitLeave returns when nobody goes by the number of the first process any more, which is dead.
+func (c *container) awaitLeave() {
+	for deadline := time.Now().Add(leaveTimeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if c.numbered.TryLock() {
+			c.numbered.Unlock()
+			return
+		}
+	}
 }
 
 func (c *container) currentStatus() monitor.Status {

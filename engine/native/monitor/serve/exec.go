@@ -119,8 +119,7 @@ func (c *container) exec(ctx context.Context, spec json.RawMessage, stdio Stdio)
 		return nil, fmt.Errorf("prepare the stdio of a process in container %s: %w", c.id, err)
 	}
 	run := &running{container: c, dead: make(chan struct{})}
-	run.process, run.reaped, err = c.server.reaper.start(func() (Process, error) { return c.runtime.Exec(ctx, spec, stdio) })
-	if err != nil {
+	if run.process, run.reaped, err = c.join(ctx, spec, stdio); err != nil {
 		return nil, err
 	}
 	pid := run.process.PID()
@@ -150,6 +149,33 @@ func (c *container) exec(ctx context.Context, spec json.RawMessage, stdio Stdio)
 	c.execs++
 	c.mu.Unlock()
 	return run, nil
+}
+
+// join starts a process in the container, unless ctx or the container ends before it has.
+func (c *container) join(ctx context.Context, spec json.RawMessage, stdio Stdio) (p Process, reaped func(), err error) {
+	leave, err := c.joined()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer leave()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-c.dead:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	p, reaped, err = c.server.reaper.start(func() (Process, error) { return c.runtime.Exec(ctx, spec, stdio) })
+	select {
+	case <-c.dead:
+		if err != nil { // its words and its exit code are of what a dead container looks like
+			return nil, nil, fmt.Errorf("container %s has exited: %w: %v", c.id, errdefs.ErrFailedPrecondition, err) //nolint:errorlint // see above
+		}
+	default:
+	}
+	return p, reaped, err
 }
 
 // prepare makes what the client passes fit for a process: it expects blocking descriptors, while pipes of a Go program do

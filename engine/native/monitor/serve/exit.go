@@ -24,6 +24,7 @@ func (c *container) untilExit(reaped, stopOOM func()) {
 	c.watch.Close()
 	close(c.dead)
 	kills := c.server.ooms.leave(c) // before it is reaped: but for systemd the cgroup is still there
+	c.awaitLeave()
 	status, err := c.runtime.Wait()
 	reaped()
 	stopOOM()
