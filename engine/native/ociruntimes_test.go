@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,6 +71,27 @@ func TestTheHandlersRuntimeMakesTheContainers(t *testing.T) {
 	if st := b.exited(t, id); st.ExitCode != 137 || st.Reason != reasonMonitorLost {
 		t.Errorf("%+v", st)
 	}
+	b.removePod(t, pod)
+}
+
+// What one call of the program logs is told of that call, whatever others run beside it.
+func TestExecsByAnOCIRuntimeThatFailAtOnceSayWhy(t *testing.T) {
+	b := runcBench(t)
+	b.serve(t)
+	pod, s := b.runPod(t, withRunc)
+	id := b.run(t, pod, s, "a", "sleep 1000")
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 10 {
+				code, err := b.Exec(t.Context(), id, &engine.ExecSpec{Command: []string{"nope"}})
+				if code != 127 || err == nil || !strings.Contains(err.Error(), `"nope"`) {
+					t.Errorf("exit code %d, %v", code, err)
+				}
+			}
+		})
+	}
+	all.Wait()
 	b.removePod(t, pod)
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -84,7 +85,7 @@ func (p *plan) Create(stdio serve.Stdio) (_ serve.Container, err error) {
 
 // fork has do run an operation that leaves a process, which is our child once it has returned: its parent is gone.
 func (c *cli) fork(do func(*exec.Cmd) error, stdio serve.Stdio, operation string, options ...string) (pid int, err error) {
-	file := filepath.Join(c.dir, pidFile+"-"+strconv.FormatUint(c.runtime.number.Add(1), 10))
+	file := c.numbered(pidFile)
 	defer func() { _ = os.Remove(file) }()
 	options = append(options, "--pid-file", file)
 	if stdio.Console != nil {
@@ -97,7 +98,7 @@ func (c *cli) fork(do func(*exec.Cmd) error, stdio serve.Stdio, operation string
 	}
 	cmd := c.command(operation, options...)
 	if operation == "create" && c.systemd {
-		cmd.Args = append(cmd.Args[:1:1], append([]string{"--systemd-cgroup"}, cmd.Args[1:]...)...)
+		cmd.Args = slices.Insert(cmd.Args, 1, "--systemd-cgroup")
 	}
 	if stdio.Console == nil {
 		// Files as they are: what is wrapped would be copied here, by way of pipes that the process keeps open.

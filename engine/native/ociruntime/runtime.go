@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 
@@ -39,7 +41,7 @@ const (
 	programFile = "program" // which one it is, for Remove
 	stateDir    = "state"   // the program's own
 	bundleDir   = "bundle"
-	logFile     = "log.json"
+	logFile     = "log" // of a call that is under way, with a number
 	pidFile     = "pid"
 )
 
@@ -93,9 +95,13 @@ type cli struct {
 
 // command is `PROGRAM OPERATION options... ID`, to be run by run.
 func (c *cli) command(operation string, options ...string) *exec.Cmd {
-	args := []string{"--root", filepath.Join(c.dir, stateDir), "--log", filepath.Join(c.dir, logFile), "--log-format", "json"}
-	args = append(append(append(args, operation), options...), c.id)
-	return exec.Command(c.program, args...)
+	args := append([]string{"--root", filepath.Join(c.dir, stateDir), operation}, options...)
+	return exec.Command(c.program, append(args, c.id)...)
+}
+
+// numbered is a file that no other call has.
+func (c *cli) numbered(name string) string {
+	return filepath.Join(c.dir, name+"-"+strconv.FormatUint(c.runtime.number.Add(1), 10))
 }
 
 // run runs the program; its error tells what it logged.
@@ -103,10 +109,12 @@ func (c *cli) run(cmd *exec.Cmd) error {
 	return c.runtime.Guard(func() error { return c.runUnguarded(cmd, cmd.Run) })
 }
 
-// runUnguarded is run where the caller guards, with what runs the command.
+// runUnguarded is run where the caller guards, with what runs the command. Its log is its own: others run beside it.
 func (c *cli) runUnguarded(cmd *exec.Cmd, do func() error) error {
-	log := filepath.Join(c.dir, logFile)
-	_ = os.Truncate(log, 0)
+	log := c.numbered(logFile)
+	_ = os.Remove(log) // of a monitor that died
+	defer func() { _ = os.Remove(log) }()
+	cmd.Args = slices.Insert(cmd.Args, 1, "--log", log, "--log-format", "json")
 	var said bytes.Buffer
 	if cmd.Stderr == nil {
 		cmd.Stderr = &said
