@@ -161,6 +161,33 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// A container that was made without standard input has none by way of its terminal either.
+func TestNobodyTypesIntoATerminalWithoutStdin(t *testing.T) {
+	p := newPod(t)
+	p.run("a", p.args(p.spec(func(s *specs.Spec) { s.Process.Terminal = true }, "/bin/sh", "-c", "while ! ls /tmp/end >/dev/null 2>&1; do sleep 0.1; done; echo end"), "a"))
+	c := p.attach(within(t), "a", false)
+	c.collect()
+	if _, err := c.stdin.WriteString("hello\n"); err != nil {
+		t.Fatal(err)
+	}
+	if state := must(p.State(within(t), "a")); state.StdinOpen || !state.TTY {
+		t.Errorf("state %+v", state)
+	}
+	if _, exited, err := p.exec(within(t), "a", p.process("/bin/sh", "-c", "echo >/tmp/end")); err != nil || exited.Code != 0 {
+		t.Fatal(exited, err)
+	}
+	if exit := must(p.Wait(within(t), "a")); exit.Code != 0 {
+		t.Fatalf("exit %+v", exit)
+	}
+	<-c.stdout.done
+	if out := c.stdout.String(); out != "end\r\n" {
+		t.Errorf("the client read %q", out)
+	}
+	if out := p.output("a"); out != "end\n" {
+		t.Errorf("log %q", out)
+	}
+}
+
 // Rows: S45 (part)
 func TestClientThatDoesNotReadHoldsNothingUp(t *testing.T) {
 	p := newPod(t)

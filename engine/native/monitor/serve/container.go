@@ -194,7 +194,11 @@ func (c *container) connect(io *stdio, args *monitor.CreateArgs, reaped func()) 
 			return err
 		}
 	}
-	c.stdin = newStdin(io.stdin, c.terminal, args.StdinOnce)
+	var input *os.File // of a terminal that may be typed into
+	if args.Stdin {
+		input = c.terminal
+	}
+	c.stdin = newStdin(io.stdin, input, args.StdinOnce)
 	if c.terminal != nil {
 		c.output.runTerminal(c.terminal, c.dead)
 	} else {
