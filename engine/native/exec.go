@@ -77,7 +77,8 @@ func (e *Engine) exec(ctx context.Context, client *monitor.Client, id string, pr
 	return exited.Code, drain(ctx, output, pipes)
 }
 
-// drain waits for the rest of the output of a process that has ended: children may hold it open for long.
+// drain waits for the rest of the output of a process that has ended: children may hold it open for long. That the process has
+// ended is true also where ctx ends meanwhile, as that of a probe of one second does.
 func drain(ctx context.Context, output <-chan error, pipes *pipes) error {
 	timer := time.NewTimer(engine.DrainTimeout)
 	defer timer.Stop()
@@ -85,14 +86,11 @@ func drain(ctx context.Context, output <-chan error, pipes *pipes) error {
 	case err := <-output:
 		return err
 	case <-timer.C:
-		pipes.close()
-		<-output
-		return nil
 	case <-ctx.Done():
-		pipes.close()
-		<-output
-		return ctx.Err()
 	}
+	pipes.close()
+	<-output
+	return nil
 }
 
 func execTTY(ctx context.Context, client *monitor.Client, id string, process []byte, x *engine.ExecSpec) (int, error) {
