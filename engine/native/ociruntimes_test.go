@@ -3,6 +3,7 @@ package native
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 	"crishim/engine/enginetest"
@@ -93,6 +95,60 @@ func TestExecsByAnOCIRuntimeThatFailAtOnceSayWhy(t *testing.T) {
 	}
 	all.Wait()
 	b.removePod(t, pod)
+}
+
+// A runc of before 1.2 mounts its own program in its folder for the moment of a start: killed in that moment it leaves the mount there,
+// with which the container is removed all the same.
+//
+// Rows: R03 (part)
+func TestWhatAKilledOCIRuntimeLeftMountedKeepsNoContainer(t *testing.T) {
+	b := runcBench(t)
+	b.serve(t)
+	program := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(program, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	leave := func(t *testing.T, dir string) {
+		t.Helper()
+		at := filepath.Join(dir, "runc.left")
+		err := os.WriteFile(at, nil, 0o600)
+		if err == nil {
+			err = unix.Mount(program, at, "", unix.MS_BIND, "")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, lost := range map[string]bool{"by its monitor": false, "after its monitor": true} {
+		t.Run(name, func(t *testing.T) {
+			pod, s := b.runPod(t, withRunc)
+			id := b.run(t, pod, s, "a", "sleep 1000")
+			leave(t, filepath.Join(b.ociRoot(), string(id), "state"))
+			if lost {
+				kill(t, b.monitorPID(t, pod))
+				b.exited(t, id)
+			}
+			if err := b.RemoveContainer(t.Context(), id); err != nil {
+				t.Error(err)
+			}
+			b.removePod(t, pod)
+		})
+	}
+	t.Run("at the start", func(t *testing.T) {
+		nobodys := filepath.Join(b.ociRoot(), newID(), "state")
+		b.die(t)
+		if err := os.MkdirAll(nobodys, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		leave(t, nobodys)
+		b.back(t)
+		if _, err := os.Stat(nobodys); !os.IsNotExist(err) {
+			t.Errorf("it is there still: %v", err)
+		}
+	})
+	if _, err := os.Stat(program); err != nil {
+		t.Error(err)
+	}
 }
 
 // A process in a pod of a user namespace opens its own output by name, as images do with the files of their logs.

@@ -10,6 +10,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/native/monitor"
 	"crishim/internal/atomicfile"
+	"crishim/internal/mounttree"
 	"crishim/internal/process"
 )
 
@@ -177,10 +178,13 @@ func (o *orphans) files(ctx context.Context) {
 		}
 	}
 	for _, dir := range []string{
-		o.Engine.monitors(), o.bundles(), o.exits(), o.checkpoints(), o.stateRoot(), o.ociRoot(), o.podRecords.copies, o.containerRecords.copies,
+		o.Engine.monitors(), o.bundles(), o.exits(), o.checkpoints(), o.stateRoot(), o.podRecords.copies, o.containerRecords.copies,
 	} {
 		for _, name := range o.in(dir) {
 			quiet(removeTree(filepath.Join(dir, name)), "remove a leftover", name)
 		}
+	}
+	for _, name := range o.in(o.ociRoot()) {
+		quiet(mounttree.RemoveAll(filepath.Join(o.ociRoot(), name)), "remove what an OCI runtime left", name)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"crishim/engine/native/monitor"
 	"crishim/engine/native/spec"
 	"crishim/internal/failpoint"
+	"crishim/internal/mounttree"
 )
 
 // StopContainer implements engine.Containers.
@@ -145,7 +146,7 @@ func (e *Engine) end(ctx context.Context, c *container) error {
 		// What the monitor did not do.
 		{"uncgroup", "remove the cgroup", func() error { return e.cgroups.Remove(ctx, c.Cgroup.Path) }},
 		{"unstate", "remove the state", func() error {
-			return errors.Join(removeTree(filepath.Join(e.stateRoot(), string(c.ID))), removeTree(filepath.Join(e.ociRoot(), string(c.ID))))
+			return errors.Join(removeTree(filepath.Join(e.stateRoot(), string(c.ID))), mounttree.RemoveAll(filepath.Join(e.ociRoot(), string(c.ID))))
 		}},
 		{"unpin", "unpin the PID namespace", func() error { return e.unpinTarget(c) }},
 		{"unmount", "unmount the root", func() error { return e.roots.Unmount(ctx, c.ID) }},

@@ -60,6 +60,18 @@ func Unmount(dir string) error {
 	return errors.Join(errs...)
 }
 
+// RemoveAll removes dir, a folder of ours in which programs that were killed may have left mounts, and nothing of what those show. OK
+// when there is nothing.
+func RemoveAll(dir string) error {
+	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil // the list of mounts is as long as the node is full
+	}
+	if err := Unmount(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
 // closing bounds the threads that wait for a disk in the background.
 var closing = make(chan struct{}, 16)
 

@@ -23,6 +23,7 @@ import (
 
 	"crishim/engine/native/monitor"
 	"crishim/engine/native/monitor/serve"
+	"crishim/internal/mounttree"
 )
 
 // Runtime is a serve.Runtime for containers whose CreateArgs name a program; the others are Other's.
@@ -77,7 +78,7 @@ func (r *Runtime) Remove(id string) error {
 	dir := filepath.Join(r.Root, id)
 	program, err := os.ReadFile(filepath.Join(dir, programFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return errors.Join(os.RemoveAll(dir), r.Other.Remove(id))
+		return errors.Join(mounttree.RemoveAll(dir), r.Other.Remove(id))
 	}
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", id, err)
@@ -165,5 +166,6 @@ func (c *cli) remove() error {
 			return fmt.Errorf("remove container %s: %w", c.id, err)
 		}
 	}
-	return os.RemoveAll(c.dir)
+	// A runc of before 1.2 that was killed, with an exec that was given up or with its monitor, leaves its own program mounted here.
+	return mounttree.RemoveAll(c.dir)
 }
