@@ -112,40 +112,45 @@ func TestAHookEndsWithItsMonitor(t *testing.T) {
 	}
 }
 
-// A container whose monitor does not kill it, as one that waits for an exec that is being made and hangs, is killed all the same.
+// A container whose monitor does not kill it, as one that waits for an exec that is being made and hangs, is killed all the same; nor
+// does a monitor that passes no signal on keep it from being killed once its time is up.
 //
 // Rows: R07 (part)
 func TestAContainerIsKilledThoughItsMonitorHangs(t *testing.T) {
 	defer func(was time.Duration) { hangLimit = was }(hangLimit)
 	hangLimit = 300 * time.Millisecond
 	b := serving(t)
-	pod, s := b.runPod(t)
-	id := b.run(t, pod, s, "c", "sleep 1000")
-	group, monitor := b.containers[id].Cgroup.Path, b.monitorPID(t, pod)
-	if err := unix.Kill(monitor, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
+	for name, grace := range map[string]time.Duration{"at once": 0, "with time to end": 300 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			pod, s := b.runPod(t)
+			id := b.run(t, pod, s, "c", "sleep 1000")
+			group, monitor := b.containers[id].Cgroup.Path, b.monitorPID(t, pod)
+			if err := unix.Kill(monitor, unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = unix.Kill(monitor, unix.SIGCONT) }()
+			stopped := make(chan error, 1)
+			go func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				stopped <- b.StopContainer(ctx, id, grace)
+			}()
+			eventually(t, 20*time.Second, "the container is killed", func() bool {
+				pids, err := b.cgroups.Processes(group)
+				return err == nil && !slices.ContainsFunc(pids, runs)
+			})
+			if err := unix.Kill(monitor, unix.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+			if st := b.status(t, id); st.State != engine.ContainerExited || st.ExitCode != 137 {
+				t.Errorf("the container is %s, exit code %d", st.State, st.ExitCode)
+			}
+			b.removePod(t, pod)
+		})
 	}
-	t.Cleanup(func() { _ = unix.Kill(monitor, unix.SIGCONT) })
-	stopped := make(chan error, 1)
-	go func() {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		stopped <- b.StopContainer(ctx, id, 0)
-	}()
-	eventually(t, 20*time.Second, "the container is killed", func() bool {
-		pids, err := b.cgroups.Processes(group)
-		return err == nil && !slices.ContainsFunc(pids, runs)
-	})
-	if err := unix.Kill(monitor, unix.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
-	if st := b.status(t, id); st.State != engine.ContainerExited || st.ExitCode != 137 {
-		t.Errorf("the container is %s, exit code %d", st.State, st.ExitCode)
-	}
-	b.removePod(t, pod)
 }
 
 // An exec that hangs while it is made, here as its user is looked up in a pipe, goes when its client does, and when its container is stopped.
