@@ -219,3 +219,25 @@ func TestAnUpdateOfOOMScoreAdj(t *testing.T) {
 	}
 	b.removePod(t, pod)
 }
+
+// What was told of a container stays what it was: its reader, who may take a found container's specification from it, holds no lock
+// of ours.
+func TestAStatusIsNotChangedByAnUpdate(t *testing.T) {
+	b := serving(t)
+	pod, s := b.runPod(t)
+	id := b.run(t, pod, s, "a", "sleep 1000")
+	before := b.status(t, id)
+	updated := make(chan error, 1)
+	go func() { updated <- b.UpdateContainer(t.Context(), id, &engine.Resources{CPUShares: 512}) }()
+	told := before.Spec.Resources // under the race detector
+	if err := <-updated; err != nil {
+		t.Fatal(err)
+	}
+	if told.CPUShares == 512 || before.Spec.Resources.CPUShares == 512 {
+		t.Error("the status of before the update has its limits")
+	}
+	if now := b.status(t, id).Spec.Resources.CPUShares; now != 512 {
+		t.Errorf("the status of after the update has %d CPU shares", now)
+	}
+	b.removePod(t, pod)
+}

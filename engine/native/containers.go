@@ -62,10 +62,11 @@ func imagesOf(s *engine.ContainerSpec) []engine.ImageID {
 
 // status requires mu.
 func (c *container) status() engine.ContainerStatus {
+	spec := c.Spec // updates change its limits
 	st := engine.ContainerStatus{
 		ID: c.ID, Pod: c.Spec.Pod, PodKey: c.Spec.PodKey, Key: c.Spec.Key, State: engine.ContainerCreated,
 		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, UpperDir: cmp.Or(c.Disk, c.Upper), ImageID: c.Spec.Image.ID, StopSignal: c.StopSignal,
-		User: new(c.User), Spec: &c.Spec,
+		User: new(c.User), Spec: &spec,
 	}
 	switch {
 	case c.exit != nil:

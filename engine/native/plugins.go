@@ -88,10 +88,7 @@ func (e *Engine) describeContainer(c *container, oci *specs.Spec) *hook.Containe
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	out := &hook.Container{ContainerStatus: c.status(), OCI: oci}
-	s := c.Spec
-	out.Spec = &s
-	return out
+	return &hook.Container{ContainerStatus: c.status(), OCI: oci}
 }
 
 // describeWithPod is both, for what a plugin is told of a container; nil without plugins, and of what they have not heard of.
