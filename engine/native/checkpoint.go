@@ -30,7 +30,9 @@ func checkCRIU(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("checkpoints need the program criu: %w: %w", err, errdefs.ErrNotImplemented)
 	}
-	if out, err := exec.CommandContext(ctx, path, "check").CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(ctx, path, "check")
+	cmd.WaitDelay = outputDelay
+	if out, err := cmd.CombinedOutput(); err != nil {
 		said := strings.Fields(string(out))
 		return fmt.Errorf("criu check: %w: %.300s: %w", err, strings.Join(said, " "), errdefs.ErrNotImplemented)
 	}

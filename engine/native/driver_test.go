@@ -26,8 +26,9 @@ func removeTestCgroup() {
 		_ = exec.Command("systemctl", "stop", testCgroup).Run()
 		return
 	}
-	for _, hierarchy := range []string{"", "memory", "pids", "cpu"} {
-		_ = os.Remove(filepath.Join("/sys/fs/cgroup", hierarchy, testCgroup))
+	hierarchies, _ := filepath.Glob("/sys/fs/cgroup/*" + testCgroup)
+	for _, dir := range append(hierarchies, "/sys/fs/cgroup"+testCgroup) {
+		_ = os.Remove(dir)
 	}
 }
 

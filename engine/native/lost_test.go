@@ -109,6 +109,51 @@ func TestAMonitorThatHangsIsKilledAtTheStart(t *testing.T) {
 	b.removePod(t, pod)
 }
 
+func removed(t *testing.T, name string) {
+	t.Helper()
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A process that nothing can kill, and no record names, does not keep the daemon from its work. It is ended at a later start.
+func TestAnOrphanThatCannotBeKilledIsLeft(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for orphansLimit")
+	}
+	b := serving(t)
+	if b.host.CgroupV2 || !b.host.Has("freezer") {
+		t.Skip("only cgroup v1's freezer holds processes that are killed")
+	}
+	pod, spec := b.runPod(t)
+	id := b.run(t, pod, spec, "c", "sleep 1000")
+	pid := b.status(t, id).PID
+	pods, containers := b.podRecords, b.containerRecords
+	b.die(t)
+	for _, dir := range []string{pods.dir, pods.copies} {
+		removed(t, filepath.Join(dir, string(pod)))
+	}
+	for _, dir := range []string{containers.dir, containers.copies} {
+		removed(t, filepath.Join(dir, string(id)))
+	}
+	freezer := filepath.Join("/sys/fs/cgroup/freezer", testCgroup, "freezer.state")
+	freeze := func(state string) error { return os.WriteFile(freezer, []byte(state), 0) }
+	if err := freeze("FROZEN"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = freeze("THAWED") }()
+	b.back(t)
+	if !runs(pid) {
+		t.Fatal("it was killed: this shows nothing")
+	}
+	if err := freeze("THAWED"); err != nil {
+		t.Fatal(err)
+	}
+	b.die(t)
+	b.back(t)
+	eventually(t, 10*time.Second, "it has ended", func() bool { return !runs(pid) })
+}
+
 // reboot makes what is there look as after one: the run folder is empty, and records are of another boot.
 func (b *bench) reboot(t *testing.T) {
 	t.Helper()

@@ -15,8 +15,12 @@ import (
 	"crishim/engine"
 )
 
-// featuresLimit bounds the question what an OCI runtime can do.
-const featuresLimit = 5 * time.Second
+// featuresLimit bounds the question what an OCI runtime can do, outputDelay how long its output is waited for after its end: a child
+// may hold it.
+const (
+	featuresLimit = 5 * time.Second
+	outputDelay   = time.Second
+)
 
 // describeRuntimes asks the OCI runtimes what they can do. One that cannot be run is a warning: the others' pods go on.
 func (e *Engine) describeRuntimes(own engine.HandlerFeatures) (handlers map[string]engine.HandlerFeatures, warnings []string) {
@@ -28,7 +32,9 @@ func (e *Engine) describeRuntimes(own engine.HandlerFeatures) (handlers map[stri
 			continue
 		}
 		ctx, cancel := context.WithTimeout(e.life, featuresLimit)
-		out, err := exec.CommandContext(ctx, program, "features").Output()
+		cmd := exec.CommandContext(ctx, program, "features")
+		cmd.WaitDelay = outputDelay
+		out, err := cmd.Output()
 		cancel()
 		var f features.Features
 		if err != nil || json.Unmarshal(out, &f) != nil {

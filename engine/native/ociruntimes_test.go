@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -208,6 +209,27 @@ func TestStdioInAUserNamespaceByAnOCIRuntime(t *testing.T) {
 	}
 	if !ran {
 		t.Skip("no OCI runtime could be tried")
+	}
+}
+
+// The daemon starts also where what a runtime has left behind holds its output.
+func TestAnOCIRuntimeWhoseChildHoldsItsOutput(t *testing.T) {
+	dir := t.TempDir()
+	program, pidFile := filepath.Join(dir, "runtime"), filepath.Join(dir, "pid")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nsleep 60 &\necho $! > "+pidFile+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	newBench(t, func(o *Options) { o.Runtimes = map[string]string{"odd": program} })
+	data, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Errorf("the daemon waited until the child had ended: %v", err)
 	}
 }
 

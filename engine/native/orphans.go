@@ -14,6 +14,9 @@ import (
 	"crishim/internal/process"
 )
 
+// orphansLimit bounds the ending of what nobody owns: a process that hangs in the kernel must not keep the daemon from its work.
+const orphansLimit = 20 * time.Second
+
 // removeOrphans removes what is in our folders and no record names.
 func (e *Engine) removeOrphans(ctx context.Context) {
 	e.mu.Lock()
@@ -29,8 +32,10 @@ func (e *Engine) removeOrphans(ctx context.Context) {
 	}
 	e.mu.Unlock()
 	o := orphans{Engine: e, owned: owned}
-	o.monitors(ctx)
-	o.cgroups(ctx)
+	ending, cancel := context.WithTimeout(ctx, orphansLimit)
+	defer cancel()
+	o.monitors(ending)
+	o.cgroups(ending)
 	o.files(ctx)
 }
 

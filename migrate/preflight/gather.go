@@ -111,7 +111,9 @@ func gatherKubelet(ctx context.Context, places Places) Kubelet {
 func askVersion(ctx context.Context, program string) string {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, program, "--version").Output()
+	cmd := exec.CommandContext(ctx, program, "--version")
+	cmd.WaitDelay = time.Second // its child may hold the output
+	out, err := cmd.Output()
 	if err != nil {
 		return ""
 	}
