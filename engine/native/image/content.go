@@ -196,17 +196,24 @@ func readLayer(path string, d digest.Digest) (*layer, error) {
 	return &l, nil
 }
 
-// imageSize is what an image takes on disk, shared layers included.
+// imageSize is what an image takes on disk, shared layers included. What it has several times counts once: several indexes lead to one
+// manifest, and a layer may be there again.
 func (c *content) imageSize(rec *record) int64 {
 	var sum int64
+	counted := map[digest.Digest]bool{}
 	for _, d := range rec.DiffIDs {
-		if l := cmp.Or(c.layers[d], c.replaced[d]); l != nil {
+		if l := cmp.Or(c.layers[d], c.replaced[d]); l != nil && !counted[d] {
 			sum += l.Bytes
 		}
+		counted[d] = true
 	}
+	clear(counted) // a layer that is not compressed has a blob of the same digest
 	for i := range rec.Manifests {
 		for _, b := range rec.Manifests[i].blobs() {
-			sum += b.Size
+			if !counted[b.Digest] {
+				sum += b.Size
+			}
+			counted[b.Digest] = true
 		}
 	}
 	return sum
