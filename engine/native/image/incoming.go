@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/space"
 )
@@ -64,13 +65,18 @@ func (in *incoming) readDir(ctx context.Context, root *os.Root) error {
 		if entry.IsDir() {
 			return ctx.Err()
 		}
-		f, err := root.Open(name) // a link that leads out of the folder is an error
+		// Looked at before it is opened: of a FIFO that would wait for its writer, whatever ctx says, and a device would notice. A link
+		// that leads out of the folder is an error.
+		if info, err := root.Stat(name); err != nil || !info.Mode().IsRegular() {
+			return err
+		}
+		f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = f.Close() }()
 		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-			return err
+			return err // it became something else meanwhile
 		}
 		return in.take(ctx, name, &contextReader{ctx, f})
 	})
