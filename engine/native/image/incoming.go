@@ -32,6 +32,9 @@ type incoming struct {
 	leases []func()
 }
 
+// maxArchiveName is the longest name of an archive's entry, or target of a link, the kernel's PATH_MAX: no tool writes a longer one.
+const maxArchiveName = 4096
+
 func (in *incoming) readTar(ctx context.Context, plain io.Reader) error {
 	reader := tar.NewReader(plain)
 	for {
@@ -41,6 +44,10 @@ func (in *incoming) readTar(ctx context.Context, plain io.Reader) error {
 		}
 		if err != nil {
 			return fmt.Errorf("read the archive: %w", err)
+		}
+		// Names are kept until the end, and tar knows no longest one.
+		if len(header.Name) > maxArchiveName || len(header.Linkname) > maxArchiveName {
+			return malformed("archive entry %.300q has a name of more than %d bytes", header.Name, maxArchiveName)
 		}
 		name := path.Clean(header.Name)
 		switch header.Typeflag {
