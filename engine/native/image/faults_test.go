@@ -630,6 +630,7 @@ func TestS39MalformedImagesAreRefused(t *testing.T) {
 		"a huge config":       `{"schemaVersion":2,"config":` + strings.Replace(config, `"size":2`, `"size":99999999999`, 1) + `,"layers":[]}`,
 		"too many layers":     `{"schemaVersion":2,"config":` + config + `,"layers":[` + layer + strings.Repeat(","+layer, 10_000) + `]}`,
 		"deep nesting":        `{"schemaVersion":2,"config":` + config + `,"layers":[],"annotations":` + strings.Repeat(`{"a":`, 5000) + `1` + strings.Repeat(`}`, 5000) + `}`,
+		"many manifests":      `{"schemaVersion":2,"manifests":[{}` + strings.Repeat(",{}", 1<<20) + `]}`,
 		"something behind":    `{"schemaVersion":2,"config":` + config + `,"layers":[]} {}`,
 		"a large manifest":    `{"schemaVersion":2,"x":"` + strings.Repeat("x", 5<<20) + `"}`,
 	}

@@ -258,25 +258,37 @@ func parseConfig(data []byte) (*ocispec.Image, error) {
 	return &config, nil
 }
 
-// maxDepth bounds how deep JSON may nest.
-const maxDepth = 100
+const (
+	// maxDepth bounds how deep JSON may nest.
+	maxDepth = 100
+	// maxElements bounds how many elements its lists have, together: an empty one takes three bytes, and what it is read into a hundred
+	// times as much. Real documents have some hundreds, manifest.json of an archive of many images thousands.
+	maxElements = 100_000
+)
 
-// uniqueKeys fails where an object has a key twice, which readers resolve differently. With fold, keys of the outermost
-// object that differ in case only are the same, as they are to encoding/json.
+// uniqueKeys fails where an object has a key twice, which readers resolve differently, and where reading it would take far more
+// memory than its size says. With fold, keys of the outermost object that differ in case only are the same, as they are to encoding/json.
 func uniqueKeys(data []byte, fold bool) error {
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.UseNumber()
-	if err := checkValue(decoder, 0, fold); err != nil {
+	c := checker{decoder: json.NewDecoder(bytes.NewReader(data)), fold: fold}
+	c.decoder.UseNumber()
+	if err := c.value(0); err != nil {
 		return err
 	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+	if _, err := c.decoder.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("something follows the document")
 	}
 	return nil
 }
 
-func checkValue(decoder *json.Decoder, depth int, fold bool) error {
-	token, err := decoder.Token()
+// checker walks a document.
+type checker struct {
+	decoder  *json.Decoder
+	fold     bool
+	elements int
+}
+
+func (c *checker) value(depth int) error {
+	token, err := c.decoder.Token()
 	if err != nil {
 		return err
 	}
@@ -285,33 +297,41 @@ func checkValue(decoder *json.Decoder, depth int, fold bool) error {
 	}
 	switch token {
 	case json.Delim('{'):
-		keys := map[string]bool{}
-		for decoder.More() {
-			key, err := decoder.Token()
-			if err != nil {
-				return err
-			}
-			name, _ := key.(string)
-			if fold && depth == 0 {
-				name = strings.ToLower(name)
-			}
-			if keys[name] {
-				return fmt.Errorf("key %.100q is there twice", name)
-			}
-			keys[name] = true
-			if err := checkValue(decoder, depth+1, fold); err != nil {
-				return err
-			}
-		}
+		err = c.object(depth)
 	case json.Delim('['):
-		for decoder.More() {
-			if err := checkValue(decoder, depth+1, fold); err != nil {
-				return err
+		for err == nil && c.decoder.More() {
+			if c.elements++; c.elements > maxElements {
+				return fmt.Errorf("its lists have more than %d elements", maxElements)
 			}
+			err = c.value(depth + 1)
 		}
 	default:
 		return nil
 	}
-	_, err = decoder.Token() // the end of it
+	if err == nil {
+		_, err = c.decoder.Token() // the end of it
+	}
 	return err
+}
+
+func (c *checker) object(depth int) error {
+	keys := map[string]bool{}
+	for c.decoder.More() {
+		key, err := c.decoder.Token()
+		if err != nil {
+			return err
+		}
+		name, _ := key.(string)
+		if c.fold && depth == 0 {
+			name = strings.ToLower(name)
+		}
+		if keys[name] {
+			return fmt.Errorf("key %.100q is there twice", name)
+		}
+		keys[name] = true
+		if err := c.value(depth + 1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
