@@ -29,6 +29,10 @@ const (
 	userAgent          = "crishim"
 )
 
+// idleTimeout ends a connection that nobody uses. Close cannot, where an answer that was just given up still counts as under way (HTTP/2),
+// and none comes back to a transport that is gone. Tests shorten it.
+var idleTimeout = 30 * time.Second
+
 // ManifestTypes are the kinds of manifests of images that engines take.
 var ManifestTypes = []string{
 	"application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json",
@@ -60,6 +64,7 @@ func newEndpoint(pull *Pull, endpoint *hosts.Endpoint, stall time.Duration) *End
 		TLSHandshakeTimeout:    dial,
 		ResponseHeaderTimeout:  stall,
 		MaxResponseHeaderBytes: maxHeader,
+		IdleConnTimeout:        idleTimeout,
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // bytes are passed on as they are: their digest is known
 	}
