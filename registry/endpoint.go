@@ -117,7 +117,8 @@ func (u *Endpoint) redirect(what Target, req *http.Request, via []*http.Request)
 func (u *Endpoint) Get(ctx context.Context, method string, what Target, header http.Header) (*http.Response, error) {
 	location := *u.Spec.URL
 	location.Path += "/" + u.repository + "/" + what.Kind + "/" + what.Reference
-	if !u.Spec.Server {
+	// As containerd has it: a server, too, that is not the registry's own may hold several registries.
+	if host := u.Spec.URL.Host; host != u.registry && hosts.ServerURL(u.registry) != "https://"+host {
 		location.RawQuery = url.Values{"ns": {u.registry}}.Encode()
 	}
 	req, err := http.NewRequestWithContext(ctx, method, location.String(), nil)
