@@ -32,9 +32,20 @@ func malformed(format string, args ...any) error {
 }
 
 // parseDocument reads a manifest or an index. One that could be read in two ways is refused (CVE-2021-41190): it must say
-// what it is, or have the fields of one kind only, and have no key twice. mediaType is what it was sent or linked as, ""
-// when unknown.
+// what it is, or have the fields of one kind only, and have no key twice. mediaType is what it was sent as, "" when unknown.
 func parseDocument(data []byte, mediaType string) (*document, error) {
+	return parseAs(data, mediaType, func(sent, says string) bool { return sent == says })
+}
+
+// parseLinked reads one that was linked as something, and held to its digest. Tools that convert an index write Docker's types for what
+// says OCI's of itself, and the other way round; containerd takes them, too. An index is no image by any link.
+func parseLinked(data []byte, mediaType string) (*document, error) {
+	return parseAs(data, mediaType, func(linked, says string) bool {
+		return types.MediaType(linked).IsIndex() == types.MediaType(says).IsIndex()
+	})
+}
+
+func parseAs(data []byte, mediaType string, agree func(sent, says string) bool) (*document, error) {
 	if err := uniqueKeys(data, true); err != nil {
 		return nil, malformed("the manifest is not sound JSON: %w", err)
 	}
@@ -76,7 +87,7 @@ func parseDocument(data []byte, mediaType string) (*document, error) {
 	if !isManifest(kind) {
 		return nil, malformed("media type %.100q is not that of an image", kind)
 	}
-	if sent != "" && sent != kind {
+	if sent != "" && !agree(sent, kind) {
 		return nil, malformed("the manifest was sent as %s and says that it is %s", sent, kind)
 	}
 	if types.MediaType(kind).IsIndex() != isIndex {

@@ -76,10 +76,11 @@ func (s *Store) resolve(ctx context.Context, from source, ref, linkedAs string, 
 			return nil, err
 		}
 		at.touch()
+		parse := parseDocument
 		if linkedAs != "" {
-			sentAs = linkedAs // what links to it says what it is, and was held to its digest
+			parse, sentAs = parseLinked, linkedAs // what links to it says what it is, and was held to its digest
 		}
-		doc, err := parseDocument(data, sentAs)
+		doc, err := parse(data, sentAs)
 		if err != nil {
 			return nil, err
 		}
