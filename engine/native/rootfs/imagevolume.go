@@ -67,8 +67,12 @@ func (s *Store) mountImage(ctx context.Context, id engine.ContainerID, n int, v 
 			return "", err
 		}
 	}
-	// An overlay without a writable layer has two layers at least.
-	lowers, err := openLowers(append([]string{filepath.Join(s.state, "empty")}, v.Dirs...), v.Idmap)
+	// An overlay without a writable layer has two layers at least, and an image may have none.
+	dirs := append([]string{filepath.Join(s.state, "empty")}, v.Dirs...)
+	if len(v.Dirs) == 0 {
+		dirs = append(dirs, s.noLayer())
+	}
+	lowers, err := openLowers(dirs, v.Idmap)
 	if err != nil {
 		return "", err
 	}

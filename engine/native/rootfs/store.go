@@ -2,7 +2,8 @@
 // the pod's files for /etc and its /dev/shm, and their removal.
 //
 //	STATE/containers/ID/{upper,work,volumes}    the writable layer, volumes of the image; survive a reboot
-//	STATE/init, STATE/empty, STATE/pause        shared: see initLayer, PauseRoot
+//	STATE/init, STATE/empty, STATE/none, STATE/pause
+//	                                            shared: see initLayer, noLayer, PauseRoot
 //	RUN/containers/ID/{rootfs,volume-N}         mounts of a container
 //	RUN/pods/ID/{shm,hosts,hostname,resolv.conf}
 //	RUN/pause
@@ -72,8 +73,14 @@ func (s *Store) open() error {
 			return err
 		}
 	}
+	if err := makeDir(s.noLayer(), 0o755, 0, 0); err != nil {
+		return err
+	}
 	return makeInitLayer(s.initLayer())
 }
+
+// noLayer is the layer of an image without any, as it is seen in a volume.
+func (s *Store) noLayer() string { return filepath.Join(s.state, "none") }
 
 func (s *Store) layer(id engine.ContainerID) string {
 	return filepath.Join(s.state, "containers", string(id))
