@@ -89,10 +89,14 @@ func nameAt(endpoint *hosts.Endpoint, repository string) string {
 	return below + repository
 }
 
-// tokenClient follows no redirect: it would carry the credentials on.
+// tokenClient follows no redirect that would carry the credentials on.
 func tokenClient(transport *http.Transport, timeout time.Duration) *http.Client {
-	return &http.Client{Transport: transport, Timeout: timeout, CheckRedirect: func(*http.Request, []*http.Request) error {
-		return http.ErrUseLastResponse
+	return &http.Client{Transport: transport, Timeout: timeout, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		// To where the credentials have just been, as one that adds a slash to the path does it, and nowhere else.
+		if before := via[len(via)-1].URL; len(via) > maxRedirects || req.URL.Host != before.Host || req.URL.Scheme != before.Scheme {
+			return http.ErrUseLastResponse
+		}
+		return nil
 	}}
 }
 

@@ -121,6 +121,45 @@ func TestAChallengeWithoutAScope(t *testing.T) {
 	}
 }
 
+// A token server may redirect within itself, as frameworks do that want a slash at the end. The credentials go along; they go to no
+// other place (S32).
+func TestATokenServerThatRedirectsWithinItself(t *testing.T) {
+	locked := false
+	var url string
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			_, password, _ := r.BasicAuth()
+			switch {
+			case r.URL.Path == "/token":
+				http.Redirect(w, r, "/token/?"+r.URL.RawQuery, http.StatusMovedPermanently)
+			case r.URL.Path == "/circle":
+				http.Redirect(w, r, "/circle", http.StatusMovedPermanently)
+			case r.URL.Path == "/token/" && password == "p" && r.URL.Query().Get("scope") == "repository:team/app:pull":
+				fmt.Fprint(w, `{"token":"u's"}`)
+			case r.URL.Path == "/token/":
+				w.WriteHeader(http.StatusUnauthorized)
+			case locked && r.Header.Get("Authorization") != "Bearer u's":
+				w.Header().Set("WWW-Authenticate", `Bearer realm="`+url+`",service="reg"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			default:
+				next.ServeHTTP(w, r)
+			}
+		}
+	})
+	ref := reg.push(t, "team/app:v1", imageWith(t, layerOf(t, file("a", "1"))))
+	locked = true
+	s := newStore(t, nil)
+	spec := &engine.PullSpec{Ref: ref, Auth: &engine.Auth{Username: "u", Password: "p"}}
+	url = reg.URL + "/token"
+	if _, err := s.PullImage(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+	url = reg.URL + "/circle"
+	if _, err := s.PullImage(t.Context(), spec); err == nil || reg.count(http.MethodGet, "/circle") > 10 {
+		t.Errorf("in a circle: %v after %d requests", err, reg.count(http.MethodGet, "/circle"))
+	}
+}
+
 // Docker takes such configs for images (docker/distribution#1621).
 func TestConfigsOfOldTypes(t *testing.T) {
 	for i, mediaType := range []types.MediaType{"application/octet-stream", "", "text/html", "application/json"} {
