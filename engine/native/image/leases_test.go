@@ -188,3 +188,26 @@ func TestAnArchiveOfOneNameWithoutEnd(t *testing.T) {
 		t.Errorf("%d entries, of which 100 are allowed: %v", len(entries), err)
 	}
 }
+
+// Who releases what it does not hold is in nobody's way.
+func TestAReleaseWithoutAHold(t *testing.T) {
+	reg := newSite(t, nil)
+	s := newStore(t, nil)
+	img := pull(t, s, reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")))))
+	s.Release(img.ID, "a")
+	for range 2 {
+		if err := s.Hold(t.Context(), img.ID, "a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Release(img.ID, "b")
+	s.Release(img.ID, "a")
+	if err := s.RemoveImage(t.Context(), img.ID); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("held once of twice: %v", err)
+	}
+	s.Release(img.ID, "a")
+	s.Release(img.ID, "a")
+	if err := s.RemoveImage(t.Context(), img.ID); err != nil {
+		t.Error(err)
+	}
+}

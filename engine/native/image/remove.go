@@ -43,7 +43,9 @@ func (s *Store) Release(id engine.ImageID, owner string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	owners := s.holds[id]
-	if owners[owner]--; owners[owner] <= 0 {
+	if owners[owner] > 1 {
+		owners[owner]--
+	} else {
 		delete(owners, owner)
 	}
 	if len(owners) == 0 {
