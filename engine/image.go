@@ -55,10 +55,19 @@ type ImageCarrier interface {
 	ImportImage(ctx context.Context, r io.Reader, image *Image) (*Image, error)
 }
 
+// maxImageUser is more than package imageuser takes for the name of a user: nobody runs as what is cut.
+const maxImageUser = 300
+
 // ParseImageUser reads the user of an image's config ("user", "uid", either with ":group"). Only what is a uid to the kernel
 // is one here; every other number stays text, with which the kubelet refuses runAsNonRoot (CVE-2024-40635).
+//
+// The text of two images could be too long for the list of all, without which a kubelet removes none. It is cut to a length that is still
+// too long for the name of a user.
 func ParseImageUser(user string) (*int64, string) {
 	name, _, _ := strings.Cut(user, ":")
+	if len(name) > maxImageUser {
+		return nil, strings.ToValidUTF8(name[:maxImageUser], "?")
+	}
 	if name == "" {
 		return nil, ""
 	}
