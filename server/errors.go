@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -44,7 +45,20 @@ func limited(err error) bool {
 	return slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM}, func(limit error) bool { return errors.Is(err, limit) })
 }
 
-// toStatus gives err its gRPC code and keeps its whole text. An error that is a status already stays as it is.
+// maxErrorText bounds what is told of an error. Most have a line or two, but what a registry answers or an image says may be in it, which
+// are megabytes: the kubelet writes it into the pod's status, and the API server takes no pod of that size.
+const maxErrorText = 16 << 10
+
+// textOf is the whole text of an error, or begin and end of one that is too long.
+func textOf(err error) string {
+	text := err.Error()
+	if len(text) <= maxErrorText {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxErrorText/2], "") + " … " + strings.ToValidUTF8(text[len(text)-maxErrorText/2:], "")
+}
+
+// toStatus gives err its gRPC code and keeps its text. An error that is a status already stays as it is.
 func toStatus(err error) error {
 	if err == nil {
 		return nil
@@ -55,8 +69,8 @@ func toStatus(err error) error {
 	}
 	for _, row := range codeOf {
 		if row.is(err) {
-			return status.Error(row.code, err.Error())
+			return status.Error(row.code, textOf(err))
 		}
 	}
-	return status.Error(codes.Unknown, err.Error())
+	return status.Error(codes.Unknown, textOf(err))
 }
