@@ -99,7 +99,35 @@ func imageOf(rec *record, config *ocispec.Image, size int64) engine.Image {
 		out.Created = *config.Created
 	}
 	out.UID, out.Username = engine.ParseImageUser(out.User)
+	if memoryOf(&out) > maxKept {
+		out.User = out.User[:min(len(out.User), maxName)]
+		out.WorkingDir, out.StopSignal = "", ""
+		out.Env, out.Entrypoint, out.Cmd, out.Labels = nil, nil, nil, nil
+	}
 	return out
+}
+
+// maxKept bounds what is kept in memory of an image's config, in bytes. Real images have some thousands; one that has more runs as any
+// other, as containers read the config itself (Config), but is not known for the same in another engine's store by that alone. Without
+// a bound a hundred images without a layer, of whoever may run pods, would take gigabytes.
+const maxKept = 256 << 10
+
+// maxName is more than users and groups have together.
+const maxName = 512
+
+// memoryOf is about what the config of an image takes.
+func memoryOf(img *engine.Image) int {
+	const each = 64 // of an entry of a map
+	sum := len(img.User) + len(img.WorkingDir) + len(img.StopSignal)
+	for _, list := range [][]string{img.Env, img.Entrypoint, img.Cmd} {
+		for _, text := range list {
+			sum += len(text) + each
+		}
+	}
+	for key, value := range img.Labels {
+		sum += len(key) + len(value) + each
+	}
+	return sum
 }
 
 // familiar are names as Docker lists them.
