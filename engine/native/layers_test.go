@@ -2,13 +2,17 @@ package native
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"crishim/engine"
+	"crishim/engine/native/image"
 )
 
 // tarLayer is a layer of entries; files have their names as content.
@@ -115,4 +119,28 @@ func TestFoldersThatALayerImplies(t *testing.T) {
 		}
 		b.removePod(t, pod)
 	}
+}
+
+// What may be pulled can be run, and its mount is a line that every program on the node can read.
+func TestAnImageOfAsManyLayersAsThereMayBe(t *testing.T) {
+	b := serving(t)
+	pod, s := b.runPod(t)
+	var layers [][]byte
+	for i := range image.DefaultLimits.Layers - 1 { // busybox is one
+		layers = append(layers, tarLayer(t, tar.Header{Typeflag: tar.TypeReg, Name: strconv.Itoa(i), Mode: 0o644}))
+	}
+	id := b.runLayers(t, pod, s, "many", layers...)
+	if out := b.sh(t, id, "cat /0 /v/0 /"+strconv.Itoa(len(layers)-1)); out != "00"+strconv.Itoa(len(layers)-1) {
+		t.Errorf("%q", out)
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(table)) {
+		if len(line) > bufio.MaxScanTokenSize {
+			t.Errorf("a line of %d bytes is in the mount table", len(line))
+		}
+	}
+	b.removePod(t, pod)
 }

@@ -7,7 +7,8 @@ import "crishim/engine/native/image/unpack"
 type Limits struct {
 	// Layer bounds one layer.
 	Layer unpack.Limits
-	// Layers is their number; overlay takes 500.
+	// Layers is their number. Overlay takes 500, but each one's path stands in a line of the node's mount table, which many programs
+	// read with a bound of 64 KiB: with a longer line none of them could read it, the kubelet's cAdvisor neither.
 	Layers int
 	// Manifest and Config are the largest sizes of these documents, in bytes.
 	Manifest, Config int64
@@ -19,5 +20,5 @@ type Limits struct {
 
 // DefaultLimits are far above real images and far below what harms a node.
 var DefaultLimits = Limits{
-	Layer: unpack.DefaultLimits, Layers: 500, Manifest: 4 << 20, Config: 8 << 20, IndexDepth: 3, ArchiveEntries: 100_000,
+	Layer: unpack.DefaultLimits, Layers: 256, Manifest: 4 << 20, Config: 8 << 20, IndexDepth: 3, ArchiveEntries: 100_000,
 }

@@ -53,18 +53,28 @@ func Notify(paths map[string]string, notify func(kills uint64)) (stop func(), er
 	if path == "" {
 		return nil, errors.New("no memory controller")
 	}
-	var source *os.File
+	counted := counter(paths, notify)
 	if v2 {
-		source, err = watchEvents(path)
+		stop, err = onChange(path, func() { counted() })
 	} else {
-		source, err = watchControl(path)
+		stop, err = onControl(path, func() {
+			// It wakes before it kills.
+			for wait := time.Millisecond; !counted() && wait <= patience; wait *= 2 {
+				time.Sleep(wait)
+			}
+		})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: %w", path, err)
 	}
+	return stop, nil
+}
+
+// counter makes what looks whether there were kills since its last look, and calls notify then. It returns false where it shall be
+// called again: the end of the cgroup, and other counters of the file, wake us too.
+func counter(paths map[string]string, notify func(kills uint64)) (counted func() bool) {
 	before, _ := Kills(paths)
-	// The end of the cgroup, and other counters of the file, wake us too.
-	counted := func() bool {
+	return func() bool {
 		now, err := Kills(paths)
 		if err == nil && now > before {
 			before = now
@@ -73,33 +83,50 @@ func Notify(paths map[string]string, notify func(kills uint64)) (stop func(), er
 		}
 		return err != nil
 	}
+}
+
+// onChange calls f after each change of a file of cgroup v2, which the kernel tells who polls it. It takes none of root's inotify
+// instances, of which there are 128 by default, and which the node's other programs want.
+func onChange(path string, f func()) (stop func(), err error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0) // with O_NONBLOCK the runtime polls it
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	file := os.NewFile(uintptr(fd), path)
+	if err := file.SetDeadline(time.Time{}); err != nil { // it can be polled
+		_ = file.Close()
+		return nil, err
+	}
+	conn, err := file.SyscallConn()
+	if err != nil {
+		_ = file.Close()
+		return nil, err
+	}
 	go func() {
-		buf := make([]byte, 4096)
+		_ = conn.Read(func(uintptr) bool {
+			f()
+			return false // wait for the next; a change while f looks counts as one
+		})
+	}()
+	return func() { _ = file.Close() }, nil
+}
+
+// onControl calls f when cgroup v1 tells of want of memory.
+func onControl(path string, f func()) (stop func(), err error) {
+	source, err := watchControl(path)
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		buf := make([]byte, 8)
 		for {
 			if _, err := source.Read(buf); err != nil {
 				return
 			}
-			// Version 2 counts before it wakes, and wakes for each counter: who waits here for one that is to come misses it
-			// where the cgroup goes with the process. Version 1 wakes before it kills.
-			for wait := time.Millisecond; !counted() && !v2 && wait <= patience; wait *= 2 {
-				time.Sleep(wait)
-			}
+			f()
 		}
 	}()
 	return func() { _ = source.Close() }, nil
-}
-
-// watchEvents waits for changes of a file of cgroup v2.
-func watchEvents(path string) (*os.File, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, os.NewSyscallError("inotify_init1", err)
-	}
-	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
-		_ = unix.Close(fd)
-		return nil, os.NewSyscallError("inotify_add_watch", err)
-	}
-	return os.NewFile(uintptr(fd), path), nil
 }
 
 // watchControl asks cgroup v1 for an event; the kernel keeps its own reference of the control file.

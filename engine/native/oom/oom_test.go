@@ -1,9 +1,14 @@
 package oom
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -17,31 +22,84 @@ func write(t *testing.T, dir string, maxed, kills int) {
 
 func TestEachKillIsToldAndNothingElse(t *testing.T) {
 	dir := t.TempDir()
-	paths := map[string]string{"": dir}
 	write(t, dir, 0, 2)
-	told := make(chan uint64, 100)
-	stop, err := Notify(paths, func(kills uint64) { told <- kills })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stop()
+	var told []uint64
+	counted := counter(map[string]string{"": dir}, func(kills uint64) { told = append(told, kills) })
 	for kills := 3; kills < 6; kills++ {
 		// Memory runs short long before something is killed for it.
 		for maxed := range 20 {
 			write(t, dir, maxed, kills-1)
+			if counted() {
+				t.Errorf("told before kill %d", kills)
+			}
 		}
 		write(t, dir, 20, kills)
-		select {
-		case n := <-told:
-			if n != uint64(kills) {
-				t.Errorf("kill %d is told as %d", kills, n)
+		if !counted() || counted() {
+			t.Errorf("kill %d is not told once", kills)
+		}
+	}
+	if want := []uint64{3, 4, 5}; !slices.Equal(told, want) {
+		t.Errorf("%v", told)
+	}
+}
+
+// The file is one that changes as memory.events does, and is there without a memory controller.
+func TestChangesOfAFileOfVersion2AreSeen(t *testing.T) {
+	root := "/sys/fs/cgroup"
+	if _, err := os.Stat(root + "/cgroup.controllers"); err != nil {
+		root += "/unified"
+	}
+	group, err := os.MkdirTemp(root, "crishim-oom-")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer func() { _ = os.Remove(group) }()
+	seen := make(chan string, 100)
+	stop, err := onChange(filepath.Join(group, "cgroup.events"), func() {
+		data, err := os.ReadFile(filepath.Join(group, "cgroup.events"))
+		if err != nil {
+			data = []byte(err.Error())
+		}
+		seen <- string(data)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sees := func(what string) {
+		t.Helper()
+		for {
+			select {
+			case got := <-seen:
+				if strings.Contains(got, what) {
+					return
+				}
+			case <-time.After(30 * time.Second):
+				t.Fatalf("%q is not seen", what)
 			}
-		case <-time.After(30 * time.Second):
-			t.Fatalf("kill %d is not told", kills)
 		}
-		if len(told) > 0 {
-			t.Errorf("kill %d is told twice", kills)
+	}
+	for range 20 {
+		sleeper := exec.Command("sleep", "1000")
+		if err := sleeper.Start(); err != nil {
+			t.Fatal(err)
 		}
+		err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(sleeper.Process.Pid)), 0)
+		if err == nil {
+			sees("populated 1")
+		}
+		_ = sleeper.Process.Kill()
+		_ = sleeper.Wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sees("populated 0")
+	}
+	stop()
+	for len(seen) > 0 {
+		<-seen
+	}
+	if _, err := onChange(filepath.Join(t.TempDir(), "none"), func() {}); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
 	}
 }
 
