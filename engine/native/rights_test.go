@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"crishim/engine"
 )
 
@@ -130,6 +132,48 @@ func TestNothingOfTheHostIsOpenInAContainer(t *testing.T) {
 		t.Errorf("the helper was changed: %v", err)
 	}
 	b.sh(t, id, "true")
+	b.removePod(t, pod)
+}
+
+// Root of a container owns what it has as its stdio: what stands for none of it must not be the host's /dev/null, whose mode it
+// could change for everybody on the node.
+//
+// Rows: S56 (part)
+func TestTheHostsNullDeviceIsInNoContainer(t *testing.T) {
+	b := serving(t)
+	var host unix.Stat_t
+	if err := unix.Stat(os.DevNull, &host); err != nil {
+		t.Fatal(err)
+	}
+	pod, spec := b.runPod(t)
+	for name, change := range map[string]func(*engine.ContainerSpec){
+		"plain": func(*engine.ContainerSpec) {},
+		// Where the pod brings its own /dev, libcontainer makes and opens nothing there.
+		"dev": func(s *engine.ContainerSpec) {
+			s.Mounts = []engine.Mount{{ContainerPath: "/dev", HostPath: t.TempDir()}}
+		},
+	} {
+		s := b.containerSpec(t, pod, spec, name, "")
+		s.Command, s.Security.CapDrop = []string{"sleep", "1000"}, []string{"ALL"}
+		change(s)
+		st, err := b.CreateContainer(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.StartContainer(t.Context(), st.ID, s); err != nil {
+			t.Fatal(err)
+		}
+		// The exec has neither output where it is given its input.
+		script := strings.NewReader("stat -L -c '%F %t:%T %a %d %i' /proc/self/fd/2 > /tmp/stderr; echo x")
+		if code, err := b.Exec(t.Context(), st.ID, &engine.ExecSpec{Command: []string{"sh"}, Streams: engine.Streams{Stdin: script}}); code != 0 || err != nil {
+			t.Fatal(code, err)
+		}
+		got := b.sh(t, st.ID, "stat -L -c '%F %t:%T %a %d %i' /proc/1/fd/0 /proc/self/fd/0; cat /tmp/stderr; readlink /proc/self/fd/0; cat")
+		hosts := fmt.Sprintf("666 %d %d\n", host.Dev, host.Ino)
+		if strings.Count(got, "character special file 1:3 666 ") != 3 || !strings.HasSuffix(got, "\n/dev/null\n") || strings.Contains(got, hosts) {
+			t.Errorf("%s: the container has as its stdio %q, the host's /dev/null is %q", name, got, hosts)
+		}
+	}
 	b.removePod(t, pod)
 }
 

@@ -179,7 +179,7 @@ func (c *container) join(ctx context.Context, spec json.RawMessage, stdio Stdio)
 }
 
 // prepare makes what the client passes fit for a process: it expects blocking descriptors, while pipes of a Go program do
-// not block, and its root must be able to open them. What the client does not pass is /dev/null.
+// not block, and its root must be able to open them. What the client does not pass is a null device.
 func (c *container) prepare(stdio *Stdio) error {
 	for _, file := range []*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr} {
 		if file == nil {
@@ -202,11 +202,11 @@ func (c *container) prepare(stdio *Stdio) error {
 		if *file != nil {
 			continue
 		}
-		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		none, err := null()
 		if err != nil {
 			return err
 		}
-		*file = null
+		*file = none
 	}
 	return nil
 }

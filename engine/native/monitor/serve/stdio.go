@@ -37,7 +37,7 @@ func newStdio(plan Plan, args *monitor.CreateArgs) (_ *stdio, err error) {
 		if io.child.Stdin, io.stdin, err = os.Pipe(); err != nil {
 			return nil, err
 		}
-	} else if io.child.Stdin, err = os.Open(os.DevNull); err != nil {
+	} else if io.child.Stdin, err = null(); err != nil {
 		return nil, err
 	}
 	if io.stdout, io.child.Stdout, err = os.Pipe(); err != nil {
