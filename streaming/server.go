@@ -34,6 +34,8 @@ type Server struct {
 	http     *http.Server
 	tokens   *tokens
 	guesses  guesses
+	// strangers are the connections without a right token.
+	strangers accept.Strangers
 
 	// sessions are the clients let in, calls what of the Runtime runs for them. A client may be let in and gone while
 	// cri-streaming waits for its streams, for as long as CreationTimeout: such a session is not waited for when all are cut.
@@ -68,12 +70,17 @@ func New(opts Options, runtime Runtime) (*Server, error) {
 	s.http = &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: readHeaderTimeout,
-		IdleTimeout:       readHeaderTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          klog.NewStandardLogger("ERROR"),
+		// Also of a body, which net/http reads before it answers, and of a client that does not read its answers. Sessions have no
+		// such bound: their connections are hijacked.
+		ReadTimeout:    readHeaderTimeout,
+		WriteTimeout:   readHeaderTimeout,
+		IdleTimeout:    readHeaderTimeout,
+		MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog:       klog.NewStandardLogger("ERROR"),
 		// Upgrades exist in HTTP/1.1 only.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
+	s.strangers.Watch(s.http)
 	return s, nil
 }
 

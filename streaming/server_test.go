@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -21,6 +22,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/internal/accept"
 )
 
 // Rows: S47
@@ -112,6 +115,36 @@ func TestGuessesAreLimitedAndRightTokensAreNot(t *testing.T) {
 	}
 	if st := statusJSON(t, dialCommand(t, execURL(t, s, want, "x"), want, "spdy v4.channel.k8s.io").collect(t).status); st.Status != "Success" {
 		t.Errorf("a right token in between: %+v", st)
+	}
+}
+
+// A request whose body never comes was held for ever: net/http reads it before it answers. Nobody without a token holds more
+// than a bounded number of connections, and none of them keeps a client out.
+//
+// Rows: S50 (part)
+func TestWhoHasNoTokenHoldsFewConnections(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(context.Context, string, []string, Streams) (int, error) { return 0, nil }})
+	var first net.Conn
+	for i := range accept.MaxStrangers + 1 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(s.URL(), "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "POST /exec/x HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first = conn
+		}
+	}
+	_ = first.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := first.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the oldest connection is held on and on")
+	}
+	want := wanted{stdout: true}
+	if st := statusJSON(t, dialCommand(t, execURL(t, s, want, "x"), want, "spdy v4.channel.k8s.io").collect(t).status); st.Status != "Success" {
+		t.Errorf("a right token beside them: %+v", st)
 	}
 }
 

@@ -110,7 +110,9 @@ func listenPages(c config.Metrics, registry *prometheus.Registry, store *state.S
 }
 
 func serveOn(ctx context.Context, l net.Listener, handler http.Handler) error {
-	s := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute} // any pod of the host's network can connect
+	s := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
+	var strangers accept.Strangers
+	strangers.Watch(s)
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	if err := s.Serve(accept.Patiently(l)); !errors.Is(err, http.ErrServerClosed) {

@@ -51,6 +51,8 @@ type Server struct {
 	listener net.Listener
 	http     *http.Server
 	served   chan struct{} // closed when http has ended
+	// strangers are the connections without the secret of a pull.
+	strangers accept.Strangers
 }
 
 // Session is one pull. Its methods may be called from any goroutine.
@@ -115,6 +117,7 @@ func (s *Server) listen(ctx context.Context) error {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          log.New(io.Discard, "", 0), // aborted copies, which the session reports itself
 	}
+	s.strangers.Watch(server)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -193,6 +196,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, "NAME_UNKNOWN", "no such repository")
 		return
 	}
+	s.strangers.LetIn(r) // a blob may take hours
 	what, err := registry.ParseTarget(rest)
 	if err != nil || r.URL.RawPath != "" {
 		fail(w, http.StatusBadRequest, "UNSUPPORTED", "neither a manifest nor a blob")
