@@ -2,12 +2,14 @@ package native
 
 import (
 	"archive/tar"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"crishim/engine"
@@ -140,6 +142,32 @@ func TestAVolumeOfTheImageThatIsNoFolder(t *testing.T) {
 	spec.Image = engine.ImageRef{Ref: ref, ID: image.ID}
 	if _, err := b.CreateContainer(t.Context(), spec); err == nil {
 		t.Error("no error")
+	}
+	if left := len(b.allContainers()); left != 0 {
+		t.Errorf("%d containers are left", left)
+	}
+	b.removePod(t, pod)
+}
+
+// An image's configuration has room for hundreds of thousands of volumes. They are refused before anything is made of them.
+//
+// Rows: S52 (part)
+func TestAnImageOfVeryManyVolumesIsRefused(t *testing.T) {
+	b := serving(t)
+	volumes := map[string]struct{}{}
+	for i := range 2000 {
+		volumes[fmt.Sprintf("/%x", i)] = struct{}{}
+	}
+	ref := b.pushWith(t, "manyvolumes:1", v1.Config{Env: []string{"PATH=/bin"}, Volumes: volumes}, busyboxLayer(t))
+	image, err := b.PullImage(t.Context(), &engine.PullSpec{Ref: ref, NoProgress: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod, s := b.runPod(t)
+	spec := b.containerSpec(t, pod, s, "a", "true")
+	spec.Image = engine.ImageRef{Ref: ref, ID: image.ID}
+	if _, err := b.CreateContainer(t.Context(), spec); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("the error is %v", err)
 	}
 	if left := len(b.allContainers()); left != 0 {
 		t.Errorf("%d containers are left", left)

@@ -34,10 +34,17 @@ func (b *builder) mounts() error {
 	return nil
 }
 
+// maxVolumes is far above real images. Each is a folder and a mount, and an image's configuration has room for hundreds of
+// thousands, which would keep the daemon busy for minutes and take gigabytes of its memory.
+const maxVolumes = 1024
+
 // Volumes are the clean paths of the image's volumes (VOLUME) that are made for a container: not those that a mount of CRI's,
 // or one that every container has, takes the place of. ErrInvalidArgument for a path that cannot be one.
 func Volumes(s *engine.ContainerSpec, image *imagespec.ImageConfig) ([]string, error) {
 	var out []string
+	if n := len(image.Volumes); n > maxVolumes {
+		return nil, invalid("the image declares %d volumes, at most %d are made", n, maxVolumes)
+	}
 	for _, volume := range slices.Sorted(maps.Keys(image.Volumes)) {
 		clean := path.Clean("/" + volume)
 		switch {
