@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/docker/docker/api/types/container"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
@@ -69,8 +70,7 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 		status.User = userOfProcess(status.PID)
 		if status.UpperDir == "" {
 			// The containerd image store names no folder.
-			root, _ := rootMountOf(status.PID)
-			status.UpperDir = root.upperDir()
+			status.UpperDir = upperDirOf(status.PID, mergedDir(in, f))
 		}
 	}
 	e.cgroups.seen(in, status.CgroupPath, f)
@@ -168,6 +168,24 @@ func parseRootMount(line string) (m rootMount, ok bool) {
 		return rootMount{}, false
 	}
 	return rootMount{device: fields[2], fileSystem: fs[0], options: fs[2]}, true
+}
+
+// upperDirOf is the writable layer of a container, of which pid is the first process and root the file system as the host sees it. The
+// process may have another root by now, and in a user namespace an overlay of its own making, whose options name any folder.
+func upperDirOf(pid int, root string) string {
+	own, ok := rootMountOf(pid)
+	var host, above unix.Stat_t
+	// Where Docker has another mount namespace the host sees no more than a folder there.
+	mounted := unix.Stat(root, &host) == nil && unix.Stat(filepath.Dir(root), &above) == nil && host.Dev != above.Dev
+	if !ok || mounted && !own.isOf(&host) {
+		return ""
+	}
+	return own.upperDir()
+}
+
+// isOf says whether a file is on the mounted file system.
+func (m rootMount) isOf(file *unix.Stat_t) bool {
+	return m.device == fmt.Sprintf("%d:%d", unix.Major(file.Dev), unix.Minor(file.Dev))
 }
 
 // upperDir is the writable layer of an overlay, "" for anything else.

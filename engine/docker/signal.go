@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"fmt"
 	"sync"
 
 	"github.com/docker/docker/api/types/container"
@@ -97,5 +96,5 @@ func (p firstProcess) isInContainer() bool {
 		return false
 	}
 	own, ok := rootMountOf(p.pid)
-	return ok && own.device == fmt.Sprintf("%d:%d", unix.Major(host.Dev), unix.Minor(host.Dev))
+	return ok && own.isOf(&host)
 }
