@@ -191,6 +191,23 @@ func TestASecondDaemonIsToldWhoHasTheDirectory(t *testing.T) {
 	must(t, openStore(t, s.root).Close())
 }
 
+// A daemon with a root directory of its own, as somebody tries one beside the node's, would take that one's sockets and pods.
+func TestASecondDaemonDoesNotGetTheRunDirectory(t *testing.T) {
+	s := newTestStore(t)
+	run := filepath.Join(s.root, "run")
+	other := filepath.Join(t.TempDir(), "state")
+	if second, err := Open(other, run); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), run) {
+		t.Errorf("error %v", err)
+		if err == nil {
+			must(t, second.Close())
+		}
+	}
+	must(t, s.Close())
+	again, err := Open(other, run) // the one that was refused has let go of its root
+	must(t, err)
+	must(t, again.Close())
+}
+
 func TestAReadOnlyStoreChangesNothing(t *testing.T) {
 	root := filledRoot(t)
 	before := tree(t, root)

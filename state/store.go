@@ -43,7 +43,7 @@ import (
 type Store struct {
 	root     string
 	readOnly bool
-	lock     *os.File
+	lock     locks
 	rebooted bool
 
 	wake    chan struct{} // tells writeBehind that something is dirty
@@ -83,8 +83,8 @@ type (
 	containerEntry = entry[engine.ContainerStatus, Container]
 )
 
-// Open takes the root directory for this process and loads it. root holds what must survive a reboot, run what must not
-// (it is only made here). It fails where another daemon has the directory (ErrFailedPrecondition, within two seconds)
+// Open takes both directories for this process and loads the root. root holds what must survive a reboot, run what must not
+// (it is only made here). It fails where another daemon has one of them (ErrFailedPrecondition, within two seconds)
 // or the directories cannot be used; a record that cannot be read never makes it fail, see Quarantined.
 func Open(root, run string) (*Store, error) {
 	for _, dir := range []string{root, run, filepath.Join(root, "pods"), filepath.Join(root, "containers"), filepath.Join(root, "quarantine")} {
@@ -92,14 +92,14 @@ func Open(root, run string) (*Store, error) {
 			return nil, err
 		}
 	}
-	lock, err := lockRoot(root)
+	held, err := lock(root, run)
 	if err != nil {
 		return nil, err
 	}
 	s := newStore(root)
-	s.lock = lock
+	s.lock = held
 	if err := s.load(); err != nil {
-		_ = lock.Close()
+		_ = held.Close()
 		return nil, err
 	}
 	s.mu.Lock()
