@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,10 +32,6 @@ func Listen(addresses []string, group string) ([]net.Listener, error) {
 			listeners = append(listeners, l)
 		}
 	}
-	have := map[string]bool{}
-	for _, l := range listeners {
-		have[l.Addr().String()] = true
-	}
 	gid, err := GroupID(group)
 	if err != nil {
 		return nil, err
@@ -44,7 +41,7 @@ func Listen(addresses []string, group string) ([]net.Listener, error) {
 	}
 	for _, address := range addresses {
 		path := strings.TrimPrefix(address, "unix://")
-		if have[path] {
+		if slices.ContainsFunc(listeners, func(l net.Listener) bool { return isAt(l, path) }) {
 			continue
 		}
 		l, err := listenUnix(path, gid)
@@ -57,6 +54,16 @@ func Listen(addresses []string, group string) ([]net.Listener, error) {
 		listeners = append(listeners, l)
 	}
 	return listeners, nil
+}
+
+// isAt says that l is the socket at path, which may be written in another way: /var/run is a link to /run on most hosts.
+func isAt(l net.Listener, path string) bool {
+	if l.Addr().String() == path {
+		return true
+	}
+	there, err1 := os.Lstat(path)
+	own, err2 := os.Lstat(l.Addr().String())
+	return err1 == nil && err2 == nil && os.SameFile(there, own)
 }
 
 // closedDir makes dir, or takes the right to write from its group and others.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -89,4 +90,19 @@ func TestAnOldShimsSocketIsListenedOnBesideOurs(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(dir, "crishim.sock")); err == nil {
 		t.Error("our own socket stayed behind although the start failed")
 	}
+}
+
+// A socket that we have already, from systemd most of all, is not taken for another process's where the settings name it in
+// another way: /var/run/crishim/crishim.sock is /run/crishim/crishim.sock.
+func TestTheSameSocketByAnotherNameIsOne(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "run"), 0o755), os.Symlink("run", filepath.Join(dir, "var-run"))); err != nil {
+		t.Fatal(err)
+	}
+	addresses := []string{"unix://" + filepath.Join(dir, "run", "s.sock"), "unix://" + filepath.Join(dir, "var-run", "s.sock"), "unix://" + dir + "/run//s.sock"}
+	listeners, err := Listen(addresses, "")
+	if err != nil || len(listeners) != 1 {
+		t.Fatalf("%d sockets, %v", len(listeners), err)
+	}
+	_ = listeners[0].Close()
 }
