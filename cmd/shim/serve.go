@@ -39,6 +39,10 @@ func stateDir(c *config.Config) string { return filepath.Join(c.RootDir, "state"
 
 // serve wires the daemon and runs it until ctx ends. The first part that ends stops all.
 func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
+	// From the first moment to the last: a SIGHUP that nobody takes ends the process, while it waits for an engine or drains, too.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGHUP, unix.SIGUSR1)
+	defer signal.Stop(signals)
 	c, err := config.Load(fs)
 	if err != nil {
 		return err
@@ -131,7 +135,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		group.Go(func() error { return serveOn(ctx, page.listener, page.handler) })
 	}
 	group.Go(func() error { return serveAdmin(ctx, admin, srv.Images(), engines) })
-	group.Go(func() error { return handleSignals(ctx, fs, engines) })
+	group.Go(func() error { handleSignals(working, signals, fs, engines); return nil })
 	group.Go(func() error { return notifySystemd(ctx, srv, newStatusLine(c, engines, store)) })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -176,14 +180,11 @@ func setLogLevel(level int) error {
 }
 
 // handleSignals: SIGHUP reads the settings again that can change in a running daemon, SIGUSR1 dumps the goroutines.
-func handleSignals(ctx context.Context, fs *pflag.FlagSet, engines nodeEngines) error {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGHUP, unix.SIGUSR1)
-	defer signal.Stop(signals)
+func handleSignals(ctx context.Context, signals <-chan os.Signal, fs *pflag.FlagSet, engines nodeEngines) {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case sig := <-signals:
 			if sig == unix.SIGUSR1 {
 				dumpGoroutines()
