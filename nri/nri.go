@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -63,13 +64,17 @@ func New(opts Options) (*Plugins, error) {
 	return p, nil
 }
 
-// Start implements hook.Plugins. ErrFailedPrecondition where another runtime serves the socket, ErrUnavailable where it cannot
+// Start implements hook.Plugins. ErrFailedPrecondition where another runtime serves the socket or there is something else, ErrUnavailable where it cannot
 // be made or the plugins' folder not be read.
 func (p *Plugins) Start(r hook.Runtime) error {
 	// The adaptation would take it away: plugins that are meant for the other would come to us.
 	if conn, err := net.DialTimeout("unix", p.opts.SocketPath, time.Second); err == nil {
 		_ = conn.Close()
 		return fmt.Errorf("NRI: another runtime serves %s; set nri.socket_path to one of our own: %w", p.opts.SocketPath, errdefs.ErrFailedPrecondition)
+	}
+	// It would remove whatever else is there, too.
+	if info, err := os.Lstat(p.opts.SocketPath); err == nil && info.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("NRI: %s is no socket; remove it, or set nri.socket_path to another: %w", p.opts.SocketPath, errdefs.ErrFailedPrecondition)
 	}
 	p.runtime = r
 	if err := p.adaptation.Start(); err != nil {

@@ -184,6 +184,27 @@ func TestTheSocketOfAnotherRuntimeIsLeftAlone(t *testing.T) {
 	}
 }
 
+// A path that is a file's by a slip in the settings.
+func TestAFileInThePlaceOfTheSocketIsLeftAlone(t *testing.T) {
+	first, socket := started(t, &runtime{}, nil)
+	opts := first.opts
+	opts.SocketPath = socket + ".json"
+	if err := os.WriteFile(opts.SocketPath, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second, err := New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Start(&runtime{}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("started: %v", err)
+		second.Stop()
+	}
+	if data, err := os.ReadFile(opts.SocketPath); string(data) != "{}" {
+		t.Errorf("the file has %q, %v", data, err)
+	}
+}
+
 // TestMain makes the test's binary a plugin where the adaptation starts it as one.
 func TestMain(m *testing.M) {
 	if os.Getenv(api.PluginSocketEnvVar) == "" {
