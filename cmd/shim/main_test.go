@@ -153,3 +153,24 @@ func TestATakenMetricsPortDoesNotEndTheDaemon(t *testing.T) {
 	}
 	_ = pages[0].listener.Close()
 }
+
+// metrics.listen or metrics.pprof at a socket that somebody answers on, the CRI socket by a slip, does not take it away.
+func TestPagesTakeNobodysSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cri.sock")
+	cri, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cri.Close() }()
+	before, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range listenPages(config.Metrics{Listen: "unix://" + path, Pprof: "unix://" + path}, nil, nil, nil) {
+		t.Error("the socket was taken")
+		_ = p.listener.Close()
+	}
+	if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("another socket is there: %v", err)
+	}
+}

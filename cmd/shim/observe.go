@@ -80,7 +80,7 @@ func listenPages(c config.Metrics, registry *prometheus.Registry, store *state.S
 		l, err := listenHTTP(address)
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
-			klog.ErrorS(err, fmt.Sprintf("%s: %s is taken by another program: set another address, or \"\" to turn it off; going on without", key, address))
+			klog.ErrorS(err, fmt.Sprintf("%s: %s is taken already: set another address, or \"\" to turn it off; going on without", key, address))
 		case err != nil:
 			klog.ErrorS(err, fmt.Sprintf("%s: nothing is served on %s; going on without", key, address))
 		default:
@@ -127,6 +127,11 @@ func listenHTTP(address string) (net.Listener, error) {
 		return net.Listen("tcp", address)
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
+		// One that somebody answers on is another program's, or our own by a slip in the settings: the kubelet's, most of all.
+		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("listen on %s: %w", path, syscall.EADDRINUSE)
+		}
 		if err := os.Remove(path); err != nil {
 			return nil, err
 		}
