@@ -50,7 +50,7 @@ func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store 
 			return nil, err
 		}
 		eng, err := native.New(native.Options{
-			Version: version, RootDir: c.RootDir + "/native", RunDir: c.RunDir + "/native",
+			Version: version, RootDir: nativeRootDir(c), RunDir: nativeRunDir(c),
 			RegistryConfigDirs: c.Images.RegistryDirs, NodeAuth: []string{c.Images.Credentials}, TokenServers: c.Images.TokenServers, Pinned: c.Images.Pinned,
 			Plugins: plugins, CgroupDriver: driver, Runtimes: ociRuntimes(c),
 			ContainerLogMaxSize: int64(c.ContainerLogMax),

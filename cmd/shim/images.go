@@ -16,6 +16,7 @@ import (
 
 	"crishim/config"
 	"crishim/engine"
+	"crishim/engine/native"
 	"crishim/engine/native/image"
 	"crishim/state"
 )
@@ -51,8 +52,12 @@ func imagesFlags(fs *pflag.FlagSet) {
 	config.Flags(fs)
 }
 
+// nativeRootDir and nativeRunDir are the native engine's.
+func nativeRootDir(c *config.Config) string { return filepath.Join(c.RootDir, "native") }
+func nativeRunDir(c *config.Config) string  { return filepath.Join(c.RunDir, "native") }
+
 // imageStoreDir is where the native engine keeps its images.
-func imageStoreDir(c *config.Config) string { return filepath.Join(c.RootDir, "native", "images") }
+func imageStoreDir(c *config.Config) string { return filepath.Join(nativeRootDir(c), "images") }
 
 // imageCommands are what crishim images does.
 var imageCommands = []string{"ls", "pull", "rm", "import", "export", "verify", "copy", "move"}
@@ -124,23 +129,28 @@ func imagesInDaemon(ctx context.Context, c *config.Config, fs *pflag.FlagSet, na
 	}, fs, name, refs, progress, out)
 }
 
-// recordedUsers are the containers that are recorded with an image.
+// recordedUsers are the containers that are recorded with an image, by the engine or by the server. The engine's own records know
+// those, too, whose record here is damaged or of a newer version: they run, and have the image under them.
 func recordedUsers(c *config.Config, id engine.ImageID) ([]string, error) {
+	users, err := native.RecordedUsers(nativeRootDir(c), nativeRunDir(c), id)
+	if err != nil {
+		return nil, fmt.Errorf("read which containers use images: %w", err)
+	}
 	records, err := state.OpenReadOnly(stateDir(c))
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, nil // nothing has ever run here
+			return users, nil // nothing has ever run here
 		}
 		return nil, err
 	}
 	defer func() { _ = records.Close() }()
-	var users []string
 	for _, container := range records.Containers() {
 		if container.Spec.Image.ID == id || slices.ContainsFunc(container.Spec.Mounts, func(m engine.Mount) bool { return m.Image != nil && m.Image.ID == id }) {
 			users = append(users, "container "+string(container.ID))
 		}
 	}
-	return users, nil
+	slices.Sort(users)
+	return slices.Compact(users), nil
 }
 
 func imageTable(list []engine.Image, out io.Writer) error {

@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/sys/unix"
+
+	"crishim/config"
 )
 
 func TestLookingForImagesMakesNoStore(t *testing.T) {
@@ -144,5 +146,31 @@ func TestExportPutsNoFileInThePlaceOfADevice(t *testing.T) {
 	}
 	if err := exportTo(t.Context(), export, imageWork{Command: "export"}, dir, io.Discard); !errors.Is(err, errUsage) {
 		t.Errorf("to a folder without a /: %v", err)
+	}
+}
+
+// While the daemon is down an image is kept for a container whose record the server cannot read, as after a downgrade: it runs on the
+// image, and the engine's own record says so.
+func TestAnImageIsKeptForAContainerWhoseRecordIsNotRead(t *testing.T) {
+	for _, kept := range []string{"root/native/records/c1", "run/native/records/containers/c1"} {
+		c := config.Default()
+		dir := t.TempDir()
+		c.RootDir, c.RunDir = filepath.Join(dir, "root"), filepath.Join(dir, "run")
+		const id = "sha256:f9a1dd4aa71db471107f87622892907b6172fa0568d5bc4a7a76cf3dde6d0750"
+		for path, text := range map[string]string{
+			kept: `{"version":99,"container":{"image":"` + id + `"}}`,
+			"root/state/containers/0123456789012345678901234567890123456789.json": "damaged",
+		} {
+			path = filepath.Join(dir, path)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if users, err := recordedUsers(c, id); err != nil || len(users) != 1 || users[0] != "container c1" {
+			t.Errorf("%s: %q, %v", kept, users, err)
+		}
+		if users, err := recordedUsers(c, "sha256:other"); err != nil || len(users) != 0 {
+			t.Errorf("another image: %q, %v", users, err)
+		}
 	}
 }

@@ -120,7 +120,7 @@ func New(opts Options) (*Engine, error) {
 	e := &Engine{
 		opts: opts, pods: map[engine.PodID]*pod{}, containers: map[engine.ContainerID]*container{}, foreign: map[string][]byte{},
 		podRecords:       records{"pod", filepath.Join(opts.RootDir, "pods"), filepath.Join(opts.RunDir, "records", "pods")},
-		containerRecords: records{"container", filepath.Join(opts.RootDir, "records"), filepath.Join(opts.RunDir, "records", "containers")},
+		containerRecords: containerRecords(opts.RootDir, opts.RunDir),
 	}
 	e.life, e.endLife = context.WithCancel(context.Background())
 	if !helper.Built() {

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,11 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"k8s.io/klog/v2"
 
+	"crishim/engine"
 	"crishim/internal/atomicfile"
 	"crishim/internal/failpoint"
 	"crishim/internal/process"
@@ -69,6 +72,38 @@ func replaceFile(dir, name string, data []byte) error {
 		_ = os.Remove(temp)
 	}
 	return err
+}
+
+// RecordedUsers are the containers whose records, or copies of them, name an image: for who works on the store while no engine has
+// it. What is in a record is not asked further, so that one of a newer version counts, and a damaged one as far as it goes.
+func RecordedUsers(rootDir, runDir string, id engine.ImageID) ([]string, error) {
+	of := containerRecords(rootDir, runDir)
+	var users []string
+	for _, dir := range []string{of.dir, of.copies} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, entry := range entries {
+			if strings.HasPrefix(entry.Name(), ".") {
+				continue // half-written, or set aside: its container was ended then
+			}
+			data, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+			if err != nil {
+				return nil, err
+			}
+			name := "container " + entry.Name()
+			if bytes.Contains(data, []byte(id)) && !slices.Contains(users, name) {
+				users = append(users, name)
+			}
+		}
+	}
+	return users, nil
+}
+
+// containerRecords are those of the engine with these folders.
+func containerRecords(rootDir, runDir string) records {
+	return records{"container", filepath.Join(rootDir, "records"), filepath.Join(runDir, "records", "containers")}
 }
 
 func removeFile(path string) error {
