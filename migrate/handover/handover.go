@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"crishim/migrate/kubeletfiles"
@@ -95,6 +97,7 @@ func (p *Plan) WriteText(out io.Writer) error {
 
 // Switch carries the plan out. ready returns when the new shim answers. An error has been undone, or says what of it has not.
 func Switch(ctx context.Context, p *Plan, units Units, ready func(context.Context) error, out io.Writer) error {
+	defer undisturbed()()
 	backup := &kubeletfiles.Backup{Taken: time.Now().UTC(), Edits: p.Edits, Endpoint: p.Endpoint, OldEndpoint: p.OldEndpoint}
 	for _, name := range append(slices.Clone(oldUnits), CrishimSocket, Crishim, Kubelet) {
 		state, found, err := units.State(ctx, name)
@@ -168,6 +171,7 @@ func carryOut(ctx context.Context, p *Plan, backup *kubeletfiles.Backup, units U
 // Back undoes the switch that a backup tells of, and removes the backup when all is as it was. It goes on past errors, so
 // that as much as can be is put back; it may be called again.
 func Back(ctx context.Context, u *Undo, out io.Writer) error {
+	defer undisturbed()()
 	backup, err := kubeletfiles.LoadBackup(u.BackupPath)
 	if err != nil {
 		return err
@@ -242,6 +246,14 @@ func step(out io.Writer, what string, err error) error {
 	}
 	say(out, "%s: done", what)
 	return nil
+}
+
+// undisturbed keeps the process alive, until end is called, when its terminal or the reader of its output goes away, as with a lost
+// connection to the node: ended halfway it would leave the kubelet stopped, with nobody there to see it.
+func undisturbed() (end func()) {
+	ignored := make(chan os.Signal, 1)
+	signal.Notify(ignored, syscall.SIGHUP, syscall.SIGPIPE)
+	return func() { signal.Stop(ignored) }
 }
 
 // say is for somebody who watches; a terminal that is gone does not stop a switch halfway.

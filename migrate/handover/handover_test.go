@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -299,5 +302,49 @@ func TestPlanSaysEachStep(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out.String())
 		}
+	}
+}
+
+// hungUp is a systemd during whose first step the operator's connection is lost.
+type hungUp struct{ *systemd }
+
+func (h hungUp) Stop(ctx context.Context, name string) error {
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		return err
+	}
+	time.Sleep(100 * time.Millisecond) // it is delivered
+	return h.systemd.Stop(ctx, name)
+}
+
+// Where the connection of who typed the command is lost, its process gets SIGHUP, or SIGPIPE at its next line. The switch and the way
+// back go on to their ends.
+func TestATerminalThatIsGoneStopsNothingHalfway(t *testing.T) {
+	const variable = "HANDOVER_TEST_REPORT"
+	if report := os.Getenv(variable); report != "" { // the process that is hung up
+		p, units := node(t)
+		err := Switch(t.Context(), p, hungUp{units}, ready, os.Stdout)
+		switched := text(t, p)
+		err = errors.Join(err, Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: hungUp{units}}, os.Stdout))
+		if err := os.WriteFile(report, fmt.Appendf(nil, "%s%s%v", switched, text(t, p), err), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Close() // nobody reads what it says
+	defer func() { _ = w.Close() }()
+	report := filepath.Join(t.TempDir(), "report")
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^"+t.Name()+"$")
+	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), variable+"="+report), w, w
+	ended := cmd.Run() // by SIGPIPE at the latest when it has told all
+	if got, err := os.ReadFile(report); string(got) != "new\nold\n<nil>" {
+		t.Errorf("the process ended halfway (%v): %q, %v", ended, got, err)
 	}
 }
