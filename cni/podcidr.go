@@ -141,24 +141,59 @@ type templateData struct {
 }
 
 func (n *Network) writeTemplate(cidrs []string) error {
-	target := filepath.Join(n.opts.ConfDir, TemplateTarget)
-	files, err := libcni.ConfFiles(n.opts.ConfDir, []string{".conf", ".conflist", ".json"})
+	other, err := otherConfig(n.opts.ConfDir)
 	if err != nil {
 		return err
 	}
+	if other != "" {
+		klog.InfoS("The network configuration template is not used, there is a configuration", "file", other)
+		return nil
+	}
+	target := filepath.Join(n.opts.ConfDir, TemplateTarget)
+	rendered, err := render(n.opts.Template, cidrs)
+	if err != nil {
+		return err
+	}
+	if old, err := os.ReadFile(target); err == nil && bytes.Equal(old, rendered) {
+		return nil
+	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(n.opts.ConfDir, 0o755); err != nil {
+		return err
+	}
+	return atomicfile.Write(target, rendered, 0o644)
+}
+
+// otherConfig is a configuration of somebody else, "" where there is none.
+func otherConfig(confDir string) (string, error) {
+	files, err := libcni.ConfFiles(confDir, []string{".conf", ".conflist", ".json"})
 	for _, file := range files {
-		if file != target {
-			klog.InfoS("The network configuration template is not used, there is a configuration", "file", file)
-			return nil
+		if file != filepath.Join(confDir, TemplateTarget) {
+			return file, err
 		}
 	}
-	text, err := os.ReadFile(n.opts.Template)
-	if err != nil {
+	return "", err
+}
+
+// CheckTemplate says what keeps a network configuration from being made of a template for these ranges, where it would be used.
+func CheckTemplate(path, confDir string, cidrs []string) error {
+	if other, err := otherConfig(confDir); err != nil || other != "" {
 		return err
 	}
-	parsed, err := template.New(filepath.Base(n.opts.Template)).Parse(string(text))
+	_, err := render(path, cidrs)
+	return err
+}
+
+// render makes a configuration that can be used.
+func render(path string, cidrs []string) ([]byte, error) {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	parsed, err := template.New(filepath.Base(path)).Parse(string(text))
+	if err != nil {
+		return nil, err
 	}
 	data := templateData{PodCIDR: cidrs[0], PodCIDRRanges: cidrs}
 	for _, cidr := range cidrs {
@@ -170,18 +205,10 @@ func (n *Network) writeTemplate(cidrs []string) error {
 	}
 	var rendered bytes.Buffer
 	if err := parsed.Execute(&rendered, data); err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := parseConfig(rendered.Bytes()); err != nil {
-		return err
+		return nil, err
 	}
-	if old, err := os.ReadFile(target); err == nil && bytes.Equal(old, rendered.Bytes()) {
-		return nil
-	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := os.MkdirAll(n.opts.ConfDir, 0o755); err != nil {
-		return err
-	}
-	return atomicfile.Write(target, rendered.Bytes(), 0o644)
+	return rendered.Bytes(), nil
 }

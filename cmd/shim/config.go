@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 
 	"github.com/spf13/pflag"
 
+	"crishim/cni"
 	"crishim/config"
 	"crishim/server"
 )
@@ -39,6 +41,9 @@ func checkStart(c *config.Config, host string) error {
 	if err := streamingOptions(c).Check(); !errors.Is(err, os.ErrPermission) {
 		errs = append(errs, err)
 	}
+	if err := checkTemplate(c); !errors.Is(err, os.ErrPermission) {
+		errs = append(errs, err)
+	}
 	_, choice, _, err := choose(c, host)
 	switch {
 	case err == nil:
@@ -47,4 +52,19 @@ func checkStart(c *config.Config, host string) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// checkTemplate renders network.template for the configured pod CIDRs, or for one where it is the kubelet that will tell them.
+func checkTemplate(c *config.Config) error {
+	if c.Network.Template == "" {
+		return nil
+	}
+	cidrs := c.Network.PodCIDRs
+	if len(cidrs) == 0 {
+		cidrs = []string{"10.244.0.0/24"}
+	}
+	if err := cni.CheckTemplate(c.Network.Template, c.Network.ConfDir, cidrs); err != nil {
+		return fmt.Errorf("network.template: no network configuration can be made of %s: %w", c.Network.Template, err)
+	}
+	return nil
 }

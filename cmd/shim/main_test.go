@@ -94,6 +94,7 @@ func TestConfigRefusesWhatTheDaemonWould(t *testing.T) {
 		"engine = \"docker\"\n[nri]\nenable = true\n":                                        "nri.enable: Docker Engine has no NRI",
 		"engine = \"native\"\n[network]\nmode = \"docker-bridge\"\n":                         "network: docker-bridge is Docker's",
 		"engine = \"docker\"\nengines = [\"native\"]\n[network]\nmode = \"docker-bridge\"\n": "network: docker-bridge is Docker's",
+		"[network]\ntemplate = \"/nonexistent/t\"\nconf_dir = \"/nonexistent/net.d\"\n":      "network.template: no network configuration can be made of /nonexistent/t",
 		"socket_group = \"no-such-group\"\n":                                                 `socket group "no-such-group"`,
 	} {
 		file, dir := testFile(t, settings)
@@ -104,6 +105,15 @@ func TestConfigRefusesWhatTheDaemonWould(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, "root")); err == nil {
 			t.Error("the check made the daemon's folder")
 		}
+	}
+	// A template that is not used, as an add-on has made a configuration, is not asked for.
+	netDir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(netDir, "05-addon.conflist"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unused, _ := testFile(t, "[network]\ntemplate = \"/nonexistent/t\"\nconf_dir = \""+netDir+"\"\n")
+	if err := run(t.Context(), []string{"config", "--config", unused}, io.Discard); err != nil {
+		t.Error(err)
 	}
 	// What the first start chose counts for auto.
 	file, dir := testFile(t, "[network]\nmode = \"docker-bridge\"\n")
