@@ -140,10 +140,11 @@ func (s *Sample) add(o *Sample) {
 	s.Pids.Current += o.Pids.Current
 }
 
-// networkUsage is nil for the host's network and for a pod whose process has gone.
+// networkUsage is nil for the host's network, for a pod whose process has gone, and where there is no interface: a network
+// without a default interface ends the kubelet with a panic (criInterfaceToSummary of 1.37).
 func (c *Collector) networkUsage(p PodTarget) (*runtimeapi.NetworkUsage, error) {
 	interfaces, at, err := c.interfaces(p)
-	if err != nil || at.IsZero() {
+	if err != nil || len(interfaces) == 0 {
 		return nil, err
 	}
 	usage := &runtimeapi.NetworkUsage{Timestamp: at.UnixNano()}
@@ -172,14 +173,14 @@ func (c *Collector) interfaces(p PodTarget) ([]NetInterface, time.Time, error) {
 	return interfaces, at, err
 }
 
-// defaultInterface is eth0, else the first; −1 when there is none.
+// defaultInterface is eth0, else the first.
 func defaultInterface(interfaces []NetInterface) int {
 	for i, n := range interfaces {
 		if n.Name == "eth0" {
 			return i
 		}
 	}
-	return min(len(interfaces), 1) - 1
+	return 0
 }
 
 func cpuUsage(s *Sample) *runtimeapi.CpuUsage {

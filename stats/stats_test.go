@@ -226,6 +226,23 @@ func TestPodSumsItsContainersWhereItHasNoCgroup(t *testing.T) {
 	}
 }
 
+// A pod between CNI's DEL and its end, or one whose interface somebody took away, has lo only. A kubelet (1.37's
+// criInterfaceToSummary) reads the default interface of whatever network there is, and ends with a panic where that has none.
+func TestPodWithoutInterfacesHasNoNetwork(t *testing.T) {
+	r, _, _ := counters(t)
+	c := NewCollector(r, NewDisk())
+	file := filepath.Join(r.root, "proc/7/net/dev")
+	must(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	must(t, os.WriteFile(file, []byte("    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n"), 0o644))
+	got, err := c.PodSandboxStats(PodTarget{PodID: "p1", PID: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := got.Linux.Network; n != nil {
+		t.Errorf("a network without a default interface: %v", n)
+	}
+}
+
 // A container's statistics tell of no tasks, so that none are counted for them; a pod that is the sum of its containers needs them
 // all the same, also right after its containers were asked for.
 func TestTasksAreCountedForPods(t *testing.T) {
