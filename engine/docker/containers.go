@@ -131,7 +131,7 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 	if !validID(string(id)) {
 		return engine.ContainerStatus{}, notFound("container", string(id))
 	}
-	return ask(ctx, e, "start container "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
+	status, err := ask(ctx, e, "start container "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
 		if spec.LogPath != "" {
 			err := failpoint.Around("log.start", func() error {
 				return e.logs.Load().start(id, jsonPath(s.facts, id), spec.LogPath, spec.LogDirectory, spec.TTY)
@@ -166,6 +166,8 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 		e.byFile.Store(id, spec.Resources)
 		return status, nil
 	})
+	e.awaitLog(ctx, &status)
+	return status, err
 }
 
 // start starts a container and looks at it, in place of the watcher unless it did not start or has ended already. startErr
@@ -405,15 +407,30 @@ func (e *Engine) forget(id engine.ContainerID) error {
 	return failpoint.Around("log.forget", func() error { return e.logs.Load().forget(id) })
 }
 
+// awaitLog returns when the log of a container that an answer is about to show exited is complete, or after finishLimit, as the
+// watcher's looks do: whoever sees the exit reads the log for the last time.
+func (e *Engine) awaitLog(ctx context.Context, status *engine.ContainerStatus) {
+	if status.State != engine.ContainerExited {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, finishLimit)
+	defer cancel()
+	if err := e.logs.Load().pumps.Finish(ctx, string(status.ID)); err != nil && ctx.Err() == nil {
+		klog.ErrorS(err, "A container has exited before its log is complete", "id", status.ID)
+	}
+}
+
 // ContainerStatus asks the engine.
 func (e *Engine) ContainerStatus(ctx context.Context, id engine.ContainerID) (engine.ContainerStatus, error) {
-	return ask(ctx, e, "inspect container "+string(id), quickLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
+	status, err := ask(ctx, e, "inspect container "+string(id), quickLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
 		in, err := inspect(ctx, s, string(id), workload)
 		if err != nil {
 			return engine.ContainerStatus{}, err
 		}
 		return e.containerStatus(in, s.facts), nil
 	})
+	e.awaitLog(ctx, &status)
+	return status, err
 }
 
 // UpdateContainer sets limits through Docker and, where its API has no word for them, in the cgroup files. Where the

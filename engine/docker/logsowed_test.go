@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"golang.org/x/sys/unix"
 
@@ -168,4 +169,41 @@ func TestALogThatCouldNotBeBegunIsWrittenBeforeTheContainerIsRemoved(t *testing.
 			t.Errorf("a folder or a log was made: %v", err)
 		}
 	})
+}
+
+// What an action answers is told to the kubelet as the watcher's looks are: a container that it shows exited has its whole log,
+// which is read for the termination message, and after which a follower of the log ends.
+func TestAnExitThatAnActionTellsHasItsWholeLog(t *testing.T) {
+	for name, ask := range map[string]func(*testing.T, *Engine) (engine.ContainerStatus, error){
+		"status": func(t *testing.T, e *Engine) (engine.ContainerStatus, error) {
+			t.Helper()
+			return e.ContainerStatus(t.Context(), testContainer)
+		},
+		"start": func(t *testing.T, e *Engine) (engine.ContainerStatus, error) {
+			t.Helper()
+			return e.StartContainer(t.Context(), testContainer, &engine.ContainerSpec{})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t)
+			f.setFail("/containers/"+testContainer+"/start", 204, "")
+			logPath, mend := unreadable(t, f, testContainer, running)
+			mend()
+			e, sink := watched(t, f.socket, nil)
+			sink.waitReady(t)
+			f.mu.Lock()
+			f.containers[testContainer].State = &container.State{Status: "exited", ExitCode: 4, StartedAt: exited.StartedAt, FinishedAt: exited.FinishedAt}
+			f.mu.Unlock() // and no event comes
+			status, err := ask(t, e)
+			if err != nil || status.State != engine.ContainerExited {
+				t.Fatal(status, err)
+			}
+			if err := e.ReopenLog(t.Context(), testContainer); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("its log is still being written: %v", err)
+			}
+			if !bothLines(logPath) {
+				t.Error("its log is not what Docker had")
+			}
+		})
+	}
 }
