@@ -61,6 +61,11 @@ func TestRuntimeIsNotReadyBeforeCallsAreAnswered(t *testing.T) {
 	}
 	_, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 	wantCode(t, "ListPodSandbox", err, codes.Unavailable)
+	// Which metrics there are depends on the host alone. A kubelet asks once, at its own start, and has none of any container
+	// until its next one where it gets no answer.
+	if d, err := f.runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{}); err != nil || len(d.Descriptors) == 0 {
+		t.Errorf("the metrics that there are: %v, %v", d, err)
+	}
 	if closed(f.server.Settled()) {
 		t.Error("the start is over before the engine has told what it holds")
 	}
