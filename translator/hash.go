@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,10 +15,19 @@ import (
 // reads the message, as the container's status names it.
 const terminationMessagePath = "io.kubernetes.container.terminationMessagePath"
 
+// messagePath is that container_path, "" where the kubelet reads no message: its annotation, which may be relative.
+func messagePath(annotations map[string]string) string {
+	asked := annotations[terminationMessagePath]
+	if asked == "" || strings.HasPrefix(asked, "/") {
+		return asked
+	}
+	return "/" + asked
+}
+
 // ContainerConfigHash is ConfigHash of a container, without the file for its termination message: the kubelet makes another one for
 // each call, so that no repeated one would equal the first, and reads the one that the container was made with.
 func ContainerConfigHash(config *runtimeapi.ContainerConfig) string {
-	path := config.GetAnnotations()[terminationMessagePath]
+	path := messagePath(config.GetAnnotations())
 	at := slices.IndexFunc(config.GetMounts(), func(m *runtimeapi.Mount) bool { return path != "" && m.GetContainerPath() == path })
 	if at >= 0 {
 		config = proto.CloneOf(config)

@@ -1,6 +1,7 @@
 package translator
 
 import (
+	"path"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -40,7 +41,7 @@ func ContainerStatusReply(v *ContainerView) *runtimeapi.ContainerStatus {
 		Message:     st.Message,
 		Labels:      s.Labels,
 		Annotations: s.Annotations,
-		Mounts:      mountsToCRI(s.Mounts),
+		Mounts:      mountsToCRI(s.Mounts, messagePath(s.Annotations)),
 		LogPath:     s.LogPath,
 		Resources:   &runtimeapi.ContainerResources{Linux: ResourcesToCRI(v.Resources)},
 		ImageId:     string(v.ImageID),
@@ -132,7 +133,8 @@ func containerState(s engine.ContainerState) runtimeapi.ContainerState {
 	return runtimeapi.ContainerState_CONTAINER_UNKNOWN
 }
 
-func mountsToCRI(mounts []engine.Mount) []*runtimeapi.Mount {
+// mountsToCRI names the mount of the termination message as it was asked for, which the kubelet compares as text.
+func mountsToCRI(mounts []engine.Mount, message string) []*runtimeapi.Mount {
 	out := make([]*runtimeapi.Mount, 0, len(mounts))
 	for i := range mounts {
 		m := &mounts[i]
@@ -147,6 +149,9 @@ func mountsToCRI(mounts []engine.Mount) []*runtimeapi.Mount {
 			GidMappings:       idMappingsToCRI(m.GIDMappings),
 			ImageSubPath:      m.ImageSubPath,
 			MountOptions:      m.Options,
+		}
+		if message != "" && path.Clean(message) == m.ContainerPath {
+			reply.ContainerPath = message
 		}
 		if ref := m.Image; ref != nil {
 			reply.Image = &runtimeapi.ImageSpec{

@@ -194,3 +194,39 @@ func BenchmarkListOf500(b *testing.B) {
 		}
 	}
 }
+
+// The kubelet (getTerminationMessage) looks for the mount whose container_path is the very text of its annotation, or "/" and that
+// where it is relative, and has no message where none is.
+func TestTheTerminationMessageIsFoundWhateverItsPathLooksLike(t *testing.T) {
+	for asked, mounted := range map[string]string{
+		"/dev/termination-log": "/dev/termination-log", "/tmp//message": "/tmp//message", "/message/": "/message/", "./message": "/./message",
+		"message": "/message",
+	} {
+		config := func(host string) *runtimeapi.ContainerConfig {
+			cfg := containerConfig()
+			cfg.Annotations = map[string]string{terminationMessagePath: asked}
+			cfg.Mounts = []*runtimeapi.Mount{{HostPath: "/data", ContainerPath: "/data"}, {HostPath: host, ContainerPath: mounted}}
+			return cfg
+		}
+		pod, err := Pod(podConfig(), "", testDefaults())
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := Container(pod, "0123456789abcdef", config("/host/1"), testDefaults())
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := ""
+		for _, m := range ContainerStatusReply(&ContainerView{Spec: spec}).Mounts {
+			if m.ContainerPath == mounted {
+				found = m.HostPath
+			}
+		}
+		if found != "/host/1" {
+			t.Errorf("%q: the file of the message is %q", asked, found)
+		}
+		if ContainerConfigHash(config("/host/1")) != ContainerConfigHash(config("/host/2")) {
+			t.Errorf("%q: a repeated call is another one", asked)
+		}
+	}
+}
