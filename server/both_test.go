@@ -409,3 +409,38 @@ func TestAnEngineThatCanNeverBeUsedLeavesTheOther(t *testing.T) {
 		t.Errorf("the daemon ends with %v", err)
 	}
 }
+
+// pullsManifests is an engine whose images have other ids than those of the first.
+type pullsManifests struct {
+	*enginetest.Memory
+}
+
+func (e pullsManifests) PullImage(_ context.Context, spec *engine.PullSpec) (*engine.Image, error) {
+	image := enginetest.NewImage(spec.Ref)
+	_, digest, _ := strings.Cut(image.RepoDigests[0], "@")
+	image.ID = engine.ImageID(digest)
+	e.AddImage(image)
+	return &image, nil
+}
+
+// The kubelet records under the id of the pull who may use the image (KEP-2535), and looks for the record under that of
+// ImageStatus: an image without one is anybody's.
+func TestAPullAnswersTheIDThatTheImageHasEverywhere(t *testing.T) {
+	b := newBoth(t)
+	b.stop()
+	b.more = []engine.Engine{pullsManifests{b.second}}
+	b.begin()
+	b.waitRecovered()
+	spec := &runtimeapi.ImageSpec{Image: testImage, RuntimeHandler: "second"}
+	pulled, err := b.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if own, err := b.second.Image(t.Context(), testImage); err != nil {
+		t.Fatal("it is not where it was to be pulled to", own, err)
+	}
+	st, err := b.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: spec})
+	if err != nil || st.Image.GetId() != pulled.ImageRef {
+		t.Errorf("pulled as %s, known as %s, %v", pulled.ImageRef, st.GetImage().GetId(), err)
+	}
+}

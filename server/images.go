@@ -105,7 +105,19 @@ func (s *Server) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest
 	if err := failpoint.Hit("PullImage.pulled"); err != nil {
 		return nil, err
 	}
-	return &runtimeapi.PullImageResponse{ImageRef: string(image.ID)}, nil
+	return &runtimeapi.PullImageResponse{ImageRef: string(s.toldID(ctx, eng, image.ID))}, nil
+}
+
+// toldID is the id under which ImageStatus tells of an engine's image: kubelets compare it with the one that the pull answers.
+func (s *Server) toldID(ctx context.Context, eng engine.Engine, id engine.ImageID) engine.ImageID {
+	if !s.several() {
+		return id
+	}
+	image, err := s.images.Find(ctx, string(id), eng.Name())
+	if err != nil {
+		return id // it was pulled all the same
+	}
+	return image.ID
 }
 
 // RemoveImage removes the image with all its tags, by any reference to it. OK when it is absent.
