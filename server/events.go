@@ -13,8 +13,16 @@ import (
 const eventBuffer = 1000
 
 // GetContainerEvents streams what happens to pods and containers from now on, for the kubelet's evented PLEG. A client
-// that stops reading is disconnected with ResourceExhausted and disturbs nobody else.
+// that stops reading is disconnected with ResourceExhausted and disturbs nobody else. Before recovery has ended it waits: a
+// kubelet that is refused asks again a few times at once, and then never until its next start.
 func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream runtimeapi.RuntimeService_GetContainerEventsServer) error {
+	select {
+	case <-s.recovered:
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	case <-s.ended:
+		return context.Canceled
+	}
 	sub := s.store.Subscribe(eventBuffer)
 	defer sub.Close()
 	for {

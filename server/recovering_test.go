@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -66,6 +67,28 @@ func TestRuntimeIsNotReadyBeforeCallsAreAnswered(t *testing.T) {
 	if d, err := f.runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{}); err != nil || len(d.Descriptors) == 0 {
 		t.Errorf("the metrics that there are: %v, %v", d, err)
 	}
+	// A kubelet asks for events at its start, five times in a row, and then never again. There is nothing to tell yet.
+	events, err := f.runtime.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := make(chan error, 1)
+	happened := make(chan *runtimeapi.ContainerEventResponse, 10)
+	go func() {
+		for {
+			ev, err := events.Recv()
+			if err != nil {
+				refused <- err
+				return
+			}
+			happened <- ev
+		}
+	}()
+	select {
+	case err := <-refused:
+		t.Fatalf("the stream of events: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
 	if closed(f.server.Settled()) {
 		t.Error("the start is over before the engine has told what it holds")
 	}
@@ -78,6 +101,16 @@ func TestRuntimeIsNotReadyBeforeCallsAreAnswered(t *testing.T) {
 	})
 	if _, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
 		t.Error(err)
+	}
+	for n, told := 0, false; !told; n++ {
+		f.runPod(fmt.Sprintf("pod%d", n)) // until the stream, which nothing says that it has begun, tells of one
+		select {
+		case <-happened:
+			told = true
+		case err := <-refused:
+			t.Fatalf("the stream of events: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 }
 
