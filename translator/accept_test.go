@@ -330,3 +330,27 @@ func TestAnUpdateOfSwapAlone(t *testing.T) {
 		t.Error("swap without swap accounting is accepted")
 	}
 }
+
+// The kubelet takes the overhead off what it sends (subtractOverheadFromResourceConfig), also off a limit that there is not: a pod
+// without a CPU limit and 250m of overhead comes with a quota of -25001. An error would be the end of the resize.
+func TestResourcesOfAPodLessItsOverheadAreTaken(t *testing.T) {
+	for _, c := range []struct{ quota, memory, wantQuota, wantMemory int64 }{
+		{-1, -1, 0, 0},
+		{-1 - 25000, -1 - 128<<20, 0, 0},
+		{25500 - 25000, 64 << 20, minCFSMicros, 64 << 20},
+		{50000, 0, 50000, 0},
+	} {
+		o, r, err := PodResources(&runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 25000, CpuShares: 256},
+			&runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: c.quota, CpuShares: 2, MemoryLimitInBytes: c.memory})
+		if err != nil {
+			t.Errorf("quota %d, memory %d: %v", c.quota, c.memory, err)
+			continue
+		}
+		if o.CPUQuota != 25000 || r.CPUQuota != c.wantQuota || r.MemoryLimit != c.wantMemory {
+			t.Errorf("quota %d, memory %d: %+v, overhead %+v", c.quota, c.memory, r, o)
+		}
+	}
+	if _, _, err := PodResources(nil, &runtimeapi.LinuxContainerResources{CpuShares: 1}); err == nil {
+		t.Error("what no kubelet sends is taken")
+	}
+}

@@ -1,6 +1,7 @@
 package translator
 
 import (
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/engine"
@@ -48,8 +49,26 @@ func Pod(cfg *runtimeapi.PodSandboxConfig, runtimeHandler string, d Defaults) (*
 // PodResources translates the sums of a pod's resources, as UpdatePodSandboxResources brings them. nil for nil.
 func PodResources(overhead, resources *runtimeapi.LinuxContainerResources) (*engine.Resources, *engine.Resources, error) {
 	var p problems
-	o, r := podResources(&p, "overhead", overhead), podResources(&p, "resources", resources)
+	o, r := podResources(&p, "overhead", overhead), podResources(&p, "resources", lessOverhead(resources))
 	return o, r, p.err("resources of the pod sandbox")
+}
+
+// lessOverhead makes limits of what the kubelet sends of a pod with overhead: the difference of the two, also where there is no
+// limit (-1) or hardly more than the overhead. An error would be the end of the kubelet's resize.
+func lessOverhead(in *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	quota, memory := in.GetCpuQuota(), in.GetMemoryLimitInBytes()
+	if quota >= minCFSMicros && memory >= 0 || in == nil {
+		return in
+	}
+	out := proto.CloneOf(in)
+	out.MemoryLimitInBytes = max(memory, unlimited)
+	switch {
+	case quota < 0:
+		out.CpuQuota = unlimited
+	case quota > 0:
+		out.CpuQuota = max(quota, minCFSMicros)
+	}
+	return out
 }
 
 func podResources(p *problems, field string, in *runtimeapi.LinuxContainerResources) *engine.Resources {
