@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/engine/imageuser"
 	"crishim/internal/process"
 )
 
@@ -67,7 +68,7 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 		status.StartTicks, _ = process.StartTicks(status.PID)
 		e.processes.seen(in, status.StartTicks, f)
 		status.CgroupPath = f.cgroupOf(status.PID, in.ID)
-		status.User = userOfProcess(status.PID)
+		status.User = beganAs(in, userOfProcess(status.PID))
 		if status.UpperDir == "" {
 			// The containerd image store names no folder.
 			status.UpperDir = upperDirOf(status.PID, mergedDir(in, f))
@@ -75,6 +76,32 @@ func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine
 	}
 	e.cgroups.seen(in, status.CgroupPath, f)
 	return status
+}
+
+// beganAs is as whom the container's first process began, which is seen as whom it is by now: an entrypoint may have given up root.
+// What was asked of Docker tells them apart; nil where that does not say with which groups the process began.
+func beganAs(in *container.InspectResponse, seen *engine.User) *engine.User {
+	user, group, _ := strings.Cut(in.Config.User, ":")
+	uid, ok := imageuser.ParseID(user)
+	if !ok || seen == nil {
+		return seen
+	}
+	gid, whole := imageuser.ParseID(group)
+	switch {
+	case seen.UID == uid && (!whole || seen.GID == gid):
+		return seen
+	case !whole:
+		return nil
+	}
+	began := &engine.User{UID: uid, GID: gid, Groups: []int64{gid}}
+	for _, g := range in.HostConfig.GroupAdd {
+		if id, ok := imageuser.ParseID(g); ok {
+			began.Groups = append(began.Groups, id)
+		}
+	}
+	slices.Sort(began.Groups)
+	began.Groups = slices.Compact(began.Groups)
+	return began
 }
 
 // userOfProcess reads the effective ids of a process; nil when it is gone.

@@ -212,3 +212,29 @@ func TestARenamedContainerOfOursStaysOurs(t *testing.T) {
 		}
 	}
 }
+
+// CRI's user of a container is the one that its first process began as. An entrypoint that gives up root, as those of most databases
+// do, has done so by the time of the look.
+func TestTheUserIsTheOneThatTheContainerBeganAs(t *testing.T) {
+	dropped := &engine.User{UID: 999, GID: 998, Groups: []int64{998}}
+	for _, c := range []struct {
+		user       string
+		seen, want *engine.User
+	}{
+		{"1000:1001", dropped, &engine.User{UID: 1000, GID: 1001, Groups: []int64{5, 1001}}},
+		{"999:998", &engine.User{UID: 999, GID: 998, Groups: []int64{7, 998}}, &engine.User{UID: 999, GID: 998, Groups: []int64{7, 998}}},
+		{"0", dropped, nil}, // its groups are in the image
+		{"0", &engine.User{Groups: []int64{0, 5}}, &engine.User{Groups: []int64{0, 5}}},
+		{"redis", dropped, dropped}, // another shim's
+		{"", dropped, dropped},
+		{"0", nil, nil},
+	} {
+		in := &container.InspectResponse{
+			ContainerJSONBase: &container.ContainerJSONBase{HostConfig: &container.HostConfig{GroupAdd: []string{"5", "audio"}}},
+			Config:            &container.Config{User: c.user},
+		}
+		if got := beganAs(in, c.seen); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("asked for %q, seen %+v: %+v, want %+v", c.user, c.seen, got, c.want)
+		}
+	}
+}
