@@ -309,7 +309,7 @@ func advance(old, next engine.ContainerStatus) engine.ContainerStatus {
 		}
 		next.FinishedAt = finishTime(&next)
 	case engine.ContainerRunning:
-		if next.PID == 0 {
+		if next.PID == 0 || next.PID == old.PID && next.StartTicks == 0 { // 0: it could not be read
 			next.PID, next.StartTicks = old.PID, old.StartTicks
 		}
 		if next.CgroupPath == "" {

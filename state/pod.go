@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"time"
 
 	"crishim/engine"
@@ -240,13 +241,26 @@ func mergePod(e *podEntry, st engine.PodStatus) {
 			return
 		}
 		e.over = true
-	case st.State == engine.PodReady && e.rec.PID != 0 && st.PID != 0 &&
-		(st.PID != e.rec.PID || st.StartTicks != e.rec.StartTicks):
+	case st.State == engine.PodReady && e.rec.PID != 0 && st.PID != 0 && anotherProcess(e, &st):
 		// Somebody started it again: its namespaces and addresses are not those of the record.
 		e.over = true
 		st.State = engine.PodNotReady
+	case st.State == engine.PodReady && st.PID == old.PID:
+		// What could not be read this time is as it was.
+		st.StartTicks = cmp.Or(st.StartTicks, old.StartTicks)
+		st.NetNSPath, st.CgroupPath = cmp.Or(st.NetNSPath, old.NetNSPath), cmp.Or(st.CgroupPath, old.CgroupPath)
 	}
 	e.status, e.applied = st, time.Now()
+}
+
+// anotherProcess says that a status is of another process than the one that was started. A start time of 0 is one that an engine
+// without a descriptor could not read, which says nothing.
+func anotherProcess(e *podEntry, st *engine.PodStatus) bool {
+	ticks := e.rec.StartTicks
+	if ticks == 0 && e.status.PID == e.rec.PID {
+		ticks = e.status.StartTicks
+	}
+	return st.PID != e.rec.PID || st.StartTicks != 0 && ticks != 0 && st.StartTicks != ticks
 }
 
 // discoverPod makes the entry of a pod that has no record. It requires mu.

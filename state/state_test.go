@@ -503,6 +503,59 @@ func TestAPodWhoseProcessIsAnotherIsNotReady(t *testing.T) {
 	}
 }
 
+// An engine that had no descriptor left for /proc does not know when a process began (engine/docker's podStatus then says 0). That
+// is no other process, whichever of the record and the status lacks it, and what was known of it stays known.
+func TestAProcessWhoseStartTimeCouldNotBeReadIsNoOther(t *testing.T) {
+	pid, ticks, _ := liveProcess(t)
+	for _, one := range []struct {
+		name             string
+		recorded, told   uint64
+		wantTicks, later uint64
+	}{
+		{"at a later look", ticks, 0, ticks, ticks},
+		{"at the start", 0, ticks, ticks, ticks},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			s := newTestStore(t)
+			p := samplePod("a")
+			p.PID, p.StartTicks = pid, one.recorded
+			must(t, s.PutPod(p))
+			sink := s.Sink("docker")
+			sink.PodChanged(engine.PodStatus{ID: "pod-a", State: engine.PodReady, PID: pid, StartTicks: one.recorded, NetNSPath: "/run/ns", CgroupPath: "/pod"})
+			told := engine.PodStatus{ID: "pod-a", State: engine.PodReady, PID: pid, StartTicks: one.told}
+			sink.PodChanged(told)
+			v, _ := s.Pod("pod-a")
+			if v.State != engine.PodReady || v.Status.StartTicks != one.wantTicks {
+				t.Errorf("the pod is %s, its process began at %d, want %d", v.State, v.Status.StartTicks, one.wantTicks)
+			}
+			if v.Status.NetNSPath != "/run/ns" || v.Status.CgroupPath != "/pod" {
+				t.Errorf("forgotten: namespace %q, cgroup %q", v.Status.NetNSPath, v.Status.CgroupPath)
+			}
+			told.StartTicks = one.later
+			sink.PodChanged(told)
+			if v, _ := s.Pod("pod-a"); v.State != engine.PodReady {
+				t.Errorf("after another look the pod is %s", v.State)
+			}
+			told.StartTicks = one.later + 1
+			sink.PodChanged(told)
+			if v, _ := s.Pod("pod-a"); v.State != engine.PodNotReady {
+				t.Errorf("with another process the pod is %s", v.State)
+			}
+		})
+	}
+	t.Run("of a container", func(t *testing.T) {
+		s := newTestStore(t)
+		must(t, s.PutContainer(sampleContainer("pod-a", "c")))
+		sink := s.Sink("docker")
+		started := time.Unix(200, 0).UTC()
+		sink.ContainerChanged(engine.ContainerStatus{ID: "ctr-c", State: engine.ContainerRunning, StartedAt: started, PID: pid, StartTicks: ticks})
+		sink.ContainerChanged(engine.ContainerStatus{ID: "ctr-c", State: engine.ContainerRunning, StartedAt: started, PID: pid})
+		if v, _ := s.Container("ctr-c"); v.Status.StartTicks != ticks || v.StartTicks != ticks {
+			t.Errorf("its process began at %d, in the record at %d, want %d", v.Status.StartTicks, v.StartTicks, ticks)
+		}
+	})
+}
+
 // Every pair of container states: what the engine says second counts only where the arrow exists.
 func TestContainerStatesOnlyMoveRight(t *testing.T) {
 	const none, created, running, exited, unknown = engine.ContainerState(""), engine.ContainerCreated, engine.ContainerRunning, engine.ContainerExited, engine.ContainerUnknown
