@@ -16,6 +16,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/failpoint"
+	"crishim/internal/process"
 )
 
 // cgroupRoot is where the host's cgroup file systems are.
@@ -209,19 +210,25 @@ func writeCgroupFile(path, value string) error {
 	return err
 }
 
-// cgroupProcesses are the pids in a container's cgroup and below. None of the root, where all of the host are.
-func (f *facts) cgroupProcesses(path string) []int {
+// cgroupProcesses are the pids in a container's cgroup and below. None of the root, where all of the host are. starved is why there
+// may be more (process.Starved).
+func (f *facts) cgroupProcesses(path string) (pids []int, starved error) {
 	if isRoot(path) {
-		return nil
+		return nil, nil
 	}
-	var pids []int
+	note := func(err error) error {
+		if process.Starved(err) {
+			starved = err
+		}
+		return nil // others are of what is gone
+	}
 	_ = filepath.WalkDir(f.cgroupDir(path, "memory"), func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil
+			return note(err)
 		}
 		data, err := os.ReadFile(filepath.Join(name, "cgroup.procs"))
 		if err != nil {
-			return nil
+			return note(err)
 		}
 		for field := range strings.FieldsSeq(string(data)) {
 			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
@@ -230,7 +237,7 @@ func (f *facts) cgroupProcesses(path string) []int {
 		}
 		return nil
 	})
-	return pids
+	return pids, starved
 }
 
 // setOOMScoreAdj of the process pid, if it is in the container's cgroup. Its folder is held open: a later process of the same

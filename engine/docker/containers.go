@@ -522,7 +522,11 @@ func (f *facts) setScores(id engine.ContainerID, path string, score int64) error
 	if isRoot(path) {
 		return fmt.Errorf("set oom_score_adj of container %s: %w", id, errNoCgroup)
 	}
-	for _, pid := range f.cgroupProcesses(path) {
+	pids, err := f.cgroupProcesses(path)
+	if err != nil {
+		return fmt.Errorf("oom_score_adj of container %s: %w", id, err)
+	}
+	for _, pid := range pids {
 		if err := f.setOOMScoreAdj(pid, string(id), strconv.FormatInt(score, 10)); err != nil {
 			return fmt.Errorf("oom_score_adj of container %s: %w", id, err)
 		}

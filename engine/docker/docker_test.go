@@ -397,7 +397,8 @@ func execOutput(t *testing.T, b *bench) {
 // sleepers counts the processes that sleep for so many seconds.
 func sleepers(seconds string) int {
 	n := 0
-	for _, p := range processes() {
+	all, _ := processes()
+	for _, p := range all {
 		if strings.Contains(commandLine(p.pid), "sleep\x00"+seconds) {
 			n++
 		}

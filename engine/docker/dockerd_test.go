@@ -192,7 +192,8 @@ func (d *dockerd) remove() {
 		}
 	}
 	// Only after a dockerd that did not come back: its containers and their shims are still there.
-	for _, p := range processes() {
+	all, _ := processes()
+	for _, p := range all {
 		cgroups, _ := os.ReadFile(procPath(p.pid, "cgroup"))
 		if p.pid != os.Getpid() && (strings.Contains(commandLine(p.pid), d.dir) || bytes.Contains(cgroups, []byte(testCgroup+"/"))) {
 			_ = syscall.Kill(p.pid, syscall.SIGKILL)

@@ -21,26 +21,27 @@ type proc struct {
 // killSession kills the first process of an exec, root, with its descendants and every process of a session that one of
 // them leads: the OCI runtime makes each exec a session of its own, by which children that outlived their parent are
 // found. Only processes in the container's cgroup are killed, whatever became of the pid. It goes on until none is left
-// and root was reaped, or ctx ends.
+// and root was reaped, or ctx ends; who cannot be looked at for want of descriptors or memory may be one.
 func killSession(ctx context.Context, root int, containerID string) {
 	var first proc
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		left := 0
-		for _, victim := range execProcesses(processes(), root) {
+		all, starved := processes()
+		left := starved != nil
+		for _, victim := range execProcesses(all, root) {
 			if victim.pid == root {
 				first = victim
 			}
 			h, err := process.Open(victim.pid, victim.startTicks)
 			if err != nil {
+				left = left || process.Starved(err)
 				continue
 			}
 			// Read while the process is pinned.
-			if inContainer(victim.pid, containerID) && h.Signal(unix.SIGKILL) == nil {
-				left++
-			}
+			in, err := inContainer(victim.pid, containerID)
+			left = in && h.Signal(unix.SIGKILL) == nil || process.Starved(err) || left
 			h.Close()
 		}
-		if left == 0 {
+		if !left {
 			awaitReaped(ctx, first)
 			return
 		}
@@ -73,9 +74,9 @@ func awaitReaped(ctx context.Context, p proc) {
 }
 
 // inContainer goes by the cgroup's name, which has the container's id with both drivers.
-func inContainer(pid int, containerID string) bool {
+func inContainer(pid int, containerID string) (bool, error) {
 	data, err := os.ReadFile(procPath(pid, "cgroup"))
-	return err == nil && bytes.Contains(data, []byte(containerID))
+	return err == nil && bytes.Contains(data, []byte(containerID)), err
 }
 
 // execProcesses are those of the exec whose first process is or was root.
@@ -96,13 +97,12 @@ func execProcesses(all []proc, root int) []proc {
 	return victims
 }
 
-// processes reads the process table, without zombies.
-func processes() []proc {
+// processes reads the process table, without zombies. starved is why there may be more (process.Starved).
+func processes() (all []proc, starved error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	var all []proc
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
 		if err != nil {
@@ -110,13 +110,16 @@ func processes() []proc {
 		}
 		data, err := os.ReadFile(procPath(pid, "stat"))
 		if err != nil {
+			if process.Starved(err) {
+				starved = err
+			}
 			continue
 		}
 		if p, ok := parseStat(pid, data); ok {
 			all = append(all, p)
 		}
 	}
-	return all
+	return all, starved
 }
 
 // parseStat reads the fields after the command's closing parenthesis: state, parent, group, session, … start time.

@@ -81,15 +81,17 @@ func namesContainer(cgroup, id string) bool {
 }
 
 // killForgotten kills what is left in the cgroup of a container that does not run as far as Docker knows, and returns when
-// it is gone. It goes before the removal: a crash in between leaves a container whose removal is asked for again.
+// it is gone. It goes before the removal: a crash in between leaves a container whose removal is asked for again. Without a
+// descriptor nobody can be looked for, which is no sign of nobody: it waits for one.
 func (e *Engine) killForgotten(ctx context.Context, id string, f *facts) error {
 	if err := ctx.Err(); err != nil {
 		return err // its caller has left: looking may cost a walk through all processes
 	}
 	_, shim := e.cgroups.shims.Load(id)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		left := e.processesOf(id, f)
+		left, starved := e.processesOf(id, f)
 		switch {
+		case starved != nil:
 		case len(left) == 0 && shim:
 			if err := endShim(ctx, id); err != nil {
 				return err
@@ -100,13 +102,16 @@ func (e *Engine) killForgotten(ctx context.Context, id string, f *facts) error {
 			return nil
 		}
 		for _, pid := range left {
-			if err := killIf(pid, func() bool { return inContainer(pid, id) }); err != nil {
+			if err := killIf(pid, func() bool { in, _ := inContainer(pid, id); return in }); err != nil {
 				return fmt.Errorf("kill process %d, left of container %s: %w", pid, id, err)
 			}
 		}
-		shim = true
+		shim = shim || len(left) > 0
 		select {
 		case <-ctx.Done():
+			if starved != nil {
+				return fmt.Errorf("look for processes left of container %s: %w: %w", id, starved, errdefs.ErrResourceExhausted)
+			}
 			return fmt.Errorf("processes %v of container %s, which does not run as far as the engine knows, do not end by SIGKILL: %w", left, id, ctx.Err())
 		case <-time.After(wait):
 		}
@@ -121,8 +126,9 @@ const shimGrace = 3 * time.Second
 // that was killed.
 func endShim(ctx context.Context, id string) error {
 	for began := time.Now(); ; {
+		all, starved := processes()
 		left := 0
-		for _, p := range processes() {
+		for _, p := range all {
 			if !isShimOf(p.pid, id) {
 				continue
 			}
@@ -133,7 +139,7 @@ func endShim(ctx context.Context, id string) error {
 				}
 			}
 		}
-		if left == 0 {
+		if left == 0 && starved == nil {
 			return nil
 		}
 		select {
@@ -176,25 +182,31 @@ func killIf(pid int, meant func() bool) error {
 	return err
 }
 
-// processesOf are the processes in the container's cgroup and below.
-func (e *Engine) processesOf(id string, f *facts) []int {
+// processesOf are the processes in the container's cgroup and below. starved is why there may be more (process.Starved).
+func (e *Engine) processesOf(id string, f *facts) (pids []int, starved error) {
 	if cgroup, known := e.cgroups.of(id); known {
 		return f.cgroupProcesses(cgroup)
 	}
-	var pids []int
-	entries, _ := os.ReadDir("/proc")
+	entries, starved := os.ReadDir("/proc")
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || !inContainer(pid, id) {
+		if err != nil {
 			continue
 		}
-		if data, err := os.ReadFile(procPath(pid, "stat")); err == nil {
-			if _, alive := parseStat(pid, data); alive { // not a zombie
-				pids = append(pids, pid)
+		in, err := inContainer(pid, id)
+		if in {
+			var data []byte
+			if data, err = os.ReadFile(procPath(pid, "stat")); err == nil {
+				if _, alive := parseStat(pid, data); alive { // not a zombie
+					pids = append(pids, pid)
+				}
 			}
 		}
+		if process.Starved(err) {
+			starved = err
+		}
 	}
-	return pids
+	return pids, starved
 }
 
 // removeForgottenCgroups removes the cgroup of a container that is gone, as runc does where it is asked to; with systemd's
@@ -249,7 +261,8 @@ const startingFor = 5 * time.Second
 // It is called before anything else is asked of this session.
 func (w *watcher) suspects() []string {
 	shims := map[string]bool{}
-	for _, p := range processes() {
+	all, _ := processes()
+	for _, p := range all {
 		shims[shimOf(p.pid)] = true
 	}
 	var ids []string
@@ -291,7 +304,8 @@ func (w *watcher) forgot(id string) bool {
 	if !known || w.e.own.underWay(id) {
 		return false
 	}
-	return slices.ContainsFunc(w.s.facts.cgroupProcesses(cgroup), func(pid int) bool {
+	pids, _ := w.s.facts.cgroupProcesses(cgroup)
+	return slices.ContainsFunc(pids, func(pid int) bool {
 		data, err := os.ReadFile(procPath(pid, "cmdline"))
 		// runc's own, before it becomes the container's process.
 		return err == nil && !bytes.HasSuffix(data, []byte("runc\x00init\x00"))
