@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"crishim/crilog"
+	"crishim/internal/process"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -85,7 +86,7 @@ func (l *criLog) find(at logOffset) (found bool, err error) {
 	}
 	for i, name := range names {
 		f, err := crilog.OpenExisting(dir, name, unix.O_RDWR|unix.O_APPEND)
-		if errors.Is(err, os.ErrNotExist) || err != nil && i > 0 {
+		if errors.Is(err, os.ErrNotExist) || err != nil && i > 0 && !process.Starved(err) {
 			continue
 		}
 		if err != nil {
