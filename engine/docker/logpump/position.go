@@ -137,16 +137,21 @@ func savePosition(path string, pos *position) error {
 	if err != nil {
 		return err
 	}
-	temp := filepath.Join(filepath.Dir(path), atomicfile.TempPrefix+filepath.Base(path))
+	temp := tempOf(path)
 	if err := os.WriteFile(temp, data, 0o600); err != nil {
 		return fmt.Errorf("write log position: %w", err)
 	}
 	return os.Rename(temp, path)
 }
 
+// tempOf is where a position is written before it has its name, and where a daemon that dies then, or a full disk, leaves a part of it.
+func tempOf(path string) string {
+	return filepath.Join(filepath.Dir(path), atomicfile.TempPrefix+filepath.Base(path))
+}
+
 // removePosition removes every trace of it.
 func removePosition(path string) error {
-	for _, name := range []string{path, path + badSuffix} {
+	for _, name := range []string{path, path + badSuffix, tempOf(path)} {
 		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove log position: %w", err)
 		}

@@ -22,6 +22,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -196,7 +197,8 @@ func (ps *Pumps) Forget(id string) error {
 	return removePosition(path)
 }
 
-// Known lists the ids that have a position, so that the caller can forget containers that were removed behind its back.
+// Known lists the ids that have a position, or a part of one, so that the caller can forget containers that were removed behind
+// its back.
 func (ps *Pumps) Known() ([]string, error) {
 	entries, err := os.ReadDir(ps.dir)
 	if err != nil {
@@ -204,11 +206,12 @@ func (ps *Pumps) Known() ([]string, error) {
 	}
 	var ids []string
 	for _, entry := range entries {
-		if id, ok := strings.CutSuffix(entry.Name(), positionSuffix); ok && !strings.HasPrefix(id, atomicfile.TempPrefix) {
-			ids = append(ids, id)
+		if id, ok := strings.CutSuffix(entry.Name(), positionSuffix); ok {
+			ids = append(ids, strings.TrimPrefix(id, atomicfile.TempPrefix))
 		}
 	}
-	return ids, nil
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // Knows says whether the id has a position.

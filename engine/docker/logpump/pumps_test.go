@@ -562,3 +562,22 @@ func TestForgettingMeetsTheEnd(t *testing.T) {
 		}
 	}
 }
+
+// A daemon that died as it saved a position, or had no space for it, leaves a file that nobody else names.
+func TestAPositionThatWasNotSavedToItsEndIsForgottenToo(t *testing.T) {
+	dir := t.TempDir()
+	ps := newTestPumps(t, dir)
+	must(t, os.WriteFile(filepath.Join(dir, ".tmp-c0ffee.json"), []byte(`{"ver`), 0o600))
+	ids, err := ps.Known()
+	must(t, err)
+	for _, id := range ids {
+		must(t, ps.Forget(id))
+	}
+	must(t, ps.Forget("c0ffee"))
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+	if len(ids) != 1 || ids[0] != "c0ffee" {
+		t.Errorf("known are %v", ids)
+	}
+}
