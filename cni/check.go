@@ -35,7 +35,10 @@ func (n *Network) checkOne(ctx context.Context, a *Attachment) error {
 	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); err != nil || !ok || list.DisableCheck {
 		return err
 	}
-	netns := n.netns(a)
+	netns, err := n.netns(a)
+	if err != nil {
+		return err
+	}
 	if netns == "" {
 		return fmt.Errorf("network namespace %s is gone: %w", a.NetNSPath, errdefs.ErrNotFound)
 	}

@@ -60,7 +60,10 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 	if err != nil {
 		return err
 	}
-	netns := n.netns(a)
+	netns, err := n.netns(a)
+	if err != nil {
+		return err
+	}
 	var prev types.Result
 	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); ok && err == nil {
 		prev = a.previous(list)

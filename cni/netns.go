@@ -6,6 +6,8 @@ import (
 	"os"
 	"runtime"
 
+	"crishim/internal/process"
+
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -21,13 +23,17 @@ type namespaces interface {
 
 type kernelNamespaces struct{}
 
-// netns is NetNSPath where it is still the pod's namespace, else "".
-func (n *Network) netns(a *Attachment) string {
+// netns is NetNSPath where it is still the pod's namespace, else "". An error says that this process could not look
+// (process.Starved), which tells nothing of the namespace.
+func (n *Network) netns(a *Attachment) (string, error) {
 	inode, err := n.ns.inode(a.NetNSPath)
-	if err != nil || a.NetNSInode != 0 && a.NetNSInode != inode {
-		return ""
+	if process.Starved(err) {
+		return "", err
 	}
-	return a.NetNSPath
+	if err != nil || a.NetNSInode != 0 && a.NetNSInode != inode {
+		return "", nil
+	}
+	return a.NetNSPath, nil
 }
 
 // inode identifies the namespace at path; an error when none is pinned there (a plain file is what an unmount or

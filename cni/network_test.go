@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"crishim/internal/process"
+
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
@@ -557,5 +559,30 @@ func TestAdoptedPodIsDetachedWithTheOldShimsCache(t *testing.T) {
 	}
 	if none, err := Adopt(old, "old2"); err != nil || len(none) != 0 {
 		t.Errorf("%v, %v", none, err)
+	}
+}
+
+// A namespace that cannot be looked at for want of descriptors is not gone: a DEL without it leaves what the plugin has to give back
+// from inside (a host's device, say), and what plugins leave then, nobody would look for again.
+func TestDelWaitsForDescriptorsToLookAtTheNamespace(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	n.calls()
+	n.ns.fails = fmt.Errorf("look at it: %w", unix.EMFILE)
+	if err := n.Del(t.Context(), added); !process.Starved(err) {
+		t.Errorf("DEL without a look at the namespace: %v", err)
+	}
+	if err := n.Check(t.Context(), added); !process.Starved(err) || errdefs.IsNotFound(err) {
+		t.Errorf("CHECK without a look at the namespace: %v", err)
+	}
+	if calls := n.calls(); len(calls) != 1 || calls[0] != "" {
+		t.Errorf("plugins were run: %v", calls)
+	}
+	n.ns.fails = nil
+	if err := n.Del(t.Context(), added); err != nil {
+		t.Error(err)
 	}
 }

@@ -107,12 +107,16 @@ func record(dir, line string) {
 // fakeNamespaces has a namespace at every path but those that are gone.
 type fakeNamespaces struct {
 	gone   map[string]bool
+	fails  error        // of looking at any
 	guards atomic.Int64 // of the node's loopback
 }
 
 func (f *fakeNamespaces) inode(path string) (uint64, error) {
 	if path == "" || f.gone[path] {
 		return 0, errdefs.ErrNotFound
+	}
+	if f.fails != nil {
+		return 0, f.fails
 	}
 	return 4711, nil
 }
