@@ -44,7 +44,7 @@ func (e *Engine) killSession(ctx context.Context, m monitor.Record) error {
 	}
 }
 
-// killMember kills pid if it is of the session of monitor m, which is dead. It says whether it is.
+// killMember kills pid if it is of the session of monitor m, which is dead. It says whether it is, or may be.
 func killMember(pid int, m monitor.Record) bool {
 	handle, err := process.Open(pid, 0)
 	if err != nil {
@@ -55,7 +55,10 @@ func killMember(pid int, m monitor.Record) bool {
 	if sid, err := unix.Getsid(pid); err != nil || sid != m.PID || !handle.Alive() {
 		return false
 	}
-	if now, err := process.StartTicks(m.PID); err == nil && now != m.StartTicks {
+	switch now, err := process.StartTicks(m.PID); {
+	case process.Starved(err):
+		return true // it may be another monitor's; asked again
+	case err == nil && now != m.StartTicks:
 		return false // the number is another monitor's now
 	}
 	_ = handle.Signal(unix.SIGKILL)
