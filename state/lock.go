@@ -74,6 +74,10 @@ func flock(f *os.File) error {
 func lockRoot(root string) (*os.File, error) {
 	path := filepath.Join(root, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		// Of a file system that became read-only what runs is served all the same: a lock asks for no right to write.
+		f, err = os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}
@@ -87,7 +91,7 @@ func lockRoot(root string) (*os.File, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	// With a full disk the pid cannot be written; the lock holds all the same.
+	// With a full or read-only disk the pid cannot be written; the lock holds all the same.
 	if f.Truncate(0) == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}

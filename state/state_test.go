@@ -389,6 +389,29 @@ func TestAReadOnlyDiskStillLetsPodsStop(t *testing.T) {
 	}
 }
 
+// A daemon that is started again after the disk became read-only serves what runs, as the one before did, and is alone.
+//
+// Rows: R20 (part)
+func TestAStoreOpensOnAReadOnlyDisk(t *testing.T) {
+	root := filledRoot(t)
+	must(t, unix.Mount(root, root, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	must(t, unix.Mount("", root, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+	s := openStore(t, root)
+	t.Cleanup(func() { _ = s.Close() })
+	if _, ok := s.Pod("pod-a"); !ok {
+		t.Error("the pod is not served")
+	}
+	must(t, s.UpdatePod("pod-a", func(p *Pod) error { p.Phase = PhaseStopping; return nil }))
+	if err := s.WriteError(); !errors.Is(err, unix.EROFS) {
+		t.Errorf("the disk is said to be well: %v", err)
+	}
+	if other, err := Open(root, t.TempDir()); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a second daemon opened it, %v", err)
+		_ = other.Close()
+	}
+}
+
 // Rows: R24 (part)
 func TestAfterARebootEveryPodIsNotReady(t *testing.T) {
 	root := filledRoot(t)

@@ -28,6 +28,7 @@ import (
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/client"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 	"crishim/engine/docker/imagestore"
@@ -187,12 +188,16 @@ func New(opts Options) (*Engine, error) {
 	return e, nil
 }
 
-// privateDir makes dir, or repairs its mode where it is there.
+// privateDir makes dir, or repairs its mode where it is there and can be changed: on a disk that became read-only what runs is
+// served all the same.
 func privateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return os.Chmod(dir, 0o700)
+	if err := os.Chmod(dir, 0o700); !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	return nil
 }
 
 // Name is "docker".

@@ -273,3 +273,20 @@ func TestAnErrnoOfThisHostIsNoLostAnswer(t *testing.T) {
 		}
 	}
 }
+
+// What dockerd runs is served also after the disk of the root folder became read-only.
+//
+// Rows: R20 (part)
+func TestTheEngineIsMadeOnAReadOnlyRootFolder(t *testing.T) {
+	opts := Options{Socket: "unix:///run/nobody.sock", RunDir: t.TempDir(), RootDir: t.TempDir()}
+	if err := unix.Mount(opts.RootDir, opts.RootDir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(opts.RootDir, unix.MNT_DETACH) })
+	if err := unix.Mount("", opts.RootDir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(opts); err != nil {
+		t.Error(err)
+	}
+}

@@ -185,6 +185,43 @@ func TestTheRootFolderIsReadOnly(t *testing.T) {
 	b.removePod(t, pod)
 }
 
+// A daemon that is started again while the root folder is read-only takes over what runs, and stops it.
+//
+// Rows: R20 (part)
+func TestADaemonStartsWithAReadOnlyRootFolder(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	id := b.run(t, pod, spec, "c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
+	b.die(t)
+	dir := b.opts.RootDir
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	writable := func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }
+	t.Cleanup(writable)
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	b.back(t)
+	if st := b.status(t, id); st.State != engine.ContainerRunning {
+		t.Errorf("%+v", st)
+	}
+	b.sh(t, id, "true")
+	if err := b.StopContainer(t.Context(), id, 10*time.Second); err != nil {
+		t.Errorf("StopContainer: %v", err)
+	}
+	if st := b.status(t, id); st.State != engine.ContainerExited || st.ExitCode != 3 {
+		t.Errorf("%+v", st)
+	}
+	b.die(t)
+	writable()
+	b.back(t)
+	if st := b.status(t, id); st.State != engine.ContainerExited {
+		t.Errorf("%+v", st)
+	}
+	b.removePod(t, pod)
+}
+
 // No byte is free in the run folder.
 //
 // Rows: R19 (part)

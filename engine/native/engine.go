@@ -134,7 +134,8 @@ func New(opts Options) (*Engine, error) {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, err
 		}
-		if err := os.Chmod(dir, 0o711); err != nil {
+		// On a disk that became read-only what runs is served all the same.
+		if err := os.Chmod(dir, 0o711); err != nil && !errors.Is(err, unix.EROFS) {
 			return nil, err
 		}
 	}

@@ -162,7 +162,7 @@ func Open(options Options) (*Store, error) {
 		}
 	}
 	// Layers hold set-id programs: nobody else may come near them.
-	if err := os.Chmod(s.root, 0o700); err != nil {
+	if err := os.Chmod(s.root, 0o700); err != nil && !errors.Is(err, unix.EROFS) {
 		return nil, fmt.Errorf("open the image store: %w", err)
 	}
 	lock, err := lockStore(s.path(lockFile))
@@ -225,6 +225,9 @@ func (s *Store) path(parts ...string) string {
 // lockStore takes the store for this process; the kernel gives it back however the process ends.
 func lockStore(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.EROFS) { // the disk became read-only: what runs is served all the same
+		f, err = os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the image store: %w", err)
 	}

@@ -57,7 +57,7 @@ func (s *Store) open() error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
-		if err := os.Chmod(dir, 0o700); err != nil {
+		if err := os.Chmod(dir, 0o700); err != nil && !errors.Is(err, unix.EROFS) { // what runs is served from a read-only disk too
 			return err
 		}
 	}
@@ -73,10 +73,14 @@ func (s *Store) open() error {
 			return err
 		}
 	}
-	if err := makeDir(s.noLayer(), 0o755, 0, 0); err != nil {
-		return err
+	err := makeDir(s.noLayer(), 0o755, 0, 0)
+	if err == nil {
+		err = makeInitLayer(s.initLayer())
 	}
-	return makeInitLayer(s.initLayer())
+	if errors.Is(err, unix.EROFS) {
+		return nil // they were made when the disk could be written, or nothing can be made here anyway
+	}
+	return err
 }
 
 // noLayer is the layer of an image without any, as it is seen in a volume.
