@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
+
+	"crishim/internal/process"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -304,6 +307,9 @@ func Adopt(cacheDir, podID string) ([]Attachment, error) {
 	}
 	cache := libcni.NewCNIConfigWithCacheDir(nil, cacheDir, nil)
 	cached, err := cache.GetCachedAttachments(podID)
+	if err == nil {
+		err = unread(cacheDir, podID)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the networks of pod %s: %w", podID, err)
 	}
@@ -333,4 +339,23 @@ func Adopt(cacheDir, podID string) ([]Attachment, error) {
 		adopted = append(adopted, a)
 	}
 	return adopted, nil
+}
+
+// unread says why libcni may have passed over a file of the pod's, as it does in silence with one that cannot be opened: this process
+// has no descriptor left (process.Starved).
+func unread(cacheDir, podID string) error {
+	dir := filepath.Join(cacheDir, "results")
+	entries, err := os.ReadDir(dir)
+	if err != nil && !process.Starved(err) {
+		return nil
+	}
+	for _, entry := range entries {
+		if !strings.Contains(entry.Name(), "-"+podID+"-") {
+			continue
+		}
+		if _, rerr := os.ReadFile(filepath.Join(dir, entry.Name())); process.Starved(rerr) {
+			err = rerr
+		}
+	}
+	return err
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"crishim/internal/process"
+	"crishim/internal/starving"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/types"
@@ -582,6 +583,30 @@ func TestDelWaitsForDescriptorsToLookAtTheNamespace(t *testing.T) {
 		t.Errorf("plugins were run: %v", calls)
 	}
 	n.ns.fails = nil
+	if err := n.Del(t.Context(), added); err != nil {
+		t.Error(err)
+	}
+}
+
+// libcni passes over a file of its cache that it cannot open. For want of descriptors that is no sign that the pod has no network.
+func TestAnAttachmentThatCannotBeReadNowIsNotAbsent(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	var found []Attachment
+	var err error
+	starving.Opening(t, 0, unix.O_DIRECTORY, func() { found, err = n.Cached("pod1") })
+	if !process.Starved(err) {
+		t.Errorf("found %v, %v", found, err)
+	}
+	if found, err = n.Cached("pod1"); err != nil || len(found) != 1 {
+		t.Errorf("found %v, %v", found, err)
+	}
+	if found, err = n.Cached("pod2"); err != nil || len(found) != 0 {
+		t.Errorf("of a pod without any: %v, %v", found, err)
+	}
 	if err := n.Del(t.Context(), added); err != nil {
 		t.Error(err)
 	}

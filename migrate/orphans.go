@@ -12,6 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/internal/process"
 	"crishim/state"
 )
 
@@ -45,7 +46,12 @@ func (a *Adopter) Orphans(ctx context.Context, engineName string, known func(eng
 			if info, err := entry.Info(); err == nil {
 				pod.CreatedAt = info.ModTime()
 			}
-			if err := a.Adopt(ctx, &pod); err != nil {
+			err = a.Adopt(ctx, &pod)
+			if process.Starved(err) {
+				klog.ErrorS(err, "A checkpoint without a sandbox is left where it is", "id", id)
+				continue
+			}
+			if err != nil {
 				klog.ErrorS(err, "Not everything is known of a sandbox of which only the checkpoint is left", "id", id)
 			}
 			orphans = append(orphans, pod)

@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/internal/process"
 	"crishim/state"
 )
 
@@ -32,7 +34,7 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 	group.SetLimit(adopters)
 	for _, pod := range s.store.Pods() {
 		if pod.Engine == engineName && unadoptedPod(&pod) {
-			group.Go(func() error { s.adoptPod(ctx, pod); return nil })
+			group.Go(func() error { s.adoptPatiently(ctx, pod); return nil })
 		}
 	}
 	_ = group.Wait()
@@ -58,10 +60,27 @@ func (s *Server) adoptOrphans(ctx context.Context, engineName string) {
 	}
 }
 
-// adoptPod writes the record. Where the disk takes none it is kept in memory: the pod must not lose its address.
-func (s *Server) adoptPod(ctx context.Context, pod state.PodView) {
+// adoptPatiently is adoptPod, again and again while this process has no descriptor to look with.
+func (s *Server) adoptPatiently(ctx context.Context, pod state.PodView) {
+	for !s.adoptPod(ctx, pod) {
+		select {
+		case <-time.After(adoptEvery):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// adoptPod writes the record. Where the disk takes none it is kept in memory: the pod must not lose its address. It says false, and
+// does nothing, where this process could not look (process.Starved): what is not known then is not absent.
+func (s *Server) adoptPod(ctx context.Context, pod state.PodView) (done bool) {
 	adopted := pod.Pod
-	if err := s.describe(ctx, &adopted); err != nil {
+	err := s.describe(ctx, &adopted)
+	if process.Starved(err) {
+		klog.ErrorS(err, "A pod without a record is adopted once there are descriptors to look at it", "pod", klog.KRef(pod.Spec.Key.Namespace, pod.Spec.Key.Name), "id", pod.ID)
+		return false
+	}
+	if err != nil {
 		klog.ErrorS(err, "Not everything is known of a pod without a record; what that is may be left on the node at its end", "pod", klog.KRef(pod.Spec.Key.Namespace, pod.Spec.Key.Name), "id", pod.ID)
 	}
 	become := func(p *state.Pod) error {
@@ -71,9 +90,10 @@ func (s *Server) adoptPod(ctx context.Context, pod state.PodView) {
 	if err := s.store.UpdatePod(pod.ID, become); err != nil {
 		klog.ErrorS(err, "The record of an adopted pod is not written; the next start adopts it again", "id", pod.ID)
 		s.store.SupposePod(pod.ID, func(p *state.Pod) { _ = become(p) })
-		return
+		return true
 	}
 	klog.V(2).InfoS("Adopted a pod", "pod", klog.KRef(pod.Spec.Key.Namespace, pod.Spec.Key.Name), "id", pod.ID, "phase", adopted.Phase, "ips", adopted.Network.IPs)
+	return true
 }
 
 // describe finds the network of a pod without a record.

@@ -146,8 +146,7 @@ func (s *Server) adoptFoundPod(ctx context.Context, id engine.PodID) (done bool)
 	if s.beingMade(ctx, pod) {
 		return false
 	}
-	s.adoptPod(ctx, pod)
-	return true
+	return s.adoptPod(ctx, pod)
 }
 
 // beingMade says that a pod has no address yet, and is so young that one may come.

@@ -3,10 +3,13 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -115,6 +118,35 @@ func TestAPodOfAnotherShimIsAdoptedOnce(t *testing.T) {
 	}
 	f.network.attached = map[string]bool{} // the fixture's own
 	f.nothingLeft()
+}
+
+// starvedAdopter has no descriptor at its first look, as at a start on a node at its limit: it knows nothing of the network then.
+type starvedAdopter struct {
+	*fakeAdopter
+	looked atomic.Bool
+}
+
+func (a *starvedAdopter) Adopt(ctx context.Context, pod *state.Pod) error {
+	if a.looked.Swap(true) {
+		return a.fakeAdopter.Adopt(ctx, pod)
+	}
+	pod.Adopted, pod.Network.Done = true, true
+	return fmt.Errorf("read the networks of pod %s: %w", pod.ID, unix.EMFILE)
+}
+
+// What an adoption could not look at for want of descriptors is not absent: a record without the pod's address would have the kubelet
+// make it anew, and no DEL would run at its end.
+func TestAnAdoptionWaitsForDescriptors(t *testing.T) {
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Adopter = &starvedAdopter{fakeAdopter: &fakeAdopter{t: t}} }
+	id := f.runPod("old")
+	f.stop()
+	f.corruptRecord("pods", "uid-old")
+	f.network.cached = nil
+	f.start()
+	if pod, _ := f.store.Pod(engine.PodID(id)); !slices.Equal(pod.Network.IPs, []string{"10.9.0.7"}) || len(pod.Network.Attachments) != 1 {
+		t.Errorf("adopted with %+v", pod.Network)
+	}
 }
 
 // Of two pods of one key, and of two containers of one, as a crashed shim may leave them, the end of one leaves the other as it is.
