@@ -27,6 +27,7 @@ type Writer struct {
 	left   Left     // the file before it
 	buf    []byte   // rendering, reused
 	rest   []byte   // the missing bytes of an entry that was written in part
+	part   int64    // bytes of that entry that are in the file
 	torn   bool     // the file does not end with a newline
 	bytes  atomic.Uint64
 	failed atomic.Uint64
@@ -72,6 +73,9 @@ func (w *Writer) reopen() error {
 	if err != nil {
 		return err
 	}
+	if w.file != nil {
+		w.cut() // before the size is read: it may be the same file
+	}
 	info, err := file.Stat()
 	if err != nil {
 		_ = file.Close()
@@ -84,8 +88,6 @@ func (w *Writer) reopen() error {
 		} else {
 			w.left = Leave(w.file)
 		}
-		w.lost.Add(uint64(len(w.rest)))
-		w.rest = nil
 		_ = w.file.Close()
 	}
 	w.file, w.size, w.began = file, info.Size(), began
@@ -104,9 +106,22 @@ func (w *Writer) Close() error {
 		w.goBack()
 	}
 	w.completeRest()
+	w.cut()
 	err := w.file.Close()
 	w.file = nil
 	return err
+}
+
+// cut takes back an entry that a full disk let in only in part, where nothing will complete it.
+func (w *Writer) cut() {
+	if len(w.rest) > 0 && w.part > 0 {
+		// Somebody may have made room by emptying the log.
+		if info, err := w.file.Stat(); err == nil && info.Size() == w.size && w.file.Truncate(w.size-w.part) == nil {
+			w.lost.Add(uint64(w.part))
+		}
+	}
+	w.lost.Add(uint64(len(w.rest)))
+	w.rest, w.part = nil, 0
 }
 
 // Stats returns the counters.
@@ -155,6 +170,7 @@ func (w *Writer) append(entries []byte) {
 	if n > 0 && entries[n-1] != '\n' {
 		end := bytes.IndexByte(left, '\n') + 1
 		w.rest = slices.Clone(left[:end])
+		w.part = int64(n - (bytes.LastIndexByte(entries[:n], '\n') + 1))
 		left = left[end:]
 	}
 	w.lost.Add(uint64(len(left)))
@@ -162,13 +178,13 @@ func (w *Writer) append(entries []byte) {
 
 // goBack goes on in the log that the kubelet has put in the place of the file, after what came into that meanwhile.
 func (w *Writer) goBack() {
-	old, rest, meanwhile := w.file, w.rest, int64(0)
+	old, rest, part, meanwhile := w.file, w.rest, w.part, int64(0)
 	if w.began {
 		meanwhile = w.size
 	}
-	w.file, w.rest = nil, nil // reopen neither closes nor completes it
+	w.file, w.rest, w.part = nil, nil, 0 // reopen neither closes nor completes it
 	if err := w.reopen(); err != nil {
-		w.file, w.rest = old, rest
+		w.file, w.rest, w.part = old, rest, part
 		return
 	}
 	defer func() { _ = old.Close() }()
@@ -181,7 +197,7 @@ func (w *Writer) goBack() {
 		w.failed.Add(1)
 	}
 	if n > 0 && n == meanwhile {
-		w.rest = rest
+		w.rest, w.part = rest, part
 		return
 	}
 	w.lost.Add(uint64(meanwhile - n + int64(len(rest))))
@@ -208,10 +224,17 @@ func (w *Writer) completeRest() bool {
 	}
 	n, err := w.write(w.rest)
 	w.rest = w.rest[n:]
+	if w.part > 0 {
+		w.part += int64(n)
+	}
 	if err != nil {
 		w.failed.Add(1)
 	}
-	return len(w.rest) == 0
+	if len(w.rest) > 0 {
+		return false
+	}
+	w.part = 0
+	return true
 }
 
 // Copy writes what comes from r, a pipe of the container, until it ends, and drains it also where the log cannot be

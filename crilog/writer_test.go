@@ -183,6 +183,49 @@ func TestFullDiskDropsAndCountsAndLeavesNoTornEntry(t *testing.T) {
 	}
 }
 
+// The disk is full still when the log is left for another, or closed: nobody will complete the entry that it took in part.
+//
+// Rows: R26 (part)
+func TestALogThatIsLeftOnAFullDiskHasNoTornEntry(t *testing.T) {
+	const child = "CRILOG_TEST_FULL_DISK"
+	if os.Getenv(child) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), child+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	signal.Ignore(unix.SIGXFSZ)
+	must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 100, Max: unix.RLIM_INFINITY}))
+	w, path := open(t)
+	write := func() {
+		for i := range 5 { // 47 bytes each: two fit, the third is torn
+			w.WriteText(noon, Stdout, fmt.Appendf(nil, "line %d\n", i))
+		}
+	}
+	check := func(path string, dropped uint64) {
+		t.Helper()
+		data, err := os.ReadFile(path)
+		must(t, err)
+		if got := string(decode(t, data)); got != "line 0\nline 1\n" {
+			t.Errorf("the log holds %q", data)
+		}
+		if got := w.Stats().DroppedBytes; got != dropped {
+			t.Errorf("%d bytes are counted as dropped, want %d", got, dropped)
+		}
+	}
+	write()
+	must(t, os.Rename(path, path+".1"))
+	must(t, w.Reopen())
+	check(path+".1", 3*47)
+	write()
+	must(t, w.Reopen()) // nobody has renamed it
+	check(path, 6*47)
+	must(t, w.Close())
+	check(path, 6*47)
+}
+
 // Rows: S10 (part)
 func TestHostilePathAtReopenKeepsTheOldFile(t *testing.T) {
 	w, path := open(t)
