@@ -245,9 +245,9 @@ func mergePod(e *podEntry, st engine.PodStatus) {
 		// Somebody started it again: its namespaces and addresses are not those of the record.
 		e.over = true
 		st.State = engine.PodNotReady
-	case st.State == engine.PodReady && st.PID == old.PID:
+	case st.State == engine.PodReady && (st.PID == old.PID || st.PID == 0):
 		// What could not be read this time is as it was.
-		st.StartTicks = cmp.Or(st.StartTicks, old.StartTicks)
+		st.PID, st.StartTicks = old.PID, cmp.Or(st.StartTicks, old.StartTicks)
 		st.NetNSPath, st.CgroupPath = cmp.Or(st.NetNSPath, old.NetNSPath), cmp.Or(st.CgroupPath, old.CgroupPath)
 	}
 	e.status, e.applied = st, time.Now()

@@ -579,6 +579,27 @@ func TestAProcessWhoseStartTimeCouldNotBeReadIsNoOther(t *testing.T) {
 	})
 }
 
+// Where the look at a pod hangs, its engine tells what its list has (engine/docker's inspectOf), which is no process. The process that
+// was known stays known: by it the pod is confirmed while the engine is away, and would be NOTREADY beside another engine without it.
+func TestAPodOfWhichTheListAloneTellsKeepsItsProcess(t *testing.T) {
+	pid, ticks, kill := liveProcess(t)
+	s := newTestStore(t)
+	p := samplePod("a")
+	p.PID, p.StartTicks = pid, ticks
+	must(t, s.PutPod(p))
+	sink := s.Sink("docker")
+	sink.Resync(engine.Snapshot{Pods: []engine.PodStatus{{ID: "pod-a", State: engine.PodReady}}})
+	v, _ := s.Pod("pod-a")
+	if v.State != engine.PodReady || process.Gone(v.Status.PID, v.Status.StartTicks) {
+		t.Errorf("it is %s with process %d, which began at %d", v.State, v.Status.PID, v.Status.StartTicks)
+	}
+	kill()
+	sink.PodChanged(engine.PodStatus{ID: "pod-a", State: engine.PodNotReady})
+	if v, _ := s.Pod("pod-a"); v.State != engine.PodNotReady || v.Status.PID != 0 {
+		t.Errorf("after its end it is %s with process %d", v.State, v.Status.PID)
+	}
+}
+
 // Every pair of container states: what the engine says second counts only where the arrow exists.
 func TestContainerStatesOnlyMoveRight(t *testing.T) {
 	const none, created, running, exited, unknown = engine.ContainerState(""), engine.ContainerCreated, engine.ContainerRunning, engine.ContainerExited, engine.ContainerUnknown
