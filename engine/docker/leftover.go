@@ -82,15 +82,18 @@ func namesContainer(cgroup, id string) bool {
 
 // killForgotten kills what is left in the cgroup of a container that does not run as far as Docker knows, and returns when
 // it is gone. It goes before the removal: a crash in between leaves a container whose removal is asked for again. Without a
-// descriptor nobody can be looked for, which is no sign of nobody: it waits for one.
+// descriptor nobody can be looked for, which is no sign of nobody: it waits a moment for one, and then says so.
 func (e *Engine) killForgotten(ctx context.Context, id string, f *facts) error {
 	if err := ctx.Err(); err != nil {
 		return err // its caller has left: looking may cost a walk through all processes
 	}
 	_, shim := e.cgroups.shims.Load(id)
+	began := time.Now()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		left, starved := e.processesOf(id, f)
 		switch {
+		case starved != nil && (time.Since(began) > starvedLimit || ctx.Err() != nil):
+			return errStarved("look for processes left of", id, starved)
 		case starved != nil:
 		case len(left) == 0 && shim:
 			if err := endShim(ctx, id); err != nil {
@@ -110,12 +113,20 @@ func (e *Engine) killForgotten(ctx context.Context, id string, f *facts) error {
 		select {
 		case <-ctx.Done():
 			if starved != nil {
-				return fmt.Errorf("look for processes left of container %s: %w: %w", id, starved, errdefs.ErrResourceExhausted)
+				return errStarved("look for processes left of", id, starved)
 			}
 			return fmt.Errorf("processes %v of container %s, which does not run as far as the engine knows, do not end by SIGKILL: %w", left, id, ctx.Err())
 		case <-time.After(wait):
 		}
 	}
+}
+
+// starvedLimit is how long a removal or a stop waits for descriptors, before it leaves that to the next call.
+const starvedLimit = time.Second
+
+// errStarved is why it cannot be said that nothing of a container is left.
+func errStarved(what, id string, starved error) error {
+	return fmt.Errorf("%s container %s: %w: %w", what, id, starved, errdefs.ErrResourceExhausted)
 }
 
 // shimGrace is how long dockerd may take to end the shim of a process of which it hears the end.
@@ -139,7 +150,10 @@ func endShim(ctx context.Context, id string) error {
 				}
 			}
 		}
-		if left == 0 && starved == nil {
+		if starved != nil {
+			return errStarved("look for the shim of", id, starved)
+		}
+		if left == 0 {
 			return nil
 		}
 		select {
