@@ -182,7 +182,9 @@ func (e *Engine) ociSpec(ctx context.Context, p *pod, c *container, root rootfs.
 		return nil, err
 	}
 	if !slices.ContainsFunc(s.Mounts, func(m engine.Mount) bool { return mountsPasswd(m.ContainerPath) }) {
-		in.Home = rootfs.Home(root.Path, c.User.UID)
+		if in.Home, err = rootfs.Home(root.Path, c.User.UID); err != nil {
+			return nil, err
+		}
 	}
 	if in.Labels, err = e.labels(p, c); err != nil {
 		return nil, err

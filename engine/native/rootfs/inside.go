@@ -11,6 +11,7 @@ import (
 
 	"crishim/engine/imageuser"
 	"crishim/internal/openat2"
+	"crishim/internal/process"
 )
 
 // openIn opens a path in root as a process whose root it is would, but through no magic link and into no other file system.
@@ -35,13 +36,17 @@ func UserFiles(root string) (passwd, group []byte, err error) {
 	return passwd, group, err
 }
 
-// Home is the home directory of a uid by /etc/passwd in root, "/" where that names none or is no file to read.
-func Home(root string, uid int64) string {
+// Home is the home directory of a uid by /etc/passwd in root, "/" where that names none or is no file to read. An error says that
+// this process could not look (process.Starved).
+func Home(root string, uid int64) (string, error) {
 	passwd, err := readIn(root, "etc/passwd")
-	if err != nil {
-		return "/"
+	switch {
+	case process.Starved(err):
+		return "", fmt.Errorf("find the home directory: %w", err)
+	case err != nil:
+		return "/", nil
 	}
-	return imageuser.Home(passwd, uid)
+	return imageuser.Home(passwd, uid), nil
 }
 
 func readIn(root, path string) ([]byte, error) {
