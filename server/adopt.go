@@ -33,7 +33,7 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 	var group errgroup.Group
 	group.SetLimit(adopters)
 	for _, pod := range s.store.Pods() {
-		if pod.Engine == engineName && unadoptedPod(&pod) {
+		if pod.Engine == engineName && unadoptedPod(&pod) && !s.unlooked(&pod) { // what is not looked at yet is adopted as what is found later
 			group.Go(func() error { s.adoptPatiently(ctx, pod); return nil })
 		}
 	}

@@ -30,10 +30,11 @@ type found struct {
 	open    map[string]bool // recovered: before, what is found is adoptAll's
 	engines map[string]bool
 	more    chan struct{}
+	since   time.Time
 }
 
 func newFound() *found {
-	return &found{open: map[string]bool{}, engines: map[string]bool{}, more: make(chan struct{}, 1)}
+	return &found{open: map[string]bool{}, engines: map[string]bool{}, more: make(chan struct{}, 1), since: time.Now()}
 }
 
 func (f *found) note(engineName string) {
@@ -121,6 +122,13 @@ func unadoptedPod(p *state.PodView) bool {
 	return !p.Recorded && !p.Adopted && p.ID != "" && p.Phase != state.PhaseCreated
 }
 
+// unlooked says that an engine could only list a pod so far, not look at it: a record would be without the pod's network namespace, in
+// which its addresses are looked for and its DEL runs, and without what the pod was made from. Where that stays so the pod is adopted as
+// it is, in the end.
+func (s *Server) unlooked(p *state.PodView) bool {
+	return p.State == engine.PodReady && p.Spec.Namespaces.Network == engine.NamespacePod && p.Status.NetNSPath == "" && time.Since(s.found.since) < makingLimit
+}
+
 func unadoptedContainer(c *state.ContainerView) bool {
 	return !c.Recorded && !c.Adopted && c.ID != "" && c.State != engine.ContainerCreated
 }
@@ -135,6 +143,9 @@ func (s *Server) adoptFoundPod(ctx context.Context, id engine.PodID) (done bool)
 	pod, ok := s.store.Pod(id)
 	if !ok || !unadoptedPod(&pod) {
 		return true
+	}
+	if s.unlooked(&pod) {
+		return false
 	}
 	// What our own creation leaves is its own to take back.
 	if s.podFlights.underWay(pod.Spec.Key) {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -146,6 +147,79 @@ func TestAnAdoptionWaitsForDescriptors(t *testing.T) {
 	f.start()
 	if pod, _ := f.store.Pod(engine.PodID(id)); !slices.Equal(pod.Network.IPs, []string{"10.9.0.7"}) || len(pod.Network.Attachments) != 1 {
 		t.Errorf("adopted with %+v", pod.Network)
+	}
+}
+
+// listedFirst is an engine that cannot look at its pods at first, and tells of each what its list has: engine/docker's inspectOf.
+type listedFirst struct {
+	engine.Engine
+	look chan struct{}
+}
+
+func (e *listedFirst) Watch(ctx context.Context, sink engine.Sink) error {
+	return e.Engine.Watch(ctx, listedSink{sink, e.look})
+}
+
+type listedSink struct {
+	engine.Sink
+	look chan struct{}
+}
+
+func (k listedSink) Resync(snap engine.Snapshot) {
+	whole := snap.Pods
+	snap.Pods = nil
+	for _, st := range whole {
+		st.NetNSPath, st.IPs = "", nil
+		st.Spec = &engine.PodSpec{Key: st.Key, Namespaces: st.Spec.Namespaces}
+		snap.Pods = append(snap.Pods, st)
+	}
+	k.Sink.Resync(snap)
+	go func() {
+		<-k.look
+		for _, st := range whole {
+			k.Sink.PodChanged(st)
+		}
+	}()
+}
+
+// seenAdopter is told of a pod when it is adopted.
+type seenAdopter struct {
+	*fakeAdopter
+	seen chan state.Pod
+}
+
+func (a *seenAdopter) Adopt(ctx context.Context, pod *state.Pod) error {
+	a.seen <- *pod
+	return a.fakeAdopter.Adopt(ctx, pod)
+}
+
+// A pod of which the list alone tells is not adopted before it was looked at: its record would be without its namespace, in which its
+// addresses are looked for and its DEL runs, and without what it was made from.
+func TestAPodIsAdoptedByALookNotByTheList(t *testing.T) {
+	f := newFixture(t)
+	adopter := &seenAdopter{fakeAdopter: &fakeAdopter{t: t}, seen: make(chan state.Pod, 10)}
+	f.options = func(o *Options) { o.Adopter = adopter }
+	id := engine.PodID(f.runPod("old"))
+	f.stop()
+	f.corruptRecord("pods", "uid-old")
+	f.network.cached = nil
+	look := make(chan struct{})
+	f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
+	f.start()
+	if pod, ok := f.store.Pod(id); !ok || pod.State != engine.PodReady {
+		t.Errorf("meanwhile it is %s, there %t", pod.State, ok)
+	}
+	close(look)
+	if pod := <-adopter.seen; pod.NetNSPath == "" || len(pod.Spec.Labels) == 0 {
+		t.Errorf("adopted with the namespace %q and the labels %v", pod.NetNSPath, pod.Spec.Labels)
+	}
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if pod, _ := f.store.Pod(id); pod.Recorded {
+			break
+		}
+	}
+	if pod, _ := f.store.Pod(id); !pod.Recorded || pod.NetNSPath == "" || len(pod.Network.Attachments) != 1 {
+		t.Errorf("recorded %t with %+v in %q", pod.Recorded, pod.Network, pod.NetNSPath)
 	}
 }
 
