@@ -203,6 +203,9 @@ func TestAPullOfWhatIsBeingRemoved(t *testing.T) {
 		for range 4 {
 			all.Go(func() {
 				img, err := s.PullImage(context.Background(), &engine.PullSpec{Ref: ref})
+				if errdefs.IsAborted(err) { // the others were quicker each time
+					return
+				}
 				if err != nil {
 					t.Error(err)
 					return
