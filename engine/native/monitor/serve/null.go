@@ -58,8 +58,8 @@ func makeNullDir() (int, error) {
 		return -1, err
 	}
 	defer func() { _ = unix.Close(fs) }()
-	// A page, and inodes for two folders and the device: there is no room for anything else.
-	for key, value := range map[string]string{"mode": "0700", "size": "4k", "nr_inodes": "3"} {
+	// A page, and inodes for two folders, the device and their labels: since Linux 6.6 those of SELinux take from the inodes, 1 KiB each.
+	for key, value := range map[string]string{"mode": "0700", "size": "4k", "nr_inodes": "16"} {
 		if err := unix.FsconfigSetString(fs, key, value); err != nil {
 			return -1, err
 		}
