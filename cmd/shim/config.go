@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,17 +55,24 @@ func checkStart(c *config.Config, host string) error {
 	return errors.Join(errs...)
 }
 
-// checkTemplate renders network.template for the configured pod CIDRs, or for one where it is the kubelet that will tell them.
+// checkTemplate renders network.template for the configured pod CIDRs. Where it is the kubelet that will tell them nobody knows yet of
+// which families they are, and a template may be made for one or both: it is wrong where it is for each of these.
 func checkTemplate(c *config.Config) error {
 	if c.Network.Template == "" {
 		return nil
 	}
-	cidrs := c.Network.PodCIDRs
-	if len(cidrs) == 0 {
-		cidrs = []string{"10.244.0.0/24"}
+	const v4, v6 = "10.244.0.0/24", "fd00:10:244::/64"
+	told := [][]string{{v4}, {v6}, {v4, v6}, {v6, v4}}
+	if len(c.Network.PodCIDRs) > 0 {
+		told = [][]string{c.Network.PodCIDRs}
 	}
-	if err := cni.CheckTemplate(c.Network.Template, c.Network.ConfDir, cidrs); err != nil {
-		return fmt.Errorf("network.template: no network configuration can be made of %s: %w", c.Network.Template, err)
+	var first error
+	for _, cidrs := range told {
+		err := cni.CheckTemplate(c.Network.Template, c.Network.ConfDir, cidrs)
+		if err == nil {
+			return nil
+		}
+		first = cmp.Or(first, err)
 	}
-	return nil
+	return fmt.Errorf("network.template: no network configuration can be made of %s: %w", c.Network.Template, first)
 }

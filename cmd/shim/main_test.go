@@ -115,6 +115,16 @@ func TestConfigRefusesWhatTheDaemonWould(t *testing.T) {
 	if err := run(t.Context(), []string{"config", "--config", unused}, io.Discard); err != nil {
 		t.Error(err)
 	}
+	// A template for both families, whose ranges only the kubelet knows, is as good as one for either.
+	both := filepath.Join(t.TempDir(), "template")
+	if err := os.WriteFile(both, []byte(`{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge","ipam":{"type":"host-local","ranges":[
+[{"subnet":"{{index .PodCIDRRanges 0}}"}],[{"subnet":"{{index .PodCIDRRanges 1}}"}]]}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dual, _ := testFile(t, "[network]\ntemplate = \""+both+"\"\nconf_dir = \"/nonexistent/net.d\"\n")
+	if err := run(t.Context(), []string{"config", "--config", dual}, io.Discard); err != nil {
+		t.Error(err)
+	}
 	// What the first start chose counts for auto.
 	file, dir := testFile(t, "[network]\nmode = \"docker-bridge\"\n")
 	if err := os.Mkdir(filepath.Join(dir, "root"), 0o700); err != nil {
