@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // A SIGHUP while the daemon still starts, and one while it drains, reload the settings or do nothing: they do not end it, with what
@@ -80,6 +82,16 @@ func TestAReloadNeverEndsTheDaemon(t *testing.T) {
 		return err == nil
 	})
 	defer func() { _ = conn.Close() }()
+	// Connections are taken in their order: once a later one is answered the end waits for the silent one, which by its dial alone is
+	// only in the kernel's queue.
+	later, err := dialCRI("unix://" + socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runtimeapi.NewRuntimeServiceClient(later).Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	_ = later.Close()
 	reloads := func() int { return strings.Count(out.String(), "Reloaded log level") }
 	until("the first reload", func() bool { return reloads() == 1 })
 
