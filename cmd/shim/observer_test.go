@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -63,6 +64,42 @@ func TestObserveWritesInItsOwnFolderOnly(t *testing.T) {
 		if now := tree(t, dir)[path]; now != was {
 			t.Errorf("%s is %q, was %q", path, now, was)
 		}
+	}
+	if _, err := os.Stat(filepath.Join(runDir, observeFolder)); !os.IsNotExist(err) {
+		t.Errorf("the observer's folder is left: %v", err)
+	}
+}
+
+// An observer is run by hand, in a terminal: it reloads nothing, and ends with the terminal as the daemon before it had signals of its
+// own, but leaves nothing behind.
+func TestTheObserverEndsWithItsTerminal(t *testing.T) {
+	dir := t.TempDir()
+	runDir := filepath.Join(dir, "run")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		done <- runArgs(ctx, "serve", "--observe", "--config=/dev/null", "--root-dir="+filepath.Join(dir, "root"), "--run-dir="+runDir, "--docker-endpoint=unix://"+filepath.Join(dir, "none.sock"))
+	}()
+	socket := filepath.Join(runDir, observeFolder, "crishim.sock")
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the socket does not appear")
+		}
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on without its terminal")
 	}
 	if _, err := os.Stat(filepath.Join(runDir, observeFolder)); !os.IsNotExist(err) {
 		t.Errorf("the observer's folder is left: %v", err)

@@ -55,6 +55,9 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		if fs.Changed("listen") {
 			listen = c.Listen
 		}
+		// It reloads nothing: who runs it closes its terminal, with which it ends.
+		ctx, stop := signal.NotifyContext(ctx, unix.SIGHUP)
+		defer stop()
 		return errors.Join(err, observe(ctx, c, listen...))
 	}
 	// Folders and files are private unless they are opened on purpose.
