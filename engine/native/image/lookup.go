@@ -102,7 +102,8 @@ func imageOf(rec *record, config *ocispec.Image, size int64) engine.Image {
 	if memoryOf(&out) > maxKept {
 		out.User = out.User[:min(len(out.User), maxName)]
 		out.WorkingDir, out.StopSignal = "", ""
-		out.Env, out.Entrypoint, out.Cmd, out.Labels = nil, nil, nil, nil
+		// Without its layers it is never SameContent: what is left of the config is that of an image which has none.
+		out.Env, out.Entrypoint, out.Cmd, out.Labels, out.Layers = nil, nil, nil, nil, nil
 	}
 	return out
 }
