@@ -3,6 +3,7 @@ package native
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -36,6 +37,9 @@ func (e *Engine) describeRuntimes(own engine.HandlerFeatures) (handlers map[stri
 		cmd.WaitDelay = outputDelay
 		out, err := cmd.Output()
 		cancel()
+		if errors.Is(err, exec.ErrWaitDelay) { // it has ended well, and said what it had to say
+			err = nil
+		}
 		var f features.Features
 		if err != nil || json.Unmarshal(out, &f) != nil {
 			continue // an old one: nothing says that it has either

@@ -216,10 +216,14 @@ func TestStdioInAUserNamespaceByAnOCIRuntime(t *testing.T) {
 func TestAnOCIRuntimeWhoseChildHoldsItsOutput(t *testing.T) {
 	dir := t.TempDir()
 	program, pidFile := filepath.Join(dir, "runtime"), filepath.Join(dir, "pid")
-	if err := os.WriteFile(program, []byte("#!/bin/sh\nsleep 60 &\necho $! > "+pidFile+"\n"), 0o755); err != nil {
+	script := "#!/bin/sh\nsleep 60 &\necho $! > " + pidFile + "\n" + `echo '{"ociVersionMin":"1.0.0","mountOptions":["ro","rro"]}'` + "\n"
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	newBench(t, func(o *Options) { o.Runtimes = map[string]string{"odd": program} })
+	b := newBench(t, func(o *Options) { o.Runtimes = map[string]string{"odd": program} })
+	if all := b.Info().Handlers; all["odd"].RecursiveReadonlyMounts != all[""].RecursiveReadonlyMounts {
+		t.Errorf("what it said before its end does not count: %+v", all)
+	}
 	data, err := os.ReadFile(pidFile)
 	if err != nil {
 		t.Fatal(err)

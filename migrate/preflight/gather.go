@@ -114,7 +114,7 @@ func askVersion(ctx context.Context, program string) string {
 	cmd := exec.CommandContext(ctx, program, "--version")
 	cmd.WaitDelay = time.Second // its child may hold the output
 	out, err := cmd.Output()
-	if err != nil {
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
 		return ""
 	}
 	return strings.TrimSpace(strings.TrimPrefix(string(out), "Kubernetes "))
