@@ -266,6 +266,32 @@ func TestAReopenThatIsTakenBackFromAQuietContainer(t *testing.T) {
 	checkLog(t, k, d.expected())
 }
 
+// As before, but of the next reopen, too, the kubelet has no answer: what was carried into that one's new file is nowhere else.
+//
+// Rows: R29 (part)
+func TestAReopenThatIsTakenBackTwice(t *testing.T) {
+	d, k := newDockerLog(t, 0, 1), newKubelet(t)
+	ps := newTestPumps(t, t.TempDir())
+	must(t, ps.Start(k.container(d)))
+	d.log(crilog.Stdout, "one\n")
+	waitLog(t, k, d.expected())
+	_ = k.rotate(func() error {
+		must(t, ps.Reopen(t.Context(), "c0ffee"))
+		d.log(crilog.Stdout, "two\n")
+		poll(t, func() bool { info, err := os.Stat(k.path); return err == nil && info.Size() > 0 })
+		return context.DeadlineExceeded
+	})
+	must(t, os.Rename(k.path, k.path+".000007"))
+	must(t, ps.Reopen(t.Context(), "c0ffee"))
+	must(t, os.Rename(k.path+".000007", k.path))
+	must(t, os.Rename(k.path, k.path+".000008"))
+	k.rotated = append(k.rotated, k.path+".000008")
+	must(t, ps.Reopen(t.Context(), "c0ffee"))
+	d.log(crilog.Stdout, "three\n")
+	finish(t, ps, "c0ffee")
+	checkLog(t, k, d.expected())
+}
+
 // The disk of the positions is full while the kubelet rotates twice, and then comes a crash: the position tells of a log between
 // which and the newest there is one more.
 //

@@ -217,7 +217,11 @@ func (l *criLog) carry() error {
 	if err != nil {
 		return fmt.Errorf("write log %s: %w", l.path, err)
 	}
-	return l.next()
+	if err := l.next(); err != nil {
+		return err
+	}
+	l.began = end == 0 // what was carried into it is in no other file, and may have to be carried on
+	return nil
 }
 
 // outgrown says that the log has bytes enough, and can be changed for another.
