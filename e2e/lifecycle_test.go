@@ -200,6 +200,37 @@ func TestContainersOfAPodShareNetworkAndIPCAndCanShareProcesses(t *testing.T) {
 	}
 }
 
+// Where a pod has one PID namespace its containers reach the root of the process that holds it by /proc/1/root. The kernel's
+// settings, which are the host's, must be no more writable there than in a container: root who can write core_pattern is the host's.
+func TestPauseProcessOfASharedPIDNamespaceHasNoWritableSysctls(t *testing.T) {
+	n := node(t)
+	for name, change := range map[string]func(*runtimeapi.PodSandboxConfig, *runtimeapi.LinuxContainerSecurityContext){
+		"default": func(*runtimeapi.PodSandboxConfig, *runtimeapi.LinuxContainerSecurityContext) {},
+		"pod of root": func(p *runtimeapi.PodSandboxConfig, _ *runtimeapi.LinuxContainerSecurityContext) {
+			p.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{}
+		},
+		"debugger": func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.LinuxContainerSecurityContext) {
+			c.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_PTRACE"}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := n.RunPod(t, "shared-pids", func(c *runtimeapi.PodSandboxConfig) {
+				c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+				change(c, &runtimeapi.LinuxContainerSecurityContext{})
+			})
+			c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever, func(c *runtimeapi.ContainerConfig) {
+				c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+				change(pod.Config, c.Linux.SecurityContext)
+			})
+			// What is written is what it says already.
+			const write = `file=/proc/1/root/proc/sys/kernel/core_pattern; read -r old <$file && echo "$old" >$file`
+			if reply := c.Exec("sh", "-c", write); reply.ExitCode == 0 {
+				t.Error("the host's core_pattern can be written to")
+			}
+		})
+	}
+}
+
 func TestTargetNamespaceShowsOneContainersProcesses(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "target")

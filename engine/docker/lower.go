@@ -103,9 +103,9 @@ func lowerPod(spec *engine.PodSpec, f *facts) (*createBody, error) {
 		ShmSize:        shmSize,
 		Sysctls:        spec.Sysctls,
 		Runtime:        lowerHandler(spec.Handler),
-		MaskedPaths:    orEmpty(spec.Security.MaskedPaths),
-		ReadonlyPaths:  orEmpty(spec.Security.ReadonlyPaths),
-		Resources:      container.Resources{CPUShares: pauseCPUShares, CgroupParent: parent},
+		// Docker's own masked and read-only paths, by their absence: CRI has none for a pod. Root in a container that sees the
+		// pause process reaches /proc/PID/root/proc, where a writable /proc/sys is the host's.
+		Resources: container.Resources{CPUShares: pauseCPUShares, CgroupParent: parent},
 	}
 	if spec.Namespaces.Network == engine.NamespaceNode {
 		// A container in the host's network has the host's names; Docker refuses a hostname beside its UTS namespace.

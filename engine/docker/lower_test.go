@@ -324,6 +324,23 @@ func TestNoMasksIsAnEmptyList(t *testing.T) {
 	}
 }
 
+// The pause process has the paths that Docker masks and makes read-only by itself: a container of a pod with one PID namespace
+// reaches its root by /proc/1/root.
+func TestPauseHasDockersMasks(t *testing.T) {
+	for what, f := range map[string]*facts{"old": oldEngine(), "new": newEngine()} {
+		body, err := lowerPod(fullPod(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, _ := json.Marshal(body.HostConfig)
+		for _, want := range []string{`"MaskedPaths":null`, `"ReadonlyPaths":null`} {
+			if !strings.Contains(string(data), want) {
+				t.Errorf("%s engine: the body lacks %s: an empty list means none", what, want)
+			}
+		}
+	}
+}
+
 func TestNoLimitIsSaidInAnUpdate(t *testing.T) {
 	had := container.Resources{CPUShares: 2, CpusetCpus: "0", CpusetMems: "0"}
 	got, err := lowerUpdate(&engine.Resources{}, &had, "", oldEngine())
