@@ -30,8 +30,18 @@ const (
 	pauseCPUShares   = 2
 )
 
+// What every container runtime masks and makes read-only in a container's /proc where nobody says otherwise.
+var (
+	pauseMaskedPaths = []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",
+		"/proc/timer_list", "/proc/timer_stats",
+	}
+	pauseReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
 // BuildPause is the OCI spec of the pod's pause process. Containers of the pod reach its root by /proc/1/root: it has a root
-// of its own with nothing in it, and no rights.
+// of its own with nothing in it, and no rights. Root in a container, where the pod's user is root too or with SYS_PTRACE, reaches
+// its /proc as well, where a writable /proc/sys would be the host's.
 func BuildPause(h *host.Host, p *Pause) (*specs.Spec, error) {
 	security := *p.Security
 	if security.Seccomp.Type == engine.ProfileUnset || security.Privileged {
@@ -45,6 +55,7 @@ func BuildPause(h *host.Host, p *Pause) (*specs.Spec, error) {
 	}
 	security.Privileged, security.NoNewPrivs, security.ReadonlyRootfs = false, true, true
 	security.CapAdd, security.CapAmbient, security.CapDrop = nil, nil, []string{"ALL"}
+	security.MaskedPaths, security.ReadonlyPaths = pauseMaskedPaths, pauseReadonlyPaths
 	user := engine.User{UID: pauseUser, GID: pauseUser}
 	if security.UID != nil {
 		user = engine.User{UID: *security.UID}
