@@ -40,7 +40,7 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 	_ = group.Wait()
 	for _, c := range s.store.Containers() {
 		if c.Engine == engineName && unadoptedContainer(&c) {
-			group.Go(func() error { s.adoptContainer(c); return nil })
+			group.Go(func() error { s.adoptContainer(ctx, c); return nil })
 		}
 	}
 	_ = group.Wait()
@@ -120,14 +120,20 @@ func (s *Server) describe(ctx context.Context, pod *state.Pod) error {
 	return err
 }
 
-func (s *Server) adoptContainer(c state.ContainerView) {
+func (s *Server) adoptContainer(ctx context.Context, c state.ContainerView) {
 	pod, ok := s.store.Pod(c.PodID)
+	// The engine has the image by what CreateContainer named it, which is its id where a kubelet did.
+	image, err := s.engines[c.Engine].Image(ctx, string(c.ImageID))
+	if err != nil {
+		klog.V(2).InfoS("The image of an adopted container is told of by its id only", "id", c.ID, "image", c.ImageID, "err", err)
+	}
 	phase := c.Phase
 	if phase == state.PhaseCreated { // when it was found
 		phase = startedPhase(c.State)
 	}
-	err := s.store.UpdateContainer(c.ID, func(c *state.Container) error {
+	err = s.store.UpdateContainer(c.ID, func(c *state.Container) error {
 		c.Adopted, c.Phase = ok && pod.Adopted, phase
+		nameImage(&c.Spec.Image, image)
 		return nil
 	})
 	if err != nil {

@@ -190,7 +190,7 @@ func (s *Server) adoptFoundContainer(ctx context.Context, id engine.ContainerID)
 	if _, err := s.engines[c.Engine].ContainerStatus(ctx, id); err != nil {
 		return errdefs.IsNotFound(err)
 	}
-	s.adoptContainer(c)
+	s.adoptContainer(ctx, c)
 	klog.V(2).InfoS("Adopted a container", "container", c.Spec.Key.Name, "pod", klog.KRef(c.Spec.PodKey.Namespace, c.Spec.PodKey.Name), "id", id)
 	return true
 }

@@ -55,7 +55,7 @@ func (f *fixture) byAnother(name string) (engine.PodID, engine.ContainerID) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	spec := &engine.ContainerSpec{Pod: id, PodKey: pod.Key, Key: engine.ContainerKey{Name: "c"}, Image: engine.ImageRef{Ref: testImage, ID: image.ID}, Command: []string{"run"}, Resources: withoutSwapAccounting}
+	spec := &engine.ContainerSpec{Pod: id, PodKey: pod.Key, Key: engine.ContainerKey{Name: "c"}, Image: engine.ImageRef{Ref: string(image.ID), ID: image.ID}, Command: []string{"run"}, Resources: withoutSwapAccounting}
 	container, err := f.engine.CreateContainer(ctx, spec)
 	if err != nil {
 		f.t.Fatal(err)
@@ -82,6 +82,29 @@ func (f *fixture) waitAdopted(pod engine.PodID, container engine.ContainerID) {
 	}
 	if c, _ := f.store.Container(container); c.Phase != state.PhaseRunning || c.State != engine.ContainerRunning {
 		f.t.Errorf("the container is %s, %s", c.Phase, c.State)
+	}
+}
+
+// An adopted container has the names of its image, as it had with the other shim: Docker knows only what CreateContainer
+// said, which is an id where a kubelet made it.
+func TestAnAdoptedContainersImageHasItsNames(t *testing.T) {
+	f := newFixture(t)
+	image, err := f.engine.Image(t.Context(), testImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.stop()
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	f.start()
+	pod, container := f.byAnother("by-id")
+	f.waitAdopted(pod, container)
+	reply, err := f.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: string(container)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := reply.Status
+	if got.Image.Image != image.RepoTags[0] || got.ImageRef != image.RepoDigests[0] || got.ImageId != string(image.ID) {
+		t.Errorf("the image is %q, %q, %q; want %q, %q, %q", got.Image.Image, got.ImageRef, got.ImageId, image.RepoTags[0], image.RepoDigests[0], image.ID)
 	}
 }
 

@@ -235,13 +235,21 @@ func (s *Server) resolveImage(ctx context.Context, eng engine.Engine, ref *engin
 		return "", fmt.Errorf("image %s: %w", ref.Ref, err)
 	}
 	ref.ID = image.ID
+	nameImage(ref, image)
+	return told, nil
+}
+
+// nameImage fills in the names by which people know the image; nil is one of which nothing is known.
+func nameImage(ref *engine.ImageRef, image *engine.Image) {
+	if image == nil {
+		return
+	}
 	if len(image.RepoDigests) > 0 {
 		ref.RepoDigest = image.RepoDigests[0]
 	}
 	if len(image.RepoTags) > 0 {
 		ref.Name = image.RepoTags[0]
 	}
-	return told, nil
 }
 
 // fetchImages makes sure that the engine has the container's images, as long as the caller waits. Only where there are
