@@ -115,3 +115,22 @@ func TestPrivilegedContainer(t *testing.T) {
 		t.Error("a plain container can mount")
 	}
 }
+
+// The kernel has one sysfs for all mounts of a network namespace, and what mounts it first decides whether it can be written to.
+func TestPrivilegedContainerCanWriteToSysfs(t *testing.T) {
+	n := node(t)
+	// What is written is what it says already.
+	const write = `file=/sys/class/net/lo/tx_queue_len; read -r old <$file && echo "$old" >$file`
+	pod := n.RunPod(t, "sysfs", func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
+	plain := pod.Run("plain", n.Registry.Ref(harness.Busybox), forever)
+	c := pod.Run("privileged", n.Registry.Ref(harness.Busybox), forever, func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.Privileged = true })
+	if reply := c.Exec("sh", "-c", write); reply.ExitCode != 0 {
+		t.Errorf("a privileged container: %s%s", reply.Stderr, c.Output("grep ' /sys ' /proc/self/mountinfo"))
+	}
+	if plain.Exec("sh", "-c", write).ExitCode == 0 {
+		t.Error("a container that is not privileged can write to /sys")
+	}
+	if later := pod.Run("later", n.Registry.Ref(harness.Busybox), forever); later.Exec("sh", "-c", write).ExitCode == 0 {
+		t.Error("one that is not privileged and came later can write to /sys")
+	}
+}

@@ -21,6 +21,7 @@ import (
 	"crishim/engine/docker/logpump"
 	"crishim/internal/failpoint"
 	"crishim/internal/process"
+	"crishim/internal/sysfs"
 	"crishim/internal/undo"
 )
 
@@ -140,6 +141,7 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 				return engine.ContainerStatus{}, fmt.Errorf("log %s: %w", spec.LogPath, err)
 			}
 		}
+		e.allowSysfsWrites(spec)
 		status, startErr, err := e.start(ctx, s, id)
 		if err != nil {
 			return engine.ContainerStatus{}, errors.Join(startErr, err)
@@ -168,6 +170,19 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 	})
 	e.awaitLog(ctx, &status)
 	return status, err
+}
+
+// allowSysfsWrites lets a privileged container write to /sys, as one of Docker's own can: the pause container, which is not
+// privileged, has mounted the pod's sysfs read-only before.
+func (e *Engine) allowSysfsWrites(spec *engine.ContainerSpec) {
+	if !spec.Security.Privileged || spec.Namespaces.Network == engine.NamespaceNode {
+		return
+	}
+	if path := e.pins.pinned(spec.Pod); path != "" {
+		if err := sysfs.AllowWrites(path); err != nil {
+			klog.ErrorS(err, "A privileged container cannot write to /sys", "pod", spec.Pod, "container", spec.Key.Name)
+		}
+	}
 }
 
 // start starts a container and looks at it, in place of the watcher unless it did not start or has ended already. startErr

@@ -9,10 +9,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"k8s.io/klog/v2"
 
 	"crishim/engine"
 	"crishim/engine/native/monitor"
+	"crishim/engine/native/ns"
 	"crishim/internal/failpoint"
+	"crishim/internal/sysfs"
 )
 
 // StartContainer implements engine.Containers.
@@ -97,9 +100,26 @@ func (e *Engine) run(ctx context.Context, p *pod, c *container, client *monitor.
 		return created, err
 	}
 	e.setBorn(c, created.CreatedAt)
+	e.allowSysfsWrites(p, c)
 	var started monitor.State
 	err = failpoint.Around("native.container.start", func() (err error) { started, err = client.Start(ctx, string(c.ID)); return err })
 	return started, err
+}
+
+// allowSysfsWrites lets a privileged container, whose root file system is mounted by now, write to /sys: the pod's sysfs is
+// read-only where a container that is not privileged was the first to mount it.
+func (e *Engine) allowSysfsWrites(p *pod, c *container) {
+	if !c.Spec.Security.Privileged {
+		return
+	}
+	e.mu.Lock()
+	path := p.pins[ns.Net]
+	e.mu.Unlock()
+	if path != "" {
+		if err := sysfs.AllowWrites(path); err != nil {
+			klog.ErrorS(err, "A privileged container cannot write to /sys", "id", c.ID)
+		}
+	}
 }
 
 // setBorn says which process is the container's.

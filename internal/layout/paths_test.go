@@ -65,6 +65,7 @@ var trusted = map[string]string{
 	"internal/powercut/disk.go":           "a disk for tests",
 	"internal/powercut/mount.go":          "a disk for tests",
 	"internal/mounttree/mounttree.go":     "a mount at a folder below run_dir that its caller names",
+	"internal/sysfs/sysfs.go":             "/sys, in a mount namespace of its own",
 	"migrate/checkpoint.go":               "a sandbox's checkpoint below a shim's root, named by its checked id; its last name is no link",
 	"migrate/keep.go":                     "the folder of checkpoints below a shim's root",
 	"migrate/kubeletfiles/backup.go":      "the kubelet's own files, and a backup of them below root_dir",
