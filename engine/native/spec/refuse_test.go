@@ -308,9 +308,13 @@ func TestTheStopSignalIsCRIsOrTheImages(t *testing.T) {
 			t.Errorf("%q, %q: %s %d, %v; want %s %d", c.cri, c.image, got, number, err, c.want, c.number)
 		}
 	}
-	for _, image := range []string{"0", "-9", "65", "32", "SIGNONE", "SIGRTMIN+99", "SIGRTMIN3", "9x"} {
-		if got, _, err := StopSignal(&engine.ContainerSpec{}, image); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%s: %q, %v", image, got, err)
+	// An image may name anything, and Docker and containerd run it.
+	for _, none := range []string{"0", "-9", "65", "32", "SIGNONE", "SIGRTMIN+99", "SIGRTMIN3", "9x"} {
+		if got, number, err := StopSignal(&engine.ContainerSpec{}, none); err != nil || got != "SIGTERM" || number != unix.SIGTERM {
+			t.Errorf("an image's %s: %q %d, %v", none, got, number, err)
+		}
+		if got, _, err := StopSignal(&engine.ContainerSpec{StopSignal: none}, "SIGQUIT"); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("CRI's %s: %q, %v", none, got, err)
 		}
 	}
 }

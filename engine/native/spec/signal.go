@@ -16,24 +16,33 @@ const (
 )
 
 // StopSignal is the one in effect, as in "SIGTERM" or "SIGRTMIN+3", and its number: CRI's, else the image's ("QUIT", "3"
-// and "SIGQUIT" are one), else SIGTERM. ErrInvalidArgument for what is no signal.
+// and "SIGQUIT" are one), else SIGTERM, also where the image names what is no signal: not every builder looks at it, and
+// Docker and containerd run such an image, which Docker stops with SIGTERM. ErrInvalidArgument where CRI's is none.
 func StopSignal(s *engine.ContainerSpec, image string) (string, unix.Signal, error) {
-	asked := s.StopSignal
-	if asked == "" {
-		asked = image
+	if s.StopSignal == "" {
+		if name, number := parseSignal(image); name != "" {
+			return name, number, nil
+		}
+		return defaultStopSignal, unix.SIGTERM, nil
 	}
-	if asked == "" {
-		asked = defaultStopSignal
+	name, number := parseSignal(s.StopSignal)
+	if name == "" {
+		return "", 0, invalid("stop signal %.80q is no signal", s.StopSignal)
 	}
+	return name, number, nil
+}
+
+// parseSignal takes a name or a number; "" and 0 for what is neither.
+func parseSignal(asked string) (string, unix.Signal) {
 	n, err := strconv.Atoi(asked)
 	if err != nil {
 		n = signalNumber(strings.ToUpper(asked))
 	}
 	name := signalName(n)
 	if name == "" {
-		return "", 0, invalid("stop signal %.80q is no signal", asked)
+		return "", 0
 	}
-	return name, unix.Signal(n), nil
+	return name, unix.Signal(n)
 }
 
 // signalNumber is 0 for what is no name.
