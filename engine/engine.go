@@ -130,7 +130,8 @@ type Execs interface {
 	// delivered. When ctx ends the process and all its descendants are killed and ctx's error returned. Children that
 	// keep the output open are waited for DrainTimeout at most.
 	Exec(ctx context.Context, id ContainerID, exec *ExecSpec) (exitCode int, err error)
-	// Attach copies between the streams and the container's main process until either ends.
+	// Attach copies between the streams and the container's main process until either ends. The end of Stdin is the streams'
+	// but with a StdinOnce that is no terminal's, where it is the end of the container's input and all output comes.
 	Attach(ctx context.Context, id ContainerID, streams *Streams) error
 }
 

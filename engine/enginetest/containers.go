@@ -389,17 +389,23 @@ func (m *Memory) Attach(ctx context.Context, id engine.ContainerID, streams *eng
 	}
 	detach := c.output.attach(streams)
 	defer detach()
+	left := make(chan struct{})
 	if streams.Stdin != nil && c.stdin != nil {
 		go func() {
 			_, err := io.Copy(c.stdin, streams.Stdin)
 			// A client that went away is no end of input; the end of a stdin-once stream is.
-			if err == nil && c.spec.StdinOnce {
+			switch {
+			case err != nil:
+			case c.spec.StdinOnce && !c.spec.TTY:
 				_ = c.stdin.Close()
+			default:
+				close(left)
 			}
 		}()
 	}
 	select {
 	case <-c.exited:
+	case <-left:
 	case <-ctx.Done():
 		return ctx.Err()
 	}

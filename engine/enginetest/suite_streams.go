@@ -210,6 +210,32 @@ var execTests = map[string]func(*suite){
 			s.Errorf("%+v", st)
 		}
 	},
+	"the end of a stream that is not stdin-once ends the attach and leaves the container alone": func(s *suite) {
+		spec := s.containerSpec(s.Commands.Cat)
+		spec.Stdin = true
+		id := s.runContainer(spec)
+		for range 2 {
+			input, typist := io.Pipe()
+			stdout := &lockedBuffer{}
+			ended := make(chan error, 1)
+			go func() {
+				ended <- s.Engine.Attach(s.Context(), id, &engine.Streams{Stdin: input, Stdout: stdout})
+			}()
+			_, err := io.WriteString(typist, "hello\n")
+			s.ok(err, "type")
+			s.eventually("the echo comes", func() bool { return stdout.String() == "hello\n" })
+			s.ok(typist.Close(), "end the input")
+			select {
+			case err := <-ended:
+				s.ok(err, "attach")
+			case <-time.After(patience):
+				s.Fatal("attach goes on after the end of its input")
+			}
+		}
+		if st := s.status(id); st.State != engine.ContainerRunning {
+			s.Errorf("%+v", st)
+		}
+	},
 	"a context that ends detaches and leaves the container alone": func(s *suite) {
 		id := s.runContainer(s.containerSpec(s.Commands.Run))
 		ctx, cancel := context.WithTimeout(s.Context(), 300*time.Millisecond)

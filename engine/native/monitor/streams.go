@@ -122,7 +122,8 @@ type Attachment struct {
 
 // Attach joins the container's main process: its output from now on is written to stdio's Stdout and Stderr (a terminal's
 // all to Stdout), Stdin is read for it. The client may be slow, then it loses output, never the container or its log.
-// Wait must be called, and returns when the output has ended; the monitor's ends are closed then.
+// Wait must be called, and returns when the output has ended, or Stdin has where the container's input goes on without it; the
+// monitor's ends are closed then.
 func (c *Client) Attach(ctx context.Context, id string, stdio Stdio) (*Attachment, error) {
 	args, files := stdio.args()
 	conn, stop, err := c.begin(ctx, Request{Op: OpAttach, ID: id}, args, files...)
@@ -137,7 +138,7 @@ func (c *Client) Attach(ctx context.Context, id string, stdio Stdio) (*Attachmen
 	return &Attachment{client: c, conn: conn, stop: stop}, nil
 }
 
-// Wait returns when the container's output has ended, or detaches when the context of Attach ends.
+// Wait returns when the container's output or the client's input has ended, or detaches when the context of Attach ends.
 func (a *Attachment) Wait(ctx context.Context) (AttachDone, error) {
 	defer a.stop()
 	cancel := context.AfterFunc(ctx, func() { _ = a.conn.SetDeadline(time.Unix(1, 0)) })

@@ -146,7 +146,9 @@ func tryWrite(out *os.File, p []byte) (n int, err error) {
 	return max(n, 0), errors.Join(cerr, err)
 }
 
-// attach joins a client to a container until either ends.
+// attach joins a client to a container until either ends. A client has ended with its input, too, as with Docker and containerd:
+// `echo word | kubectl attach -i` would wait for as long as the container runs. Not so where the container's input ends with
+// the client's, whose answer to all of it is to come.
 func (c *call) attach() (any, error) {
 	found, err := c.container()
 	if err != nil {
@@ -184,12 +186,14 @@ func (c *call) attach() (any, error) {
 	if err := c.reply(struct{}{}, nil); err != nil {
 		return nil, errAnswered
 	}
+	var inputEnded <-chan struct{}
 	if stdio.Stdin != nil {
 		in, err := pollable(stdio.Stdin)
 		if err != nil {
 			return nil, fmt.Errorf("take the client's stdin: %w", err)
 		}
-		stop := found.stdin.copy(in)
+		var stop func()
+		inputEnded, stop = found.stdin.copy(in)
 		defer func() {
 			stop()
 			_ = in.Close()
@@ -197,6 +201,7 @@ func (c *call) attach() (any, error) {
 	}
 	select {
 	case <-client.done:
+	case <-inputEnded:
 	case <-c.gone(nil).Done():
 		return nil, errAnswered
 	}

@@ -57,22 +57,23 @@ func (s *stdin) end() {
 }
 
 // copy writes what comes from r, until its end, or until stop is called. The input ends with it where it is for one
-// client only.
-func (s *stdin) copy(r io.Reader) (stop func()) {
+// client only; where it goes on without this client, left is closed once all that came from r is written.
+func (s *stdin) copy(r io.Reader) (left <-chan struct{}, stop func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.file == nil {
-		return func() {}
+		return nil, func() {}
 	}
 	// A duplicate, so that giving up one client's write leaves the others alone.
 	writer, err := pollable(s.file)
 	if err != nil {
-		return func() {}
+		return nil, func() {}
 	}
 	s.writers[writer] = struct{}{}
+	ended := make(chan struct{})
 	go func() {
 		// However it ends, the client is gone or the container reads no more: that ends this client's input.
-		_, _ = io.Copy(onlyWriter{writer}, r)
+		_, err := io.Copy(onlyWriter{writer}, r)
 		s.mu.Lock()
 		delete(s.writers, writer)
 		_ = writer.Close()
@@ -80,8 +81,11 @@ func (s *stdin) copy(r io.Reader) (stop func()) {
 		if s.once {
 			s.close()
 		}
+		if err == nil && (!s.once || s.terminal) {
+			close(ended)
+		}
 	}()
-	return func() { _ = writer.SetWriteDeadline(time.Unix(1, 0)) }
+	return ended, func() { _ = writer.SetWriteDeadline(time.Unix(1, 0)) }
 }
 
 // onlyWriter keeps io.Copy from splice, which would hold a pipe's content inside the kernel with no way to give it up.
