@@ -126,7 +126,7 @@ func unadoptedPod(p *state.PodView) bool {
 // which its addresses are looked for and its DEL runs, and without what the pod was made from. Where that stays so the pod is adopted as
 // it is, in the end.
 func (s *Server) unlooked(p *state.PodView) bool {
-	return p.State == engine.PodReady && p.Spec.Namespaces.Network == engine.NamespacePod && p.Status.PID == 0 && time.Since(s.found.since) < makingLimit
+	return p.State == engine.PodReady && p.Spec.Namespaces.Network == engine.NamespacePod && p.Status.PID == 0 && p.Status.NetNSPath == "" && time.Since(s.found.since) < makingLimit
 }
 
 func unadoptedContainer(c *state.ContainerView) bool {
