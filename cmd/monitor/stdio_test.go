@@ -82,23 +82,24 @@ func TestAttach(t *testing.T) {
 			c.stderr.waitFor(t, want)
 		}
 	}
-	// One client's end is not the input's.
+	// One client's end is neither the input's nor the other's.
 	_ = one.stdin.Close()
+	if done, err := one.Wait(within(t)); err != nil || done.Dropped != 0 {
+		t.Fatalf("%+v, %v", done, err)
+	}
 	if _, err := two.stdin.WriteString("again\n"); err != nil {
 		t.Fatal(err)
 	}
-	one.stdout.waitFor(t, "out again\n")
+	two.stdout.waitFor(t, "out again\n")
 	if err := p.CloseStdin(within(t), "a"); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []*client{one, two} {
-		if done, err := c.Wait(within(t)); err != nil || done.Dropped != 0 {
-			t.Fatalf("%+v, %v", done, err)
-		}
-		<-c.stdout.done
-		if !strings.HasSuffix(c.stdout.String(), "end\n") {
-			t.Fatalf("got %q", c.stdout)
-		}
+	if done, err := two.Wait(within(t)); err != nil || done.Dropped != 0 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	<-two.stdout.done
+	if !strings.HasSuffix(two.stdout.String(), "end\n") {
+		t.Fatalf("got %q", two.stdout)
 	}
 	if exit := must(p.Wait(within(t), "a")); exit.Code != 0 {
 		t.Fatalf("exit %+v", exit)

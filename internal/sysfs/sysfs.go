@@ -15,15 +15,28 @@ import (
 // for the first: that of a container, or of a pause container, which is not privileged. Mounts that are read-only stay so.
 func AllowWrites(path string) error {
 	done := make(chan error, 1)
-	go func() {
-		// For good: the thread ends with the goroutine, and its namespaces with it.
-		runtime.LockOSThread()
-		done <- allowWrites(path)
-	}()
+	go onItsOwnThread(func() { done <- allowWrites(path) })
 	if err := <-done; err != nil {
 		return fmt.Errorf("let sysfs be written to in the network namespace %s: %w", path, err)
 	}
 	return nil
+}
+
+// onItsOwnThread runs f on a thread that ends with it, and its namespaces with the thread. The main thread is none: it stays, and
+// /proc/self shows its mounts.
+func onItsOwnThread(f func()) {
+	runtime.LockOSThread() // for good
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		onItsOwnThread(f)
+	}()
+	<-done
 }
 
 func allowWrites(path string) error {
