@@ -33,12 +33,19 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 	var group errgroup.Group
 	group.SetLimit(adopters)
 	for _, pod := range s.store.Pods() {
-		if pod.Engine == engineName && unadoptedPod(&pod) && !s.unlooked(&pod) { // what is not looked at yet is adopted as what is found later
+		switch {
+		case pod.Engine != engineName || !unadoptedPod(&pod):
+		case s.unlooked(&pod): // it is adopted as what is found later, and so are its containers
+			group.Go(func() error { s.supposeAddress(ctx, pod); return nil })
+		default:
 			group.Go(func() error { s.adoptPatiently(ctx, pod); return nil })
 		}
 	}
 	_ = group.Wait()
 	for _, c := range s.store.Containers() {
+		if pod, ok := s.store.Pod(c.PodID); ok && unadoptedPod(&pod) && s.unlooked(&pod) {
+			continue
+		}
 		if c.Engine == engineName && unadoptedContainer(&c) {
 			group.Go(func() error { s.adoptContainer(ctx, c); return nil })
 		}
@@ -58,6 +65,16 @@ func (s *Server) adoptOrphans(ctx context.Context, engineName string) {
 		}
 		klog.InfoS("A pod is gone from the engine, and its network is not; it is listed until it is stopped and removed", "pod", klog.KRef(pod.Spec.Key.Namespace, pod.Spec.Key.Name), "id", pod.ID)
 	}
+}
+
+// supposeAddress gives a pod that is not adopted yet the address that another shim's cache knows, in memory: a kubelet makes a pod
+// without one anew.
+func (s *Server) supposeAddress(ctx context.Context, pod state.PodView) {
+	described := pod.Pod
+	if err := s.describe(ctx, &described); err != nil {
+		klog.ErrorS(err, "Not everything is known of a pod that its engine could only list", "pod", klog.KRef(pod.Spec.Key.Namespace, pod.Spec.Key.Name), "id", pod.ID)
+	}
+	s.store.SupposePod(pod.ID, func(p *state.Pod) { p.Network.IPs = described.Network.IPs })
 }
 
 // adoptPatiently is adoptPod, again and again while this process has no descriptor to look with.

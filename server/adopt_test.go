@@ -182,23 +182,11 @@ func (k listedSink) Resync(snap engine.Snapshot) {
 	}()
 }
 
-// seenAdopter is told of a pod when it is adopted.
-type seenAdopter struct {
-	*fakeAdopter
-	seen chan state.Pod
-}
-
-func (a *seenAdopter) Adopt(ctx context.Context, pod *state.Pod) error {
-	a.seen <- *pod
-	return a.fakeAdopter.Adopt(ctx, pod)
-}
-
 // A pod of which the list alone tells is not adopted before it was looked at: its record would be without its namespace, in which its
 // addresses are looked for and its DEL runs, and without what it was made from.
 func TestAPodIsAdoptedByALookNotByTheList(t *testing.T) {
 	f := newFixture(t)
-	adopter := &seenAdopter{fakeAdopter: &fakeAdopter{t: t}, seen: make(chan state.Pod, 10)}
-	f.options = func(o *Options) { o.Adopter = adopter }
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
 	id := engine.PodID(f.runPod("old"))
 	f.stop()
 	f.corruptRecord("pods", "uid-old")
@@ -206,21 +194,64 @@ func TestAPodIsAdoptedByALookNotByTheList(t *testing.T) {
 	look := make(chan struct{})
 	f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
 	f.start()
-	if pod, ok := f.store.Pod(id); !ok || pod.State != engine.PodReady {
-		t.Errorf("meanwhile it is %s, there %t", pod.State, ok)
+	if pod, ok := f.store.Pod(id); !ok || pod.State != engine.PodReady || pod.Recorded {
+		t.Errorf("meanwhile it is %s, there %t, recorded %t", pod.State, ok, pod.Recorded)
 	}
 	close(look)
-	if pod := <-adopter.seen; pod.NetNSPath == "" || len(pod.Spec.Labels) == 0 {
-		t.Errorf("adopted with the namespace %q and the labels %v", pod.NetNSPath, pod.Spec.Labels)
-	}
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if pod, _ := f.store.Pod(id); pod.Recorded {
 			break
 		}
 	}
-	if pod, _ := f.store.Pod(id); !pod.Recorded || pod.NetNSPath == "" || len(pod.Network.Attachments) != 1 {
-		t.Errorf("recorded %t with %+v in %q", pod.Recorded, pod.Network, pod.NetNSPath)
+	if pod, _ := f.store.Pod(id); !pod.Recorded || pod.NetNSPath == "" || len(pod.Spec.Labels) == 0 || len(pod.Network.Attachments) != 1 {
+		t.Errorf("recorded %t with %+v in %q and the labels %v", pod.Recorded, pod.Network, pod.NetNSPath, pod.Spec.Labels)
 	}
+}
+
+// Meanwhile a pod of which the list alone tells has the address that the other shim's cache knows, without which a kubelet makes it
+// anew, and its DEL runs where it is stopped.
+func TestAPodThatIsNotLookedAtYetHasItsAddressAndItsDEL(t *testing.T) {
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	id := f.runPod("old")
+	container := engine.ContainerID(f.startContainer(id, "old", "c", "sleep"))
+	f.stop()
+	f.corruptRecord("pods", "uid-old")
+	f.corruptRecord("containers", id)
+	f.network.cached = nil
+	look := make(chan struct{})
+	t.Cleanup(func() { close(look) })
+	f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
+	f.start()
+	if got := f.podStatus(id); got.State != runtimeapi.PodSandboxState_SANDBOX_READY || got.Network.GetIp() != "10.9.0.7" {
+		t.Errorf("it is %s with the address %q", got.State, got.Network.GetIp())
+	}
+	if pod, _ := f.store.Pod(engine.PodID(id)); pod.Recorded {
+		t.Error("it was recorded before it was looked at")
+	}
+	if err := f.stopPod(id); err != nil {
+		t.Error(err)
+	}
+	if len(f.network.dels) != 1 || f.network.dels[0].Network != "old" {
+		t.Errorf("detached %+v", f.network.dels)
+	}
+	if pod, _ := f.store.Pod(engine.PodID(id)); !pod.Adopted || pod.Phase != state.PhaseStopped {
+		t.Errorf("adopted %t, %s", pod.Adopted, pod.Phase)
+	}
+	// Its container is one of the other shim's too.
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if c, _ := f.store.Container(container); c.Recorded {
+			break
+		}
+	}
+	if c, _ := f.store.Container(container); !c.Adopted {
+		t.Error("its container is not taken for an adopted one")
+	}
+	if err := f.removePod(id); err != nil {
+		t.Error(err)
+	}
+	f.network.attached = map[string]bool{} // the fixture's own
+	f.nothingLeft()
 }
 
 // Of two pods of one key, and of two containers of one, as a crashed shim may leave them, the end of one leaves the other as it is.

@@ -64,6 +64,13 @@ func (s *Server) abortPod(ctx context.Context, pod state.PodView) error {
 // stopPod requires the pod's lock.
 func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	pod, ok := s.store.Pod(id)
+	if ok && unadoptedPod(&pod) {
+		// With the stop it has a record, by which nobody would look any more for what its DEL needs.
+		if !s.adoptPod(ctx, pod) {
+			return fmt.Errorf("look at the network of pod sandbox %s, which has no record: %w", id, errdefs.ErrResourceExhausted)
+		}
+		pod, ok = s.store.Pod(id)
+	}
 	if !ok || pod.Phase == state.PhaseStopped && pod.State == engine.PodNotReady {
 		return nil
 	}

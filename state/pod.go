@@ -230,7 +230,10 @@ func mergePod(e *podEntry, st engine.PodStatus) {
 		// Its engine had only listed it before, and tells now what it was made from.
 		spec := *st.Spec
 		spec.Key = e.rec.Spec.Key
-		e.rec.Spec, e.rec.NetNSPath, e.rec.PID, e.rec.StartTicks, e.rec.Network.IPs = spec, st.NetNSPath, st.PID, st.StartTicks, st.IPs
+		e.rec.Spec, e.rec.NetNSPath, e.rec.PID, e.rec.StartTicks = spec, st.NetNSPath, st.PID, st.StartTicks
+		if len(st.IPs) > 0 { // without, it has those that were supposed
+			e.rec.Network.IPs = st.IPs
+		}
 	}
 	late := st.StartedAt.IsZero() && !old.StartedAt.IsZero()
 	if late {
