@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -70,26 +71,31 @@ func TestObserveWritesInItsOwnFolderOnly(t *testing.T) {
 	}
 }
 
-// An observer is run by hand, in a terminal: it reloads nothing, and ends with the terminal as the daemon before it had signals of its
-// own, but leaves nothing behind.
-func TestTheObserverEndsWithItsTerminal(t *testing.T) {
+// startObserver returns once it serves. end makes it end, done tells how it did, and folder is what it takes away then.
+func startObserver(t *testing.T) (end func(), done <-chan error, folder string) {
+	t.Helper()
 	dir := t.TempDir()
-	runDir := filepath.Join(dir, "run")
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan error, 1)
+	folder = filepath.Join(dir, "run", observeFolder)
+	ctx, end := context.WithCancel(t.Context())
+	t.Cleanup(end)
+	ended := make(chan error, 1)
 	go func() {
-		done <- runArgs(ctx, "serve", "--observe", "--config=/dev/null", "--root-dir="+filepath.Join(dir, "root"), "--run-dir="+runDir, "--docker-endpoint=unix://"+filepath.Join(dir, "none.sock"))
+		ended <- runArgs(ctx, "serve", "--observe", "--config=/dev/null", "--root-dir="+filepath.Join(dir, "root"), "--run-dir="+filepath.Join(dir, "run"), "--docker-endpoint=unix://"+filepath.Join(dir, "none.sock"))
 	}()
-	socket := filepath.Join(runDir, observeFolder, "crishim.sock")
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
-			break
+		if _, err := os.Stat(filepath.Join(folder, "crishim.sock")); err == nil {
+			return end, ended, folder
 		}
 		if time.Now().After(deadline) {
 			t.Fatal("the socket does not appear")
 		}
 	}
+}
+
+// An observer is run by hand, in a terminal: it reloads nothing, and ends with the terminal as the daemon before it had signals of its
+// own, but leaves nothing behind.
+func TestTheObserverEndsWithItsTerminal(t *testing.T) {
+	_, done, folder := startObserver(t)
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
@@ -101,8 +107,30 @@ func TestTheObserverEndsWithItsTerminal(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("it goes on without its terminal")
 	}
-	if _, err := os.Stat(filepath.Join(runDir, observeFolder)); !os.IsNotExist(err) {
+	if _, err := os.Stat(folder); !os.IsNotExist(err) {
 		t.Errorf("the observer's folder is left: %v", err)
+	}
+}
+
+// Who starts it with nohup means it to outlive the terminal.
+func TestTheObserverOutlivesItsTerminalUnderNohup(t *testing.T) {
+	signal.Ignore(syscall.SIGHUP)
+	defer signal.Reset(syscall.SIGHUP)
+	end, done, _ := startObserver(t)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	<-hangups
+	select {
+	case err := <-done:
+		t.Fatalf("it ended, %v", err)
+	case <-time.After(500 * time.Millisecond):
+	}
+	end()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -41,6 +41,7 @@ func stateDir(c *config.Config) string { return filepath.Join(c.RootDir, "state"
 func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	// From the first moment to the last: a SIGHUP that nobody takes ends the process, while it waits for an engine or drains, too.
 	signals := make(chan os.Signal, 4)
+	nohup := signal.Ignored(unix.SIGHUP) // not known any more once it is taken
 	signal.Notify(signals, unix.SIGHUP, unix.SIGUSR1)
 	defer signal.Stop(signals)
 	c, err := config.Load(fs)
@@ -56,8 +57,11 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 			listen = c.Listen
 		}
 		// It reloads nothing: who runs it closes its terminal, with which it ends.
-		ctx, stop := signal.NotifyContext(ctx, unix.SIGHUP)
-		defer stop()
+		if !nohup {
+			var stop func()
+			ctx, stop = signal.NotifyContext(ctx, unix.SIGHUP)
+			defer stop()
+		}
 		return errors.Join(err, observe(ctx, c, listen...))
 	}
 	// Folders and files are private unless they are opened on purpose.
