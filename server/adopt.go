@@ -26,6 +26,10 @@ type Adopter interface {
 // adopters bounds the adoptions at once: each writes a record and may look into a network namespace.
 const adopters = 8
 
+// namesLimit is how long all containers of one adoption may wait for the names of their images: a Docker Engine that lists containers may
+// not answer what is asked of images, for ever.
+var namesLimit = 30 * time.Second
+
 // adoptAll gives records to the pods and containers that an engine has and that have none: another shim made them, or
 // their record was damaged. Without it the kubelet would see no address and make the pod anew, and no DEL would run at its
 // end, which leaks the address and the rules of host ports.
@@ -42,12 +46,14 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 		}
 	}
 	_ = group.Wait()
+	naming, cancel := context.WithTimeout(ctx, namesLimit)
+	defer cancel()
 	for _, c := range s.store.Containers() {
 		if pod, ok := s.store.Pod(c.PodID); ok && unadoptedPod(&pod) && s.unlooked(&pod) {
 			continue
 		}
 		if c.Engine == engineName && unadoptedContainer(&c) {
-			group.Go(func() error { s.adoptContainer(ctx, c); return nil })
+			group.Go(func() error { s.adoptContainer(naming, c); return nil })
 		}
 	}
 	_ = group.Wait()
@@ -137,10 +143,11 @@ func (s *Server) describe(ctx context.Context, pod *state.Pod) error {
 	return err
 }
 
-func (s *Server) adoptContainer(ctx context.Context, c state.ContainerView) {
+// adoptContainer writes the record. The container is told of by its image's id only where naming ends first.
+func (s *Server) adoptContainer(naming context.Context, c state.ContainerView) {
 	pod, ok := s.store.Pod(c.PodID)
 	// The engine has the image by what CreateContainer named it, which is its id where a kubelet did.
-	image, err := s.engines[c.Engine].Image(ctx, string(c.ImageID))
+	image, err := s.engines[c.Engine].Image(naming, string(c.ImageID))
 	if err != nil {
 		klog.V(2).InfoS("The image of an adopted container is told of by its id only", "id", c.ID, "image", c.ImageID, "err", err)
 	}

@@ -107,9 +107,11 @@ func (s *Server) adoptFoundOf(ctx context.Context, engineName string) (done bool
 		}
 	}
 	_ = group.Wait()
+	naming, cancel := context.WithTimeout(ctx, namesLimit)
+	defer cancel()
 	for _, c := range s.store.Containers() {
 		if c.Engine == engineName && unadoptedContainer(&c) {
-			group.Go(func() error { note(s.adoptFoundContainer(ctx, c.ID)); return nil })
+			group.Go(func() error { note(s.adoptFoundContainer(ctx, naming, c.ID)); return nil })
 		}
 	}
 	_ = group.Wait()
@@ -171,7 +173,7 @@ func (s *Server) beingMade(ctx context.Context, pod state.PodView) bool {
 	return len(described.Network.IPs) == 0
 }
 
-func (s *Server) adoptFoundContainer(ctx context.Context, id engine.ContainerID) (done bool) {
+func (s *Server) adoptFoundContainer(ctx, naming context.Context, id engine.ContainerID) (done bool) {
 	unlock, err := s.lockSoon(ctx, func(ctx context.Context) (func(), error) { return s.containerLocks.Lock(ctx, id) })
 	if err != nil {
 		return false
@@ -190,7 +192,7 @@ func (s *Server) adoptFoundContainer(ctx context.Context, id engine.ContainerID)
 	if _, err := s.engines[c.Engine].ContainerStatus(ctx, id); err != nil {
 		return errdefs.IsNotFound(err)
 	}
-	s.adoptContainer(ctx, c)
+	s.adoptContainer(naming, c)
 	klog.V(2).InfoS("Adopted a container", "container", c.Spec.Key.Name, "pod", klog.KRef(c.Spec.PodKey.Namespace, c.Spec.PodKey.Name), "id", id)
 	return true
 }

@@ -254,6 +254,37 @@ func TestAPodThatIsNotLookedAtYetHasItsAddressAndItsDEL(t *testing.T) {
 	f.nothingLeft()
 }
 
+// hungImages is an engine that answers everything but what is asked of images.
+type hungImages struct{ engine.Engine }
+
+func (e hungImages) Image(ctx context.Context, _ string) (*engine.Image, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// The names of their images are no reason to leave containers unserved: Docker may answer pings and list containers while its list
+// of images hangs.
+func TestAnAdoptionDoesNotWaitForImagesThatHang(t *testing.T) {
+	was := namesLimit
+	t.Cleanup(func() { namesLimit = was }) // after the fixture's end
+	namesLimit = 100 * time.Millisecond
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	pod := f.runPod("old")
+	container := f.startContainer(pod, "old", "c", "sleep")
+	f.stop()
+	f.corruptRecord("containers", pod)
+	f.wrap = func(e engine.Engine) engine.Engine { return hungImages{e} }
+	f.start()
+	if c, _ := f.store.Container(engine.ContainerID(container)); !c.Recorded {
+		t.Error("it is not adopted")
+	}
+	if err := f.removePod(pod); err != nil {
+		t.Error(err)
+	}
+	f.nothingLeft()
+}
+
 // Of two pods of one key, and of two containers of one, as a crashed shim may leave them, the end of one leaves the other as it is.
 //
 // Rows: R21 (part)
