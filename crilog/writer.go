@@ -200,10 +200,29 @@ func (w *Writer) goBack() {
 		w.rest, w.part = rest, part
 		return
 	}
-	w.lost.Add(uint64(meanwhile - n + int64(len(rest))))
+	left := meanwhile - n + int64(len(rest))
 	if n > 0 {
-		w.torn = !EndsWithNewline(w.file)
+		w.rest, w.part = tornAt(old, n, meanwhile, rest)
+		left -= int64(len(w.rest))
+		w.torn = len(w.rest) == 0 && !EndsWithNewline(w.file)
 	}
+	w.lost.Add(uint64(left))
+}
+
+// tornAt is what is missing of the entry in which a copy of file ended, and how many bytes of it are before that. missing is what the
+// file has not of its own last entry.
+func tornAt(file io.ReaderAt, at, end int64, missing []byte) (rest []byte, part int64) {
+	const longest = 2 * MaxContent // more than any entry has
+	from := max(0, at-longest)
+	piece := make([]byte, min(end, at+longest)-from)
+	n, _ := file.ReadAt(piece, from)
+	before, after := piece[:min(int64(n), at-from)], slices.Concat(piece[min(int64(n), at-from):n], missing)
+	part = int64(len(before) - bytes.LastIndexByte(before, '\n') - 1)
+	next := bytes.IndexByte(after, '\n')
+	if part == 0 || next < 0 {
+		return nil, 0
+	}
+	return after[:next+1], part
 }
 
 func (w *Writer) write(b []byte) (int, error) {

@@ -226,6 +226,40 @@ func TestALogThatIsLeftOnAFullDiskHasNoTornEntry(t *testing.T) {
 	check(path, 6*47)
 }
 
+// The disk gets full as the lines of a reopen that was taken back are carried into the old file: the one that it takes in part is
+// taken back where the log is closed, too.
+//
+// Rows: R26 (part)
+func TestALogThatIsTakenBackOnAFullDiskHasNoTornEntry(t *testing.T) {
+	const child = "CRILOG_TEST_FULL_DISK"
+	if os.Getenv(child) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), child+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	signal.Ignore(unix.SIGXFSZ)
+	w, path := open(t)
+	w.WriteText(noon, Stdout, []byte("line 0\n")) // 47 bytes
+	must(t, os.Rename(path, path+".1"))
+	must(t, w.Reopen())
+	w.WriteText(noon, Stdout, []byte("line 1\nline 2\n"))
+	must(t, os.Rename(path+".1", path))
+	must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 100, Max: unix.RLIM_INFINITY}))
+	w.WriteText(noon, Stdout, []byte("line 3\n"))
+	must(t, w.Close())
+	data, err := os.ReadFile(path)
+	must(t, err)
+	if got := string(decode(t, data)); got != "line 0\nline 1\n" {
+		t.Errorf("the log holds %q", data)
+	}
+	if got := w.Stats().DroppedBytes; got != 2*47 {
+		t.Errorf("%d bytes are counted as dropped", got)
+	}
+}
+
 // Rows: S10 (part)
 func TestHostilePathAtReopenKeepsTheOldFile(t *testing.T) {
 	w, path := open(t)
