@@ -34,6 +34,7 @@ var namesLimit = 30 * time.Second
 // their record was damaged. Without it the kubelet would see no address and make the pod anew, and no DEL would run at its
 // end, which leaks the address and the rules of host ports.
 func (s *Server) adoptAll(ctx context.Context, engineName string) {
+	s.found.listed(engineName)
 	var group errgroup.Group
 	group.SetLimit(adopters)
 	for _, pod := range s.store.Pods() {

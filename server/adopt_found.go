@@ -30,11 +30,11 @@ type found struct {
 	open    map[string]bool // recovered: before, what is found is adoptAll's
 	engines map[string]bool
 	more    chan struct{}
-	since   time.Time
+	since   map[string]time.Time // when the engine was listed first
 }
 
 func newFound() *found {
-	return &found{open: map[string]bool{}, engines: map[string]bool{}, more: make(chan struct{}, 1), since: time.Now()}
+	return &found{open: map[string]bool{}, engines: map[string]bool{}, more: make(chan struct{}, 1), since: map[string]time.Time{}}
 }
 
 func (f *found) note(engineName string) {
@@ -42,6 +42,20 @@ func (f *found) note(engineName string) {
 	f.engines[engineName] = true
 	f.mu.Unlock()
 	f.poke()
+}
+
+// listed says that the engine was listed for the first time.
+func (f *found) listed(engineName string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.since[engineName] = time.Now()
+}
+
+// lately says that this was not long ago.
+func (f *found) lately(engineName string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return time.Since(f.since[engineName]) < makingLimit
 }
 
 // begin says that the engine was recovered.
@@ -128,7 +142,7 @@ func unadoptedPod(p *state.PodView) bool {
 // which its addresses are looked for and its DEL runs, and without what the pod was made from. Where that stays so the pod is adopted as
 // it is, in the end.
 func (s *Server) unlooked(p *state.PodView) bool {
-	return p.State == engine.PodReady && p.Spec.Namespaces.Network == engine.NamespacePod && p.Status.PID == 0 && p.Status.NetNSPath == "" && time.Since(s.found.since) < makingLimit
+	return p.State == engine.PodReady && p.Spec.Namespaces.Network == engine.NamespacePod && p.Status.PID == 0 && p.Status.NetNSPath == "" && s.found.lately(p.Engine)
 }
 
 func unadoptedContainer(c *state.ContainerView) bool {

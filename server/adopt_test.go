@@ -254,6 +254,43 @@ func TestAPodThatIsNotLookedAtYetHasItsAddressAndItsDEL(t *testing.T) {
 	f.nothingLeft()
 }
 
+// absentFirst is away until come is closed.
+type absentFirst struct {
+	engine.Engine
+	come chan struct{}
+}
+
+func (e *absentFirst) Watch(ctx context.Context, sink engine.Sink) error {
+	select {
+	case <-e.come:
+		return e.Engine.Watch(ctx, sink)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// So it is, too, where its engine comes when the daemon has been there for long.
+func TestAPodOfALateEngineIsAdoptedByALook(t *testing.T) {
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	id := engine.PodID(f.runPod("old"))
+	f.stop()
+	f.corruptRecord("pods", "uid-old")
+	f.network.cached = nil
+	look, come := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(look) })
+	f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{&absentFirst{e, come}, look} }
+	f.begin()
+	f.server.found.mu.Lock()
+	f.server.found.since[f.engine.Name()] = time.Now().Add(-makingLimit) // as if it was from the daemon's start on
+	f.server.found.mu.Unlock()
+	close(come)
+	f.waitRecovered()
+	if pod, ok := f.store.Pod(id); !ok || pod.Recorded {
+		t.Errorf("it is there %t, recorded %t", ok, pod.Recorded)
+	}
+}
+
 // hungImages is an engine that answers everything but what is asked of images.
 type hungImages struct{ engine.Engine }
 
