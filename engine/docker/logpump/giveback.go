@@ -32,7 +32,7 @@ func GiveBack(logPath, logRoot, jsonPath string) (linked bool, err error) {
 	}
 	defer func() { _ = dir.Close() }()
 	fd := int(dir.Fd())
-	there, err := regular(fd, name)
+	there, _, err := regular(fd, name)
 	switch {
 	case err != nil:
 		return false, fmt.Errorf("link log %s: %w", logPath, err)
@@ -46,7 +46,7 @@ func GiveBack(logPath, logRoot, jsonPath string) (linked bool, err error) {
 		}
 	default:
 		// Cut off here before, or nothing to do.
-		if kept, err := regular(fd, keptName(name)); err != nil || !kept {
+		if kept, _, err := regular(fd, keptName(name)); err != nil || !kept {
 			return false, err
 		}
 	}
@@ -59,29 +59,30 @@ func GiveBack(logPath, logRoot, jsonPath string) (linked bool, err error) {
 	return true, nil
 }
 
-// regular says whether the name is a regular file; ErrFailedPrecondition where it is neither that nor a link nor absent.
-func regular(dir int, name string) (bool, error) {
+// regular says whether the name is a regular file, and how long; ErrFailedPrecondition where it is neither that nor a link nor absent.
+func regular(dir int, name string) (is bool, size int64, err error) {
 	var st unix.Stat_t
 	switch err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); {
 	case errors.Is(err, unix.ENOENT):
-		return false, nil
+		return false, 0, nil
 	case err != nil:
-		return false, err
+		return false, 0, err
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return true, nil
+		return true, st.Size, nil
 	case unix.S_IFLNK:
-		return false, nil
+		return false, 0, nil
 	}
-	return false, fmt.Errorf("%s is no file: %w", name, errdefs.ErrFailedPrecondition)
+	return false, 0, fmt.Errorf("%s is no file: %w", name, errdefs.ErrFailedPrecondition)
 }
 
 // goOn puts a log that GiveBack has kept in its place again, instead of the link or of nothing. It returns false where there
-// is none.
-func goOn(dir int, name string) (bool, error) {
-	kept, err := regular(dir, keptName(name))
-	if err != nil || !kept {
+// is none. Of a container without a position only an empty one counts, which is as good as a new one: such a container had said nothing,
+// and what stays beside the log is in the way of the next GiveBack.
+func goOn(dir int, name string, known bool) (bool, error) {
+	kept, size, err := regular(dir, keptName(name))
+	if err != nil || !kept || !known && size > 0 {
 		return false, err
 	}
 	return true, unix.Renameat(dir, keptName(name), dir, name)

@@ -61,6 +61,38 @@ func TestALogThatWasGivenBackGoesOn(t *testing.T) {
 	}
 }
 
+// A container that has said nothing has no position, and its kept log has nothing in it: that one must not stay beside the new one, or the
+// next way back finds it in its way.
+func TestTheLogOfASilentContainerIsGivenBackAgainAndAgain(t *testing.T) {
+	d, k, dir := newDockerLog(t, 0, 1), newKubelet(t), t.TempDir()
+	must(t, Link(k.path, k.root, d.path))
+	carry := func() {
+		t.Helper()
+		ps, err := New(t.Context(), Options{Dir: dir})
+		must(t, err)
+		must(t, TakeOver(k.path, k.root, d.path, ps.Knows("c0ffee")))
+		must(t, ps.Start(k.container(d)))
+		ps.Close()
+	}
+	for range 3 {
+		carry()
+		if linked, err := GiveBack(k.path, k.root, d.path); err != nil || !linked {
+			t.Fatalf("given back: %t, %v", linked, err)
+		}
+	}
+	d.log(crilog.Stdout, "at last\n") // to the old shim
+	carry()
+	ps, err := New(t.Context(), Options{Dir: dir})
+	must(t, err)
+	must(t, ps.Start(k.container(d)))
+	must(t, ps.Finish(t.Context(), "c0ffee"))
+	ps.Close()
+	checkLog(t, k, d.expected())
+	if entries, err := os.ReadDir(filepath.Dir(k.path)); err != nil || len(entries) != 1 {
+		t.Errorf("beside the log: %v, %v", entries, err)
+	}
+}
+
 // What was kept of a container that the old shim has removed is none of its successor's of the same name.
 func TestAKeptLogOfAnotherContainerIsLeftOut(t *testing.T) {
 	d, k := newDockerLog(t, 0, 1), newKubelet(t)

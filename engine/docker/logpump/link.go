@@ -58,8 +58,8 @@ func replaceLink(dir int, name, target string) error {
 }
 
 // TakeOver puts an empty log in the place of another shim's symlink to Docker's json-file, in one step, so that readers find
-// one or the other; Start then carries over all that Docker has. Where known says that the container has a position and
-// GiveBack has kept its log, that is put there, and Start goes on. OK where there is no such link.
+// one or the other; Start then carries over all that Docker has. Where GiveBack has kept its log, and known says that the
+// container has a position, that is put there, and Start goes on. OK where there is no such link.
 func TakeOver(logPath, logRoot, jsonPath string, known bool) error {
 	dir, name, err := crilog.OpenParent(logRoot, logPath)
 	if errors.Is(err, os.ErrNotExist) {
@@ -75,8 +75,8 @@ func TakeOver(logPath, logRoot, jsonPath string, known bool) error {
 		return err
 	}
 	ours := linked && target == jsonPath
-	if known && (ours || absent(fd, name)) {
-		if kept, err := goOn(fd, name); err != nil || kept {
+	if ours || absent(fd, name) {
+		if kept, err := goOn(fd, name, known); err != nil || kept {
 			return err
 		}
 	}
