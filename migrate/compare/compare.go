@@ -170,11 +170,28 @@ func fields(kind string, a, b object) []Difference {
 		if before[name] == after[name] || below(name, silent[kind]) {
 			continue
 		}
-		decides := below(name, deciding[kind]) && !(name == "started_at" && mended(before, after))
+		decides := below(name, deciding[kind]) && !unread(kind, name, before, after)
 		all = append(all, Difference{Object: a.name, Field: name, Old: before[name], New: after[name], Decides: decides})
 	}
 	slices.SortFunc(all, func(x, y Difference) int { return cmp.Compare(x.Field, y.Field) })
 	return all
+}
+
+// unread says that no kubelet decides by the field although it does so otherwise: by the addresses of a sandbox that is not ready, the last
+// end of a container that runs again, or what the shims call a container that could not start, which a person reads.
+func unread(kind, name string, before, after map[string]string) bool {
+	both := func(field, old, new string) bool { return before[field] == old && after[field] == new }
+	switch {
+	case kind == "pod":
+		return below(name, []string{"network"}) && both("state", "SANDBOX_NOTREADY", "SANDBOX_NOTREADY")
+	case name == "started_at":
+		return mended(before, after)
+	case name == "finished_at":
+		return both("state", "CONTAINER_RUNNING", "CONTAINER_RUNNING")
+	case name == "reason":
+		return both("reason", "ContainerCannotRun", "StartError")
+	}
+	return false
 }
 
 // mended says that the old shim tells of a container that it ended before it started: dockerd notes the start of a process that

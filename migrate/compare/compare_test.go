@@ -127,6 +127,32 @@ func TestHarmlessDifferencesAreTold(t *testing.T) {
 	}
 }
 
+// A node has a container that could not start, one that somebody restarted by Docker, or a pod whose pause container was killed: the
+// kubelet does nothing about what the two tell of those, so the switch must not be refused.
+func TestWhatNoKubeletReadsInAStateDoesNotDecide(t *testing.T) {
+	for field, change := range map[string]func(was, is *shim){
+		"reason": func(was, is *shim) {
+			for s, reason := range map[*shim]string{was: "ContainerCannotRun", is: "StartError"} {
+				c := s.containers[0]
+				c.State, c.ExitCode, c.FinishedAt, c.Reason = runtimeapi.ContainerState_CONTAINER_EXITED, 127, c.StartedAt, reason
+			}
+		},
+		"finished_at": func(was, _ *shim) { was.containers[0].FinishedAt = was.containers[0].StartedAt - 1 },
+		"network.ip": func(was, is *shim) {
+			was.pods[0].State, is.pods[0].State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY, runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+			was.pods[0].Network.Ip = ""
+		},
+	} {
+		t.Run("field "+field, func(t *testing.T) {
+			was, is := newShim(), newShim()
+			change(was, is)
+			if r := snapshots(asSnapshot(t, was), asSnapshot(t, is)); !r.Same() || len(r.Differences) != 1 || r.Differences[0].Field != field {
+				t.Errorf("result %+v", r)
+			}
+		})
+	}
+}
+
 func TestWhatTheKubeletDecidesByMustBeEqual(t *testing.T) {
 	for field, change := range map[string]func(*shim){
 		"network.ip":       func(s *shim) { s.pods[0].Network.Ip = "" },
@@ -135,6 +161,7 @@ func TestWhatTheKubeletDecidesByMustBeEqual(t *testing.T) {
 		"metadata.attempt": func(s *shim) { s.containers[0].Metadata.Attempt = 1 },
 		"started_at":       func(s *shim) { s.containers[0].StartedAt++ },
 		"exit_code":        func(s *shim) { s.containers[0].ExitCode = 1 },
+		"reason":           func(s *shim) { s.containers[0].Reason = "OOMKilled" },
 		"annotations[a]":   func(s *shim) { s.containers[0].Annotations = map[string]string{"a": "b"} },
 		"runtime_name":     func(s *shim) { s.name = "crishim" },
 		"":                 func(s *shim) { s.containers = nil },
