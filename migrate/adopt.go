@@ -78,9 +78,12 @@ func (a *Adopter) Adopt(_ context.Context, pod *state.Pod) error {
 		}
 	}
 	byEngine := len(pod.Network.IPs) > 0
-	if ready && len(attachments) == 0 && !byEngine {
-		// Its plugins' results are lost: the best that its DEL can have is today's configuration.
-		attachments, planErr = a.network.Plan(podForPlugins(pod))
+	cutOff := len(attachments) > 0 && onlyLoopback(attachments)
+	if (ready && len(attachments) == 0 || cutOff) && !byEngine {
+		// Its plugins' results are lost, or the shim ended before it kept them: the best that its DEL can have is today's configuration.
+		var planned []cni.Attachment
+		planned, planErr = a.network.Plan(podForPlugins(pod))
+		attachments = append(attachments, planned...)
 	}
 	for i := range attachments {
 		attachments[i].NetNSPath = pod.NetNSPath
@@ -89,7 +92,7 @@ func (a *Adopter) Adopt(_ context.Context, pod *state.Pod) error {
 		attachments[n-1].KubeHostPorts = hostPorts(pod.Spec.Ports)
 	}
 	raw, encodeErr := encode(attachments)
-	pod.Network = state.Network{Attachments: raw, IPs: ips, Done: len(raw) > 0 || byEngine || !ready}
+	pod.Network = state.Network{Attachments: raw, IPs: ips, Done: planErr == nil && (len(raw) > 0 || byEngine || !ready)}
 	if pod.Phase == state.PhaseStopped && len(raw) > 0 {
 		pod.Phase = state.PhaseStopping // its process has ended, its network was not taken down
 	}
@@ -151,6 +154,14 @@ func addressesOf(attachments []cni.Attachment) []string {
 		}
 	}
 	return ips
+}
+
+// loopbackNetwork is the network that the shims add a pod to before they add it to its own. It tells nothing of that one: libcni keeps a
+// result only when all of a network's plugins have run, so what some of them have made by then is not in it.
+const loopbackNetwork = "cni-loopback"
+
+func onlyLoopback(attachments []cni.Attachment) bool {
+	return !slices.ContainsFunc(attachments, func(a cni.Attachment) bool { return a.Network != loopbackNetwork })
 }
 
 // portsOf are the host ports that the plugins were told.

@@ -205,6 +205,43 @@ func TestACheckpointThatIsNotBelievedIsLeftOutAndLeftAlone(t *testing.T) {
 	}
 }
 
+// The old shim was killed in the middle of an ADD, or is not through with it: it keeps the loopback's result, and none of the network whose
+// first plugins have given an address and made rules. The pod's DEL must be for that network too.
+func TestAnAddThatWasCutOffIsUndoneByTodaysConfiguration(t *testing.T) {
+	cutOff := func() *node {
+		n := newNode(t)
+		n.cached()
+		if err := os.Remove(filepath.Join(n.cache, "results", "old-"+string(n.id)+"-eth0")); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	n := cutOff()
+	n.inside = []string{"10.9.0.7"}
+	pod := n.pod()
+	attachments := n.adopt(pod)
+	if len(attachments) != 2 || attachments[0].Network != loopbackNetwork || attachments[1].Network != "today" || attachments[1].NetNSPath != "/pinned" {
+		t.Errorf("attachments %+v", attachments)
+	}
+	if len(attachments) > 1 && len(attachments[1].KubeHostPorts) != 1 || !slices.Equal(pod.Network.IPs, n.inside) {
+		t.Errorf("adopted as %+v", pod)
+	}
+
+	n = cutOff() // and its pause container has ended
+	pod = n.pod()
+	pod.Phase, pod.NetNSPath = state.PhaseStopped, ""
+	if attachments := n.adopt(pod); len(attachments) != 2 || pod.Phase != state.PhaseStopping {
+		t.Errorf("attachments %+v, phase %s", attachments, pod.Phase)
+	}
+
+	n = cutOff()
+	n.inside, n.planErr = []string{"10.9.0.7"}, errors.New("no configuration")
+	pod = n.pod()
+	if err := n.adopter.Adopt(context.Background(), pod); !errors.Is(err, n.planErr) || pod.Network.Done {
+		t.Errorf("no configuration: %v, %+v; its network is not known", err, pod.Network)
+	}
+}
+
 func TestPodsWithoutPluginsOfTheirOwn(t *testing.T) {
 	n := newNode(t)
 	n.checkpoint(Checkpoint{Name: "web", Namespace: "default", HostNetwork: true}, CRIDockerd)
