@@ -55,7 +55,6 @@ func (c *Config) check() []problem {
 		{"images.credentials", optional(c.Images.Credentials, absolute)},
 		{"images.token_servers", each(c.Images.TokenServers, urlHost)},
 		{"streaming.address", hostPort(c.Streaming.Address)},
-		{"streaming.idle_timeout", positive(c.Streaming.IdleTimeout)},
 		{"streaming", certificate(c.Streaming)},
 		{"nri.socket_path", unixAddress("unix://" + c.NRI.SocketPath)},
 		{"nri.plugin_path", absolute(c.NRI.PluginPath)},

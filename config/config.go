@@ -93,7 +93,7 @@ type Streaming struct {
 	AllowRemote bool     `toml:"allow_remote" help:"permit an address that other hosts reach"`
 	Cert        string   `toml:"cert" help:"TLS certificate (PEM)"`
 	Key         string   `toml:"key" help:"TLS key (PEM)"`
-	IdleTimeout Duration `toml:"idle_timeout" help:"end a stream without traffic after so long"`
+	IdleTimeout Duration `toml:"idle_timeout" help:"end a stream without traffic after so long; 0s never does"`
 }
 
 // NRI is the Node Resource Interface of the native engine. It is off unless somebody wants it: whoever can connect to its

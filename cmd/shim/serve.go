@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -167,10 +168,13 @@ func networkOptions(c *config.Config) cni.Options {
 	}
 }
 
+// never is longer than any stream lasts.
+const never = 100 * 365 * 24 * time.Hour
+
 func streamingOptions(c *config.Config) streaming.Options {
 	return streaming.Options{
 		Address: c.Streaming.Address, AllowRemote: c.Streaming.AllowRemote,
-		CertFile: c.Streaming.Cert, KeyFile: c.Streaming.Key, IdleTimeout: time.Duration(c.Streaming.IdleTimeout),
+		CertFile: c.Streaming.Cert, KeyFile: c.Streaming.Key, IdleTimeout: cmp.Or(time.Duration(c.Streaming.IdleTimeout), never),
 	}
 }
 

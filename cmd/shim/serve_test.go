@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"crishim/cni"
 	"crishim/config"
@@ -28,5 +29,16 @@ func TestTheDaemonKeepsThePodCIDRsThatItWasTold(t *testing.T) {
 	}
 	if got := again.PodCIDRs(); !slices.Equal(got, []string{"10.2.0.0/24"}) {
 		t.Errorf("after a restart: %q", got)
+	}
+}
+
+func TestAnIdleTimeoutOfNoneEndsNoStream(t *testing.T) {
+	c := config.Default()
+	if got := streamingOptions(c).IdleTimeout; got != 4*time.Hour {
+		t.Errorf("by default %v", got)
+	}
+	c.Streaming.IdleTimeout = 0
+	if got := streamingOptions(c).IdleTimeout; got < 365*24*time.Hour {
+		t.Errorf("0s is %v", got)
 	}
 }
