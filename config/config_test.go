@@ -76,6 +76,9 @@ func TestUnknownKeysAndWrongTypesNameTheirLine(t *testing.T) {
 	for _, row := range []struct{ file, want string }{
 		{"\nengin = \"auto\"\n[docker]\nsocket = 1\n", ":2: unknown key engin"},
 		{"\nengin = \"auto\"\n[docker]\nsocket = 1\n", ":4: unknown key docker.socket"},
+		{"\nDrain_Timeout = 5\n", ":2: unknown key Drain_Timeout: keys are in small letters"},
+		{"[Docker]\nendpoint = \"unix:///d.sock\"\n", ":1: unknown key Docker: keys are in small letters"},
+		{"[handlers.Kata]\nEngine = \"docker\"\n", ":2: unknown key handlers.Kata.Engine: keys are in small letters"},
 		{"[log]\nlevel = \"high\"\n", ":2: "},
 		{"[images]\npull_no_progress = \"soon\"\n", ":2: "},
 		{"engine = \n", ":1: "},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -21,7 +22,9 @@ func (c *Config) decode(path string, data []byte) []error {
 	} else if err != nil {
 		return []error{fmt.Errorf("%s: %w", path, err)}
 	}
-	unitless, errs := withoutUnit(path, written, keyLines(data))
+	lines := keyLines(data)
+	unitless, errs := withoutUnit(path, written, lines)
+	errs = append(errs, inCapitals(path, lines)...)
 	defer c.reset(unitless)
 	rest := bytes.Split(bytes.Clone(data), []byte("\n"))
 	for {
@@ -90,6 +93,20 @@ func withoutUnit(path string, written map[string]any, lines map[string]int) (key
 		}
 	}
 	return keys, errs
+}
+
+// inCapitals finds the keys that the decoder takes for ours although TOML tells capitals from small letters, and another version may.
+func inCapitals(path string, lines map[string]int) (errs []error) {
+	for _, key := range slices.Sorted(maps.Keys(lines)) {
+		names := strings.Split(key, ".")
+		if len(names) > 1 && names[0] == "handlers" {
+			names[1] = "" // chosen by the operator
+		}
+		if name := strings.Join(names, "."); name != strings.ToLower(name) {
+			errs = append(errs, fmt.Errorf("%s:%d: unknown key %s: keys are in small letters", path, lines[key], key))
+		}
+	}
+	return errs
 }
 
 // reset gives settings their defaults: what is wrong with them was said.
