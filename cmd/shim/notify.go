@@ -51,6 +51,14 @@ func notifySystemd(ctx context.Context, srv *server.Server, line *statusLine) er
 	}
 }
 
+// afterDrain is for what an end does once no call is in flight any more.
+const afterDrain = 30 * time.Second
+
+// stopping tells systemd of the end, which has as long as it may take: the unit's own limit does not know the drain.
+func stopping(drain time.Duration) string {
+	return fmt.Sprintf("%s\nEXTEND_TIMEOUT_USEC=%d", daemon.SdNotifyStopping, (drain + afterDrain).Microseconds())
+}
+
 // statusLine is what `systemctl status` shows: whom the daemon waits for, or serves.
 type statusLine struct {
 	engines   []string          // the default one first

@@ -147,7 +147,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	group.Go(func() error { return notifySystemd(ctx, srv, newStatusLine(c, engines, store)) })
 	group.Go(func() error {
 		<-ctx.Done()
-		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		_, _ = daemon.SdNotify(false, stopping(time.Duration(c.DrainTimeout)))
 		klog.InfoS("crishim ends; pods go on", "drain", c.DrainTimeout.String())
 		srv.Stop(time.Duration(c.DrainTimeout))
 		endWork()

@@ -407,22 +407,23 @@ func sleepers(seconds string) int {
 }
 
 func execCancelled(t *testing.T, b *bench) {
+	seconds := strconv.Itoa(7_000_000 + os.Getpid()) // of another run of this test none count
 	pod, _ := b.pod(t, nil)
 	c := b.container(t, b.containerSpec(pod, "/bin/sleep", "1000"))
 	for name, script := range map[string]string{
-		"a child":                       "sleep 7654321",
-		"an orphan":                     "(sleep 7654321 &) ; sleep 7654321",
-		"one that ignores every signal": "trap '' TERM INT HUP; sleep 7654321 & wait",
-		"one in a session of its own":   "setsid sleep 7654321 & sleep 7654321",
+		"a child":                       "sleep SECONDS",
+		"an orphan":                     "(sleep SECONDS &) ; sleep SECONDS",
+		"one that ignores every signal": "trap '' TERM INT HUP; sleep SECONDS & wait",
+		"one in a session of its own":   "setsid sleep SECONDS & sleep SECONDS",
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
 		start := time.Now()
-		_, err := b.e.Exec(ctx, c.ID, &engine.ExecSpec{Command: []string{"/bin/sh", "-c", script}, Streams: engine.Streams{Stdout: &bytes.Buffer{}}})
+		_, err := b.e.Exec(ctx, c.ID, &engine.ExecSpec{Command: []string{"/bin/sh", "-c", strings.ReplaceAll(script, "SECONDS", seconds)}, Streams: engine.Streams{Stdout: &bytes.Buffer{}}})
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 30*time.Second {
 			t.Errorf("%s: %v after %s", name, err, time.Since(start))
 		}
-		if n := sleepers("7654321"); n != 0 {
+		if n := sleepers(seconds); n != 0 {
 			t.Errorf("%s: %d processes left", name, n)
 		}
 	}
