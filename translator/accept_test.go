@@ -258,8 +258,9 @@ func TestResourcesSurviveTheWayThereAndBack(t *testing.T) {
 		CPUPeriod: 100000, CPUQuota: 50000, CPUShares: 512, CpusetCPUs: "0-1", CpusetMems: "0", MemoryLimit: 100, MemorySwap: 150, OOMScoreAdj: -5,
 		Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 1}}, Unified: map[string]string{"memory.high": "5"},
 	}
-	if got, err := Resources(ResourcesToCRI(want)); err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("%+v, %v; want %+v", got, err, want)
+	var p problems
+	if got := resources(&p, "linux.resources", ResourcesToCRI(want)); p.err("resources") != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v; want %+v", got, p.err("resources"), want)
 	}
 	if o, r, err := PodResources(nil, &runtimeapi.LinuxContainerResources{CpuShares: 2}); o != nil || r == nil || err != nil {
 		t.Errorf("a pod's resources: %v, %v, %v", o, r, err)

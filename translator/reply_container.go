@@ -82,15 +82,6 @@ func ContainerListItem(v *ContainerView) *runtimeapi.Container {
 	return c
 }
 
-// ContainerAttributes is CRI ContainerAttributes, which statistics carry.
-func ContainerAttributes(v *ContainerView) *runtimeapi.ContainerAttributes {
-	return &runtimeapi.ContainerAttributes{
-		Id:       string(v.ID),
-		Metadata: &runtimeapi.ContainerMetadata{Name: v.Spec.Key.Name, Attempt: v.Spec.Key.Attempt},
-		Labels:   v.Spec.Labels, Annotations: v.Spec.Annotations,
-	}
-}
-
 // ContainerMatches says whether the container passes a filter: its own and its pod's id, or a prefix of them, the state,
 // and every label of the selector.
 func ContainerMatches(f *runtimeapi.ContainerFilter, v *ContainerView) bool {

@@ -79,7 +79,6 @@ func TestContainerReplies(t *testing.T) {
 		"user":{"linux":{"uid":"1","gid":"2","supplementalGroups":["2","3"]}},"stopSignal":"SIGNAL_SIGQUIT"}`)
 	wantMessage(t, ContainerListItem(v), `{"id":"c1","podSandboxId":"p1","metadata":{"name":"n","attempt":3},"state":"CONTAINER_EXITED","createdAt":"1",
 		"image":{"image":"nginx:1","annotations":{"i":"3"},"runtimeHandler":"crun"},"imageRef":"sha256:a","imageId":"sha256:a","labels":{"l":"1"},"annotations":{"a":"2"}}`)
-	wantMessage(t, ContainerAttributes(v), `{"id":"c1","metadata":{"name":"n","attempt":3},"labels":{"l":"1"},"annotations":{"a":"2"}}`)
 }
 
 // cri-client refuses a status without an image, an image_ref or a creation time.

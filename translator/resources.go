@@ -13,13 +13,6 @@ import (
 	"crishim/engine"
 )
 
-// Resources translates and checks the resources of a new container. nil is no limits.
-func Resources(in *runtimeapi.LinuxContainerResources) (engine.Resources, error) {
-	var p problems
-	r := resources(&p, "linux.resources", in)
-	return r, p.err("resources")
-}
-
 // UpdateResources applies an UpdateContainerResources request to the current resources. What the request leaves at zero
 // stays as it is ("not specified": the kubelet's CPU manager sends nothing but cpuset_cpus), with two exceptions. Period
 // and quota are one limit, so a request that names either sets both: the kubelet takes a CPU limit away by a period
@@ -86,7 +79,7 @@ func mergeHugepages(current, update []engine.HugepageLimit) []engine.HugepageLim
 	return out
 }
 
-// ResourcesToCRI is the inverse of Resources.
+// ResourcesToCRI is the inverse of resources.
 func ResourcesToCRI(r engine.Resources) *runtimeapi.LinuxContainerResources {
 	out := &runtimeapi.LinuxContainerResources{
 		CpuPeriod:              r.CPUPeriod,

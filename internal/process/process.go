@@ -29,10 +29,7 @@ func StartTicks(pid int) (uint64, error) {
 }
 
 // Handle is one process, pinned: signals through it never reach a later process with the same pid.
-type Handle struct {
-	pid int
-	fd  int
-}
+type Handle struct{ fd int }
 
 // Open pins the process pid that started at startTicks (0: whatever runs there now). The error is os.ErrProcessDone
 // when it is gone or another process has the pid.
@@ -48,7 +45,7 @@ func Open(pid int, startTicks uint64) (*Handle, error) {
 		}
 		return nil, fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
-	h := &Handle{pid: pid, fd: fd}
+	h := &Handle{fd: fd}
 	if startTicks != 0 {
 		// Read after the pidfd is open: the pid cannot be recycled to another while a living process is pinned.
 		switch ticks, err := StartTicks(pid); {
@@ -74,9 +71,6 @@ func (h *Handle) Signal(sig unix.Signal) error {
 	}
 	return err
 }
-
-// PID is the process's pid.
-func (h *Handle) PID() int { return h.pid }
 
 // Close drops the pin.
 func (h *Handle) Close() { _ = unix.Close(h.fd) }

@@ -91,12 +91,7 @@ func (p *Pins) Set(id engine.PodID) (Set, error) {
 	return set, nil
 }
 
-// Is says whether path is a namespace of the kind, and no link to one.
-func Is(path string, kind Kind) bool {
-	is, _ := look(path, kind)
-	return is
-}
-
+// look says whether path is a namespace of the kind, and no link to one.
 func look(path string, kind Kind) (is bool, err error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
