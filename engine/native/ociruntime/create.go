@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -89,11 +90,18 @@ func (c *cli) fork(do func(*exec.Cmd) error, stdio serve.Stdio, operation string
 	defer func() { _ = os.Remove(file) }()
 	options = append(options, "--pid-file", file)
 	if stdio.Console != nil {
-		socket, err := c.console(stdio.Console)
-		if err != nil {
+		var socket *net.UnixListener
+		if socket, err = c.console(stdio.Console); err != nil {
 			return 0, err
 		}
-		defer func() { _ = socket.Close() }()
+		defer func() {
+			if err != nil {
+				_ = socket.Close()
+				return
+			}
+			// What the program has sent may wait there still; who hands it on closes the socket.
+			_ = socket.SetDeadline(time.Now().Add(consolePatience))
+		}()
 		options = append(options, "--console-socket", socket.Addr().String())
 	}
 	cmd := c.command(operation, options...)
@@ -117,6 +125,9 @@ func (c *cli) fork(do func(*exec.Cmd) error, stdio serve.Stdio, operation string
 	return pid, nil
 }
 
+// consolePatience bounds the wait for a terminal's master that was sent before the program ended.
+const consolePatience = 10 * time.Second
+
 // console listens for the terminal's master, which the program sends to a socket that has a name, and hands it on.
 func (c *cli) console(to *os.File) (*net.UnixListener, error) {
 	// A socket's name has 107 bytes at most.
@@ -136,9 +147,10 @@ func (c *cli) console(to *os.File) (*net.UnixListener, error) {
 		target := os.NewFile(uintptr(raw), "console")
 		defer func() { _ = target.Close() }()
 		defer func() { _ = os.RemoveAll(dir) }()
+		defer func() { _ = socket.Close() }()
 		conn, err := socket.AcceptUnix()
 		if err != nil {
-			return // the program failed before
+			return // the program failed before, or sends nothing
 		}
 		defer func() { _ = conn.Close() }()
 		master, err := monitor.ReceiveFile(conn)
