@@ -3,6 +3,7 @@ package native
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"testing"
@@ -111,6 +112,44 @@ func TestADaemonThatReturnsFindsWhatItLeft(t *testing.T) {
 	})
 	b.removePod(t, pod)
 	b.removePod(t, shared)
+}
+
+// A daemon that dies right after a start, before that is on record, leaves the time of it to the monitor.
+//
+// Rows: R01 (part), R29 (part)
+func TestTheTimeOfAStartThatACrashLeftUnrecordedIsKnown(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	gate := filepath.Join(t.TempDir(), "gate")
+	s := b.containerSpec(t, pod, spec, "c", "while [ ! -e /gate/gate ]; do sleep 0.02; done; exit 3")
+	s.Mounts = []engine.Mount{{ContainerPath: "/gate", HostPath: filepath.Dir(gate), Propagation: engine.PropagationPrivate}}
+	st, err := b.CreateContainer(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	started, err := b.StartContainer(t.Context(), st.ID, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exit, dirs := b.exitFile(st.ID), []string{b.containerRecords.dir, b.containerRecords.copies}
+	b.die(t)
+	for _, dir := range dirs {
+		damage(t, filepath.Join(dir, string(st.ID)), func(good []byte) []byte {
+			return regexp.MustCompile(`"startedAt":"[^"]*",`).ReplaceAll(good, nil)
+		})
+	}
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "the exit is recorded while the daemon is down", func() bool {
+		_, err := os.Stat(exit)
+		return err == nil
+	})
+	b.back(t)
+	if st := b.exited(t, st.ID); st.ExitCode != 3 || !st.StartedAt.Equal(started.StartedAt) {
+		t.Errorf("started at %v, now %+v", started.StartedAt, st)
+	}
+	b.removePod(t, pod)
 }
 
 // A daemon that is told to end while it starts kills nothing.
