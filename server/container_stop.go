@@ -77,6 +77,9 @@ func (s *Server) abortStart(ctx context.Context, eng engine.Engine, id engine.Co
 // exitEvent is how long a stop that has succeeded waits for the engine's event of it before it asks.
 const exitEvent = 5 * time.Millisecond
 
+// exitEvents is how many events of others may come meanwhile. More lead to a look; room for many would be a MiB for each stop.
+const exitEvents = 100
+
 // awaitExit returns when the index knows of the exit. The engine's event, which follows at once, leads to a look at the
 // container; only where that takes long is another one made.
 func (s *Server) awaitExit(ctx context.Context, eng engine.Engine, id engine.ContainerID) error {
@@ -103,7 +106,7 @@ func (s *Server) knowsExit(ctx context.Context, id engine.ContainerID) bool {
 	if exited() {
 		return true
 	}
-	sub := s.store.Subscribe(eventBuffer)
+	sub := s.store.Subscribe(exitEvents)
 	defer sub.Close()
 	timer := time.NewTimer(exitEvent)
 	defer timer.Stop()
