@@ -116,6 +116,8 @@ func (c Conn) Receive(message any) (files []*os.File, err error) {
 			return files, io.EOF
 		case err != nil:
 			return files, err
+		case noRoom(flags, len(files)):
+			return files, errNoRoom
 		case flags&unix.MSG_CTRUNC != 0 || len(files) > maxFiles:
 			return files, fmt.Errorf("more than %d descriptors came with a message: %w", maxFiles, errdefs.ErrInvalidArgument)
 		}
@@ -138,15 +140,25 @@ func (c Conn) Receive(message any) (files []*os.File, err error) {
 	return files, nil
 }
 
+// errNoRoom says that descriptors came for which this process has no number left.
+var errNoRoom = fmt.Errorf("take the descriptors of a message: %w", unix.EMFILE)
+
+// noRoom tells that from more descriptors than there may be: the kernel gives those that it can.
+func noRoom(flags, got int) bool { return flags&unix.MSG_CTRUNC != 0 && got < maxFiles }
+
 // ReceiveFile reads the one descriptor that a peer passes with a few bytes that mean nothing: a terminal's master.
 func ReceiveFile(c *net.UnixConn) (*os.File, error) {
 	var some [4096]byte
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
-	_, oobn, _, _, err := c.ReadMsgUnix(some[:], oob)
+	_, oobn, flags, _, err := c.ReadMsgUnix(some[:], oob)
 	if err != nil {
 		return nil, err
 	}
 	files, err := parseFiles(oob[:oobn])
+	if err == nil && noRoom(flags, len(files)) {
+		CloseFiles(files)
+		return nil, errNoRoom
+	}
 	if err != nil || len(files) != 1 {
 		CloseFiles(files)
 		return nil, fmt.Errorf("%d descriptors instead of one: %w", len(files), errors.Join(err, errdefs.ErrInternal))

@@ -14,6 +14,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"crishim/internal/process"
+	"crishim/internal/starving"
 )
 
 func itoa(i int) string { return strconv.Itoa(i) }
@@ -193,4 +196,23 @@ func FuzzReceive(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Descriptors for which this process has no number left are not too many of them: that says nothing against the peer.
+func TestDescriptorsThatCannotBeTakenSayWhy(t *testing.T) {
+	for name, receive := range map[string]func(Conn) error{
+		"with a message": func(c Conn) error { _, err := c.Receive(new(Response)); return err },
+		"a terminal":     func(c Conn) error { _, err := ReceiveFile(c.UnixConn); return err },
+	} {
+		a, b := pair(t)
+		if err := a.Send(Response{}, os.Stdin); err != nil {
+			t.Fatal(err)
+		}
+		given := starving.Process(t)
+		err := receive(b)
+		given()
+		if !process.Starved(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
