@@ -50,7 +50,7 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 	naming, cancel := context.WithTimeout(ctx, namesLimit)
 	defer cancel()
 	for _, c := range s.store.Containers() {
-		if pod, ok := s.store.Pod(c.PodID); ok && unadoptedPod(&pod) && s.unlooked(&pod) {
+		if pod, ok := s.store.Pod(c.PodID); ok && unadoptedPod(&pod) && s.unlooked(&pod) || s.unlookedContainer(&c) {
 			continue
 		}
 		if c.Engine == engineName && unadoptedContainer(&c) {

@@ -138,11 +138,22 @@ func unadoptedPod(p *state.PodView) bool {
 	return !p.Recorded && !p.Adopted && p.ID != "" && p.Phase != state.PhaseCreated
 }
 
-// unlooked says that an engine could only list a pod so far, not look at it: a record would be without the pod's network namespace, in
-// which its addresses are looked for and its DEL runs, and without what the pod was made from. Where that stays so the pod is adopted as
-// it is, in the end.
-func (s *Server) unlooked(p *state.PodView) bool {
-	return p.State == engine.PodReady && p.Spec.Namespaces.Network == engine.NamespacePod && p.Status.PID == 0 && p.Status.NetNSPath == "" && s.found.lately(p.Engine)
+// listedPod says that an engine could only list a pod so far, not look at it, which alone tells when it was started. A record would be
+// without the pod's network namespace, in which its addresses are looked for and its DEL runs, and without what the pod was made from.
+func listedPod(p *state.PodView) bool {
+	return p.State == engine.PodReady && p.Status.StartedAt.IsZero()
+}
+
+// listedContainer is listedPod of a container: a record would be without its mounts and limits, and whether it has a terminal.
+func listedContainer(c *state.ContainerView) bool {
+	return (c.State == engine.ContainerRunning || c.State == engine.ContainerUnknown) && c.Status.StartedAt.IsZero()
+}
+
+// unlooked says that a pod could only be listed, and is about to be looked at by its engine.
+func (s *Server) unlooked(p *state.PodView) bool { return listedPod(p) && s.found.lately(p.Engine) }
+
+func (s *Server) unlookedContainer(c *state.ContainerView) bool {
+	return listedContainer(c) && s.found.lately(c.Engine)
 }
 
 func unadoptedContainer(c *state.ContainerView) bool {
@@ -167,13 +178,26 @@ func (s *Server) adoptFoundPod(ctx context.Context, id engine.PodID) (done bool)
 	if s.podFlights.underWay(pod.Spec.Key) {
 		return false
 	}
-	if _, err := s.engines[pod.Engine].PodStatus(ctx, id); err != nil {
+	if pod, err = s.lookAtPod(ctx, pod); err != nil {
 		return errdefs.IsNotFound(err) // its removal is about to be told of
 	}
 	if s.beingMade(ctx, pod) {
 		return false
 	}
 	return s.adoptPod(ctx, pod)
+}
+
+// lookAtPod has the engine look at a pod that has no record, which is answered as it is known then.
+func (s *Server) lookAtPod(ctx context.Context, pod state.PodView) (state.PodView, error) {
+	status, err := s.engines[pod.Engine].PodStatus(ctx, pod.ID)
+	if err != nil || !listedPod(&pod) {
+		return pod, err
+	}
+	s.store.ApplyPod(status)
+	if now, ok := s.store.Pod(pod.ID); ok {
+		pod = now
+	}
+	return pod, nil
 }
 
 // beingMade says that a pod has no address yet, and is so young that one may come.
@@ -197,7 +221,7 @@ func (s *Server) adoptFoundContainer(ctx, naming context.Context, id engine.Cont
 	if !ok || !unadoptedContainer(&c) {
 		return true
 	}
-	if pod, ok := s.store.Pod(c.PodID); ok && unadoptedPod(&pod) {
+	if pod, ok := s.store.Pod(c.PodID); ok && unadoptedPod(&pod) || s.unlookedContainer(&c) {
 		return false
 	}
 	if s.containerFlights.underWay(containerCreation{c.PodID, c.Spec.Key}) {

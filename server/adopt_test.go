@@ -30,7 +30,7 @@ type fakeAdopter struct {
 }
 
 func (a *fakeAdopter) Adopt(_ context.Context, pod *state.Pod) error {
-	raw, err := encodeAttachments([]cni.Attachment{{PodID: string(pod.ID), Network: "old"}})
+	raw, err := encodeAttachments([]cni.Attachment{{PodID: string(pod.ID), Network: "old", NetNSPath: pod.NetNSPath}})
 	if err != nil {
 		a.t.Error(err)
 	}
@@ -166,18 +166,26 @@ type listedSink struct {
 }
 
 func (k listedSink) Resync(snap engine.Snapshot) {
-	whole := snap.Pods
-	snap.Pods = nil
+	whole, containers := snap.Pods, snap.Containers
+	snap.Pods, snap.Containers = nil, nil
 	for _, st := range whole {
-		st.NetNSPath, st.IPs = "", nil
+		st.NetNSPath, st.IPs, st.StartedAt = "", nil, time.Time{}
 		st.Spec = &engine.PodSpec{Key: st.Key, Namespaces: st.Spec.Namespaces}
 		snap.Pods = append(snap.Pods, st)
+	}
+	for _, st := range containers {
+		st.StartedAt = time.Time{}
+		st.Spec = &engine.ContainerSpec{Image: st.Spec.Image}
+		snap.Containers = append(snap.Containers, st)
 	}
 	k.Sink.Resync(snap)
 	go func() {
 		<-k.look
 		for _, st := range whole {
 			k.Sink.PodChanged(st)
+		}
+		for _, st := range containers {
+			k.Sink.ContainerChanged(st)
 		}
 	}()
 }
@@ -232,8 +240,8 @@ func TestAPodThatIsNotLookedAtYetHasItsAddressAndItsDEL(t *testing.T) {
 	if err := f.stopPod(id); err != nil {
 		t.Error(err)
 	}
-	if len(f.network.dels) != 1 || f.network.dels[0].Network != "old" {
-		t.Errorf("detached %+v", f.network.dels)
+	if len(f.network.dels) != 1 || f.network.dels[0].Network != "old" || f.network.dels[0].NetNSPath == "" {
+		t.Errorf("detached %+v, in its namespace", f.network.dels)
 	}
 	if pod, _ := f.store.Pod(engine.PodID(id)); !pod.Adopted || pod.Phase != state.PhaseStopped {
 		t.Errorf("adopted %t, %s", pod.Adopted, pod.Phase)
@@ -252,6 +260,86 @@ func TestAPodThatIsNotLookedAtYetHasItsAddressAndItsDEL(t *testing.T) {
 	}
 	f.network.attached = map[string]bool{} // the fixture's own
 	f.nothingLeft()
+}
+
+// A record has what the engine tells of it when it is looked at, which a list does not: of a pod of the host's network, too, and of a
+// container. What is made in such a pod before has its cgroup.
+func TestWhatWasOnlyListedIsAdoptedWithItsSpecification(t *testing.T) {
+	for name, mode := range map[string]runtimeapi.NamespaceMode{"pod": runtimeapi.NamespaceMode_POD, "node": runtimeapi.NamespaceMode_NODE} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+			config := f.podConfig("old")
+			config.Linux.CgroupParent = "/kubepods/podold"
+			config.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Network: mode}}
+			made, err := f.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := made.PodSandboxId
+			container := engine.ContainerID(f.startContainer(id, "old", "c", "run"))
+			f.stop()
+			f.corruptRecord("pods", "uid-old")
+			f.corruptRecord("containers", id)
+			f.network.cached = nil
+			look := make(chan struct{})
+			f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
+			f.start()
+			if c, _ := f.store.Container(container); c.Recorded {
+				t.Error("the container was recorded before it was looked at")
+			}
+			second, err := f.create(id, "old", "second", "sleep")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c, _ := f.store.Container(engine.ContainerID(second)); c.Spec.CgroupParent != config.Linux.CgroupParent {
+				t.Errorf("a container was made in the cgroup %q", c.Spec.CgroupParent)
+			}
+			close(look)
+			eventually(t, "both are recorded", func() error {
+				pod, _ := f.store.Pod(engine.PodID(id))
+				c, _ := f.store.Container(container)
+				if !pod.Adopted || !c.Adopted {
+					return fmt.Errorf("the pod %t, the container %t", pod.Adopted, c.Adopted)
+				}
+				return nil
+			})
+			f.stop()
+			f.wrap = nil
+			f.start()
+			pod, _ := f.store.Pod(engine.PodID(id))
+			c, _ := f.store.Container(container)
+			if pod.Spec.CgroupParent != config.Linux.CgroupParent || !slices.Equal(c.Spec.Command, []string{"run"}) {
+				t.Errorf("the pod is recorded with the cgroup %q, the container with the command %q", pod.Spec.CgroupParent, c.Spec.Command)
+			}
+		})
+	}
+}
+
+// Of what the engine could only list long after the start, as at its return, the adoption's own look tells.
+func TestAPodThatIsOnlyListedLaterIsAdoptedByTheLookOfItsAdoption(t *testing.T) {
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	id := engine.PodID(f.runPod("old"))
+	f.stop()
+	f.corruptRecord("pods", "uid-old")
+	f.network.cached = nil
+	look := make(chan struct{})
+	t.Cleanup(func() { close(look) })
+	f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
+	f.start()
+	f.server.found.mu.Lock()
+	f.server.found.since[f.engine.Name()] = time.Now().Add(-makingLimit)
+	f.server.found.mu.Unlock()
+	eventually(t, "it is recorded", func() error {
+		if pod, _ := f.store.Pod(id); !pod.Recorded {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	if pod, _ := f.store.Pod(id); pod.NetNSPath == "" || len(pod.Spec.Labels) == 0 {
+		t.Errorf("its namespace is %q, its labels are %v", pod.NetNSPath, pod.Spec.Labels)
+	}
 }
 
 // absentFirst is away until come is closed.

@@ -43,6 +43,12 @@ func (s *Server) makeContainer(ctx context.Context, req *runtimeapi.CreateContai
 	if err := s.podIsUsed(&pod); err != nil {
 		return nil, err
 	}
+	if !pod.Recorded && listedPod(&pod) {
+		// Its containers have its cgroup, among other things, of which a list knows nothing.
+		if pod, err = s.lookAtPod(ctx, pod); err != nil {
+			return nil, fmt.Errorf("look at pod sandbox %s: %w", pod.ID, err)
+		}
+	}
 	if pod.Spec.LogDirectory == "" { // adopted: the engine does not know it
 		pod.Spec.LogDirectory = req.GetSandboxConfig().GetLogDirectory()
 	}

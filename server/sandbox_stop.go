@@ -66,6 +66,12 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	pod, ok := s.store.Pod(id)
 	if ok && unadoptedPod(&pod) {
 		// With the stop it has a record, by which nobody would look any more for what its DEL needs.
+		if listedPod(&pod) {
+			var err error
+			if pod, err = s.lookAtPod(ctx, pod); err != nil {
+				klog.ErrorS(err, "A pod that its engine could only list is stopped without a look at it", "id", id)
+			}
+		}
 		if !s.adoptPod(ctx, pod) {
 			return fmt.Errorf("look at the network of pod sandbox %s, which has no record: %w", id, errdefs.ErrResourceExhausted)
 		}

@@ -242,6 +242,10 @@ func (s *Store) applyContainer(engineName string, st engine.ContainerStatus) {
 		return
 	}
 	from := containerStage(e)
+	if !e.recorded && !e.rec.Adopted && e.status.StartedAt.IsZero() && !st.StartedAt.IsZero() && st.Spec != nil {
+		// Its engine had only listed it before, and tells now what it was made from.
+		e.rec.Spec, e.rec.Resources = specOf(&st), st.Spec.Resources
+	}
 	e.status, e.applied = advance(e.status, st), time.Now()
 	s.containers.changed(e, from)
 	if !e.recorded {
@@ -378,10 +382,9 @@ func finishTime(st *engine.ContainerStatus) time.Time {
 // discoverContainer makes the entry of a container that has no record. It requires mu.
 func (s *Store) discoverContainer(engineName string, st engine.ContainerStatus) {
 	c := Container{
-		ID: st.ID, PodID: st.Pod, Engine: engineName, Spec: *st.Spec, CreatedAt: st.CreatedAt, Seq: s.nextSeq(),
+		ID: st.ID, PodID: st.Pod, Engine: engineName, Spec: specOf(&st), CreatedAt: st.CreatedAt, Seq: s.nextSeq(),
 		Phase: PhaseCreated, Returned: true, ImageID: st.ImageID, Resources: st.Spec.Resources,
 	}
-	c.Spec.Pod, c.Spec.PodKey, c.Spec.Key = st.Pod, st.PodKey, st.Key
 	switch st.State {
 	case engine.ContainerRunning:
 		c.Phase = PhaseRunning
@@ -391,6 +394,13 @@ func (s *Store) discoverContainer(engineName string, st engine.ContainerStatus) 
 	e := &containerEntry{rec: c, status: advance(engine.ContainerStatus{}, st), applied: time.Now()}
 	s.containers.publish(e, stageNone)
 	s.noteUnrecorded(engineName)
+}
+
+// specOf is what an engine has read back, which status has.
+func specOf(st *engine.ContainerStatus) engine.ContainerSpec {
+	spec := *st.Spec
+	spec.Pod, spec.PodKey, spec.Key = st.Pod, st.PodKey, st.Key
+	return spec
 }
 
 // loseContainer is told that the engine has the container no more. It requires mu.

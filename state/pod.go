@@ -226,13 +226,17 @@ func mergePod(e *podEntry, st engine.PodStatus) {
 		// Whoever made it has started it.
 		e.rec.Phase, e.rec.NetNSPath, e.rec.PID, e.rec.StartTicks, e.rec.Network.IPs = PhaseRunning, st.NetNSPath, st.PID, st.StartTicks, st.IPs
 	}
-	if !e.recorded && !e.rec.Adopted && len(e.rec.Network.Attachments) == 0 && e.rec.NetNSPath == "" && st.NetNSPath != "" && st.Spec != nil {
+	looked := old.StartedAt.IsZero() && !st.StartedAt.IsZero() || e.rec.NetNSPath == "" && st.NetNSPath != ""
+	if !e.recorded && !e.rec.Adopted && len(e.rec.Network.Attachments) == 0 && looked && st.Spec != nil {
 		// Its engine had only listed it before, and tells now what it was made from.
 		spec := *st.Spec
 		spec.Key = e.rec.Spec.Key
 		e.rec.Spec, e.rec.NetNSPath, e.rec.PID, e.rec.StartTicks = spec, st.NetNSPath, st.PID, st.StartTicks
 		if len(st.IPs) > 0 { // without, it has those that were supposed
 			e.rec.Network.IPs = st.IPs
+		}
+		if e.rec.Phase == PhaseCreated && st.State != engine.PodReady {
+			e.rec.Phase = PhaseStopped
 		}
 	}
 	late := st.StartedAt.IsZero() && !old.StartedAt.IsZero()

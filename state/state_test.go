@@ -600,6 +600,25 @@ func TestAPodOfWhichTheListAloneTellsKeepsItsProcess(t *testing.T) {
 	}
 }
 
+// What an engine could only list at first has what its look tells later: a pod that has ended is one that was started, whose network is to be
+// taken down, not one that somebody is about to start.
+func TestALookTellsOfAPodThatWasOnlyListed(t *testing.T) {
+	s := newTestStore(t)
+	sink := s.Sink("docker")
+	key := engine.PodKey{Name: "a", Namespace: "ns", UID: "u"}
+	listed := engine.PodStatus{ID: "pod-a", Key: key, State: engine.PodNotReady, Spec: &engine.PodSpec{Key: key}}
+	sink.PodChanged(listed)
+	if p, _ := s.Pod("pod-a"); p.Phase != PhaseCreated {
+		t.Errorf("listed it is %s", p.Phase)
+	}
+	looked := listed
+	looked.StartedAt, looked.Spec = time.Unix(200, 0), &engine.PodSpec{Key: key, CgroupParent: "/kubepods/a"}
+	sink.PodChanged(looked)
+	if p, _ := s.Pod("pod-a"); p.Phase != PhaseStopped || p.State != engine.PodNotReady || p.Spec.CgroupParent != "/kubepods/a" {
+		t.Errorf("after a look it is %s, %s, in the cgroup %q", p.Phase, p.State, p.Spec.CgroupParent)
+	}
+}
+
 // Every pair of container states: what the engine says second counts only where the arrow exists.
 func TestContainerStatesOnlyMoveRight(t *testing.T) {
 	const none, created, running, exited, unknown = engine.ContainerState(""), engine.ContainerCreated, engine.ContainerRunning, engine.ContainerExited, engine.ContainerUnknown
