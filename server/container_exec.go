@@ -147,6 +147,15 @@ func (r streamRuntime) Attach(ctx context.Context, container string, streams str
 	resize, stop := engineResize(streams.Resize)
 	defer stop()
 	es := engineStreams(streams, resize)
+	// How the output comes is the container's matter, whatever the client takes it for: kubectl knows, others guess.
+	if c, ok := r.s.store.Container(id); ok {
+		es.TTY = c.Spec.TTY
+	}
+	if es.TTY {
+		es.Stderr = nil
+	} else {
+		es.Resize = nil
+	}
 	return eng.Attach(ctx, id, &es)
 }
 
