@@ -57,3 +57,24 @@ func TestRenamesElsewhereDoNotFailIt(t *testing.T) {
 	<-stopped
 	t.Logf("openat2 by itself failed %d times", bare)
 }
+
+// A program started meanwhile must not inherit a way into the host's folders, whatever the caller asked for; and the caller's
+// own OpenHow, which it may share, stays as it was.
+func TestOpenedFilesAreNotInherited(t *testing.T) {
+	how := unix.OpenHow{Flags: unix.O_PATH}
+	fd, err := Open(unix.AT_FDCWD, t.TempDir(), &how)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if flags&unix.FD_CLOEXEC == 0 {
+		t.Error("the opened folder would be inherited by programs started later")
+	}
+	if how.Flags != unix.O_PATH {
+		t.Errorf("the caller's flags became %#x", how.Flags)
+	}
+}
