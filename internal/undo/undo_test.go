@@ -45,3 +45,22 @@ func TestReleaseKeepsEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// The caller keeps a record of what is left whenever Run says an error: a clean undo must say none, and a step that hangs
+// must not hold the caller for ever.
+func TestCleanUndoReportsNothingAndIsBounded(t *testing.T) {
+	var s Stack
+	ran := 0
+	for _, name := range []string{"a", "b"} {
+		s.Push(name, func(ctx context.Context) error {
+			if _, bounded := ctx.Deadline(); !bounded {
+				t.Errorf("step %s has no deadline", name)
+			}
+			ran++
+			return nil
+		})
+	}
+	if err := s.Run(t.Context()); err != nil || ran != 2 {
+		t.Errorf("ran %d steps, error %v", ran, err)
+	}
+}
