@@ -181,8 +181,16 @@ func TestWhatTheEngineCannotDoIsRefusedByName(t *testing.T) {
 	if err := CheckContainer(s, engine.Features{ImageVolumes: true}); err != nil {
 		t.Errorf("refused: %v", err)
 	}
-	if err := CheckPod(&engine.PodSpec{Namespaces: engine.Namespaces{User: &engine.UserNamespace{}}}, engine.Features{}); !errdefs.IsNotImplemented(err) {
-		t.Errorf("a user namespace without the feature: %v", err)
+	for field, pod := range map[string]engine.PodSpec{
+		"userns_options":             {Namespaces: engine.Namespaces{User: &engine.UserNamespace{}}},
+		"supplemental_groups_policy": {Security: engine.Security{GroupsPolicy: engine.GroupsStrict}},
+	} {
+		if err := CheckPod(&pod, engine.Features{}); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), field) {
+			t.Errorf("a pod with %s without the feature: %v", field, err)
+		}
+		if err := CheckPod(&pod, all); err != nil {
+			t.Errorf("a pod with %s is refused by an engine that can do it: %v", field, err)
+		}
 	}
 	for field, update := range map[string]*runtimeapi.LinuxContainerResources{
 		"unified":                    {Unified: map[string]string{"memory.max": "1"}},
