@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
@@ -63,7 +64,9 @@ func TestWhatCannotBeExpressedIsRefused(t *testing.T) {
 			h.Kernel.RecursiveReadonly = false
 			withMount(engine.Mount{ContainerPath: "/a", HostPath: "/a", RecursiveReadonly: true, Readonly: true})(h, c)
 		},
-		"device without permission": func(_ *host.Host, c *Container) { c.Devices = []host.Device{{Access: "x"}} },
+		"device without permissions":      withDevice("/dev/x", ""),
+		"device with unknown permissions": withDevice("/dev/x", "rx"),
+		"device at a relative path":       withDevice("dev/x", "r"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, c := v2Host(), podContainer()
@@ -88,6 +91,12 @@ func manyVariables() []engine.EnvVar {
 
 func localhost(text string) engine.Profile {
 	return engine.Profile{Type: engine.ProfileLocalhost, LocalhostRef: "/p.json", Content: []byte(text)}
+}
+
+func withDevice(path, access string) func(*host.Host, *Container) {
+	return func(_ *host.Host, c *Container) {
+		c.Devices = []host.Device{{LinuxDevice: specs.LinuxDevice{Path: path, Type: "c", Major: 10, Minor: 1}, Access: access}}
+	}
 }
 
 func withMount(m engine.Mount) func(*host.Host, *Container) {
@@ -162,7 +171,8 @@ func TestAnUpdateLiftsWhatIsNotAskedForAnyMore(t *testing.T) {
 	}
 	// What is asked for again stays.
 	out, err := Resources(v2Host(), &previous, &previous)
-	if err != nil || *out.CPU.Quota != 25000 || *out.Memory.Swap != 96<<20 || out.Unified["memory.high"] != "50000000" || out.CPU.Cpus != "0" {
+	if err != nil || *out.CPU.Quota != 25000 || *out.Memory.Swap != 96<<20 || out.Unified["memory.high"] != "50000000" || out.CPU.Cpus != "0" ||
+		len(out.HugepageLimits) != 1 || out.HugepageLimits[0].Limit != previous.Hugepages[0].Limit {
 		t.Errorf("%+v, %v", out, err)
 	}
 }
