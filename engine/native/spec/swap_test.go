@@ -33,3 +33,38 @@ func TestNoSwapIsSaidInTheWordsOfCgroup2(t *testing.T) {
 		}
 	}
 }
+
+// CRI's 0 beside a limit of memory is no swap: cgroup v1 has to be told so by the limit of both, as a limit of memory alone leaves
+// swap without one. Where swap is not accounted nothing of it can be said, and what needs nothing said is not refused.
+func TestALimitOfMemoryIsOneOfSwapOnCgroup1(t *testing.T) {
+	const limit = 64 << 20
+	for _, tt := range []struct {
+		name       string
+		swap       bool
+		r          engine.Resources
+		wantSwap   int64 // 0: not set
+		swappiness bool
+	}{
+		{"memory alone", true, engine.Resources{MemoryLimit: limit}, limit, false},
+		{"some swap", true, engine.Resources{MemoryLimit: limit, MemorySwap: limit + 5}, limit + 5, false},
+		{"all swap", true, engine.Resources{MemoryLimit: limit, MemorySwap: -1}, -1, false},
+		{"no limits", true, engine.Resources{}, 0, true},
+		{"memory alone, not accounted", false, engine.Resources{MemoryLimit: limit}, 0, false},
+		{"the same limit, not accounted", false, engine.Resources{MemoryLimit: limit, MemorySwap: limit}, 0, false},
+	} {
+		h := v1Host()
+		h.Swap = tt.swap
+		out, err := Resources(h, &tt.r, nil)
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		var got int64
+		if out.Memory.Swap != nil {
+			got = *out.Memory.Swap
+		}
+		if got != tt.wantSwap || (out.Memory.Swappiness != nil) != tt.swappiness {
+			t.Errorf("%s: swap %d, swappiness set: %t", tt.name, got, out.Memory.Swappiness != nil)
+		}
+	}
+}
