@@ -151,6 +151,29 @@ func TestAMountInTheTreeStaysWithWhatIsInIt(t *testing.T) {
 	}
 }
 
+// A caller forgets what Remove says is gone, and would never come back for a file that could not be unlinked.
+func TestAFileThatStaysIsAnError(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(file, file, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(t.Context(), file); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("%v", err)
+	}
+	if err := unix.Unmount(file, unix.UMOUNT_NOFOLLOW); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(t.Context(), file); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAnEndedContextLeavesTheRest(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "x")
 	mkdirs(t, filepath.Join(dir, "y"))
