@@ -21,8 +21,8 @@ import (
 )
 
 // Del runs DEL for each attachment, last first, every plugin, also past errors; it uses what the attachment records and
-// nothing of today's configuration but the plugin directories. A network namespace that is gone is passed as empty, and
-// NAT rules that plugins then leave behind are removed. OK when there is nothing to do; the error joins what is left to do.
+// nothing of today's configuration but the plugin directories. A network namespace that is gone is passed as empty. NAT rules
+// that plugins leave behind where the pod's interface is gone are removed. OK when there is nothing to do; the error joins what is left to do.
 func (n *Network) Del(ctx context.Context, attachments []Attachment) error {
 	if len(attachments) == 0 {
 		return nil
@@ -64,6 +64,9 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 	if err != nil {
 		return err
 	}
+	// Without the pod's interface the plugins do not find their rules: the namespace has ended, or a DEL before this one was cut
+	// off, or failed, when it had taken the interface away.
+	blind := netns == "" || !n.ns.hasLink(netns, a.IfName)
 	var prev types.Result
 	if ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "0.4.0"); ok && err == nil {
 		prev = a.previous(list)
@@ -79,7 +82,7 @@ func (n *Network) delOne(ctx context.Context, a *Attachment) error {
 		}
 		cancel()
 	}
-	if netns == "" {
+	if blind {
 		if err := failpoint.Around("cni.rules", func() error { return removeLeakedRules(ctx, a) }); err != nil {
 			errs = append(errs, err)
 		}

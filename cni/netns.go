@@ -18,6 +18,7 @@ import (
 type namespaces interface {
 	inode(path string) (uint64, error)
 	loopbackUp(path string) error
+	hasLink(path, name string) bool
 	guardLoopback(ctx context.Context) error
 }
 
@@ -81,6 +82,14 @@ func (kernelNamespaces) loopbackUp(netns string) error {
 		return fmt.Errorf("loopback of network namespace %s: %w", netns, err)
 	}
 	return nil
+}
+
+// hasLink says whether an interface of that name is known to be in the namespace.
+func (kernelNamespaces) hasLink(netns, name string) bool {
+	return within(netns, func(handle *netlink.Handle) error {
+		_, err := handle.LinkByName(name)
+		return err
+	}) == nil
 }
 
 // Addresses are those that an interface has in the network namespace at path, IPv4 first, without those of the link alone:

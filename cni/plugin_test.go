@@ -121,6 +121,8 @@ func (f *fakeNamespaces) inode(path string) (uint64, error) {
 	return 4711, nil
 }
 
+func (f *fakeNamespaces) hasLink(path, _ string) bool { return !f.gone[path] }
+
 func (f *fakeNamespaces) loopbackUp(string) error { return nil }
 
 func (f *fakeNamespaces) guardLoopback(context.Context) error { f.guards.Add(1); return nil }

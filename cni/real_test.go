@@ -203,11 +203,34 @@ func TestRealPlugins(t *testing.T) {
 	if err := n.Del(t.Context(), dead); err != nil {
 		t.Errorf("second DEL: %v", err)
 	}
+	// Nor are they found where a DEL before was killed, or failed, when it had taken the interface away.
+	cut, _ := attach("neighbour3")
+	removeLink(t, cut[0].NetNSPath, "eth0")
+	if err := n.Del(t.Context(), cut); err != nil {
+		t.Fatal(err)
+	}
+	if found := left(t, leases); len(found) != before {
+		t.Errorf("after a DEL that was cut off: %d things, want the %d of the neighbour: %q", len(found), before, found)
+	}
 	if err := n.Del(t.Context(), neighbour); err != nil {
 		t.Fatal(err)
 	}
 	if found := left(t, leases); len(found) != 0 {
 		t.Errorf("at the end: %q", found)
+	}
+}
+
+func removeLink(t *testing.T, netns, name string) {
+	t.Helper()
+	err := within(netns, func(handle *netlink.Handle) error {
+		link, err := handle.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return handle.LinkDel(link)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // removeLeakedRules removes the masquerading and host-port rules that plugins leave in the host's nat tables when the
-// network namespace was gone before DEL: bridge and ptp (up to 1.9 at least) read the addresses from the namespace and,
+// pod's interface was gone before DEL: bridge and ptp (up to 1.9 at least) read the addresses from the interface and,
 // where there is none, keep the ipMasq chain and its rules and answer success. Only rules that carry the names of this
 // attachment go. A host without iptables or nft has none, nor has one whose kernel has no such tables.
 func removeLeakedRules(ctx context.Context, a *Attachment) error {
