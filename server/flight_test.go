@@ -91,6 +91,13 @@ func TestAPanicInTheWorkIsAnErrorForAllWhoWait(t *testing.T) {
 	}
 }
 
+// Rows: S53 (part)
+func TestAPanicInALaterTaskEndsOnlyThat(t *testing.T) {
+	s := &Server{ended: make(chan struct{})}
+	s.later(t.Context(), 0, func(context.Context) { panic("boom") })
+	s.background.Wait()
+}
+
 // Rows: R13 (part)
 func TestAShorterStopKillsWhileALongerOneWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -343,6 +343,11 @@ func (s *Server) later(ctx context.Context, pause time.Duration, work func(ctx c
 		}
 		ctx, cancel := context.WithTimeout(ctx, flightTimeout)
 		defer cancel()
+		defer func() {
+			if p := recover(); p != nil {
+				_ = panicError(p) // logged; the next start takes up what is left
+			}
+		}()
 		work(ctx)
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/failpoint"
+	"crishim/internal/flight"
 )
 
 const (
@@ -127,7 +128,10 @@ func (s *Set) begin(e entry, to int) *carry {
 	c.now = Progress{Image: nameOf(&told), To: s.stores[to].Engine, Total: told.Size}
 	s.flights[key] = c
 	s.carries.Go(func() {
-		c.err = s.carry(c, e, &told, to)
+		func() {
+			defer flight.Caught(&c.err)
+			c.err = s.carry(c, e, &told, to)
+		}()
 		s.mu.Lock()
 		delete(s.flights, key)
 		s.mu.Unlock()
@@ -202,9 +206,13 @@ func (s *Set) carryFrom(c *carry, source engine.ImageCarrier, img *engine.Image,
 		return err
 	}
 	r, w := io.Pipe()
+	defer func() { _ = r.Close() }() // also where the import panics
 	exported := make(chan error, 1)
 	go func() {
-		err := source.ExportImage(ctx, img.ID, &counter{w, &c.moved})
+		err := func() (err error) {
+			defer flight.Caught(&err)
+			return source.ExportImage(ctx, img.ID, &counter{w, &c.moved})
+		}()
 		_ = w.CloseWithError(err)
 		exported <- err
 	}()

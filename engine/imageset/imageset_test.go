@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -306,4 +307,31 @@ func TestWhatIsOnItsWayEndsWithTheSet(t *testing.T) {
 	if list, _ := n.native.ListImages(t.Context()); len(list) > 0 {
 		t.Errorf("half an image: %+v", list)
 	}
+}
+
+// panics is a store with a bug.
+type panics struct{ engine.ImageCarrier }
+
+func (panics) ExportImage(context.Context, engine.ImageID, io.Writer) error { panic("boom") }
+
+func (panics) ImportImage(context.Context, io.Reader, *engine.Image) (*engine.Image, error) {
+	panic("boom")
+}
+
+// Rows: S53 (part)
+func TestAPanicOnTheWayIsToldToWhoWaits(t *testing.T) {
+	n := newNode(t)
+	n.docker.AddImage(enginetest.NewImage(app))
+	for i, name := range []string{"docker", "native"} {
+		whole := n.stores[i].Images
+		n.stores[i].Images = struct {
+			engine.Images
+			panics
+		}{Images: whole}
+		if _, _, err := n.Ensure(t.Context(), "native", app, ""); !errdefs.IsInternal(err) {
+			t.Errorf("a panic of %s: %v", name, err)
+		}
+		n.stores[i].Images = whole
+	}
+	n.ensure(t, "native", app)
 }

@@ -8,8 +8,12 @@ package flight
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
+	"k8s.io/klog/v2"
 )
 
 // Progress is what a piece of work last did; it is made at its start.
@@ -95,11 +99,23 @@ func (g *Group[P, T]) join(ctx context.Context, key string, work Work[P, T]) (jo
 	ctx, joined.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	g.running.Go(func() {
 		defer joined.cancel()
-		joined.value, joined.err = work(ctx, joined.progress)
+		func() {
+			defer Caught(&joined.err)
+			joined.value, joined.err = work(ctx, joined.progress)
+		}()
 		g.forget(key, joined) // first, so that whoever sees the end and tries again starts anew
 		close(joined.done)
 	})
 	return joined, true
+}
+
+// Caught is deferred by who works for others on a goroutine of its own, where no caller recovers: a panic becomes its error. It would
+// end the program, for what one registry or archive has in it.
+func Caught(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("the work panicked: %v; this is a bug, please report it with the log: %w", p, errdefs.ErrInternal)
+		klog.ErrorS(*err, "Recovered from a panic", "stack", string(debug.Stack()))
+	}
 }
 
 // wait waits for the end of the work. An error is the caller's own reason to leave before it.

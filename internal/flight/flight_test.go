@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // pace is a progress that may end.
@@ -147,4 +149,28 @@ func TestAPartIsWaitedFor(t *testing.T) {
 	if !started || !errors.Is(err, context.Canceled) || !cleared || taken == nil {
 		t.Errorf("started %v, %v, cleared %v, progress %v", started, err, cleared, taken)
 	}
+}
+
+// Rows: S53 (part)
+func TestAPanicIsAnErrorForAllWhoWait(t *testing.T) {
+	g := New[int](begin)
+	goOn := make(chan struct{})
+	var all sync.WaitGroup
+	for range 3 {
+		all.Go(func() {
+			if _, err := g.Do(t.Context(), "a", 0, func(context.Context, *pace) (int, error) {
+				<-goOn
+				panic("boom")
+			}); !errdefs.IsInternal(err) {
+				t.Error(err)
+			}
+		})
+	}
+	waitFor(t, "all", func() bool { return g.Waiting() == 3 })
+	close(goOn)
+	all.Wait()
+	if n, err := g.Do(t.Context(), "a", 0, func(context.Context, *pace) (int, error) { return 7, nil }); n != 7 || err != nil {
+		t.Errorf("anew: %d, %v", n, err)
+	}
+	g.Wait()
 }

@@ -21,6 +21,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crishim/engine"
 	"crishim/internal/treesize"
@@ -796,4 +798,19 @@ func (f *forged) Digest() (v1.Hash, error) {
 func (f *forged) Size() (int64, error) { return int64(len(f.manifest)), nil }
 func (f *forged) ConfigFile() (*v1.ConfigFile, error) {
 	return v1.ParseConfigFile(bytes.NewReader(f.config))
+}
+
+// panics is a source of blobs with a bug.
+type panics struct{}
+
+func (panics) open(context.Context, digest.Digest, int64) (*blobStream, error) { panic("boom") }
+
+// Rows: S53 (part)
+func TestAPanicInALayerIsAnErrorOfItsPull(t *testing.T) {
+	s := newStore(t, nil)
+	blob := digest.FromString("blob")
+	err := s.ensureLayer(t.Context(), panics{}, ocispec.Descriptor{Digest: blob, Size: 4, MediaType: ocispec.MediaTypeImageLayer}, digest.FromString("layer"), newProgress())
+	if !errdefs.IsInternal(err) {
+		t.Error(err)
+	}
 }

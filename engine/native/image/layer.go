@@ -17,6 +17,7 @@ import (
 
 	"crishim/engine/native/image/unpack"
 	"crishim/internal/atomicfile"
+	"crishim/internal/flight"
 	"crishim/internal/treesize"
 )
 
@@ -116,8 +117,12 @@ func (s *Store) fillAndUnpack(ctx context.Context, p *part, source blobSource, t
 	var got unpack.Layer
 	var archive error // of an archive that is none: the blob may be another one than was asked for, which counts first
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.fill(ctx, p, source, at) })
 	group.Go(func() (err error) {
+		defer flight.Caught(&err)
+		return s.fill(ctx, p, source, at)
+	})
+	group.Go(func() (err error) {
+		defer flight.Caught(&err)
 		turn := &turn{store: s, ctx: ctx, at: at}
 		if err := turn.take(); err != nil {
 			return err

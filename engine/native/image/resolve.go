@@ -15,6 +15,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/native/space"
+	"crishim/internal/flight"
 )
 
 // version is the tag or digest of a name.
@@ -164,11 +165,12 @@ func (s *Store) fetchLayers(ctx context.Context, from blobSource, f *found, at *
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(fetchers)
 	for i, l := range f.manifest.Layers {
-		group.Go(func() error {
+		group.Go(func() (err error) {
+			defer flight.Caught(&err)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			err := s.ensureLayer(ctx, from, l, f.config.RootFS.DiffIDs[i], at)
+			err = s.ensureLayer(ctx, from, l, f.config.RootFS.DiffIDs[i], at)
 			if err != nil {
 				return err
 			}
