@@ -135,9 +135,10 @@ func (s *Set) begin(e entry, to int) *carry {
 		s.mu.Lock()
 		delete(s.flights, key)
 		s.mu.Unlock()
-		end := c.progress()
-		end.Done, end.Err = true, c.err
-		s.progress(end)
+		if end := c.progress(); end.From != "" || c.err != nil { // else it was there
+			end.Done, end.Err = true, c.err
+			s.progress(end)
+		}
 		close(c.done)
 	})
 	return c
@@ -179,6 +180,10 @@ func (s *Set) carry(c *carry, e entry, told *engine.Image, to int) error {
 	target, ok := s.stores[to].Images.(engine.ImageCarrier)
 	if !ok {
 		return fmt.Errorf("image %s: engine %s takes no images from other engines: %w", c.now.Image, c.now.To, errdefs.ErrNotImplemented)
+	}
+	// Who found that it is not there may have looked before an earlier carry ended.
+	if now, err := s.find(s.life, string(told.ID), ""); err == nil && now[to] != nil {
+		return nil
 	}
 	var errs []error
 	for from, img := range e {

@@ -166,6 +166,23 @@ func TestCallersJoinAndMayLeave(t *testing.T) {
 	}
 }
 
+// A caller who looked for an image before it had come, and asks for it afterwards, does not have it carried again.
+func TestWhatHasComeMeanwhileIsNotCarriedAgain(t *testing.T) {
+	n := newNode(t)
+	n.docker.AddImage(enginetest.NewImage(app))
+	before, err := n.find(t.Context(), app, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.ensure(t, "native", app)
+	if err := n.await(t.Context(), n.begin(before, n.index("native"))); err != nil {
+		t.Error(err)
+	}
+	if exports := n.docker.Calls("ExportImage"); exports != 1 {
+		t.Errorf("carried %d times", exports)
+	}
+}
+
 func TestWhatIsDamagedOnTheWayIsNotUsed(t *testing.T) {
 	n := newNode(t)
 	n.docker.AddImage(enginetest.NewImage(app))
