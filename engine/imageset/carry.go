@@ -212,11 +212,13 @@ func (s *Set) carryFrom(c *carry, source engine.ImageCarrier, img *engine.Image,
 	}
 	r, w := io.Pipe()
 	defer func() { _ = r.Close() }() // also where the import panics
+	exporting, stopExport := context.WithCancel(ctx)
+	defer stopExport()
 	exported := make(chan error, 1)
 	go func() {
 		err := func() (err error) {
 			defer flight.Caught(&err)
-			return source.ExportImage(ctx, img.ID, &counter{w, &c.moved})
+			return source.ExportImage(exporting, img.ID, &counter{w, &c.moved})
 		}()
 		_ = w.CloseWithError(err)
 		exported <- err
@@ -226,11 +228,14 @@ func (s *Set) carryFrom(c *carry, source engine.ImageCarrier, img *engine.Image,
 		_, _ = io.Copy(io.Discard, r) // what follows the archive's end
 	}
 	_ = r.CloseWithError(errors.New("the other store reads no more"))
+	if err != nil {
+		stopExport() // a store that hangs writes nothing, and would not see it
+	}
 	exportErr := <-exported
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case err != nil && exportErr != nil && !errors.Is(err, exportErr):
+	case err != nil && exportErr != nil && !errors.Is(err, exportErr) && !errors.Is(exportErr, context.Canceled):
 		return fmt.Errorf("%w (%w)", err, exportErr)
 	case err != nil:
 		return err

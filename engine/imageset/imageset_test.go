@@ -213,6 +213,20 @@ func TestAFailureOnTheWayIsToldAndTheNextCallTriesAgain(t *testing.T) {
 	}
 }
 
+// A store that hangs does not keep the failure of the other one from being told.
+func TestAFailureIsToldThoughTheOtherStoreHangs(t *testing.T) {
+	n := newNode(t)
+	n.docker.AddImage(enginetest.NewImage(app))
+	defer n.docker.Block("ExportImage")()
+	failure := fmt.Errorf("the disk of a test is full: %w", errdefs.ErrResourceExhausted)
+	n.native.FailOnce("ImportImage", failure)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, _, err := n.Ensure(ctx, "native", app, ""); !errors.Is(err, failure) {
+		t.Error(err)
+	}
+}
+
 func TestOneEngineDownLeavesTheOthersImages(t *testing.T) {
 	n := newNode(t)
 	n.docker.AddImage(enginetest.NewImage(app))
