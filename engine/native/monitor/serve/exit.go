@@ -77,11 +77,13 @@ func (c *container) record(exit *monitor.Exit) {
 	}
 }
 
-// forgetExit removes what an earlier container of the same id left.
+// forgetExit removes what an earlier container of the same id left, which would be told as this one's.
 func forgetExit(files ...string) error {
 	return failpoint.Around("monitor.exit.forget", func() error {
 		for _, file := range files {
-			_ = os.Remove(file)
+			if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("remove how an earlier container of the same id ended: %w", err)
+			}
 		}
 		return nil
 	})

@@ -396,3 +396,16 @@ func TestExitFallsBackToTheRunDirectory(t *testing.T) {
 		t.Fatalf("%s, %v", data, err)
 	}
 }
+
+// An old exit that stays would be told of a container that runs.
+func TestAnOldExitThatCannotBeRemovedFailsTheCreation(t *testing.T) {
+	f := newFixture(t, nil)
+	args := f.args("a", "/bin/sh", "-c", "exit 5")
+	args.ExitFile = filepath.Join(f.dir, "folder")
+	if err := os.MkdirAll(filepath.Join(args.ExitFile, "full"), 0o700); err != nil { // which os.Remove does not remove
+		t.Fatal(err)
+	}
+	if _, err := f.Create(f.ctx(), "a", args); err == nil {
+		t.Error("it was made")
+	}
+}
