@@ -154,6 +154,7 @@ func (e *Engine) exitCode(ctx context.Context, execID string, ended <-chan int) 
 		}
 		in, err := e.inspectExec(ctx, execID)
 		if err != nil {
+			e.killExec(ctx, execID) // it may run on
 			return 0, err
 		}
 		if !in.Running {

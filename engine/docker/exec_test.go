@@ -91,3 +91,53 @@ func TestAnExecThatStartsAfterItsCallerLeftIsKilled(t *testing.T) {
 		})
 	}
 }
+
+// So is one that has closed its output, and of which nobody can say whether it has ended when its caller leaves.
+//
+// Rows: S51 (part)
+func TestAnExecWithoutOutputWhoseInspectFailsIsKilled(t *testing.T) {
+	f := newFake(t)
+	f.put(testContainer, running)
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	cmd := exec.Command("/bin/sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	var asked atomic.Int32
+	f.mu.Lock()
+	f.fail["/containers/"+testContainer+"/exec"] = func(w http.ResponseWriter) {
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, `{"Id":"quiet"}`)
+	}
+	f.fail["/exec/quiet/json"] = func(w http.ResponseWriter) {
+		if asked.Add(1) == 1 {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(container.ExecInspect{ExecID: "quiet", Running: true, Pid: cmd.Process.Pid})
+	}
+	f.fail["/exec/quiet/start"] = func(w http.ResponseWriter) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		_, _ = fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+	}
+	f.mu.Unlock()
+	if code, err := e.Exec(t.Context(), testContainer, &engine.ExecSpec{Command: []string{"x"}}); err == nil {
+		t.Errorf("the exit code is %d", code)
+	}
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		_ = cmd.Process.Kill()
+		t.Error("it runs on")
+	}
+}
