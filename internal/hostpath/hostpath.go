@@ -62,8 +62,11 @@ func walk(parts []string, links int) error {
 			return follow(dir, at, part, &st, parts[i+1:], links)
 		}
 		next, err := unix.Openat(dir, part, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			return invalid("%s is not a folder", path.Join(at, part))
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", path.Join(at, part), err)
 		}
 		_ = unix.Close(dir)
 		dir, at = next, path.Join(at, part)

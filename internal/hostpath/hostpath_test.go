@@ -1,6 +1,7 @@
 package hostpath
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -8,6 +9,9 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"crishim/internal/starving"
 )
 
 func TestTheMissingEndOfAPathIsMade(t *testing.T) {
@@ -96,5 +100,15 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 	}
 	if after := count(); after >= before+calls {
 		t.Errorf("%d descriptors before, %d after %d calls", before, after, calls)
+	}
+}
+
+// Without a descriptor nothing is known of what is in the way.
+func TestNothingIsTakenForNoFolderForWantOfDescriptors(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "a", "b")
+	var err error
+	starving.Opening(t, unix.O_PATH|unix.O_NOFOLLOW, 0, func() { err = Make(name) })
+	if !errors.Is(err, unix.EMFILE) || errdefs.IsInvalidArgument(err) {
+		t.Error(err)
 	}
 }
