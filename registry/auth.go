@@ -93,7 +93,7 @@ func nameAt(endpoint *hosts.Endpoint, repository string) string {
 func tokenClient(transport *http.Transport, timeout time.Duration) *http.Client {
 	return &http.Client{Transport: transport, Timeout: timeout, CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		// To where the credentials have just been, as one that adds a slash to the path does it, and nowhere else.
-		if before := via[len(via)-1].URL; len(via) > maxRedirects || req.URL.Host != before.Host || req.URL.Scheme != before.Scheme {
+		if before := via[len(via)-1].URL; len(via) > maxRedirects || !sameServer(req.URL, before) {
 			return http.ErrUseLastResponse
 		}
 		return nil
@@ -117,7 +117,7 @@ func (a *authorizer) do(client *http.Client, req *http.Request) (*http.Response,
 			return nil, err
 		}
 		asker := resp.Request.URL
-		if resp.StatusCode != http.StatusUnauthorized || round == authRounds || asker.Host != a.endpoint.URL.Host || asker.Scheme != a.endpoint.URL.Scheme {
+		if resp.StatusCode != http.StatusUnauthorized || round == authRounds || !sameServer(asker, a.endpoint.URL) {
 			return resp, nil
 		}
 		challenges := resp.Header.Values("WWW-Authenticate")

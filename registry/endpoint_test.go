@@ -99,6 +99,29 @@ func TestRedirectsToStorageWithoutTLS(t *testing.T) {
 	}
 }
 
+// A registry may name its default port where it redirects to itself, as some do behind a proxy: it is not another server.
+//
+// Rows: S32 (part)
+func TestARedirectToTheSameServerKeepsCredentials(t *testing.T) {
+	at, err := url.Parse("https://reg.example/v2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := Endpoint{Spec: &hosts.Endpoint{URL: at}}
+	for to, same := range map[string]bool{
+		"https://reg.example/x": true, "https://reg.example:443/x": true, "https://Reg.Example/x": true,
+		"https://reg.example:8443/x": false, "https://reg.example.test/x": false, "https://a.reg.example:443/x": false, "http://reg.example:443/x": false,
+	} {
+		req := httptest.NewRequest(http.MethodGet, to, nil)
+		req.Header.Set("Authorization", "canary")
+		first := httptest.NewRequest(http.MethodGet, at.String(), nil)
+		err := u.redirect(Target{Kind: "blobs", Digest: "sha256:00"}, req, []*http.Request{first})
+		if kept := req.Header.Get("Authorization") != ""; err == nil && kept != same {
+			t.Errorf("%s: kept %t", to, kept)
+		}
+	}
+}
+
 // An endpoint whose refusal never ends is left as one whose refusal does.
 //
 // Rows: S41 (part)
