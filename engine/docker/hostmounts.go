@@ -39,6 +39,8 @@ type hostMounts struct {
 	owed atomic.Bool
 	// dropping is held by key while what has it is taken away.
 	dropping keymutex.Mutex[string]
+	// unmounting is held by key during the system calls of that, which may hang with a volume's server: the mount may be its last one.
+	unmounting keymutex.Mutex[string]
 
 	mu sync.Mutex
 	// making are the keys of containers that are not known to exist yet.
@@ -177,8 +179,11 @@ func (h *hostMounts) unmount(key string) error {
 	if !validKey(key) {
 		return nil
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	unlock, err := h.unmounting.Lock(context.Background(), key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	dir := h.path(key)
 	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil

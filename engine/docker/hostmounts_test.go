@@ -2,6 +2,7 @@ package docker
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -331,5 +333,59 @@ func TestKeysOfContainersThatWereThereAreKeptWhenOthersAreMade(t *testing.T) {
 	h.forget("old")
 	if !h.unused("OLD") || h.unused(key) {
 		t.Errorf("keys are %v", h.keys)
+	}
+}
+
+// What is prepared may be the last mount of a volume, whose server is asked when it is unmounted and may answer no more: that holds up
+// nobody else's creation or end.
+func TestAnUnmountThatHangsHoldsUpNobodyElse(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	server, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	h := &hostMounts{dir: t.TempDir()}
+	// A file system whose server answers that it is there, and then no more.
+	if err := unix.Mount("hung", h.dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server)); err != nil {
+		_ = unix.Close(server)
+		t.Skip(err)
+	}
+	var all sync.WaitGroup
+	t.Cleanup(func() {
+		_ = unix.Close(server) // whatever hangs fails
+		all.Wait()
+		if err := unix.Unmount(h.dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	all.Go(func() { _ = h.unmount(rand.Text()) })
+	request := make([]byte, 64<<10)
+	if _, err := unix.Read(server, request); err != nil { // FUSE_INIT
+		t.Fatal(err)
+	}
+	answer := make([]byte, 16+64)
+	binary.NativeEndian.PutUint32(answer, uint32(len(answer)))
+	copy(answer[8:], request[8:16])               // which request it answers
+	binary.NativeEndian.PutUint32(answer[16:], 7) // the protocol's version
+	binary.NativeEndian.PutUint32(answer[20:], 31)
+	binary.NativeEndian.PutUint32(answer[36:], 4096) // the largest write
+	if _, err := unix.Write(server, answer); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Read(server, request); err != nil { // what the unmount asks for
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	all.Go(func() {
+		h.unreserve(h.reserve())
+		_ = h.keyOf(testContainer)
+		close(done)
+	})
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Error("it does")
 	}
 }
