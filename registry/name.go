@@ -20,12 +20,12 @@ type Query struct {
 
 // ParseQuery takes a reference apart. ErrInvalidArgument when it can name no image.
 func ParseQuery(ref string) (Query, error) {
-	hex, marked := strings.CutPrefix(ref, "sha256:")
+	hex := strings.TrimPrefix(ref, "sha256:")
 	if IsHex(hex) && len(hex) == 64 {
 		return Query{ID: "sha256:" + hex}, nil
 	}
 	var q Query
-	if !marked && IsHex(hex) && len(hex) >= minPrefix && len(hex) < 64 {
+	if IsHex(hex) && len(hex) >= minPrefix && len(hex) < 64 {
 		q.Prefix = hex
 	}
 	named, err := ParseName(ref)
