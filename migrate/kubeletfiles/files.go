@@ -70,9 +70,13 @@ func Read(root string) (*Files, error) {
 	config := KubeadmConfig
 	if flag, ok := f.Flag("config"); ok {
 		config = flag.Value
+	} else if base(f.program) == "kubelet" {
+		config = "" // it reads none, also where one of kubeadm's is left
 	}
-	if err := add(&f.Configs, root, config); err != nil {
-		return nil, err
+	if config != "" {
+		if err := add(&f.Configs, root, config); err != nil {
+			return nil, err
+		}
 	}
 	if flag, ok := f.Flag("config-dir"); ok {
 		for _, path := range configsBelow(filepath.Join(root, flag.Value)) {

@@ -254,3 +254,21 @@ func TestConfigurationsBelowTheFolderCount(t *testing.T) {
 		t.Errorf("%+v, %v", edits, err)
 	}
 }
+
+// A kubelet that is told of no configuration reads none, also where one of kubeadm's was left.
+func TestAConfigurationThatTheKubeletIsNotGivenIsNotItsOwn(t *testing.T) {
+	f := read(t, tree(t, map[string]string{
+		unitPath:                      "[Service]\nExecStart=/usr/bin/kubelet --kubeconfig=/etc/kubelet.conf\n",
+		"var/lib/kubelet/config.yaml": "containerRuntimeEndpoint: unix:///var/run/cri-dockerd.sock\n",
+	}))
+	if value, where := f.Setting("container-runtime-endpoint", "containerRuntimeEndpoint"); value != "" {
+		t.Errorf("its endpoint is %s, of %s", value, where)
+	}
+	edits, err := f.Plan(Target{Endpoint: socket, Minor: 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(edits) != 1 || edits[0].Path == KubeadmConfig || !strings.Contains(edits[0].After, "--container-runtime-endpoint="+socket) {
+		t.Errorf("%+v", edits)
+	}
+}
