@@ -13,13 +13,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
-	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
 	"crishim/engine/docker/logpump"
 	"crishim/internal/failpoint"
+	"crishim/internal/hostpath"
 	"crishim/internal/process"
 	"crishim/internal/sysfs"
 	"crishim/internal/undo"
@@ -90,7 +90,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 	if err != nil {
 		return status, err
 	}
-	if err := relabelMounts(spec, mountLabel, label.Relabel); err != nil {
+	if err := relabelMounts(spec, mountLabel, hostpath.SetLabel); err != nil {
 		return status, err
 	}
 	back.Release()

@@ -17,7 +17,7 @@ var (
 	hostFolders = []string{"/", "/home", "/home/*", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var", "/var/lib", "/var/log", "/var/run", "/var/tmp"}
 )
 
-// Relabel gives the file or tree at name a container's SELinux label, by way of relabel (label.Relabel of go-selinux).
+// Relabel gives the file or tree at name a container's SELinux label, by way of relabel (SetLabel).
 // ErrInvalidArgument for what is the host's own, whatever link leads there (docs/reliability.md S12). Nothing is done where the label
 // is "", which is without SELinux, and on a file system without labels.
 func Relabel(name, label string, relabel func(path, label string, shared bool) error) error {

@@ -28,6 +28,7 @@ var followNoLink = map[string]string{
 	"engine/docker/logpump/link.go":     "a link below the pod's log folder, by the descriptor that crilog.MakeParent gave",
 	"engine/docker/logpump/giveback.go": "a log and a link below the pod's log folder, by the descriptor that crilog.OpenParent gave",
 	"internal/hostpath/hostpath.go":     "Make: missing host paths; links are followed only where root alone can have made them",
+	"internal/hostpath/labels.go":       "SetLabel: down from the root, one name at a time, labels by descriptors",
 	"engine/docker/imagemounts.go":      "copyFolder: a folder of an image by openat2(RESOLVE_IN_ROOT); layers are named by the engine and checked to be in its store",
 	"engine/docker/imagecheck.go":       "checkExec: a container's user files by openat2(RESOLVE_IN_ROOT), for a look at them only",
 	"internal/rmtree/rmtree.go":         "removes a tree by descriptors; follows no link and no mount",

@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
-	"github.com/opencontainers/selinux/go-selinux/label"
 
 	"crishim/engine"
 	"crishim/internal/hostpath"
@@ -39,7 +38,7 @@ func prepareSource(m *engine.Mount, mountLabel string) error {
 	if !m.SELinuxRelabel {
 		return nil
 	}
-	return hostpath.Relabel(m.HostPath, mountLabel, label.Relabel)
+	return hostpath.Relabel(m.HostPath, mountLabel, hostpath.SetLabel)
 }
 
 // checkPropagation: what is mounted below the path on the host can reach the container only from a shared or slave mount,
