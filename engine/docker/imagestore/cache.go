@@ -110,8 +110,7 @@ func (s *Store) load(ctx context.Context, d docker) (*snapshot, error) {
 
 func withNames(img *engine.Image, summary *image.Summary) *engine.Image {
 	out := *img
-	out.RepoTags = ownReferences(summary.RepoTags)
-	out.RepoDigests = ownReferences(summary.RepoDigests)
+	out.RepoTags, out.RepoDigests = namesOf(summary.ID, summary.RepoTags, summary.RepoDigests)
 	out.Size = size(summary.Size)
 	return &out
 }

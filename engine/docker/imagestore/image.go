@@ -14,12 +14,8 @@ import (
 
 // fromInspect is the image as Docker inspects it, without pinning and recorded digests.
 func fromInspect(in *image.InspectResponse) engine.Image {
-	out := engine.Image{
-		ID:          engine.ImageID(in.ID),
-		RepoTags:    ownReferences(in.RepoTags),
-		RepoDigests: ownReferences(in.RepoDigests),
-		Size:        size(in.Size),
-	}
+	out := engine.Image{ID: engine.ImageID(in.ID), Size: size(in.Size)}
+	out.RepoTags, out.RepoDigests = namesOf(in.ID, in.RepoTags, in.RepoDigests)
 	if created, err := time.Parse(time.RFC3339Nano, in.Created); err == nil {
 		out.Created = created
 	}

@@ -109,6 +109,29 @@ func TestListedAndFoundImagesAreTheSame(t *testing.T) {
 	}
 }
 
+// As Docker 29 lists them: a name with a digest is a tag too, of several repositories one has a digest, and an image of
+// another platform has a digest alone.
+func TestNamesInAStoreOfContainerdsAreTagsOrDigests(t *testing.T) {
+	f := newFakeDocker(t)
+	a, b, c := fakeID("a"), fakeID("b"), fakeID("c")
+	f.put("a", fakeImage{tags: []string{"reg.example:5000/app@" + a}, digests: []string{"reg.example:5000/app@" + a}})
+	f.put("b", fakeImage{tags: []string{"app:v1", "app:v2", "reg.example:5000/app:v1"}, digests: []string{"reg.example:5000/app@" + b}})
+	f.put("c", fakeImage{tags: []string{"other:arch"}, digests: []string{c}})
+	list, err := newStore(t, f, nil).ListImages(t.Context())
+	if err != nil || len(list) != 3 {
+		t.Fatalf("%v, %v", list, err)
+	}
+	for i, want := range []struct{ tags, digests []string }{
+		{nil, []string{"reg.example:5000/app@" + a}},
+		{[]string{"app:v1", "app:v2", "reg.example:5000/app:v1"}, []string{"app@" + b, "reg.example:5000/app@" + b}},
+		{[]string{"other:arch"}, nil},
+	} {
+		if got := list[i]; !slices.Equal(got.RepoTags, want.tags) || !slices.Equal(got.RepoDigests, want.digests) {
+			t.Errorf("tags %v, digests %v; want %v, %v", got.RepoTags, got.RepoDigests, want.tags, want.digests)
+		}
+	}
+}
+
 // deref makes an image printable by value.
 func deref(img *engine.Image) any {
 	copied := *img

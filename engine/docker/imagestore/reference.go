@@ -11,6 +11,30 @@ import (
 // (a digest cannot be tagged), and removes what has no name.
 const heldRepository = "crishim.invalid/held"
 
+// namesOf are the names that Docker tells of an image. With containerd's image store it calls one with a digest a tag too, has
+// a digest without a name for an image of another platform, and lists those of one repository of several; the id is the
+// digest in all of them.
+func namesOf(id string, tags, digests []string) (ownTags, ownDigests []string) {
+	digest := "@" + id
+	isDigest := slices.ContainsFunc(digests, func(ref string) bool { return strings.HasSuffix(ref, digest) })
+	for _, ref := range ownReferences(append(slices.Clone(tags), digests...)) {
+		if strings.HasPrefix(ref, "sha256:") {
+			continue
+		}
+		if !strings.Contains(ref, "@") {
+			ownTags = append(ownTags, ref)
+			if !isDigest {
+				continue
+			}
+			ref = ref[:strings.LastIndexByte(ref, ':')] + digest
+		}
+		if !slices.Contains(ownDigests, ref) {
+			ownDigests = append(ownDigests, ref)
+		}
+	}
+	return ownTags, ownDigests
+}
+
 // ownReferences keeps those references that are the image's: not "<none>", not ours.
 func ownReferences(refs []string) []string {
 	var own []string
