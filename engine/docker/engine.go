@@ -203,10 +203,12 @@ func privateDir(dir string) error {
 // Name is "docker".
 func (e *Engine) Name() string { return Name }
 
-// Info is what was learnt at the last connect.
+// Info is what was learnt at the last connect, and since then of where the layers are.
 func (e *Engine) Info() engine.Info {
 	if info := e.info.Load(); info != nil {
-		return *info
+		out := *info
+		out.RootDir = cmp.Or(e.images.Root(), out.RootDir)
+		return out
 	}
 	return engine.Info{}
 }

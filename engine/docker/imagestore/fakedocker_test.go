@@ -23,7 +23,8 @@ import (
 // fakeDocker is a Docker Engine's image API that works, over HTTP: images with names, and pulls as a test wants them.
 type fakeDocker struct {
 	*httptest.Server
-	root string // DockerRootDir
+	root   string // DockerRootDir
+	driver string
 
 	mu     sync.Mutex
 	images map[string]*fakeImage       // by id
@@ -45,7 +46,7 @@ type fakeImage struct {
 
 func newFakeDocker(t *testing.T) *fakeDocker {
 	t.Helper()
-	f := &fakeDocker{root: t.TempDir(), images: map[string]*fakeImage{}, calls: map[string]int{}}
+	f := &fakeDocker{root: t.TempDir(), driver: "overlay2", images: map[string]*fakeImage{}, calls: map[string]int{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1.41/images/json", f.list)
 	mux.HandleFunc("POST /v1.41/images/create", f.create)
@@ -58,7 +59,7 @@ func newFakeDocker(t *testing.T) *fakeDocker {
 		reply(w, f.users)
 	})
 	mux.HandleFunc("GET /v1.41/info", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, map[string]any{"DockerRootDir": f.root, "Driver": "overlay2"})
+		reply(w, map[string]any{"DockerRootDir": f.root, "Driver": f.driver})
 	})
 	f.Server = httptest.NewServer(mux)
 	t.Cleanup(f.Close)

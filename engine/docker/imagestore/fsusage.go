@@ -51,17 +51,29 @@ func (s *Store) sample(ctx context.Context, d docker, sampler *sampler) error {
 		return dockerError("ask Docker for its folder", err)
 	}
 	now := time.Now()
+	root, err := layersRoot(info.DockerRootDir, info.Driver)
+	if err != nil {
+		return err
+	}
 	images, containers, err := sampler.measure(ctx, info.DockerRootDir, info.Driver)
 	if err != nil {
 		return fmt.Errorf("measure %s: %w", info.DockerRootDir, err)
 	}
 	usage := func(u treesize.Size) engine.FSUsage {
-		return engine.FSUsage{Timestamp: now, Mountpoint: info.DockerRootDir, UsedBytes: u.Bytes, InodesUsed: u.Inodes}
+		return engine.FSUsage{Timestamp: now, Mountpoint: root, UsedBytes: u.Bytes, InodesUsed: u.Inodes}
 	}
 	if s.usage.Swap(&usageSample{images: usage(images), containers: usage(containers)}) == nil {
 		close(s.measured)
 	}
 	return nil
+}
+
+// Root is the folder whose file system has the layers of images and containers, "" while that was not measured.
+func (s *Store) Root() string {
+	if sample := s.usage.Load(); sample != nil {
+		return sample.images.Mountpoint
+	}
+	return ""
 }
 
 // sampler measures Docker's data folder. Layers of images never change, nor do those that Docker puts below a container's own,
@@ -77,10 +89,40 @@ type containersLayers struct{ own, initial string }
 
 func newSampler() *sampler { return &sampler{} }
 
-// containerdRoots are where an image store of containerd's lies: inside Docker's folder where Docker runs its own
-// containerd, else at the system's.
-func containerdRoots(root string) []string {
-	return []string{filepath.Join(root, "containerd", "daemon"), "/var/lib/containerd"}
+// layersRoot is the folder that has the layers: Docker's own, or the store of a containerd that is outside of it, perhaps on
+// another disk.
+func layersRoot(root, driver string) (string, error) {
+	if exists(filepath.Join(root, driver)) {
+		return root, nil
+	}
+	mounts, err := overlays()
+	if err != nil {
+		return "", err
+	}
+	if store := containerdStore(mounts, root, driver); store != "" && !strings.HasPrefix(store, root+"/") {
+		return store, nil
+	}
+	return root, nil
+}
+
+// containerdStore is where an image store of containerd's lies, "" where there is none: the running containers tell. Without
+// any it is inside Docker's folder where Docker runs its own containerd, else at the system's.
+func containerdStore(mounts []*mountinfo.Info, root, driver string) string {
+	snapshotter := "io.containerd.snapshotter.v1." + driver
+	for _, mount := range mounts {
+		if filepath.Dir(mount.Mountpoint) != filepath.Join(root, "rootfs", driver) {
+			continue
+		}
+		if store, _, ok := strings.Cut(upperDir(mount), "/"+snapshotter+"/"); ok {
+			return store
+		}
+	}
+	for _, store := range []string{filepath.Join(root, "containerd", "daemon"), "/var/lib/containerd"} {
+		if exists(filepath.Join(store, snapshotter)) {
+			return store
+		}
+	}
+	return ""
 }
 
 // measure sums up what images and what containers take under Docker's folder.
@@ -108,7 +150,7 @@ func (m *sampler) measure(ctx context.Context, root, driver string) (images, con
 	if exists(filepath.Join(root, driver)) {
 		return images, containers, nil
 	}
-	storeImages, storeContainers, err := containerdStore(ctx, root, driver)
+	storeImages, storeContainers, err := measureStore(ctx, root, driver)
 	images.Add(storeImages)
 	containers.Add(storeContainers)
 	return images, containers, err
@@ -192,52 +234,57 @@ func committedLayers(root, driver string) map[string]bool {
 	return names
 }
 
-// containerdStore walks the content and the snapshots of containerd. A snapshot that is some mount's upper layer is a
+// measureStore walks the content and the snapshots of containerd. A snapshot that is some mount's upper layer is a
 // container's; those of stopped containers cannot be told from layers and count as images.
-func containerdStore(ctx context.Context, root, driver string) (images, containers treesize.Size, err error) {
-	for _, store := range containerdRoots(root) {
-		snapshots := filepath.Join(store, "io.containerd.snapshotter.v1."+driver)
-		if !exists(snapshots) {
-			continue
+func measureStore(ctx context.Context, root, driver string) (images, containers treesize.Size, err error) {
+	mounts, err := overlays()
+	if err != nil {
+		return treesize.Size{}, treesize.Size{}, err
+	}
+	store := containerdStore(mounts, root, driver)
+	if store == "" {
+		return treesize.Size{}, treesize.Size{}, nil
+	}
+	snapshots := filepath.Join(store, "io.containerd.snapshotter.v1."+driver)
+	upper := map[string]bool{}
+	for _, mount := range mounts {
+		if dir := upperDir(mount); strings.HasPrefix(dir, snapshots+"/") {
+			upper[dir] = true
 		}
-		upper, err := upperDirs(snapshots)
+	}
+	for dir := range upper {
+		size, err := walk(ctx, dir, nil)
 		if err != nil {
 			return treesize.Size{}, treesize.Size{}, err
 		}
-		for dir := range upper {
-			size, err := walk(ctx, dir, nil)
-			if err != nil {
-				return treesize.Size{}, treesize.Size{}, err
-			}
-			containers.Add(size)
-		}
-		for _, dir := range []string{snapshots, filepath.Join(store, "io.containerd.content.v1.content")} {
-			size, err := walk(ctx, dir, upper)
-			if err != nil {
-				return treesize.Size{}, treesize.Size{}, err
-			}
-			images.Add(size)
-		}
-		return images, containers, nil
+		containers.Add(size)
 	}
-	return treesize.Size{}, treesize.Size{}, nil
+	for _, dir := range []string{snapshots, filepath.Join(store, "io.containerd.content.v1.content")} {
+		size, err := walk(ctx, dir, upper)
+		if err != nil {
+			return treesize.Size{}, treesize.Size{}, err
+		}
+		images.Add(size)
+	}
+	return images, containers, nil
 }
 
-// upperDirs are the upper layers of overlay mounts under dir.
-func upperDirs(dir string) (map[string]bool, error) {
+func overlays() ([]*mountinfo.Info, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
 	if err != nil {
 		return nil, fmt.Errorf("read the mount table: %w", err)
 	}
-	upper := map[string]bool{}
-	for _, mount := range mounts {
-		for option := range strings.SplitSeq(mount.VFSOptions, ",") {
-			if path, ok := strings.CutPrefix(option, "upperdir="); ok && strings.HasPrefix(path, dir+"/") {
-				upper[path] = true
-			}
+	return mounts, nil
+}
+
+// upperDir is the upper layer of an overlay, "" for one that has none.
+func upperDir(mount *mountinfo.Info) string {
+	for option := range strings.SplitSeq(mount.VFSOptions, ",") {
+		if path, ok := strings.CutPrefix(option, "upperdir="); ok {
+			return path
 		}
 	}
-	return upper, nil
+	return ""
 }
 
 // walk sums what a tree takes, without the folders in skip. An absent one takes nothing.

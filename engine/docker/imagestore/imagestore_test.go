@@ -911,6 +911,52 @@ func TestDiskUsageIsDividedAndNeverMeasuredInTheCall(t *testing.T) {
 	}
 }
 
+// A kubelet asks the file system of this folder how full it is: with the packages of Docker 29 that is containerd's, which
+// may be another disk than Docker's.
+func TestDiskUsageIsOfTheFileSystemThatHasTheLayers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	f := newFakeDocker(t)
+	f.driver = "overlayfs"
+	own := filepath.Join(f.root, "containerd", "daemon", "io.containerd.snapshotter.v1.overlayfs")
+	merged, disk := filepath.Join(f.root, "rootfs", "overlayfs", "c"), t.TempDir()
+	mount := func(source, target, fs, data string) {
+		t.Helper()
+		if err := unix.Mount(source, target, fs, 0, data); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+	}
+	mount("tmpfs", disk, "tmpfs", "")
+	layer := filepath.Join(disk, "io.containerd.snapshotter.v1.overlayfs", "snapshots", "1")
+	for _, dir := range []string{own, merged, layer + "/fs", layer + "/work", disk + "/lower"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(when, want string) engine.FSUsage {
+		t.Helper()
+		s := newStore(t, f, nil)
+		if err := s.background(t.Context(), newSampler()); err != nil {
+			t.Fatal(err)
+		}
+		images, containers, err := s.ImageFS(t.Context())
+		if err != nil || images[0].Mountpoint != want || containers[0].Mountpoint != want || s.Root() != want {
+			t.Fatalf("%s: %+v, %+v, %v; want it in %s", when, images, containers, err, want)
+		}
+		return containers[0]
+	}
+	check("Docker's own containerd", f.root)
+	mount("overlay", merged, "overlay", "lowerdir="+disk+"/lower,upperdir="+layer+"/fs,workdir="+layer+"/work")
+	if err := os.WriteFile(filepath.Join(merged, "file"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if used := check("another containerd", disk); used.UsedBytes < 1<<20 {
+		t.Errorf("its containers take %+v", used)
+	}
+}
+
 // Whatever a reference is, what is made of it is safe in a URL's path.
 func FuzzParseQuery(f *testing.F) {
 	for _, seed := range []string{"busybox", "a@" + someDigest, "../x", strings.Repeat("a", 64), "r:5/x:y@" + someDigest, "[::1]:5000/a"} {
