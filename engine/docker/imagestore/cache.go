@@ -3,10 +3,12 @@ package imagestore
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/image"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
 
 	"crishim/engine"
 	"crishim/registry"
@@ -22,6 +24,8 @@ type snapshot struct {
 	images     []*engine.Image
 	byID       map[engine.ImageID]*engine.Image
 	byName     map[string]*engine.Image // by registry.Query.Name, tags and digests
+	// unread are those that Docker lists but cannot read: they have names and a size.
+	unread map[engine.ImageID]bool
 }
 
 // images returns the snapshot of now. Where nothing changed it costs no call.
@@ -64,7 +68,7 @@ func (s *Store) current(d docker) *snapshot {
 func (s *Store) load(ctx context.Context, d docker) (*snapshot, error) {
 	snap := &snapshot{
 		generation: s.generation.Load(), from: d,
-		byID: map[engine.ImageID]*engine.Image{}, byName: map[string]*engine.Image{},
+		byID: map[engine.ImageID]*engine.Image{}, byName: map[string]*engine.Image{}, unread: map[engine.ImageID]bool{},
 	}
 	list, err := d.ImageList(ctx, image.ListOptions{})
 	if err != nil {
@@ -72,9 +76,10 @@ func (s *Store) load(ctx context.Context, d docker) (*snapshot, error) {
 	}
 	known := map[engine.ImageID]*engine.Image{}
 	if last := s.cache.Load(); last != nil && last.from == d {
-		known = last.byID
+		known = maps.Clone(last.byID)
+		maps.DeleteFunc(known, func(id engine.ImageID, _ *engine.Image) bool { return last.unread[id] })
 	}
-	images := make([]*engine.Image, len(list))
+	images, unread := make([]*engine.Image, len(list)), make([]bool, len(list))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(inspectors)
 	for i := range list {
@@ -91,6 +96,11 @@ func (s *Store) load(ctx context.Context, d docker) (*snapshot, error) {
 			if errdefs.IsNotFound(err) {
 				return nil // removed since
 			}
+			if errdefs.IsInternal(err) {
+				// One whose files are broken must not hide all others; the kubelet can still remove it.
+				klog.ErrorS(err, "An image that Docker cannot read is listed by its names", "id", summary.ID)
+				img, unread[i], err = &engine.Image{ID: engine.ImageID(summary.ID)}, true, nil
+			}
 			if err == nil {
 				images[i] = withNames(img, summary)
 			}
@@ -100,9 +110,12 @@ func (s *Store) load(ctx context.Context, d docker) (*snapshot, error) {
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	for _, img := range images {
+	for i, img := range images {
 		if img != nil {
 			snap.add(img, s.records.digests(img.ID))
+			if unread[i] {
+				snap.unread[img.ID] = true
+			}
 		}
 	}
 	return snap, nil
@@ -185,13 +198,29 @@ func (s *Store) Image(ctx context.Context, ref string) (*engine.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if img := snap.find(&q); img != nil {
+	if img := snap.find(&q); img != nil && !snap.unread[img.ID] {
 		return s.finished(img), nil
 	}
 	return s.imageUnlisted(ctx, snap.from, ref, &q)
 }
 
-// imageUnlisted asks Docker for what the list does not show: an intermediate image, or one whose event is still to come.
+// toRemove is Image, or what the list has of one that Docker cannot read.
+func (s *Store) toRemove(ctx context.Context, ref string) (*engine.Image, error) {
+	img, err := s.Image(ctx, ref)
+	if !errdefs.IsInternal(err) {
+		return img, err
+	}
+	q, qerr := registry.ParseQuery(ref)
+	if snap := s.cache.Load(); qerr == nil && snap != nil {
+		if listed := snap.find(&q); listed != nil {
+			return listed, nil
+		}
+	}
+	return nil, err
+}
+
+// imageUnlisted asks Docker for what the list does not show: an intermediate image, one whose event is still to come, or one that
+// could not be read.
 func (s *Store) imageUnlisted(ctx context.Context, d docker, ref string, q *registry.Query) (*engine.Image, error) {
 	asked := q.ID
 	if asked == "" {

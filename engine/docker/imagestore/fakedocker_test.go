@@ -42,6 +42,7 @@ type fakeImage struct {
 	user          string
 	size          int64
 	hidden        bool // not in lists: an intermediate image
+	broken        bool // cannot be read: a blob is damaged
 }
 
 func newFakeDocker(t *testing.T) *fakeDocker {
@@ -163,6 +164,10 @@ func (f *fakeDocker) inspect(w http.ResponseWriter, r *http.Request) {
 	id, img := f.find(ref)
 	if img == nil {
 		refuse(w, http.StatusNotFound, "No such image: "+ref)
+		return
+	}
+	if img.broken {
+		refuse(w, http.StatusInternalServerError, "failed to read image config: unexpected end of JSON input")
 		return
 	}
 	reply(w, image.InspectResponse{

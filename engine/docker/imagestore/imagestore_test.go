@@ -132,6 +132,29 @@ func TestNamesInAStoreOfContainerdsAreTagsOrDigests(t *testing.T) {
 	}
 }
 
+func TestAnImageThatDockerCannotReadHidesNoOther(t *testing.T) {
+	f := newFakeDocker(t)
+	a := f.put("a", fakeImage{tags: []string{"busybox:latest"}})
+	b := f.put("b", fakeImage{tags: []string{"broken:latest"}, size: 9, broken: true})
+	s := newStore(t, f, nil)
+	list, err := s.ListImages(t.Context())
+	if err != nil || len(list) != 2 || string(list[1].ID) != b || list[1].Size != 9 || !slices.Equal(list[1].RepoTags, []string{"broken:latest"}) {
+		t.Errorf("listed %+v, %v", list, err)
+	}
+	if img, err := s.Image(t.Context(), "busybox"); err != nil || string(img.ID) != a {
+		t.Errorf("the other: %+v, %v", img, err)
+	}
+	if img, err := s.Image(t.Context(), "broken"); !errdefs.IsInternal(err) {
+		t.Errorf("%+v, %v; want Docker's error, not an image without its user", img, err)
+	}
+	if err := s.RemoveImage(t.Context(), engine.ImageID(b)); err != nil {
+		t.Errorf("removal: %v", err)
+	}
+	if list, err := s.ListImages(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("then listed %+v, %v", list, err)
+	}
+}
+
 // deref makes an image printable by value.
 func deref(img *engine.Image) any {
 	copied := *img

@@ -18,7 +18,7 @@ import (
 
 // RemoveImage implements engine.Images. Any reference of the image may be given in place of its id.
 func (s *Store) RemoveImage(ctx context.Context, ref engine.ImageID) error {
-	img, err := s.Image(ctx, string(ref))
+	img, err := s.toRemove(ctx, string(ref))
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
