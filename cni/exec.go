@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -35,7 +36,11 @@ const (
 
 // pluginExec runs plugins for libcni, each in a process group of its own that dies whole with its context: libcni's own
 // exec kills the plugin alone and then waits for the children that hold its pipes.
-type pluginExec struct{ version.PluginDecoder }
+type pluginExec struct {
+	version.PluginDecoder
+	// inherited is open in every plugin (Own); nil before.
+	inherited *os.File
+}
 
 var _ invoke.Exec = (*pluginExec)(nil)
 
@@ -45,9 +50,9 @@ func (*pluginExec) FindInPath(plugin string, dirs []string) (string, error) {
 }
 
 // ExecPlugin implements invoke.Exec. A binary that is just being written is tried again until ctx ends or two seconds passed.
-func (*pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (stdout []byte, err error) {
+func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (stdout []byte, err error) {
 	err = failpoint.Around("cni."+verbOf(environ)+"."+filepath.Base(path), func() (err error) {
-		stdout, err = execPlugin(ctx, path, stdin, environ)
+		stdout, err = e.execPlugin(ctx, path, stdin, environ)
 		return err
 	})
 	return stdout, err
@@ -63,9 +68,9 @@ func verbOf(environ []string) string {
 	return ""
 }
 
-func execPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (e *pluginExec) execPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	for try := 0; ; try++ {
-		stdout, _, err := runPlugin(ctx, path, stdin, environ)
+		stdout, _, err := program{path: path, stdin: stdin, environ: environ, inherits: e.inherited}.run(ctx)
 		if !errors.Is(err, unix.ETXTBSY) || try == 20 {
 			return stdout, err
 		}
@@ -78,13 +83,26 @@ func execPlugin(ctx context.Context, path string, stdin []byte, environ []string
 }
 
 func runPlugin(ctx context.Context, path string, stdin []byte, environ []string, args ...string) (stdout, stderr []byte, err error) {
+	return program{path: path, args: args, stdin: stdin, environ: environ}.run(ctx)
+}
+
+// program is what is to be run.
+type program struct {
+	path          string
+	args, environ []string
+	stdin         []byte
+	inherits      *os.File // open in it; nil for none
+}
+
+// run answers with the output, if the program succeeds.
+func (p program) run(ctx context.Context) (stdout, stderr []byte, err error) {
 	out := &cappedBuffer{limit: maxResult}
-	stderr, err = runTo(ctx, out, path, stdin, environ, args...)
+	stderr, err = p.runTo(ctx, out)
 	if out.exceeded != nil {
 		err = out.exceeded // how the plugin ended came of it
 	}
 	if err != nil {
-		return nil, stderr, pluginError(ctx, path, err, out.Bytes(), stderr)
+		return nil, stderr, pluginError(ctx, p.path, err, out.Bytes(), stderr)
 	}
 	return out.Bytes(), stderr, nil
 }
@@ -108,7 +126,7 @@ func readLines(ctx context.Context, read func(lines iter.Seq[string]), path stri
 		_ = from.CloseWithError(err)
 		done <- err
 	}()
-	stderr, err = runTo(ctx, to, path, nil, nil, args...)
+	stderr, err = program{path: path, args: args}.runTo(ctx, to)
 	_ = to.Close()
 	if unread := <-done; unread != nil {
 		err = unread
@@ -119,12 +137,15 @@ func readLines(ctx context.Context, read func(lines iter.Seq[string]), path stri
 	return stderr, nil
 }
 
-// runTo runs a program in a process group of its own, to its end and, where it fails, that of all it started.
-func runTo(ctx context.Context, stdout io.Writer, path string, stdin []byte, environ []string, args ...string) (stderr []byte, err error) {
+// runTo runs the program in a process group of its own, to its end and, where it fails, that of all it started.
+func (p program) runTo(ctx context.Context, stdout io.Writer) (stderr []byte, err error) {
 	messages := &cappedBuffer{limit: maxStderr, discard: true}
-	cmd := exec.Command(path, args...)
-	cmd.Env = environ
-	cmd.Stdin = bytes.NewReader(stdin)
+	cmd := exec.Command(p.path, p.args...)
+	cmd.Env = p.environ
+	cmd.Stdin = bytes.NewReader(p.stdin)
+	if p.inherits != nil {
+		cmd.ExtraFiles = []*os.File{p.inherits}
+	}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	output, err := readInto(stdout, cmd.StdoutPipe)
 	if err != nil {
@@ -140,7 +161,7 @@ func runTo(ctx context.Context, stdout io.Writer, path string, stdin []byte, env
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	if verbOf(environ) == "DEL" {
+	if verbOf(p.environ) == "DEL" {
 		_ = unix.Setpriority(unix.PRIO_PGRP, cmd.Process.Pid, delNice)
 	}
 	go output.read()

@@ -144,7 +144,9 @@ func TestTakingDownYields(t *testing.T) {
 		var stdout bytes.Buffer
 		// The value comes a moment after the start, so the script looks for a while.
 		script := `for i in $(seq 50); do sh -c 'cut -d" " -f19 /proc/$$/stat' >"$0"; grep -q "^10$" "$0" && break; sleep 0.02; done; cat "$0"`
-		_, err := runTo(t.Context(), &stdout, "/bin/sh", nil, []string{"PATH=/usr/bin:/bin", "CNI_COMMAND=" + verb}, "-c", script, filepath.Join(t.TempDir(), "nice"))
+		_, err := program{
+			path: "/bin/sh", args: []string{"-c", script, filepath.Join(t.TempDir(), "nice")}, environ: []string{"PATH=/usr/bin:/bin", "CNI_COMMAND=" + verb},
+		}.runTo(t.Context(), &stdout)
 		if got := strings.TrimSpace(stdout.String()); err != nil || got != want {
 			t.Errorf("%s runs with the nice value %q, want %s; %v", verb, got, want, err)
 		}

@@ -78,6 +78,13 @@ func fakePlugin(command string) int {
 				return 1
 			}
 		}
+	case "wait":
+		for {
+			if _, err := os.Stat(filepath.Join(conf.Dir, "go on")); err == nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
 	case "hang":
 		child := exec.Command("sleep", "300")
 		child.Stdout = os.Stdout

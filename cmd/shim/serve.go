@@ -93,6 +93,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
+	network.Own(ctx)
 	reader, err := stats.NewReader("/")
 	if err != nil {
 		return err
