@@ -86,10 +86,11 @@ func TestSysctlsAreThePods(t *testing.T) {
 	n := node(t)
 	n.HostUnchanged(t)
 	pod := n.RunPod(t, "sysctls", func(c *runtimeapi.PodSandboxConfig) {
-		c.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "99", "kernel.shm_rmid_forced": "1"}
+		c.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "99", "kernel.shm_rmid_forced": "1", "net.ipv4.conf.eth0.arp_ignore": "2"}
 	})
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
-	if got := c.Output("cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced"); got != "99\n1\n" {
+	got := c.Output("cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/conf/eth0/arp_ignore")
+	if got != "99\n1\n2\n" {
 		t.Errorf("sysctls %q", got)
 	}
 }

@@ -53,7 +53,9 @@ type PodSpec struct {
 	Ports        []PortMapping     `json:"ports,omitempty"`
 	Namespaces   Namespaces        `json:"namespaces"`
 	Sysctls      map[string]string `json:"sysctls,omitempty"`
-	Security     Security          `json:"security"`
+	// InterfaceSysctls are those of interfaces that come with the pod's network. No engine sets them: the caller does, then.
+	InterfaceSysctls map[string]string `json:"interfaceSysctls,omitempty"`
+	Security         Security          `json:"security"`
 	// PauseImage is the reference of the image that holds the namespaces, where the engine needs one.
 	PauseImage string     `json:"pauseImage,omitempty"`
 	Overhead   *Resources `json:"overhead,omitempty"`

@@ -22,6 +22,25 @@ func (n networked) PodNetworked(_ context.Context, id engine.PodID, ips []string
 	return n.say(id, ips)
 }
 
+// Rows: S24 (part)
+func TestSysctlsOfInterfacesComeAfterTheNetwork(t *testing.T) {
+	f := newFixture(t)
+	config := f.podConfig("web")
+	config.Linux.Sysctls = map[string]string{"net.ipv4.conf.eth0.arp_ignore": "1", "net.core.somaxconn": "100"}
+	f.network.failSysctls = errors.New("no such interface")
+	if _, err := f.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config}); err == nil || !strings.Contains(err.Error(), "no such interface") {
+		t.Errorf("a pod whose sysctls cannot be set: %v", err)
+	}
+	f.nothingLeft()
+	f.network.failSysctls = nil
+	if _, err := f.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config}); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.network.sysctls) != 1 || f.network.sysctls["net.ipv4.conf.eth0.arp_ignore"] != "1" {
+		t.Errorf("set %v", f.network.sysctls)
+	}
+}
+
 func TestAnEngineHasItsSayBeforeAPodIsListed(t *testing.T) {
 	f := newFixture(t)
 	f.stop()

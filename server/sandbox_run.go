@@ -148,6 +148,11 @@ func (s *Server) runPod(ctx context.Context, eng engine.Engine, spec *engine.Pod
 			return "", err
 		}
 	}
+	if len(spec.InterfaceSysctls) > 0 {
+		if err := s.network.SetSysctls(status.NetNSPath, spec.InterfaceSysctls); err != nil {
+			return "", fmt.Errorf("set sysctls of the pod's interfaces: %w", err)
+		}
+	}
 	if networked, ok := eng.(engine.Networked); ok {
 		if err := networked.PodNetworked(ctx, id, network.IPs); err != nil {
 			return "", fmt.Errorf("run the pod sandbox: %w", err)

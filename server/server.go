@@ -69,6 +69,7 @@ type Network interface {
 	Cached(podID string) ([]cni.Attachment, error)
 	Add(ctx context.Context, attachments []cni.Attachment) ([]cni.Attachment, []string, error)
 	Del(ctx context.Context, attachments []cni.Attachment) error
+	SetSysctls(netns string, sysctls map[string]string) error
 	GC(ctx context.Context, valid func() ([]cni.Attachment, error)) error
 	SetPodCIDRs(cidrs []string) error
 	Owe(attachments []cni.Attachment, reason string) error

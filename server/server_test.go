@@ -270,14 +270,27 @@ type fakeNetwork struct {
 	notReady error
 	next     int
 	owed     []string
-	adds     atomic.Int32
-	slow     chan struct{} // Add waits for it
+	sysctls  map[string]string
+
+	failSysctls error
+
+	adds atomic.Int32
+	slow chan struct{} // Add waits for it
 }
 
 func (n *fakeNetwork) Status(context.Context) error { return n.notReady }
 func (n *fakeNetwork) Config() []byte               { return []byte(`{}`) }
 func (n *fakeNetwork) Problem() error               { return nil }
 func (n *fakeNetwork) SetPodCIDRs([]string) error   { return nil }
+func (n *fakeNetwork) SetSysctls(netns string, sysctls map[string]string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.attached) == 0 {
+		return errors.New("no interface yet")
+	}
+	n.sysctls = sysctls
+	return n.failSysctls
+}
 func (n *fakeNetwork) GC(_ context.Context, valid func() ([]cni.Attachment, error)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -3,6 +3,7 @@ package translator
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"reflect"
 	"strings"
@@ -272,6 +273,25 @@ func TestResourcesSurviveTheWayThereAndBack(t *testing.T) {
 	}
 	if o, r, err := PodResources(nil, &runtimeapi.LinuxContainerResources{CpuShares: 2}); o != nil || r == nil || err != nil {
 		t.Errorf("a pod's resources: %v, %v, %v", o, r, err)
+	}
+}
+
+// What an interface of the network has is set by none who makes the pod before it.
+func TestSysctlsOfInterfacesAreToldApart(t *testing.T) {
+	config := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Uid: "u", Namespace: "n"}, Linux: &runtimeapi.LinuxPodSandboxConfig{Sysctls: map[string]string{
+		"net.ipv4.conf.eth0.arp_ignore": "1", "net.ipv6.neigh.net1.gc_stale_time": "30",
+		"net.ipv4.conf.all.arp_ignore": "1", "net.ipv4.conf.default.arp_ignore": "1", "net.ipv6.conf.lo.disable_ipv6": "1",
+		"net.core.somaxconn": "1024", "kernel.sem": "1 2 3 4",
+	}}}
+	spec, err := Pod(config, "", Defaults{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]string{"net.ipv4.conf.eth0.arp_ignore": "1", "net.ipv6.neigh.net1.gc_stale_time": "30"}; !maps.Equal(spec.InterfaceSysctls, want) {
+		t.Errorf("of interfaces: %v", spec.InterfaceSysctls)
+	}
+	if len(spec.Sysctls) != 5 || spec.Sysctls["net.ipv4.conf.all.arp_ignore"] != "1" {
+		t.Errorf("of the namespaces: %v", spec.Sysctls)
 	}
 }
 

@@ -36,7 +36,7 @@ func Pod(cfg *runtimeapi.PodSandboxConfig, runtimeHandler string, d Defaults) (*
 		Overhead:       podResources(&p, "linux.overhead", linux.GetOverhead()),
 		Resources:      podResources(&p, "linux.resources", linux.GetResources()),
 	}
-	spec.Sysctls = sysctls(&p, linux.GetSysctls(), &spec.Namespaces)
+	spec.Sysctls, spec.InterfaceSysctls = sysctls(&p, linux.GetSysctls(), &spec.Namespaces)
 	if spec.Namespaces.Network == engine.NamespaceNode {
 		spec.Hostname = "" // the pod has the host's UTS namespace and with it the host's name
 	}

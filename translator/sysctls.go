@@ -15,8 +15,9 @@ var ipcSysctls = []string{
 	"kernel.shm_rmid_forced",
 }
 
-// sysctls accepts those of namespaces that the pod has for itself (CRI-O CVE-2022-0532, CVE-2022-0811).
-func sysctls(p *problems, in map[string]string, n *engine.Namespaces) map[string]string {
+// sysctls accepts those of namespaces that the pod has for itself (CRI-O CVE-2022-0532, CVE-2022-0811). Those of interfaces that
+// only come with the pod's network are told apart.
+func sysctls(p *problems, in map[string]string, n *engine.Namespaces) (all, ofInterfaces map[string]string) {
 	const field = "linux.sysctls"
 	for _, key := range slices.Sorted(maps.Keys(in)) {
 		value := in[key]
@@ -38,7 +39,24 @@ func sysctls(p *problems, in map[string]string, n *engine.Namespaces) map[string
 			p.add(field, "%s belongs to no namespace of a pod; allowed are net.*, fs.mqueue.* and %s", key, strings.Join(ipcSysctls, ", "))
 		}
 	}
-	return in
+	for key, value := range in {
+		of := &all
+		if ofInterface(key) {
+			of = &ofInterfaces
+		}
+		if *of == nil {
+			*of = map[string]string{}
+		}
+		(*of)[key] = value
+	}
+	return all, ofInterfaces
+}
+
+// ofInterface knows net.FAMILY.conf.INTERFACE.NAME and net.FAMILY.neigh.INTERFACE.NAME.
+func ofInterface(key string) bool {
+	words := strings.Split(key, ".")
+	return len(words) == 5 && words[0] == "net" && (words[2] == "conf" || words[2] == "neigh") &&
+		words[3] != "all" && words[3] != "default" && words[3] != "lo"
 }
 
 // validSysctlKey asks for words joined by dots. The form with slashes is not taken: it allows "/../".
