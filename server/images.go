@@ -140,8 +140,8 @@ func (s *Server) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageReq
 // refuseUsedImage keeps an image that a container of one engine uses from being removed from the other one, halfway.
 func (s *Server) refuseUsedImage(ctx context.Context, ref string) error {
 	ids, err := s.images.IDs(ctx, ref)
-	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
-		return nil // the removal tells
+	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) || errdefs.IsInternal(err) {
+		return nil // the removal tells, or takes away what cannot be read
 	}
 	if err != nil {
 		return err

@@ -255,6 +255,29 @@ func TestOneEngineDownLeavesTheOthersImages(t *testing.T) {
 	}
 }
 
+// unread lists its images and cannot read them, as Docker does with one whose configuration is damaged or hostile.
+type unread struct{ *enginetest.Memory }
+
+func (u unread) Image(context.Context, string) (*engine.Image, error) {
+	return nil, fmt.Errorf("could not deserialize image config: %w", errdefs.ErrInternal)
+}
+
+func TestWhatAStoreCannotReadCanBeRemoved(t *testing.T) {
+	for _, engines := range []int{1, 2} {
+		n := newNode(t)
+		n.stores[0].Images = unread{n.docker}
+		n.stores = n.stores[:engines]
+		image := enginetest.NewImage(app)
+		n.docker.AddImage(image)
+		if err := n.Remove(t.Context(), string(image.ID)); err != nil {
+			t.Errorf("of %d engines: %v", engines, err)
+		}
+		if left, err := n.List(t.Context()); err != nil || len(left) > 0 {
+			t.Errorf("of %d engines left: %+v, %v", engines, left, err)
+		}
+	}
+}
+
 // The same tag on two engines: the default engine's image has it, and the other's does not come forth when that is removed.
 func TestATagMeansTheDefaultEnginesImage(t *testing.T) {
 	n := newNode(t)

@@ -92,7 +92,7 @@ func (s *Set) Find(ctx context.Context, ref, engineName string) (*engine.Image, 
 // ErrUnavailable, after the others have removed theirs: it may still have the image.
 func (s *Set) Remove(ctx context.Context, ref string) error {
 	ids, err := s.IDs(ctx, ref)
-	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) {
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) && !errdefs.IsInternal(err) {
 		return err
 	}
 	var errs []error
@@ -107,6 +107,9 @@ func (s *Set) Remove(ctx context.Context, ref string) error {
 		switch {
 		case err == nil && !slices.Contains(ids[i], own.ID):
 			ids[i] = append(ids[i], own.ID)
+		case errdefs.IsInternal(err) && len(ids[i]) == 0:
+			// A store may remove what it lists and cannot read, as Docker does.
+			ids[i] = append(ids[i], engine.ImageID(ref))
 		case err != nil && !errdefs.IsNotFound(err):
 			errs = append(errs, err)
 		}
