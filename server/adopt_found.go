@@ -227,8 +227,15 @@ func (s *Server) adoptFoundContainer(ctx, naming context.Context, id engine.Cont
 	if s.containerFlights.underWay(containerCreation{c.PodID, c.Spec.Key}) {
 		return false
 	}
-	if _, err := s.engines[c.Engine].ContainerStatus(ctx, id); err != nil {
+	status, err := s.engines[c.Engine].ContainerStatus(ctx, id)
+	if err != nil {
 		return errdefs.IsNotFound(err)
+	}
+	if listedContainer(&c) {
+		s.store.ApplyContainer(status)
+		if c, ok = s.store.Container(id); !ok {
+			return true
+		}
 	}
 	s.adoptContainer(naming, c)
 	klog.V(2).InfoS("Adopted a container", "container", c.Spec.Key.Name, "pod", klog.KRef(c.Spec.PodKey.Namespace, c.Spec.PodKey.Name), "id", id)

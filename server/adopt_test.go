@@ -317,12 +317,14 @@ func TestWhatWasOnlyListedIsAdoptedWithItsSpecification(t *testing.T) {
 }
 
 // Of what the engine could only list long after the start, as at its return, the adoption's own look tells.
-func TestAPodThatIsOnlyListedLaterIsAdoptedByTheLookOfItsAdoption(t *testing.T) {
+func TestWhatIsOnlyListedLaterIsAdoptedByTheLookOfItsAdoption(t *testing.T) {
 	f := newFixture(t)
 	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
 	id := engine.PodID(f.runPod("old"))
+	container := engine.ContainerID(f.startContainer(string(id), "old", "c", "run"))
 	f.stop()
 	f.corruptRecord("pods", "uid-old")
+	f.corruptRecord("containers", string(id))
 	f.network.cached = nil
 	look := make(chan struct{})
 	t.Cleanup(func() { close(look) })
@@ -331,14 +333,18 @@ func TestAPodThatIsOnlyListedLaterIsAdoptedByTheLookOfItsAdoption(t *testing.T) 
 	f.server.found.mu.Lock()
 	f.server.found.since[f.engine.Name()] = time.Now().Add(-makingLimit)
 	f.server.found.mu.Unlock()
-	eventually(t, "it is recorded", func() error {
-		if pod, _ := f.store.Pod(id); !pod.Recorded {
-			return errors.New("it is not")
+	eventually(t, "both are recorded", func() error {
+		pod, _ := f.store.Pod(id)
+		if c, _ := f.store.Container(container); !pod.Recorded || !c.Recorded {
+			return fmt.Errorf("the pod %t, the container %t", pod.Recorded, c.Recorded)
 		}
 		return nil
 	})
 	if pod, _ := f.store.Pod(id); pod.NetNSPath == "" || len(pod.Spec.Labels) == 0 {
 		t.Errorf("its namespace is %q, its labels are %v", pod.NetNSPath, pod.Spec.Labels)
+	}
+	if c, _ := f.store.Container(container); !slices.Equal(c.Spec.Command, []string{"run"}) {
+		t.Errorf("the container is recorded with the command %q", c.Spec.Command)
 	}
 }
 
