@@ -148,7 +148,8 @@ func (r streamRuntime) Attach(ctx context.Context, container string, streams str
 	defer stop()
 	es := engineStreams(streams, resize)
 	// How the output comes is the container's matter, whatever the client takes it for: kubectl knows, others guess.
-	if c, ok := r.s.store.Container(id); ok {
+	// Of one that another shim made there may be what the engine's list has alone, in which no terminal is told.
+	if c, ok := r.s.store.Container(id); ok && (c.Spec.TTY || c.Recorded && !c.Adopted) {
 		es.TTY = c.Spec.TTY
 	}
 	if es.TTY {

@@ -63,3 +63,33 @@ func TestAnAttachIsAsTheContainerIs(t *testing.T) {
 		}
 	}
 }
+
+// Of a container that its engine could only list so far nobody here knows whether it has a terminal: the client's word counts.
+func TestAnAttachToWhatWasOnlyListedIsAsTheClientAsks(t *testing.T) {
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	pod := f.runPod("old")
+	config := containerConfig("c", "sleep", "100")
+	config.Tty = true
+	made, err := f.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: f.podConfig("old")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	f.stop()
+	f.corruptRecord("pods", "uid-old")
+	f.corruptRecord("containers", pod)
+	look := make(chan struct{})
+	t.Cleanup(func() { close(look) })
+	spy := attachSpy{asked: make(chan engine.Streams, 1)}
+	f.wrap = func(e engine.Engine) engine.Engine { spy.Engine = &listedFirst{e, look}; return spy }
+	f.start()
+	if err := f.server.StreamRuntime().Attach(t.Context(), made.ContainerId, streaming.Streams{Stdout: discard{io.Discard}, TTY: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-spy.asked; !got.TTY {
+		t.Errorf("attached with %+v", got)
+	}
+}
