@@ -100,18 +100,19 @@ func (b *bench) busyPod(ctx context.Context, t *testing.T, s *engine.PodSpec, n 
 				errs <- fmt.Errorf("update: %w", err)
 			}
 		})
-		// Two stops meet, and some meet the end of the container by itself.
+		// Two stops meet, and some meet the end of the container by itself. Where a stop comes before the trap is set the script, as
+		// the first process, goes on to its end, however slow the machine is.
 		for range 2 {
 			all.Go(func() {
 				time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
-				if err := b.StopContainer(ctx, c, 5*time.Second); err != nil {
+				if err := b.StopContainer(ctx, c, time.Minute); err != nil {
 					errs <- fmt.Errorf("stop: %w", err)
 				}
 			})
 		}
 		all.Go(func() {
 			time.Sleep(time.Duration(700+rand.IntN(300)) * time.Millisecond)
-			if err := b.StopContainer(ctx, c, 5*time.Second); err != nil {
+			if err := b.StopContainer(ctx, c, time.Minute); err != nil {
 				errs <- fmt.Errorf("stop: %w", err)
 			}
 			st, err := b.ContainerStatus(ctx, c)
