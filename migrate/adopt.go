@@ -83,6 +83,14 @@ func (a *Adopter) Adopt(_ context.Context, pod *state.Pod) error {
 		// Its plugins' results are lost, or the shim ended before it kept them: the best that its DEL can have is today's configuration.
 		var planned []cni.Attachment
 		planned, planErr = a.network.Plan(podForPlugins(pod))
+		for i := range planned {
+			// Where the shim is not through yet, its result comes to its cache: DEL needs it, and takes it away.
+			if len(attachments) > 0 {
+				planned[i].CacheDir = attachments[0].CacheDir
+			} else if dirs := a.opts.CNICacheDirs; len(dirs) > 0 {
+				planned[i].CacheDir = dirs[0]
+			}
+		}
 		attachments = append(attachments, planned...)
 	}
 	for i := range attachments {

@@ -165,7 +165,7 @@ func TestHostPortsComeFromTheNextSourceWhereOneIsMissing(t *testing.T) {
 	if !slices.Equal(pod.Spec.Ports, n.mappings) || !slices.Equal(pod.Network.IPs, n.inside) {
 		t.Errorf("from the engine: ports %v, addresses %v", pod.Spec.Ports, pod.Network.IPs)
 	}
-	if len(attachments) != 1 || attachments[0].Network != "today" || n.planned != 1 {
+	if len(attachments) != 1 || attachments[0].Network != "today" || attachments[0].CacheDir != n.cache || n.planned != 1 {
 		t.Errorf("attachments %+v", attachments)
 	}
 }
@@ -222,6 +222,9 @@ func TestAnAddThatWasCutOffIsUndoneByTodaysConfiguration(t *testing.T) {
 	attachments := n.adopt(pod)
 	if len(attachments) != 2 || attachments[0].Network != loopbackNetwork || attachments[1].Network != "today" || attachments[1].NetNSPath != "/pinned" {
 		t.Errorf("attachments %+v", attachments)
+	}
+	if len(attachments) > 1 && attachments[1].CacheDir != n.cache {
+		t.Errorf("what the old shim writes yet is looked for in %q", attachments[1].CacheDir)
 	}
 	if len(attachments) > 1 && len(attachments[1].KubeHostPorts) != 1 || !slices.Equal(pod.Network.IPs, n.inside) {
 		t.Errorf("adopted as %+v", pod)
