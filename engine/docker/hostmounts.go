@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -174,21 +175,38 @@ func (h *hostMounts) attach(key string, n, tree int) error {
 	return nil
 }
 
-// unmount removes the mounts of key and their place. OK when there are none.
+// unmountLimit is how long anybody waits for an unmount: what is unmounted may be a volume's last mount, whose server the kernel then
+// asks, and which may answer no more.
+const unmountLimit = 5 * time.Second
+
+// unmount removes the mounts of key and their place. OK when there are none. One that hangs goes on by itself, and whoever comes
+// for the same key meanwhile waits as long.
 func (h *hostMounts) unmount(key string) error {
 	if !validKey(key) {
 		return nil
 	}
-	unlock, err := h.unmounting.Lock(context.Background(), key)
+	ctx, cancel := context.WithTimeout(context.Background(), unmountLimit)
+	defer cancel()
+	unlock, err := h.unmounting.Lock(ctx, key)
 	if err != nil {
+		return fmt.Errorf("unmount %s, which hangs in an earlier unmount: %w", h.path(key), err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer unlock()
+		dir := h.path(key)
+		if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+			done <- nil
+			return
+		}
+		done <- failpoint.Around("mounts.unmount", func() error { return unmountPrepared(dir) })
+	}()
+	select {
+	case err := <-done:
 		return err
+	case <-ctx.Done():
+		return fmt.Errorf("unmount %s, which goes on: %w", h.path(key), ctx.Err())
 	}
-	defer unlock()
-	dir := h.path(key)
-	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return failpoint.Around("mounts.unmount", func() error { return unmountPrepared(dir) })
 }
 
 func unmountPrepared(dir string) error {
@@ -216,16 +234,18 @@ func unmountPrepared(dir string) error {
 	return nil
 }
 
-// sweep unmounts what is unused.
+// sweep unmounts what is unused, all of it at once, so that those that hang are waited for once.
 func (h *hostMounts) sweep() error {
 	entries, err := os.ReadDir(h.dir)
-	errs := []error{err}
-	for _, entry := range entries {
+	errs := make([]error, len(entries))
+	var all sync.WaitGroup
+	for i, entry := range entries {
 		if h.unused(entry.Name()) {
-			errs = append(errs, h.unmount(entry.Name()))
+			all.Go(func() { errs[i] = h.unmount(entry.Name()) })
 		}
 	}
-	return errors.Join(errs...)
+	all.Wait()
+	return errors.Join(append(errs, err)...)
 }
 
 // bind prepares the mount n of a host path. The path is resolved once, here; what is done after goes by the descriptor.

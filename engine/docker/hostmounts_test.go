@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -360,7 +361,9 @@ func TestAnUnmountThatHangsHoldsUpNobodyElse(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	all.Go(func() { _ = h.unmount(rand.Text()) })
+	key := rand.Text()
+	first := make(chan error, 1)
+	all.Go(func() { first <- h.unmount(key) })
 	request := make([]byte, 64<<10)
 	if _, err := unix.Read(server, request); err != nil { // FUSE_INIT
 		t.Fatal(err)
@@ -381,6 +384,12 @@ func TestAnUnmountThatHangsHoldsUpNobodyElse(t *testing.T) {
 	all.Go(func() {
 		h.unreserve(h.reserve())
 		_ = h.keyOf(testContainer)
+		if err := <-first; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the unmount that hangs: %v", err)
+		}
+		if err := h.unmount(key); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("an unmount after it: %v", err)
+		}
 		close(done)
 	})
 	select {
