@@ -117,14 +117,18 @@ func TestNamesInAStoreOfContainerdsAreTagsOrDigests(t *testing.T) {
 	f.put("a", fakeImage{tags: []string{"reg.example:5000/app@" + a}, digests: []string{"reg.example:5000/app@" + a}})
 	f.put("b", fakeImage{tags: []string{"app:v1", "app:v2", "reg.example:5000/app:v1"}, digests: []string{"reg.example:5000/app@" + b}})
 	f.put("c", fakeImage{tags: []string{"other:arch"}, digests: []string{c}})
+	// A name that another client of that containerd gave may have no tag: Docker passes it on as it is.
+	d := fakeID("d")
+	f.put("d", fakeImage{tags: []string{"bare", "reg.example:5000/bare", "app:v3"}, digests: []string{"app@" + d}})
 	list, err := newStore(t, f, nil).ListImages(t.Context())
-	if err != nil || len(list) != 3 {
+	if err != nil || len(list) != 4 {
 		t.Fatalf("%v, %v", list, err)
 	}
 	for i, want := range []struct{ tags, digests []string }{
 		{nil, []string{"reg.example:5000/app@" + a}},
 		{[]string{"app:v1", "app:v2", "reg.example:5000/app:v1"}, []string{"app@" + b, "reg.example:5000/app@" + b}},
 		{[]string{"other:arch"}, nil},
+		{[]string{"bare", "reg.example:5000/bare", "app:v3"}, []string{"bare@" + d, "reg.example:5000/bare@" + d, "app@" + d}},
 	} {
 		if got := list[i]; !slices.Equal(got.RepoTags, want.tags) || !slices.Equal(got.RepoDigests, want.digests) {
 			t.Errorf("tags %v, digests %v; want %v, %v", got.RepoTags, got.RepoDigests, want.tags, want.digests)

@@ -26,7 +26,10 @@ func namesOf(id string, tags, digests []string) (ownTags, ownDigests []string) {
 			if !isDigest {
 				continue
 			}
-			ref = ref[:strings.LastIndexByte(ref, ':')] + digest
+			if colon := strings.LastIndexByte(ref, ':'); colon > strings.LastIndexByte(ref, '/') { // else it has no tag
+				ref = ref[:colon]
+			}
+			ref += digest
 		}
 		if !slices.Contains(ownDigests, ref) {
 			ownDigests = append(ownDigests, ref)
