@@ -276,6 +276,18 @@ func TestWhatAStoreCannotReadCanBeRemoved(t *testing.T) {
 			t.Errorf("of %d engines left: %+v, %v", engines, left, err)
 		}
 	}
+	// The other store has it too, and reads it.
+	n := newNode(t)
+	n.stores[0].Images = unread{n.docker}
+	slices.Reverse(n.stores)
+	n.docker.AddImage(enginetest.NewImage(app))
+	n.native.AddImage(enginetest.NewImage(app))
+	if err := n.Remove(t.Context(), app); err != nil {
+		t.Errorf("of both: %v", err)
+	}
+	if left, err := n.List(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("of both left: %+v, %v", left, err)
+	}
 }
 
 // The same tag on two engines: the default engine's image has it, and the other's does not come forth when that is removed.

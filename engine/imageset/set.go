@@ -107,8 +107,8 @@ func (s *Set) Remove(ctx context.Context, ref string) error {
 		switch {
 		case err == nil && !slices.Contains(ids[i], own.ID):
 			ids[i] = append(ids[i], own.ID)
-		case errdefs.IsInternal(err) && len(ids[i]) == 0:
-			// A store may remove what it lists and cannot read, as Docker does.
+		case errdefs.IsInternal(err):
+			// A store may remove what it lists and cannot read, as Docker does, and knows what this names.
 			ids[i] = append(ids[i], engine.ImageID(ref))
 		case err != nil && !errdefs.IsNotFound(err):
 			errs = append(errs, err)
