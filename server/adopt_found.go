@@ -190,7 +190,7 @@ func (s *Server) adoptFoundPod(ctx context.Context, id engine.PodID) (done bool)
 // lookAtPod has the engine look at a pod that has no record, which is answered as it is known then.
 func (s *Server) lookAtPod(ctx context.Context, pod state.PodView) (state.PodView, error) {
 	status, err := s.engines[pod.Engine].PodStatus(ctx, pod.ID)
-	if err != nil || !listedPod(&pod) {
+	if err != nil || !pod.Status.StartedAt.IsZero() {
 		return pod, err
 	}
 	s.store.ApplyPod(status)

@@ -40,6 +40,9 @@ func (a *fakeAdopter) Adopt(_ context.Context, pod *state.Pod) error {
 	pod.Spec.LogDirectory = ""           // Docker would not know it
 	pod.Spec.Security.Privileged = false // nor this, of a pod of an older version
 	pod.Adopted, pod.Network = true, state.Network{Attachments: raw, IPs: []string{"10.9.0.7"}, Done: true}
+	if pod.Phase == state.PhaseStopped {
+		pod.Phase = state.PhaseStopping // its network was not taken down
+	}
 	return nil
 }
 
@@ -260,6 +263,36 @@ func TestAPodThatIsNotLookedAtYetHasItsAddressAndItsDEL(t *testing.T) {
 	}
 	f.network.attached = map[string]bool{} // the fixture's own
 	f.nothingLeft()
+}
+
+// One that had ended before, too: the list does not tell it from one that was never started.
+func TestAPodThatHadEndedAndIsNotLookedAtYetHasItsDEL(t *testing.T) {
+	for name, failure := range map[string]error{"looked at by the stop": nil, "by nobody": errors.New("the look hangs")} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+			id := f.runPod("old")
+			f.engine.KillPod(engine.PodID(id))
+			f.stop()
+			f.corruptRecord("pods", "uid-old")
+			f.network.cached = nil
+			look := make(chan struct{})
+			t.Cleanup(func() { close(look) })
+			f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
+			f.start()
+			if failure != nil {
+				f.engine.FailOnce("PodStatus", failure)
+			}
+			if err := f.removePod(id); err != nil {
+				t.Error(err)
+			}
+			if len(f.network.dels) != 1 || f.network.dels[0].Network != "old" {
+				t.Errorf("detached %+v", f.network.dels)
+			}
+			f.network.attached = map[string]bool{} // the fixture's own
+			f.nothingLeft()
+		})
+	}
 }
 
 // A record has what the engine tells of it when it is looked at, which a list does not: of a pod of the host's network, too, and of a

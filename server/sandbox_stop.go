@@ -64,15 +64,16 @@ func (s *Server) abortPod(ctx context.Context, pod state.PodView) error {
 // stopPod requires the pod's lock.
 func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	pod, ok := s.store.Pod(id)
-	if ok && unadoptedPod(&pod) {
+	if ok && !pod.Recorded && !pod.Adopted {
 		// With the stop it has a record, by which nobody would look any more for what its DEL needs.
-		if listedPod(&pod) {
-			var err error
-			if pod, err = s.lookAtPod(ctx, pod); err != nil {
-				klog.ErrorS(err, "A pod that its engine could only list is stopped without a look at it", "id", id)
+		var unseen error
+		if pod.Status.StartedAt.IsZero() {
+			if pod, unseen = s.lookAtPod(ctx, pod); unseen != nil {
+				klog.ErrorS(unseen, "A pod that its engine could only list is stopped without a look at it", "id", id)
 			}
 		}
-		if !s.adoptPod(ctx, pod) {
+		// One that was never started needs none, but that is not known of one which had ended without a look.
+		if (unseen != nil || unadoptedPod(&pod)) && !s.adoptPod(ctx, pod) {
 			return fmt.Errorf("look at the network of pod sandbox %s, which has no record: %w", id, errdefs.ErrResourceExhausted)
 		}
 		pod, ok = s.store.Pod(id)
