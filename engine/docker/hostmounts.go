@@ -47,6 +47,8 @@ type hostMounts struct {
 	// making are the keys of containers that are not known to exist yet.
 	making map[string]bool
 	keys   map[engine.ContainerID]string
+	// hanging are the keys of unmounts that go on although nobody waits for them any more.
+	hanging map[string]bool
 }
 
 func (h *hostMounts) path(key string) string { return filepath.Join(h.dir, key) }
@@ -194,19 +196,48 @@ func (h *hostMounts) unmount(key string) error {
 	done := make(chan error, 1)
 	go func() {
 		defer unlock()
-		dir := h.path(key)
-		if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-			done <- nil
-			return
+		err := h.unmountNow(key)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.hanging[key] {
+			delete(h.hanging, key)
+			if err != nil {
+				h.owed.Store(true) // nobody else learns of it
+			}
 		}
-		done <- failpoint.Around("mounts.unmount", func() error { return unmountPrepared(dir) })
+		done <- err
 	}()
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("unmount %s, which goes on: %w", h.path(key), ctx.Err())
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case err := <-done:
+		return err
+	default:
+	}
+	if h.hanging == nil {
+		h.hanging = map[string]bool{}
+	}
+	h.hanging[key] = true
+	return fmt.Errorf("unmount %s, which goes on: %w", h.path(key), ctx.Err())
+}
+
+func (h *hostMounts) unmountNow(key string) error {
+	dir := h.path(key)
+	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return failpoint.Around("mounts.unmount", func() error { return unmountPrepared(dir) })
+}
+
+func (h *hostMounts) hangs(key string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.hanging[key]
 }
 
 func unmountPrepared(dir string) error {
@@ -234,13 +265,14 @@ func unmountPrepared(dir string) error {
 	return nil
 }
 
-// sweep unmounts what is unused, all of it at once, so that those that hang are waited for once.
+// sweep unmounts what is unused, all of it at once, so that those that hang are waited for once. Of those that are known to hang
+// there is nothing to do, and they are no error: who sweeps is mostly another pod's end.
 func (h *hostMounts) sweep() error {
 	entries, err := os.ReadDir(h.dir)
 	errs := make([]error, len(entries))
 	var all sync.WaitGroup
 	for i, entry := range entries {
-		if h.unused(entry.Name()) {
+		if h.unused(entry.Name()) && !h.hangs(entry.Name()) {
 			all.Go(func() { errs[i] = h.unmount(entry.Name()) })
 		}
 	}

@@ -347,21 +347,23 @@ func TestAnUnmountThatHangsHoldsUpNobodyElse(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
+	answers := sync.OnceFunc(func() { _ = unix.Close(server) }) // whatever hangs fails
 	h := &hostMounts{dir: t.TempDir()}
+	key := rand.Text()
+	if err := os.Mkdir(h.path(key), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	// A file system whose server answers that it is there, and then no more.
-	if err := unix.Mount("hung", h.dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server)); err != nil {
-		_ = unix.Close(server)
+	if err := unix.Mount("hung", h.path(key), "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server)); err != nil {
+		answers()
 		t.Skip(err)
 	}
 	var all sync.WaitGroup
 	t.Cleanup(func() {
-		_ = unix.Close(server) // whatever hangs fails
+		answers()
 		all.Wait()
-		if err := unix.Unmount(h.dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
+		_ = unix.Unmount(h.path(key), unix.MNT_DETACH)
 	})
-	key := rand.Text()
 	first := make(chan error, 1)
 	all.Go(func() { first <- h.unmount(key) })
 	request := make([]byte, 64<<10)
@@ -390,11 +392,24 @@ func TestAnUnmountThatHangsHoldsUpNobodyElse(t *testing.T) {
 		if err := h.unmount(key); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("an unmount after it: %v", err)
 		}
+		// As the removal of any pod pays for what a creation could not take back.
+		if err := h.sweep(); err != nil {
+			t.Errorf("what hangs is the sweep's fault: %v", err)
+		}
 		close(done)
 	})
 	select {
 	case <-done:
 	case <-time.After(time.Minute):
-		t.Error("it does")
+		t.Fatal("it does")
+	}
+	answers()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Lstat(h.path(key)); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	if entries, err := os.ReadDir(h.dir); err != nil || len(entries) > 0 {
+		t.Errorf("left when it hangs no more: %v, %v", entries, err)
 	}
 }
