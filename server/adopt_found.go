@@ -227,19 +227,25 @@ func (s *Server) adoptFoundContainer(ctx, naming context.Context, id engine.Cont
 	if s.containerFlights.underWay(containerCreation{c.PodID, c.Spec.Key}) {
 		return false
 	}
-	status, err := s.engines[c.Engine].ContainerStatus(ctx, id)
-	if err != nil {
+	if c, err = s.lookAtContainer(ctx, c); err != nil {
 		return errdefs.IsNotFound(err)
-	}
-	if listedContainer(&c) {
-		s.store.ApplyContainer(status)
-		if c, ok = s.store.Container(id); !ok {
-			return true
-		}
 	}
 	s.adoptContainer(naming, c)
 	klog.V(2).InfoS("Adopted a container", "container", c.Spec.Key.Name, "pod", klog.KRef(c.Spec.PodKey.Namespace, c.Spec.PodKey.Name), "id", id)
 	return true
+}
+
+// lookAtContainer is lookAtPod for a container.
+func (s *Server) lookAtContainer(ctx context.Context, c state.ContainerView) (state.ContainerView, error) {
+	status, err := s.engines[c.Engine].ContainerStatus(ctx, c.ID)
+	if err != nil || !listedContainer(&c) {
+		return c, err
+	}
+	s.store.ApplyContainer(status)
+	if now, ok := s.store.Container(c.ID); ok {
+		c = now
+	}
+	return c, nil
 }
 
 // lockSoon gives up on what a call holds for longer: others are not to wait for it.

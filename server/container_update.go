@@ -27,6 +27,13 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if c.State != engine.ContainerRunning && c.State != engine.ContainerCreated {
 		return nil, fmt.Errorf("container %s is %s, its resources cannot be changed: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
+	unadopted := unadoptedContainer(&c)
+	if unadopted {
+		// The limits that it has are not in a list, and what is not changed must stay.
+		if c, err = s.lookAtContainer(ctx, c); err != nil {
+			return nil, fmt.Errorf("look at container %s: %w", c.ID, err)
+		}
+	}
 	resources, err := translator.UpdateResources(c.Resources, req.GetLinux())
 	if err != nil {
 		return nil, err
@@ -47,8 +54,10 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if err := failpoint.Hit("UpdateContainerResources.updated"); err != nil {
 		return nil, err
 	}
-	err = s.store.NoteContainer(c.ID, func(c *state.Container) { c.Resources = resources })
-	if err != nil {
+	change := func(c *state.Container) { c.Resources = resources }
+	if unadopted { // which it would stay with a record: that comes with its adoption
+		s.store.SupposeContainer(c.ID, change)
+	} else if err = s.store.NoteContainer(c.ID, change); err != nil {
 		return nil, fmt.Errorf("record the resources of container %s: %w", c.ID, err)
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
@@ -74,10 +83,12 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.
 	if err := failpoint.Hit("UpdatePodSandboxResources.updated"); err != nil {
 		return nil, err
 	}
-	err = s.store.NotePod(pod.ID, func(p *state.Pod) {
+	change := func(p *state.Pod) {
 		p.Spec.Overhead, p.Spec.Resources = cmp.Or(overhead, p.Spec.Overhead), cmp.Or(resources, p.Spec.Resources)
-	})
-	if err != nil {
+	}
+	if unadoptedPod(&pod) { // as of a container, above
+		s.store.SupposePod(pod.ID, change)
+	} else if err = s.store.NotePod(pod.ID, change); err != nil {
 		return nil, fmt.Errorf("record the resources of pod sandbox %s: %w", pod.ID, err)
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil

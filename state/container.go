@@ -62,6 +62,11 @@ func (s *Store) NoteContainer(id engine.ContainerID, change func(*Container)) er
 	return s.containers.update(s.containerEntry(id), true, func(c *Container) error { change(c); return nil })
 }
 
+// SupposeContainer is SupposePod for a container.
+func (s *Store) SupposeContainer(id engine.ContainerID, change func(*Container)) {
+	s.containers.mark(s.containerEntry(id), change)
+}
+
 // MarkContainerRemoving is MarkPodRemoving for a container.
 func (s *Store) MarkContainerRemoving(id engine.ContainerID) {
 	s.containers.mark(s.containerEntry(id), func(c *Container) { c.Phase = PhaseRemoving })
