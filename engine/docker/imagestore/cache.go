@@ -11,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/internal/flight"
 	"crishim/registry"
 )
 
@@ -91,7 +92,8 @@ func (s *Store) load(ctx context.Context, d docker) (*snapshot, error) {
 			images[i] = withNames(img, summary)
 			continue
 		}
-		group.Go(func() error {
+		group.Go(func() (err error) {
+			defer flight.Caught(&err)
 			img, err := inspect(ctx, d, summary.ID)
 			if errdefs.IsNotFound(err) {
 				return nil // removed since

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/client"
 	testregistry "github.com/google/go-containerregistry/pkg/registry"
 	"golang.org/x/sys/unix"
@@ -156,6 +157,24 @@ func TestAnImageThatDockerCannotReadHidesNoOther(t *testing.T) {
 	}
 	if list, err := s.ListImages(t.Context()); err != nil || len(list) != 1 {
 		t.Errorf("then listed %+v, %v", list, err)
+	}
+}
+
+// panics is a Docker Engine whose answer meets a bug.
+type panics struct{ docker }
+
+func (panics) ImageList(context.Context, image.ListOptions) ([]image.Summary, error) {
+	return []image.Summary{{ID: fakeID("a"), RepoTags: []string{"a:b"}}}, nil
+}
+
+func (panics) ImageInspect(context.Context, string, ...client.ImageInspectOption) (image.InspectResponse, error) {
+	panic("boom")
+}
+
+// Rows: S53 (part)
+func TestAPanicInTheListOfImagesIsItsError(t *testing.T) {
+	if _, err := newStore(t, newFakeDocker(t), nil).load(t.Context(), panics{}); !errdefs.IsInternal(err) {
+		t.Error(err)
 	}
 }
 
