@@ -72,21 +72,26 @@ func (e *Engine) concerns(c *container, st *monitor.State) bool {
 
 // exited tells the end, and takes away in the background what the process had.
 func (e *Engine) exited(c *container, st *monitor.State) {
-	if known := e.noteStart(c, st); known {
+	e.noteStart(c, st)
+	e.mu.Lock()
+	known := c.exit != nil
+	e.mu.Unlock()
+	if known {
 		return
 	}
 	e.noteExit(c, endingOf(st.Exit), false)
 	e.tidyLater(c)
 }
 
-// noteStart takes over when the process was started. It says whether its end is known.
-func (e *Engine) noteStart(c *container, st *monitor.State) (ended bool) {
+// noteStart takes over when the process was started. It says whether that was not known.
+func (e *Engine) noteStart(c *container, st *monitor.State) (news bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if c.StartedAt.IsZero() {
-		c.StartedAt = st.StartedAt
+	if !c.StartedAt.IsZero() {
+		return false
 	}
-	return c.exit != nil
+	c.StartedAt = st.StartedAt
+	return !c.StartedAt.IsZero()
 }
 
 // podFailed: without the process that is its pid 1 nothing can run in the pod any more.

@@ -247,8 +247,9 @@ func (e *Engine) rejoin(ctx context.Context, p *pod, client *monitor.Client, con
 	for _, c := range containers {
 		st := known[string(c.ID)]
 		delete(known, string(c.ID))
-		if ends[c.ID] != nil && st != nil {
-			e.noteStart(c, st) // the daemon before may have died before it recorded that
+		if st != nil && e.noteStart(c, st) {
+			// The daemon before died before it recorded that, and the monitor keeps it no longer than what runs.
+			quiet(e.saveContainer(c), "record the start of a container", c.ID)
 		}
 		if !e.noteKnownEnd(c, ends[c.ID]) {
 			e.noteState(ctx, c, client, st)
