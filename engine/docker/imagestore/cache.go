@@ -123,6 +123,20 @@ func (s *Store) load(ctx context.Context, d docker) (*snapshot, error) {
 	return snap, nil
 }
 
+// lookAgain asks for the images that Docker could not read: that may have been of a moment, whose end no event tells.
+func (s *Store) lookAgain(ctx context.Context, d docker) {
+	snap := s.current(d)
+	if snap == nil {
+		return
+	}
+	for id := range snap.unread {
+		if _, err := inspect(ctx, d, string(id)); err == nil {
+			s.generation.Add(1)
+			return
+		}
+	}
+}
+
 func withNames(img *engine.Image, summary *image.Summary) *engine.Image {
 	out := *img
 	out.RepoTags, out.RepoDigests = namesOf(summary.ID, summary.RepoTags, summary.RepoDigests)

@@ -178,6 +178,41 @@ func TestAPanicInTheListOfImagesIsItsError(t *testing.T) {
 	}
 }
 
+// Docker tells nobody that it can read an image again.
+func TestAnImageThatDockerCouldNotReadIsLookedAtAgain(t *testing.T) {
+	f := newFakeDocker(t)
+	f.put("a", fakeImage{tags: []string{"app:1"}, user: "7", broken: true})
+	s := newStore(t, f, func(o *Options) { o.SampleInterval = 50 * time.Millisecond })
+	users := func() []string {
+		list, err := s.ListImages(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := []string{}
+		for _, img := range list {
+			out = append(out, img.User)
+		}
+		return out
+	}
+	if got := users(); !slices.Equal(got, []string{""}) {
+		t.Fatalf("listed with users %q while it could not be read", got)
+	}
+	f.put("a", fakeImage{tags: []string{"app:1"}, user: "7"})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Run(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	waitFor(t, func() bool { return users()[0] == "7" })
+
+	cancel()
+	wg.Wait()
+	before := f.count("inspect")
+	if users(); f.count("inspect") != before {
+		t.Error("it is inspected at each list")
+	}
+}
+
 // deref makes an image printable by value.
 func deref(img *engine.Image) any {
 	copied := *img

@@ -140,7 +140,7 @@ func (s *Store) ReloadHosts(dirs []string) {
 	s.hostDirs = slices.Clone(dirs)
 }
 
-// Run measures disk usage and clears what a crash left behind, until ctx ends.
+// Run measures disk usage, clears what a crash left behind, and looks again at what could not be read, until ctx ends.
 func (s *Store) Run(ctx context.Context) {
 	sampler := newSampler()
 	for {
@@ -163,6 +163,7 @@ func (s *Store) background(ctx context.Context, sampler *sampler) error {
 	if err != nil {
 		return err
 	}
+	s.lookAgain(ctx, d)
 	if err := s.sweep(ctx, d); err != nil {
 		return err
 	}
