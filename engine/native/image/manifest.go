@@ -134,9 +134,6 @@ func (d *document) links(limits *Limits) (config ocispec.Descriptor, layers []oc
 	if t := d.image.Config.MediaType; d.image.ArtifactType != "" || !t.IsConfig() && !slices.Contains(oldConfigs, t) {
 		return config, nil, malformed("it is an artifact (%.100q), not a container image", max(d.image.ArtifactType, string(d.image.Config.MediaType)))
 	}
-	if len(d.image.Layers) > limits.Layers {
-		return config, nil, fmt.Errorf("the image has %d layers, more than %d: %w", len(d.image.Layers), limits.Layers, errdefs.ErrResourceExhausted)
-	}
 	if config, err = descriptor(&d.image.Config, limits.Config); err != nil {
 		return config, nil, err
 	}

@@ -110,6 +110,12 @@ func (s *Store) resolveConfig(ctx context.Context, from blobSource, doc *documen
 	if f.manifest.Config, f.manifest.Layers, err = doc.links(&s.options.Limits); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	known := s.images[f.id()] != nil // with as many as were allowed when it came
+	s.mu.Unlock()
+	if n := len(f.manifest.Layers); n > s.options.Limits.Layers && !known {
+		return fmt.Errorf("the image has %d layers, more than %d: %w", n, s.options.Limits.Layers, errdefs.ErrResourceExhausted)
+	}
 	f.leases = append(f.leases, s.lease(blobLease(f.manifest.Config.Digest)))
 	if err := s.ensureBlob(ctx, from, f.manifest.Config, at); err != nil {
 		return err

@@ -180,6 +180,40 @@ func TestDamagedContentIsFoundAndMended(t *testing.T) {
 	}
 }
 
+// The number of layers that an image may have became smaller: one that was pulled before is whole, and is mended, all the same.
+func TestAnImageOfMoreLayersThanMayBePulledNowIsWhole(t *testing.T) {
+	reg := newSite(t, nil)
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "2"))))
+	s := newStore(t, nil)
+	img := pull(t, s, ref)
+	_ = s.Close()
+	s = reopen(t, s.root, func(o *Options) {
+		o.Limits = DefaultLimits
+		o.Limits.Layers = 1
+	})
+	sound(t, s)
+	if err := os.RemoveAll(s.layerTree(digest.Digest(img.Layers[0]))); err != nil {
+		t.Fatal(err)
+	}
+	if err := repaired(t, s)[img.ID]; err != nil {
+		t.Errorf("mended: %v", err)
+	}
+	sound(t, s)
+	var archive bytes.Buffer
+	if err := s.Export(t.Context(), &archive, []string{string(img.ID)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveImage(t.Context(), img.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("pulled: %v", err)
+	}
+	if _, err := s.Import(t.Context(), &archive, ImportOptions{}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("imported: %v", err)
+	}
+}
+
 // A layer under a container is left as it is, also where only another image's container has it; a blob is mended under it.
 //
 // Rows: R30 (part)
