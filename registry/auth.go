@@ -176,7 +176,7 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 	if params["scope"] == "" { // it is optional, and clients know what they want
 		params["scope"] = "repository:" + a.repository + ":pull"
 	}
-	if !sameSite(a.endpoint.URL, realm) && !slices.ContainsFunc(a.trusted, func(host string) bool { return strings.EqualFold(host, realm.Host) }) {
+	if !sameSite(a.endpoint.URL, realm) && !a.trusts(realm) {
 		if credentials != (Credentials{}) {
 			a.mu.Lock()
 			a.withheld = fmt.Errorf("%w: %s is on another domain than %s, and images.token_servers does not name it", ErrWithheld, realm.Host, a.endpoint.URL.Host)
@@ -189,7 +189,7 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 		return "", err
 	}
 	client := a.other
-	if realm.Host == a.endpoint.URL.Host {
+	if sameHost(a.endpoint.URL, realm) {
 		client = a.own
 	}
 	resp, err := client.Do(req)
@@ -218,6 +218,11 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 		return "", fmt.Errorf("token server %s gave no token: %w", realm.Host, errdefs.ErrUnauthenticated)
 	}
 	return reply.Token, nil
+}
+
+// trusts says whether the operator has named a token server.
+func (a *authorizer) trusts(realm *url.URL) bool {
+	return slices.ContainsFunc(a.trusted, func(host string) bool { return sameServer(&url.URL{Scheme: realm.Scheme, Host: host}, realm) })
 }
 
 func tokenRequest(ctx context.Context, realm *url.URL, params map[string]string, credentials Credentials) (*http.Request, error) {
@@ -256,10 +261,15 @@ func tokenRequest(ctx context.Context, realm *url.URL, params map[string]string,
 	return req, nil
 }
 
+// sameHost says that a token server is the endpoint's own host and port.
+func sameHost(endpoint, realm *url.URL) bool {
+	return endpoint.Host == realm.Host || sameServer(endpoint, realm)
+}
+
 // sameSite says whether a token server may see the credentials of an endpoint: it is the same host, or one under the
 // same registrable domain (registry-1.docker.io and auth.docker.io). Addresses and "localhost" have no domain.
 func sameSite(endpoint, realm *url.URL) bool {
-	if endpoint.Host == realm.Host {
+	if sameHost(endpoint, realm) {
 		return true
 	}
 	a, b := strings.ToLower(endpoint.Hostname()), strings.ToLower(realm.Hostname())

@@ -18,6 +18,8 @@ func TestSameSite(t *testing.T) {
 		{"https://a.co.uk", "https://b.co.uk", false},
 		{"https://10.0.0.1:5000", "https://10.0.0.1:5000", true},
 		{"https://10.0.0.1:5000", "https://10.0.0.1:5001", false},
+		{"https://10.0.0.1:443", "https://10.0.0.1", true},
+		{"https://10.0.0.1", "https://10.0.0.1:443", true},
 		{"http://localhost:1", "http://localhost:2", false},
 		{"https://docker.io", "https://docker.io.evil.example", false},
 	} {
@@ -28,6 +30,32 @@ func TestSameSite(t *testing.T) {
 		}
 		if got := sameSite(a, b); got != tt.want {
 			t.Errorf("sameSite(%s, %s) = %v", tt.a, tt.b, got)
+		}
+	}
+}
+
+// A port that the scheme has by itself may stand in the setting or in the challenge, and in one of them alone.
+func TestATokenServerIsNamedWithOrWithoutItsDefaultPort(t *testing.T) {
+	for _, tt := range []struct {
+		named, realm string
+		want         bool
+	}{
+		{"auth.example.com", "https://auth.example.com/token", true},
+		{"auth.example.com:443", "https://Auth.example.com/token", true},
+		{"auth.example.com", "https://auth.example.com:443/token", true},
+		{"auth.example.com", "http://auth.example.com:80/token", true},
+		{"[fd00::1]:443", "https://[fd00::1]/token", true},
+		{"auth.example.com:80", "https://auth.example.com/token", false},
+		{"auth.example.com", "https://auth.example.com:8443/token", false},
+		{"auth.example.com:443", "https://example.com/token", false},
+	} {
+		realm, err := url.Parse(tt.realm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &authorizer{trusted: []string{"other.example.com", tt.named}}
+		if got := a.trusts(realm); got != tt.want {
+			t.Errorf("%s trusts %s: %v", tt.named, tt.realm, got)
 		}
 	}
 }
