@@ -133,7 +133,7 @@ func read(ctx context.Context, cli *client.Client) (*Engine, error) {
 		return nil, fmt.Errorf("list its images: %w", err)
 	}
 	for _, i := range images {
-		e.Images = append(e.Images, Image{ID: i.ID, Tags: real(i.RepoTags), Digests: real(i.RepoDigests), Size: i.Size})
+		e.Images = append(e.Images, Image{ID: i.ID, Tags: names(i.RepoTags, false), Digests: names(i.RepoDigests, true), Size: i.Size})
 	}
 	slices.SortFunc(e.Images, func(a, b Image) int {
 		return cmp.Or(cmp.Compare(strings.Join(a.Tags, " "), strings.Join(b.Tags, " ")), cmp.Compare(a.ID, b.ID))
@@ -141,9 +141,12 @@ func read(ctx context.Context, cli *client.Client) (*Engine, error) {
 	return e, nil
 }
 
-// real leaves out Docker's "<none>:<none>".
-func real(names []string) []string {
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.HasPrefix(name, "<none>") })
+// names leaves out Docker's "<none>:<none>", and with containerd's image store the digests among the tags, each of which is
+// among the digests too, and digests without a name.
+func names(all []string, digests bool) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(name string) bool {
+		return strings.HasPrefix(name, "<none>") || strings.Contains(name, "@") != digests
+	})
 }
 
 func describe(info *system.Info) *Engine {

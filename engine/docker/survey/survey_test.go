@@ -49,7 +49,13 @@ func TestReadTellsEverythingWithoutChangingAnything(t *testing.T) {
 			},
 		},
 		"/containers/json": list,
-		"/images/json":     []map[string]any{{"Id": "sha256:b", "RepoTags": []string{"b:1"}, "Size": 5}, {"Id": "sha256:a", "RepoTags": []string{"<none>:<none>"}}},
+		"/images/json": []map[string]any{
+			{"Id": "sha256:b", "RepoTags": []string{"b:1"}, "Size": 5}, {"Id": "sha256:a", "RepoTags": []string{"<none>:<none>"}},
+			// As Docker 29 lists one that was pulled by tag and by digest, one by digest alone, and one of another platform.
+			{"Id": "sha256:c", "RepoTags": []string{"c:1", "c@sha256:c"}, "RepoDigests": []string{"c@sha256:c"}},
+			{"Id": "sha256:d", "RepoTags": []string{"d@sha256:d"}, "RepoDigests": []string{"d@sha256:d"}},
+			{"Id": "sha256:e", "RepoTags": []string{"e:1"}, "RepoDigests": []string{"sha256:e"}},
+		},
 	}
 	socket := filepath.Join(t.TempDir(), "d.sock")
 	listener, err := net.Listen("unix", socket)
@@ -103,7 +109,10 @@ func TestReadTellsEverythingWithoutChangingAnything(t *testing.T) {
 		Mirrors: e.Mirrors, InsecureRegistries: e.InsecureRegistries, Images: e.Images})
 	want, _ := json.Marshal(Engine{APIVersion: "1.41", CgroupDriver: "systemd", LiveRestore: true, Runtimes: []string{"nvidia", "runc"}, Security: []string{"seccomp"},
 		Mirrors: []string{"https://mirror.example/"}, InsecureRegistries: []string{"10.0.0.0/8", "reg.example:5000"},
-		Images: []Image{{ID: "sha256:a"}, {ID: "sha256:b", Tags: []string{"b:1"}, Size: 5}}})
+		Images: []Image{
+			{ID: "sha256:a"}, {ID: "sha256:d", Digests: []string{"d@sha256:d"}}, {ID: "sha256:b", Tags: []string{"b:1"}, Size: 5},
+			{ID: "sha256:c", Tags: []string{"c:1"}, Digests: []string{"c@sha256:c"}}, {ID: "sha256:e", Tags: []string{"e:1"}},
+		}})
 	if string(got) != string(want) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
