@@ -201,8 +201,16 @@ func TestImageInUseIsNotRemoved(t *testing.T) {
 	pod.Run("c", ref, forever)
 	_, err := n.Shim.Images.RemoveImage(ctx(t), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 	wantCode(t, "removing an image in use", err, codes.FailedPrecondition)
-	if imageStatus(t, n, ref) == nil {
-		t.Error("the refusal removed the tag")
+	mounted := n.Pull(t, harness.VolumeFiles)
+	pod.Run("volume", n.Registry.Ref(harness.Busybox), forever, func(c *runtimeapi.ContainerConfig) {
+		c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/m", Readonly: true, Image: &runtimeapi.ImageSpec{Image: mounted}}}
+	})
+	_, err = n.Shim.Images.RemoveImage(ctx(t), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: mounted}})
+	wantCode(t, "removing an image that is mounted", err, codes.FailedPrecondition)
+	for _, ref := range []string{ref, mounted} {
+		if imageStatus(t, n, ref) == nil {
+			t.Errorf("the refusal removed the tag %s", ref)
+		}
 	}
 }
 

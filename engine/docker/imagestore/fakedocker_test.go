@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"crishim/registry"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
 	dockerregistry "github.com/docker/docker/api/types/registry"
 	"github.com/docker/docker/client"
@@ -27,9 +29,9 @@ type fakeDocker struct {
 	driver string
 
 	mu     sync.Mutex
-	images map[string]*fakeImage       // by id
-	calls  map[string]int              // by "METHOD what"
-	users  []map[string]any            // containers
+	images map[string]*fakeImage // by id
+	calls  map[string]int        // by "METHOD what"
+	users  []container.Summary
 	auths  []dockerregistry.AuthConfig // of pulls
 	// pull answers a pull of NAME:TAG or NAME@DIGEST; nil answers with an empty stream.
 	pull func(w http.ResponseWriter, r *http.Request, ref string)
@@ -54,11 +56,7 @@ func newFakeDocker(t *testing.T) *fakeDocker {
 	mux.HandleFunc("GET /v1.41/images/{rest...}", f.inspect)
 	mux.HandleFunc("POST /v1.41/images/{rest...}", f.tag)
 	mux.HandleFunc("DELETE /v1.41/images/{ref...}", f.delete)
-	mux.HandleFunc("GET /v1.41/containers/json", func(w http.ResponseWriter, _ *http.Request) {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		reply(w, f.users)
-	})
+	mux.HandleFunc("GET /v1.41/containers/json", f.listContainers)
 	mux.HandleFunc("GET /v1.41/info", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, map[string]any{"DockerRootDir": f.root, "Driver": f.driver})
 	})
@@ -138,6 +136,20 @@ func (f *fakeDocker) list(w http.ResponseWriter, _ *http.Request) {
 	}
 	slices.SortFunc(out, func(a, b image.Summary) int { return strings.Compare(a.ID, b.ID) })
 	reply(w, out)
+}
+
+// listContainers has the containers of all images where it is asked for an image's.
+func (f *fakeDocker) listContainers(w http.ResponseWriter, r *http.Request) {
+	asked, err := filters.FromJSON(r.URL.Query().Get("filters"))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	reply(w, slices.DeleteFunc(slices.Clone(f.users), func(c container.Summary) bool {
+		return asked.Contains("volume") && !slices.ContainsFunc(c.Mounts, func(m container.MountPoint) bool { return asked.ExactMatch("volume", m.Name) })
+	}))
 }
 
 // find works as Docker's: by id, name, or the start of an id however short. The caller holds f.mu.

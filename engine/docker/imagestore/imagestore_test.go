@@ -19,7 +19,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/client"
 	testregistry "github.com/google/go-containerregistry/pkg/registry"
 	"golang.org/x/sys/unix"
@@ -671,13 +673,22 @@ func TestR30UsedImageIsNotRemoved(t *testing.T) {
 	id := f.put("a", fakeImage{tags: []string{"a:1"}})
 	s := newStore(t, f, nil)
 	t.Run("by any container", func(t *testing.T) {
-		f.users = []map[string]any{{"Id": strings.Repeat("c", 64), "ImageID": id, "State": "created"}}
+		f.users = []container.Summary{{ID: strings.Repeat("c", 64), ImageID: id, State: "created"}}
+		if err := s.RemoveImage(t.Context(), engine.ImageID(id)); !errdefs.IsFailedPrecondition(err) || f.count("remove") != 0 {
+			t.Fatalf("%v after %d removals", err, f.count("remove"))
+		}
+	})
+	t.Run("as a volume", func(t *testing.T) { // which Docker's own removal by id does not look for
+		f.users = []container.Summary{{
+			ID: strings.Repeat("c", 64), ImageID: fakeID("b"), State: "running",
+			Mounts: []container.MountPoint{{Type: mount.TypeImage, Name: id, Destination: "/model"}},
+		}}
 		if err := s.RemoveImage(t.Context(), engine.ImageID(id)); !errdefs.IsFailedPrecondition(err) || f.count("remove") != 0 {
 			t.Fatalf("%v after %d removals", err, f.count("remove"))
 		}
 	})
 	t.Run("a container of a child image is no user", func(t *testing.T) {
-		f.users = []map[string]any{{"Id": strings.Repeat("c", 64), "ImageID": fakeID("b"), "State": "running"}}
+		f.users = []container.Summary{{ID: strings.Repeat("c", 64), ImageID: fakeID("b"), State: "running"}}
 		if err := s.RemoveImage(t.Context(), engine.ImageID(id)); err != nil {
 			t.Fatal(err)
 		}

@@ -58,19 +58,21 @@ func (s *Store) RemoveImage(ctx context.Context, ref engine.ImageID) error {
 	return s.records.remove(img.ID)
 }
 
-// refuseUsed keeps force from taking an image away under a container that is not running: Docker itself protects only
-// running ones.
+// refuseUsed keeps force from taking an image away under a container that is not running, or that has it as a volume: Docker
+// itself protects only those that run it.
 func refuseUsed(ctx context.Context, d docker, id engine.ImageID) error {
-	users, err := d.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("ancestor", string(id)))})
-	if errdefs.IsNotFound(err) {
-		return nil // the image is gone
-	}
-	if err != nil {
-		return dockerError("find the containers of image "+string(id), err)
-	}
-	for _, user := range users {
-		if user.ImageID == string(id) {
-			return fmt.Errorf("image %s is used by container %.12s, remove that first: %w", id, user.ID, errdefs.ErrFailedPrecondition)
+	for _, use := range []string{"ancestor", "volume"} { // an image that Docker mounts has the name that it was asked for by: its id
+		users, err := d.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg(use, string(id)))})
+		if errdefs.IsNotFound(err) {
+			return nil // the image is gone
+		}
+		if err != nil {
+			return dockerError("find the containers of image "+string(id), err)
+		}
+		for _, user := range users {
+			if user.ImageID == string(id) || use == "volume" {
+				return fmt.Errorf("image %s is used by container %.12s, remove that first: %w", id, user.ID, errdefs.ErrFailedPrecondition)
+			}
 		}
 	}
 	return nil
