@@ -276,6 +276,15 @@ func TestResourcesSurviveTheWayThereAndBack(t *testing.T) {
 	}
 }
 
+// As containerd and CRI-O tell it.
+func TestALimitOfMemoryAloneIsToldWithThatOfSwap(t *testing.T) {
+	for _, c := range []struct{ memory, swap, told int64 }{{100, 0, 100}, {100, 100, 100}, {100, 150, 150}, {100, -1, -1}, {0, 0, 0}, {0, -1, -1}} {
+		if got := ResourcesToCRI(engine.Resources{MemoryLimit: c.memory, MemorySwap: c.swap}); got.MemoryLimitInBytes != c.memory || got.MemorySwapLimitInBytes != c.told {
+			t.Errorf("%d and %d are told as %d and %d", c.memory, c.swap, got.MemoryLimitInBytes, got.MemorySwapLimitInBytes)
+		}
+	}
+}
+
 // What an interface of the network has is set by none who makes the pod before it.
 func TestSysctlsOfInterfacesAreToldApart(t *testing.T) {
 	config := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Uid: "u", Namespace: "n"}, Linux: &runtimeapi.LinuxPodSandboxConfig{Sysctls: map[string]string{

@@ -79,7 +79,7 @@ func mergeHugepages(current, update []engine.HugepageLimit) []engine.HugepageLim
 	return out
 }
 
-// ResourcesToCRI is the inverse of resources.
+// ResourcesToCRI is the inverse of resources, but for a limit of memory alone: it is one of swap too, which is told.
 func ResourcesToCRI(r engine.Resources) *runtimeapi.LinuxContainerResources {
 	out := &runtimeapi.LinuxContainerResources{
 		CpuPeriod:              r.CPUPeriod,
@@ -91,6 +91,9 @@ func ResourcesToCRI(r engine.Resources) *runtimeapi.LinuxContainerResources {
 		CpusetMems:             r.CpusetMems,
 		Unified:                r.Unified,
 		MemorySwapLimitInBytes: r.MemorySwap,
+	}
+	if r.MemorySwap == 0 {
+		out.MemorySwapLimitInBytes = r.MemoryLimit
 	}
 	for _, h := range r.Hugepages {
 		out.HugepageLimits = append(out.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: h.PageSize, Limit: h.Limit})
