@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -242,10 +243,11 @@ func (s *Server) lookAtContainer(ctx context.Context, c state.ContainerView) (st
 		return c, err
 	}
 	s.store.ApplyContainer(status)
-	if now, ok := s.store.Container(c.ID); ok {
-		c = now
+	now, ok := s.store.Container(c.ID)
+	if !ok {
+		return c, fmt.Errorf("container %s: %w", c.ID, errdefs.ErrNotFound)
 	}
-	return c, nil
+	return now, nil
 }
 
 // lockSoon gives up on what a call holds for longer: others are not to wait for it.

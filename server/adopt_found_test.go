@@ -202,6 +202,52 @@ func TestWhatWasNeverStartedIsNotAdopted(t *testing.T) {
 	}
 }
 
+// An update of resources makes no record of what only a list has told of, by which nobody would look any more for the rest, and takes
+// no limit away that the list does not tell.
+func TestAnUpdateOfWhatWasOnlyListedLeavesItsAdoptionToALook(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	pod, container := f.byAnother("old")
+	look := make(chan struct{})
+	f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
+	f.start()
+	_, err := f.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: string(container), Linux: &runtimeapi.LinuxContainerResources{CpusetCpus: "0-1"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := withoutSwapAccounting
+	want.CpusetCPUs = "0-1"
+	if got, _ := f.engine.Resources(container); !reflect.DeepEqual(got, want) {
+		t.Errorf("it has %+v, want %+v", got, want)
+	}
+	_, err = f.runtime.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: string(pod), Resources: &runtimeapi.LinuxContainerResources{CpuShares: 512},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _ := f.store.Pod(pod)
+	if c, _ := f.store.Container(container); p.Recorded || c.Recorded {
+		t.Errorf("before the look the pod is recorded %t, the container %t", p.Recorded, c.Recorded)
+	}
+	close(look)
+	f.waitAdopted(pod, container)
+	f.stop()
+	f.wrap = nil
+	f.start()
+	if p, _ := f.store.Pod(pod); p.NetNSPath == "" || len(p.Network.Attachments) != 1 {
+		t.Errorf("the pod is recorded in %q with %+v", p.NetNSPath, p.Network)
+	}
+	if c, _ := f.store.Container(container); !reflect.DeepEqual(c.Spec.Command, []string{"run"}) || !reflect.DeepEqual(c.Resources, want) {
+		t.Errorf("the container is recorded with the command %q and %+v", c.Spec.Command, c.Resources)
+	}
+	f.network.attached = map[string]bool{} // the fixture's own
+	f.nothingLeft()
+}
+
 // Without swap accounting the kubelet can change the resources of an adopted container like those of any other, and does so all the
 // time where its CPU manager is on.
 func TestResourcesOfAnAdoptedContainerCanBeChangedWithoutSwapAccounting(t *testing.T) {

@@ -27,9 +27,8 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if c.State != engine.ContainerRunning && c.State != engine.ContainerCreated {
 		return nil, fmt.Errorf("container %s is %s, its resources cannot be changed: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
-	unadopted := unadoptedContainer(&c)
-	if unadopted {
-		// The limits that it has are not in a list, and what is not changed must stay.
+	if !c.Recorded && listedContainer(&c) {
+		// A list does not tell its limits, and what the request leaves as it is would be none.
 		if c, err = s.lookAtContainer(ctx, c); err != nil {
 			return nil, fmt.Errorf("look at container %s: %w", c.ID, err)
 		}
@@ -54,10 +53,8 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if err := failpoint.Hit("UpdateContainerResources.updated"); err != nil {
 		return nil, err
 	}
-	change := func(c *state.Container) { c.Resources = resources }
-	if unadopted { // which it would stay with a record: that comes with its adoption
-		s.store.SupposeContainer(c.ID, change)
-	} else if err = s.store.NoteContainer(c.ID, change); err != nil {
+	err = s.store.NoteContainer(c.ID, func(c *state.Container) { c.Resources = resources })
+	if err != nil {
 		return nil, fmt.Errorf("record the resources of container %s: %w", c.ID, err)
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
@@ -83,12 +80,10 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.
 	if err := failpoint.Hit("UpdatePodSandboxResources.updated"); err != nil {
 		return nil, err
 	}
-	change := func(p *state.Pod) {
+	err = s.store.NotePod(pod.ID, func(p *state.Pod) {
 		p.Spec.Overhead, p.Spec.Resources = cmp.Or(overhead, p.Spec.Overhead), cmp.Or(resources, p.Spec.Resources)
-	}
-	if unadoptedPod(&pod) { // as of a container, above
-		s.store.SupposePod(pod.ID, change)
-	} else if err = s.store.NotePod(pod.ID, change); err != nil {
+	})
+	if err != nil {
 		return nil, fmt.Errorf("record the resources of pod sandbox %s: %w", pod.ID, err)
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil

@@ -57,14 +57,10 @@ func (s *Store) UpdateContainerByKey(pod engine.PodID, key engine.ContainerKey, 
 }
 
 // NoteContainer is UpdateContainer for what the engine has done to the container already: where it cannot be written it counts all
-// the same, is kept in memory and written as soon as that is possible (see WriteError). ErrNotFound when there is no such container.
+// the same, is kept in memory and written as soon as that is possible (see WriteError). A container without a record gets none: its
+// adoption writes it. ErrNotFound when there is no such container.
 func (s *Store) NoteContainer(id engine.ContainerID, change func(*Container)) error {
 	return s.containers.update(s.containerEntry(id), true, func(c *Container) error { change(c); return nil })
-}
-
-// SupposeContainer is SupposePod for a container.
-func (s *Store) SupposeContainer(id engine.ContainerID, change func(*Container)) {
-	s.containers.mark(s.containerEntry(id), change)
 }
 
 // MarkContainerRemoving is MarkPodRemoving for a container.

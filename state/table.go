@@ -164,7 +164,8 @@ func (t *table[S, R, P, V]) reserve(id, key, path string) error {
 }
 
 // update changes a record on disk and then its entry. An entry that has none yet gets one. What is done already counts also
-// where it cannot be written, as what is on its way out does.
+// where it cannot be written, as what is on its way out does; what has no record gets none by it, but by its adoption, which looks
+// for more.
 func (t *table[S, R, P, V]) update(e *entry[S, R], done bool, change func(P) error) error {
 	s := t.store
 	if err := s.writable(); err != nil {
@@ -177,6 +178,12 @@ func (t *table[S, R, P, V]) update(e *entry[S, R], done bool, change func(P) err
 	defer e.writing.Unlock()
 	s.mu.Lock()
 	old, deleted, path := e.rec, e.deleted, e.file
+	if done && !e.recorded && !deleted {
+		defer s.mu.Unlock()
+		from := t.stage(e)
+		defer t.changed(e, from)
+		return change(&e.rec)
+	}
 	var err error
 	if path == "" && !deleted {
 		if path, err = t.claimPath(e); err == nil {
