@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -47,18 +48,37 @@ func (k *oomKills) has(id string) bool {
 	return ok
 }
 
-// watch reads the kernel's log until ctx ends. Where it may not be read Docker's word stands.
-func (k *oomKills) watch(ctx context.Context) {
-	file, err := os.OpenFile("/dev/kmsg", os.O_RDONLY|unix.O_NONBLOCK, 0)
+// kernelLog gives a record at each read, none of which is longer than maxKernelRecord.
+const (
+	kernelLog       = "/dev/kmsg"
+	maxKernelRecord = 8192
+)
+
+// watch reads the log until ctx ends, anew each time that it could not be opened or was lost: a daemon without descriptors has some
+// again later. Where it may not be read Docker's word stands.
+func (k *oomKills) watch(ctx context.Context, log string, pause time.Duration) {
+	for told := false; ; told = true {
+		err := k.read(ctx, log)
+		if ctx.Err() == nil && !told {
+			klog.InfoS("The kernel's log cannot be read: until it can be, OOM kills are only known where Docker sees them", "err", err)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (k *oomKills) read(ctx context.Context, log string) error {
+	file, err := os.OpenFile(log, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		klog.InfoS("The kernel's log cannot be read: OOM kills are only known where Docker sees them", "err", err)
-		return
+		return err
 	}
 	defer context.AfterFunc(ctx, func() { _ = file.Close() })()
 	defer func() { _ = file.Close() }()
-	// One record a read; none is longer than this.
-	record := make([]byte, 8192)
-	for ctx.Err() == nil {
+	record := make([]byte, maxKernelRecord)
+	for {
 		n, err := file.Read(record)
 		switch {
 		case err == nil:
@@ -67,7 +87,7 @@ func (k *oomKills) watch(ctx context.Context) {
 			}
 		case errors.Is(err, unix.EPIPE): // records were overwritten before they were read
 		default:
-			return
+			return err
 		}
 	}
 }

@@ -73,7 +73,7 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 		}
 		beside.Go(func() { e.images.Run(besides) })
 	}
-	beside.Go(func() { e.oom.watch(besides) })
+	beside.Go(func() { e.oom.watch(besides, kernelLog, time.Minute) })
 	defer beside.Wait()
 	defer stop()
 	health := engine.Health{}
