@@ -43,18 +43,18 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 		case s.unlooked(&pod): // it is adopted as what is found later, and so are its containers
 			group.Go(func() error { s.supposeAddress(ctx, pod); return nil })
 		default:
-			group.Go(func() error { s.adoptPatiently(ctx, pod); return nil })
+			group.Go(func() error { s.adoptPatiently(ctx, pod.ID); return nil })
 		}
 	}
 	_ = group.Wait()
 	naming, cancel := context.WithTimeout(ctx, namesLimit)
 	defer cancel()
 	for _, c := range s.store.Containers() {
-		if pod, ok := s.store.Pod(c.PodID); ok && unadoptedPod(&pod) && s.unlooked(&pod) || s.unlookedContainer(&c) {
-			continue
+		if pod, ok := s.store.Pod(c.PodID); ok && unadoptedPod(&pod) || s.unlookedContainer(&c) {
+			continue // as what is found later
 		}
 		if c.Engine == engineName && unadoptedContainer(&c) {
-			group.Go(func() error { s.adoptContainer(naming, c); return nil })
+			group.Go(func() error { s.adoptContainerNow(ctx, naming, c.ID); return nil })
 		}
 	}
 	_ = group.Wait()
@@ -84,14 +84,38 @@ func (s *Server) supposeAddress(ctx context.Context, pod state.PodView) {
 	s.store.SupposePod(pod.ID, func(p *state.Pod) { p.Network.IPs = described.Network.IPs })
 }
 
-// adoptPatiently is adoptPod, again and again while this process has no descriptor to look with.
-func (s *Server) adoptPatiently(ctx context.Context, pod state.PodView) {
-	for !s.adoptPod(ctx, pod) {
+// adoptPatiently adopts a pod, trying again and again while this process has no descriptor to look with.
+func (s *Server) adoptPatiently(ctx context.Context, id engine.PodID) {
+	for !s.adoptPodNow(ctx, id) {
 		select {
 		case <-time.After(adoptEvery):
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// adoptPodNow is adoptPod under the pod's lock: where another engine was there first, calls are answered by now. Who has the lock
+// for longer stops the pod, and has adopted it; else it is adopted as what is found later.
+func (s *Server) adoptPodNow(ctx context.Context, id engine.PodID) (done bool) {
+	unlock, err := s.lockSoon(ctx, func(ctx context.Context) (func(), error) { return s.podLocks.Lock(ctx, id) })
+	if err != nil {
+		return true
+	}
+	defer unlock()
+	pod, ok := s.store.Pod(id)
+	return !ok || !unadoptedPod(&pod) || s.adoptPod(ctx, pod)
+}
+
+// adoptContainerNow is adoptPodNow for a container.
+func (s *Server) adoptContainerNow(ctx, naming context.Context, id engine.ContainerID) {
+	unlock, err := s.lockSoon(ctx, func(ctx context.Context) (func(), error) { return s.containerLocks.Lock(ctx, id) })
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if c, ok := s.store.Container(id); ok && unadoptedContainer(&c) {
+		s.adoptContainer(naming, c)
 	}
 }
 

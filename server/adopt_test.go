@@ -466,6 +466,88 @@ func TestAPodOfALateEngineIsAdoptedByALook(t *testing.T) {
 	}
 }
 
+// saidAway is an engine that says that it is away until come is closed.
+type saidAway struct {
+	engine.Engine
+	come chan struct{}
+}
+
+func (e *saidAway) Watch(ctx context.Context, sink engine.Sink) error {
+	sink.Health(engine.Health{Reason: "Away"})
+	select {
+	case <-e.come:
+		return e.Engine.Watch(ctx, sink)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// slowFirst looks at the first pod until it is let go.
+type slowFirst struct {
+	*fakeAdopter
+	asked chan struct{} // has room for one
+	letGo chan struct{}
+}
+
+func (a *slowFirst) Adopt(ctx context.Context, pod *state.Pod) error {
+	select {
+	case a.asked <- struct{}{}:
+		<-a.letGo
+	default:
+	}
+	return a.fakeAdopter.Adopt(ctx, pod)
+}
+
+// Calls are answered while a late engine's pods are adopted: one that is stopped meanwhile has ended, and its DEL runs once.
+func TestAPodThatIsStoppedDuringItsAdoptionHasEnded(t *testing.T) {
+	b := newBoth(t)
+	b.stop()
+	adopter := &slowFirst{&fakeAdopter{t: t}, make(chan struct{}, 1), make(chan struct{})}
+	come := make(chan struct{})
+	options := b.options
+	b.options = func(o *Options) { options(o); o.Adopter = adopter }
+	b.wrap = func(e engine.Engine) engine.Engine { return &saidAway{e, come} }
+	id, _ := b.byAnother("old")
+	b.start()
+	close(come)
+	eventually(t, "the adoption begins", func() error {
+		if len(adopter.asked) == 0 {
+			return errors.New("not asked")
+		}
+		return nil
+	})
+	stopped := make(chan error, 1)
+	go func() { stopped <- b.stopPod(string(id)) }()
+	select {
+	case err := <-stopped:
+		stopped <- err
+	case <-time.After(500 * time.Millisecond): // it waits for the adoption
+	}
+	close(adopter.letGo)
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the engine is recovered", func() error {
+		b.server.found.mu.Lock()
+		defer b.server.found.mu.Unlock()
+		if !b.server.found.open[b.engine.Name()] {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if pod, _ := b.store.Pod(id); pod.Phase != state.PhaseStopped || len(pod.Network.Attachments) > 0 {
+		t.Errorf("it is %s with %+v", pod.Phase, pod.Network)
+	}
+	if err := b.removePod(string(id)); err != nil {
+		t.Error(err)
+	}
+	if len(b.network.dels) != 1 {
+		t.Errorf("%d times DEL", len(b.network.dels))
+	}
+	b.network.attached = map[string]bool{} // the fixture's own
+	b.nothingLeft()
+}
+
 // hungImages is an engine that answers everything but what is asked of images.
 type hungImages struct{ engine.Engine }
 
