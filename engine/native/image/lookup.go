@@ -192,6 +192,9 @@ func (s *Store) LayerDirs(ctx context.Context, id engine.ImageID) ([]string, err
 	if err != nil {
 		return nil, err
 	}
+	if n := len(dirs); n > s.options.Limits.Layers { // of an image that came when more were allowed
+		return nil, fmt.Errorf("image %s has %d layers, more than %d: %w", id, n, s.options.Limits.Layers, errdefs.ErrResourceExhausted)
+	}
 	folders, err := s.inherited(ctx, id)
 	if err != nil {
 		return nil, err

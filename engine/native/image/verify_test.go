@@ -180,7 +180,8 @@ func TestDamagedContentIsFoundAndMended(t *testing.T) {
 	}
 }
 
-// The number of layers that an image may have became smaller: one that was pulled before is whole, and is mended, all the same.
+// The number of layers that an image may have became smaller: one that was pulled before is whole, and is mended, all the same. No
+// container is made of it.
 func TestAnImageOfMoreLayersThanMayBePulledNowIsWhole(t *testing.T) {
 	reg := newSite(t, nil)
 	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "2"))))
@@ -199,6 +200,9 @@ func TestAnImageOfMoreLayersThanMayBePulledNowIsWhole(t *testing.T) {
 		t.Errorf("mended: %v", err)
 	}
 	sound(t, s)
+	if dirs, err := s.LayerDirs(t.Context(), img.ID); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("mounted: %d layers, %v", len(dirs), err)
+	}
 	var archive bytes.Buffer
 	if err := s.Export(t.Context(), &archive, []string{string(img.ID)}); err != nil {
 		t.Fatal(err)
