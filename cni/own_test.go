@@ -26,9 +26,7 @@ func TestPluginsOfAKilledDaemonAreWaitedFor(t *testing.T) {
 		_, _, err := n.Add(t.Context(), planned)
 		added <- err
 	}()
-	for n.calls()[0] == "" {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "the plugin runs", 30*time.Second, func() bool { call, _ := os.ReadFile(filepath.Join(n.dir, "calls")); return len(call) > 0 })
 	_ = n.exec.inherited.Close() // as the kernel does for one that is killed
 
 	next, err := New(n.opts)
