@@ -210,11 +210,11 @@ func (s *jsonSource) read(buf *buffers) (batch, error) {
 		return b, nil
 	}
 	n, consumed, err := s.readLines(&b, head, buf.in)
+	if err == nil && consumed == 0 && n == len(buf.in) {
+		n, consumed, err = s.readLong(&b, head)
+	}
 	if err != nil {
 		return b, err
-	}
-	if consumed == 0 && n == len(buf.in) {
-		return s.readLong(b, head)
 	}
 	s.off += int64(consumed)
 	if consumed == 0 && len(s.files) > 1 {
@@ -260,13 +260,10 @@ func (s *jsonSource) readLines(b *batch, head *jsonFile, in []byte) (n, consumed
 }
 
 // readLong reads a line that is longer than the buffer; one longer than any of Docker's is garbage and skipped piecewise.
-func (s *jsonSource) readLong(b batch, head *jsonFile) (batch, error) {
+func (s *jsonSource) readLong(b *batch, head *jsonFile) (n, consumed int, err error) {
 	in := make([]byte, maxLine)
-	n, consumed, err := s.readLines(&b, head, in)
-	if err != nil {
-		return b, err
-	}
-	if consumed == 0 && n == maxLine {
+	n, consumed, err = s.readLines(b, head, in)
+	if err == nil && consumed == 0 && n == maxLine {
 		// An entry may begin within it, without a newline before it.
 		if consumed = bytes.LastIndex(in, lineStart); consumed <= 0 {
 			consumed = n - len(lineStart)
@@ -274,8 +271,7 @@ func (s *jsonSource) readLong(b batch, head *jsonFile) (batch, error) {
 		b.garbage++
 		b.advanced = true
 	}
-	s.off += int64(consumed)
-	return b, nil
+	return n, consumed, err
 }
 
 func (s *jsonSource) fill(pos *position) error {

@@ -321,6 +321,22 @@ func TestGarbageIsSkippedAndCounted(t *testing.T) {
 	}
 }
 
+// What a power cut or a full disk left at the end of a file that Docker then rotated has no newline, however long it is.
+func TestGarbageAtTheEndOfARotatedFileIsSkipped(t *testing.T) {
+	for _, size := range []int{1 << 10, 2 * readSize, 3 << 20} {
+		d, k := newDockerLog(t, 1, 3), newKubelet(t) // one entry a file
+		ps := newTestPumps(t, t.TempDir())
+		d.log(crilog.Stdout, "one\n")
+		d.raw(make([]byte, size))
+		d.log(crilog.Stdout, "two\n")
+		must(t, ps.Start(k.container(d)))
+		waitLog(t, k, d.expected())
+		if s := ps.Stats(); s.BadLines == 0 || s.Gaps != 0 {
+			t.Errorf("%d bytes: %+v", size, s)
+		}
+	}
+}
+
 // The disk of the logs is full, with short writes: nothing is lost, also across Docker's rotations, and Reopen says so.
 //
 // Rows: R28 (part)
