@@ -191,6 +191,33 @@ func TestRulesAreFoundInATableOfAnySize(t *testing.T) {
 	}
 }
 
+// A DEL that was cut off has taken the interface away: the plugins of the next one do not find their rules, although the namespace lives.
+func TestRulesOfAPodWithoutItsInterfaceAreRemoved(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	whole, cut := mustAdd(t, n, "pod1"), mustAdd(t, n, "pod2")
+	changes := filepath.Join(t.TempDir(), "changes")
+	kernel(t)
+	table := "*nat\n:" + hashed(28, "CNI-", "net"+"pod1") + " - [0:0]\n:" + hashed(28, "CNI-", "net"+"pod2") + " - [0:0]\nCOMMIT"
+	programs(t, map[string]string{"iptables-save": "echo '" + table + "'", "iptables-restore": "exec /bin/cat >>" + changes})
+	if err := n.Del(t.Context(), whole); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(changes); err == nil {
+		t.Errorf("rules that the plugins find themselves were removed: %s", data)
+	}
+	n.ns.bare = true
+	if err := n.Del(t.Context(), cut); err != nil {
+		t.Fatal(err)
+	}
+	chain := hashed(28, "CNI-", "net"+"pod2")
+	if data, err := os.ReadFile(changes); err != nil || string(data) != "*nat\n-F "+chain+"\n-X "+chain+"\nCOMMIT\n" {
+		t.Errorf("changes %q, %v", data, err)
+	}
+}
+
 func TestALineBeyondTheLimitIsAnErrorThatNamesIt(t *testing.T) {
 	line := filepath.Join(t.TempDir(), "line")
 	if err := os.WriteFile(line, []byte(strings.Repeat("x", 4*maxLine)), 0o600); err != nil {

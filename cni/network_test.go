@@ -165,6 +165,50 @@ func TestFailedAddIsUndoneForEveryPluginOfTheChain(t *testing.T) {
 	}
 }
 
+// A pod that got no address is of no use to anybody, and nothing of it may stay.
+func TestAnAddWithoutAnAddressIsUndone(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{"p1": {"ADD": "no address"}}, "p1"))
+	n.reload()
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := n.Add(t.Context(), planned); err == nil || !strings.Contains(err.Error(), "no address") {
+		t.Errorf("error %v", err)
+	}
+	if calls := n.calls(); len(calls) != 2 || !strings.HasPrefix(calls[1], "DEL p1 pod1 ") {
+		t.Errorf("calls %q", calls)
+	}
+}
+
+// What has a result keeps it, and its address; what was planned before its namespace was there knows the namespace from ADD on.
+func TestAddIsDoneOnceAndKnowsTheNamespace(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	n.ns.gone["/run/netns/pod1"] = true
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil || planned[0].NetNSInode != 0 {
+		t.Fatalf("%+v, %v", planned, err)
+	}
+	n.ns.gone["/run/netns/pod1"] = false
+	added, first, err := n.Add(t.Context(), planned)
+	if err != nil || added[0].NetNSInode == 0 {
+		t.Fatalf("%+v, %v", added, err)
+	}
+	n.calls()
+	again, second, err := n.Add(t.Context(), added)
+	if err != nil || !reflect.DeepEqual(again, added) || !slices.Equal(first, second) {
+		t.Errorf("%+v with %v became %+v with %v, %v", added, first, again, second, err)
+	}
+	if calls := n.calls(); len(calls) != 1 || calls[0] != "" {
+		t.Errorf("calls %q", calls)
+	}
+}
+
 // Rows: R35 (part)
 func TestMissingBinaryDoesNotKeepOtherPluginsFromTheirDel(t *testing.T) {
 	n := newNode(t)
@@ -396,6 +440,16 @@ func TestDelOfADeadOrForeignNamespaceGetsNone(t *testing.T) {
 	}
 }
 
+// An adopted pod has an attachment to lo, of which its namespace leaves nothing: a plugin for it may be gone with the old shim.
+func TestDelOfADeadNamespaceNeedsNoLoopbackPlugin(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	n := newNode(t)
+	list := n.list("cni-loopback", "0.4.0", nil, "loopback")
+	if err := n.Del(t.Context(), []Attachment{{PodID: "pod1", Network: "cni-loopback", IfName: "lo", Config: json.RawMessage(list), CacheDir: n.opts.CacheDir}}); err != nil {
+		t.Error(err)
+	}
+}
+
 // Rows: R41 (part)
 func TestHostsNamespaceAndPlainFilesAreNoPodNamespace(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "netns")
@@ -467,6 +521,30 @@ func TestOnlyOneVerbPerPodAtATime(t *testing.T) {
 	}
 	unlock()
 	if err := n.Del(t.Context(), added); err != nil {
+		t.Error(err)
+	}
+}
+
+// Who leaves while a GC runs leaves nothing locked: his next call would wait for ever.
+func TestWhoLeavesDuringAGCMayComeBack(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	added := mustAdd(t, n, "pod1")
+	alone, err := n.verbs.enterAlone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := n.Del(gone, added); !errors.Is(err, context.Canceled) {
+		t.Errorf("DEL during a GC: %v", err)
+	}
+	alone()
+	back, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := n.Del(back, added); err != nil {
 		t.Error(err)
 	}
 }

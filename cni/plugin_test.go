@@ -69,6 +69,9 @@ func fakePlugin(command string) int {
 		return 0
 	case "nothing":
 		return 0
+	case "no address":
+		fmt.Printf(`{"cniVersion":%q,"interfaces":[{"name":"eth0","sandbox":"/x"}]}`, conf.CNIVersion)
+		return 0
 	case "version":
 		fmt.Println(`{"cniVersion":"9.0.0"}`)
 		return 0
@@ -114,6 +117,7 @@ func record(dir, line string) {
 // fakeNamespaces has a namespace at every path but those that are gone.
 type fakeNamespaces struct {
 	gone   map[string]bool
+	bare   bool         // without the pods' interfaces
 	fails  error        // of looking at any
 	guards atomic.Int64 // of the node's loopback
 }
@@ -128,7 +132,7 @@ func (f *fakeNamespaces) inode(path string) (uint64, error) {
 	return 4711, nil
 }
 
-func (f *fakeNamespaces) hasLink(path, _ string) bool { return !f.gone[path] }
+func (f *fakeNamespaces) hasLink(path, _ string) bool { return !f.gone[path] && !f.bare }
 
 func (f *fakeNamespaces) loopbackUp(string) error { return nil }
 
@@ -184,7 +188,7 @@ func (n *node) list(name, cniVersion string, do map[string]map[string]string, ty
 	var plugins []string
 	for _, typ := range types {
 		d, _ := json.Marshal(do[typ])
-		plugins = append(plugins, fmt.Sprintf(`{"type":%q,"dir":%q,"do":%s,"capabilities":{"portMappings":true,"bandwidth":true,"ipRanges":true,"dns":true}}`, typ, n.dir, d))
+		plugins = append(plugins, fmt.Sprintf(`{"type":%q,"dir":%q,"do":%s,"capabilities":{"portMappings":true,"bandwidth":true,"ipRanges":true,"dns":true,"io.kubernetes.cri.pod-annotations":false}}`, typ, n.dir, d))
 	}
 	return fmt.Sprintf(`{"cniVersion":%q,"name":%q,"plugins":[%s]}`, cniVersion, name, strings.Join(plugins, ","))
 }
