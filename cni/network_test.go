@@ -601,6 +601,40 @@ func TestGCEndsWhatIsNotRecordedAndNothingElse(t *testing.T) {
 	wg.Wait()
 }
 
+// What is recorded cannot be told, or a file says that a network wants no GC: then nobody's network is taken for nobody's.
+func TestGCEndsNothingThatMayBeInUse(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", strings.Replace(n.list("net", "1.1.0", nil, "p1"), "{", `{"disableGC":true,`, 1))
+	n.reload()
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := planned[0]
+	second.IfName = "eth1"
+	if _, _, err := n.Add(t.Context(), append(planned, second)); err != nil {
+		t.Fatal(err)
+	}
+	n.calls()
+	unread := errors.New("the records cannot be read")
+	if err := n.GC(t.Context(), func() ([]Attachment, error) { return nil, unread }); !errors.Is(err, unread) {
+		t.Errorf("error %v", err)
+	}
+	if calls := n.calls(); len(calls) != 1 || calls[0] != "" {
+		t.Errorf("without a record it called %q", calls)
+	}
+	if err := n.GC(t.Context(), func() ([]Attachment, error) { return planned, nil }); err != nil {
+		t.Error(err)
+	}
+	if calls := n.calls(); !slices.Equal(calls, []string{`DEL p1 pod1 netns="/run/netns/pod1"`}) {
+		t.Errorf("one of two attachments is recorded: calls %q", calls)
+	}
+	if left := n.cached(); len(left) != 1 || !strings.HasSuffix(left[0], "-eth0") {
+		t.Errorf("in the cache are %q", left)
+	}
+}
+
 func TestAdoptedPodIsDetachedWithTheOldShimsCache(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	n := newNode(t)
