@@ -201,7 +201,10 @@ func TestRulesOfAPodWithoutItsInterfaceAreRemoved(t *testing.T) {
 	changes := filepath.Join(t.TempDir(), "changes")
 	kernel(t)
 	table := "*nat\n:" + hashed(28, "CNI-", "net"+"pod1") + " - [0:0]\n:" + hashed(28, "CNI-", "net"+"pod2") + " - [0:0]\nCOMMIT"
-	programs(t, map[string]string{"iptables-save": "echo '" + table + "'", "iptables-restore": "exec /bin/cat >>" + changes})
+	programs(t, map[string]string{
+		"iptables-save":    "echo '" + table + "'",
+		"iptables-restore": "test \"$1\" = --noflush || exit 1 # it would empty the node's table\nexec /bin/cat >>" + changes,
+	})
 	if err := n.Del(t.Context(), whole); err != nil {
 		t.Fatal(err)
 	}

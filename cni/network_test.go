@@ -427,14 +427,15 @@ func TestDelOfADeadOrForeignNamespaceGetsNone(t *testing.T) {
 	n.plugins("p1")
 	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
 	n.reload()
-	dead, foreign := mustAdd(t, n, "dead"), mustAdd(t, n, "foreign")
+	dead, foreign, unknown := mustAdd(t, n, "dead"), mustAdd(t, n, "foreign"), mustAdd(t, n, "unknown")
 	n.ns.gone["/run/netns/dead"] = true
 	foreign[0].NetNSInode++ // another namespace is at the path by now
+	unknown[0].NetNSInode = 0
 	n.calls()
-	if err := errors.Join(n.Del(t.Context(), dead), n.Del(t.Context(), foreign)); err != nil {
+	if err := errors.Join(n.Del(t.Context(), dead), n.Del(t.Context(), foreign), n.Del(t.Context(), unknown)); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{`DEL p1 dead netns=""`, `DEL p1 foreign netns=""`}
+	want := []string{`DEL p1 dead netns=""`, `DEL p1 foreign netns=""`, `DEL p1 unknown netns="/run/netns/unknown"`}
 	if calls := n.calls(); !slices.Equal(calls, want) {
 		t.Errorf("calls %q", calls)
 	}
