@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"crishim/internal/starving"
+
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
@@ -123,6 +125,41 @@ func TestConfigurationIsEditedSwappedAndRemoved(t *testing.T) {
 		}
 	}
 	eventually(t, "no configuration", 30*time.Second, func() bool { return n.Name() == "" && !n.ready() })
+}
+
+// A daemon without descriptors can read neither the folder nor its files, which is no sign that the node has no network any more.
+func TestTheConfigurationInUseStaysWhereNoneCanBeRead(t *testing.T) {
+	n := newNode(t)
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	for name, clear := range map[string]uint32{"nothing": 0, "no file": unix.O_DIRECTORY} {
+		starving.Opening(t, 0, clear, n.reload)
+		if n.Name() != "net" || !n.ready() || n.Problem() == nil {
+			t.Errorf("%s can be opened: network %q, problem %v", name, n.Name(), n.Problem())
+		}
+	}
+}
+
+// A plugin that is just being copied is there, and cannot be run yet.
+func TestAPluginThatCannotBeRunIsMissing(t *testing.T) {
+	n := newNode(t)
+	plugin := filepath.Join(n.bin, "p1")
+	if err := os.WriteFile(plugin, []byte("#!"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	if n.ready() {
+		t.Error("it is ready with a plugin that is no program")
+	}
+	if err := os.Chmod(plugin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n.reload()
+	if !n.ready() {
+		t.Errorf("not ready with a program: %v", n.Status(t.Context()))
+	}
 }
 
 func TestFirstValidFileByNameIsTaken(t *testing.T) {
