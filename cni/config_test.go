@@ -243,6 +243,12 @@ func TestPodCIDRsMakeAConfigurationFromTheTemplateOnlyWhereThereIsNone(t *testin
 	if got := string(n.Config()); !strings.Contains(got, "10.1.0.0/24 fd01::/64 10.1.0.0/24 0.0.0.0/0 ::/0 ") || !n.ready() {
 		t.Errorf("made %s", got)
 	}
+	if err := n.SetPodCIDRs([]string{"10.3.0.0/24"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(n.Config()); !strings.Contains(got, "10.3.0.0/24 0.0.0.0/0 ") {
+		t.Errorf("with another range it stays %s", got)
+	}
 	n.write("05.conflist", n.list("theirs", "1.0.0", nil, "p1"))
 	if err := n.SetPodCIDRs([]string{"10.2.0.0/24"}); err != nil {
 		t.Fatal(err)
