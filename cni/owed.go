@@ -166,8 +166,8 @@ func (q *owedQueue) take(free int) (due []Owed, next time.Duration) {
 		if q.busy[id] {
 			continue
 		}
-		// A clock that was set back must not put a try off for longer than the longest pause.
-		if wait := min(o.NextTry.Sub(now), owedMost); wait > 0 {
+		// By the monotonic clock, since this process has set it: a clock that was set back puts no try off.
+		if wait := o.NextTry.Sub(now); wait > 0 {
 			next = min(next, wait)
 			continue
 		}

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -74,6 +75,61 @@ func TestAnOwedDelThatCannotBeOpenedNowStaysOwed(t *testing.T) {
 	}
 	if q, err = loadOwed(dir); err != nil || len(q.pods) != 1 {
 		t.Errorf("%d are owed, %v", len(q.pods), err)
+	}
+}
+
+// Whoever was told that a DEL is owed forgets it: what is not on disk would be lost with the daemon.
+func TestADelThatCannotBeKeptIsNotOwed(t *testing.T) {
+	n := newNode(t)
+	if err := os.RemoveAll(n.opts.OwedDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Owe([]Attachment{{PodID: "pod1"}}, "pod is gone"); err == nil {
+		t.Error("took it")
+	}
+	if owed := n.Owed(); len(owed) != 0 {
+		t.Errorf("owed are %+v", owed)
+	}
+}
+
+func TestAnOwedDelIsTriedOnceAtATimeAndNotBeforeItsPause(t *testing.T) {
+	q, err := loadOwed(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"pod1", "pod2", "pod3"} {
+		if err := q.add([]Attachment{{PodID: id}}, "pod is gone"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := func(at time.Time) {
+		for id, o := range q.pods {
+			o.NextTry = at
+			q.pods[id] = o
+		}
+	}
+	next(time.Now().Add(time.Minute))
+	if due, wait := q.take(9); len(due) != 0 || wait <= 0 || wait > time.Minute {
+		t.Errorf("a minute before its next try %d are due, the next in %v", len(due), wait)
+	}
+	next(time.Time{})
+	first, _ := q.take(2)
+	second, _ := q.take(9)
+	if len(first) != 2 || len(second) != 1 {
+		t.Fatalf("taken are %d and %d of three", len(first), len(second))
+	}
+	before := time.Now()
+	q.settle(first[0], errors.New("the plugin fails"))
+	q.settle(first[1], nil)
+	if wait := q.pods[first[0].ID].NextTry.Sub(before); wait < pause(1) {
+		t.Errorf("after one that failed it waits for %v", wait)
+	}
+	next(time.Now())
+	if due, _ := q.take(9); len(due) != 1 || due[0].ID != first[0].ID {
+		t.Errorf("due are %+v, of one that failed, one that is done and one under way", due)
+	}
+	if again, err := loadOwed(q.dir); err != nil || len(again.pods) != 2 || again.pods[first[0].ID].Tries != 1 {
+		t.Errorf("on disk are %+v, %v", again.pods, err)
 	}
 }
 
