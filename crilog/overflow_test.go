@@ -132,6 +132,7 @@ func TestAReopenThatIsTakenBackFromAQuietContainer(t *testing.T) {
 // Who removes a log wants its space back: it does not come again, neither when the kubelet has it reopened nor at the end.
 func TestALogThatWasRemovedStaysSo(t *testing.T) {
 	w, path := open(t)
+	must(t, os.WriteFile(path+".0", []byte("rotated long ago"), 0o600))
 	w.WriteText(noon, Stdout, []byte("one\n"))
 	must(t, os.Rename(path, path+".1"))
 	must(t, w.Reopen())
@@ -145,5 +146,22 @@ func TestALogThatWasRemovedStaysSo(t *testing.T) {
 	must(t, w.Close())
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("it is there again: %v", err)
+	}
+}
+
+// What is at the path by now is another log, which nobody may lose for the one before it.
+func TestOnlyTheFullLogIsSetAside(t *testing.T) {
+	path := t.TempDir() + "/0.log"
+	full, err := OpenFile(filepath.Dir(path), path)
+	must(t, err)
+	defer func() { _ = full.Close() }()
+	must(t, os.Rename(path, path+".1"))
+	must(t, os.WriteFile(path, []byte("another"), 0o600))
+	must(t, os.WriteFile(path+OverflowSuffix, []byte("older"), 0o600))
+	must(t, SetAside(filepath.Dir(path), path, full))
+	for name, want := range map[string]string{path: "another", path + OverflowSuffix: "older"} {
+		if data, err := os.ReadFile(name); err != nil || string(data) != want {
+			t.Errorf("%s has %q, %v", name, data, err)
+		}
 	}
 }

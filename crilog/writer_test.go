@@ -281,7 +281,7 @@ func TestHostilePathAtReopenKeepsTheOldFile(t *testing.T) {
 
 func TestLastMomentFindsAllPartsOfTheLastLine(t *testing.T) {
 	path := t.TempDir() + "/0.log"
-	before := AppendEntry(nil, noon.Add(-1), Stdout, false, []byte("a"))
+	before := AppendText(nil, noon.Add(-1), Stdout, bytes.Repeat([]byte("a line\n"), 20_000)) // more than is read at once
 	data := AppendText(before, noon, Stdout, bytes.Repeat([]byte("b"), 2*MaxContent))
 	must(t, os.WriteFile(path, append(data, "2024-02"...), 0o600))
 	f, err := os.Open(path)
