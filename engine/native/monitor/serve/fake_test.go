@@ -32,6 +32,9 @@ type fakeRuntime struct {
 	notify func(kills uint64)
 	// plan runs within Plan, unless it is nil.
 	plan func() error
+	// terminal has a container's process send something else in the place of its terminal. made is the last container.
+	terminal bool
+	made     *fakeContainer
 }
 
 type fakeSpec struct {
@@ -65,7 +68,7 @@ func (r *fakeRuntime) Remove(id string) error {
 	return nil
 }
 
-func (p *fakePlan) Terminal() bool    { return false }
+func (p *fakePlan) Terminal() bool    { return p.runtime.terminal }
 func (p *fakePlan) Owner() (int, int) { return os.Getuid(), os.Getgid() }
 
 func (p *fakePlan) Create(stdio Stdio) (Container, error) {
@@ -85,6 +88,12 @@ func (p *fakePlan) Create(stdio Stdio) (Container, error) {
 		_ = gate.Close()
 		return nil, err
 	}
+	if stdio.Console != nil {
+		_, _ = stdio.Console.WriteString("no terminal")
+	}
+	p.runtime.mu.Lock()
+	defer p.runtime.mu.Unlock()
+	p.runtime.made = c
 	return c, nil
 }
 

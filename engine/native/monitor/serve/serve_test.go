@@ -45,8 +45,19 @@ func TestLifeOfAContainer(t *testing.T) {
 	}
 	next(monitor.EventSynced)
 	args := f.args("a", "/bin/sh", "-c", "echo hello; exit 3")
+	earlier := []string{args.ExitFile, filepath.Join(f.dir, monitor.FallbackExitName("a"))}
+	for _, file := range earlier {
+		if err := os.WriteFile(file, []byte(`{"id":"a","code":7}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := f.Create(f.ctx(), "a", args); err != nil {
 		t.Fatal(err)
+	}
+	for _, file := range earlier {
+		if _, err := os.Stat(file); !os.IsNotExist(err) {
+			t.Errorf("how an earlier container ended stays in %s: %v", file, err)
+		}
 	}
 	if event := next(monitor.EventState); event.State.Status != monitor.StatusCreated || event.State.PID == 0 {
 		t.Fatalf("event %+v", event)
@@ -78,10 +89,33 @@ func TestLifeOfAContainer(t *testing.T) {
 	if _, err := os.Stat(args.ExitFile); err != nil {
 		t.Fatalf("the exit's record went with the container: %v", err)
 	}
+	// Of one that this monitor does not know an earlier one may have left something.
+	if err := f.Delete(f.ctx(), "b"); err != nil || len(f.runtime.removed) != 2 || f.runtime.removed[1] != "b" {
+		t.Fatalf("removed are %q, %v", f.runtime.removed, err)
+	}
 	cancel()
 	if err := <-subscribed; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
+}
+
+// A container whose terminal does not come is none: its process ends, and its id is free.
+func TestAContainerThatCannotBeConnectedToEnds(t *testing.T) {
+	f := newFixture(t, nil)
+	f.runtime.terminal = true
+	if _, err := f.Create(f.ctx(), "a", f.args("a", "/bin/sleep", "1000")); err == nil {
+		t.Fatal("it was made")
+	}
+	if f.runtime.made.cmd.ProcessState == nil {
+		t.Errorf("process %d was not waited for", f.runtime.made.PID())
+	}
+	f.reaper.mu.Lock()
+	if len(f.reaper.own) != 0 {
+		t.Errorf("processes %v are still taken for containers'", f.reaper.own)
+	}
+	f.reaper.mu.Unlock()
+	f.runtime.terminal = false
+	f.run("a", f.args("a", "/bin/true"))
 }
 
 // Rows: R05 (part)
