@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"crishim/crilog"
 	"crishim/engine/native/monitor"
 )
 
@@ -96,6 +97,56 @@ func TestLifeOfAContainer(t *testing.T) {
 	cancel()
 	if err := <-subscribed; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
+	}
+}
+
+// What ends before anybody has asked for its start has not run, and is no end of the container.
+func TestAnEndBeforeTheStartIsKnownAsSuch(t *testing.T) {
+	f := newFixture(t, nil)
+	waiting := f.args("a", "/bin/true")
+	must(f.Create(f.ctx(), "a", waiting))
+	if err := f.Kill(f.ctx(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	f.run("b", f.args("b", "/bin/true"))
+	for id, unstarted := range map[string]bool{"a": true, "b": false} {
+		told := must(f.Wait(f.ctx(), id))
+		var recorded monitor.Exit
+		err := json.Unmarshal(must(os.ReadFile(f.args(id).ExitFile)), &recorded)
+		if err != nil || told.Unstarted != unstarted || recorded.Unstarted != unstarted {
+			t.Errorf("%s: told %+v, recorded %+v, %v", id, told, recorded, err)
+		}
+	}
+}
+
+// Who comes as the output ends, and whose pipe breaks, is told that there is no more: nothing else would end its attach.
+func TestClientsOfAnOutputThatIsNoMoreAreTold(t *testing.T) {
+	ended := func(a *attached) bool {
+		select {
+		case <-a.done:
+			return true
+		default:
+			return false
+		}
+	}
+	var h hub
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = write.Close() }()
+	broken := h.join(map[crilog.Stream]*os.File{crilog.Stdout: write})
+	other := h.join(nil)
+	_ = read.Close()
+	if n, err := h.writer(crilog.Stdout).Write([]byte("x")); n != 1 || err != nil {
+		t.Errorf("written %d, %v", n, err)
+	}
+	if !ended(broken) || ended(other) || h.len() != 1 {
+		t.Errorf("the one with the broken pipe: %t, the other: %t, left are %d", ended(broken), ended(other), h.len())
+	}
+	h.close()
+	if late := h.join(nil); !ended(other) || !ended(late) || h.len() != 0 {
+		t.Errorf("at the end: %t, after it: %t, left are %d", ended(other), ended(late), h.len())
 	}
 }
 
@@ -355,6 +406,9 @@ func TestOOMKilledIsAnExitByTheKill(t *testing.T) {
 		if exit.Code != test.code || exit.OOMKilled != test.oom {
 			t.Errorf("%v with %d kills: %+v", test.status, test.kills, exit)
 		}
+	}
+	if exit := exitOf("a", 0, unix.ECHILD, 0, 0, time.Now()); exit.Code == 0 {
+		t.Errorf("of one whose status nobody knows: %+v", exit)
 	}
 }
 
