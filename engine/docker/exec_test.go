@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -139,5 +140,52 @@ func TestAnExecWithoutOutputWhoseInspectFailsIsKilled(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		_ = cmd.Process.Kill()
 		t.Error("it runs on")
+	}
+}
+
+// Whoever takes no output any more, though he has not left, leaves a process that would wait for him for ever.
+func TestAnExecWhoseOutputNobodyTakesIsKilled(t *testing.T) {
+	f := newFake(t)
+	f.put(testContainer, running)
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	cmd := exec.Command("/bin/sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	f.mu.Lock()
+	f.fail["/containers/"+testContainer+"/exec"] = func(w http.ResponseWriter) {
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, `{"Id":"full"}`)
+	}
+	f.fail["/exec/full/json"] = func(w http.ResponseWriter) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(container.ExecInspect{ExecID: "full", Running: true, Pid: cmd.Process.Pid})
+	}
+	f.fail["/exec/full/start"] = func(w http.ResponseWriter) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		_, _ = fmt.Fprint(conn, "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n\x01\x00\x00\x00\x00\x00\x00\x01x")
+		<-ended // it holds its output open
+	}
+	f.mu.Unlock()
+	broken := errors.New("nobody reads")
+	spec := &engine.ExecSpec{Command: []string{"x"}, Streams: engine.Streams{Stdout: failingWriter{broken}}}
+	if _, err := e.Exec(t.Context(), testContainer, spec); !errors.Is(err, broken) {
+		t.Errorf("error %v", err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("it runs on")
+		_ = cmd.Process.Kill()
+		<-ended
 	}
 }
