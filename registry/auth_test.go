@@ -1,8 +1,17 @@
 package registry
 
 import (
+	"crypto/tls"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"strings"
+	"sync/atomic"
 	"testing"
+
+	"crishim/registry/hosts"
 )
 
 func TestSameSite(t *testing.T) {
@@ -67,5 +76,87 @@ func TestParseChallenge(t *testing.T) {
 	}
 	for _, line := range []string{"", "Bearer", `Bearer realm="`, "Basic =,=,", `Bearer realm="a\`} {
 		parseChallenge(line) // must end
+	}
+}
+
+// Secrets that are for a registry go neither to its mirrors, nor where a token server sends them on, nor in the clear or to whom
+// nobody has verified, whatever the registry names as its token server.
+func TestSecretsStayWithTheirRegistry(t *testing.T) {
+	const canary = "canary"
+	secret := Credentials{Username: "u", Password: canary}
+	leaked := func(r *http.Request) bool {
+		body, _ := io.ReadAll(r.Body)
+		_, password, _ := r.BasicAuth()
+		return password == canary || strings.Contains(string(body)+r.URL.RawQuery, canary)
+	}
+	var told atomic.Int32 // those of the other server's requests that have the secret
+	watch := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if leaked(r) {
+			told.Add(1)
+		}
+		_, _ = io.WriteString(w, `{"token":"t"}`)
+	})
+	plain, secure := httptest.NewServer(watch), httptest.NewUnstartedServer(watch)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // of a client that does not trust it
+	secure.StartTLS()
+	defer plain.Close()
+	defer secure.Close()
+	for name, test := range map[string]struct {
+		tls         bool
+		server      bool
+		credentials Credentials
+		realm       func(own string) string
+		sent        bool
+	}{
+		"a token server that is trusted":             {false, true, secret, func(string) string { return plain.URL }, true},
+		"the same for a mirror":                      {false, false, secret, func(string) string { return plain.URL }, false},
+		"one that is not on https, of one that is":   {true, true, secret, func(string) string { return plain.URL }, false},
+		"one whose certificate nobody knows":         {true, true, secret, func(string) string { return secure.URL }, false},
+		"one that sends a request on":                {false, true, secret, func(own string) string { return own + "/elsewhere" }, false},
+		"one that sends a request on with its body":  {false, true, Credentials{IdentityToken: canary}, func(own string) string { return own + "/elsewhere" }, false},
+		"one with a user of its own before the host": {false, true, secret, func(string) string { return strings.Replace(plain.URL, "//", "//x@", 1) }, false},
+		"one of another protocol":                    {false, true, secret, func(string) string { return "ftp://x.example" }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			told.Store(0)
+			var own string
+			asked := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasPrefix(r.URL.Path, "/elsewhere") {
+					http.Redirect(w, r, plain.URL, http.StatusTemporaryRedirect)
+					return
+				}
+				w.Header().Set("WWW-Authenticate", `Bearer realm="`+test.realm(own)+`",service="reg"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			})
+			start := httptest.NewServer
+			if test.tls {
+				start = httptest.NewTLSServer
+			}
+			reg := start(asked)
+			defer reg.Close()
+			own = reg.URL
+			at, err := url.Parse(reg.URL + "/v2")
+			if err != nil {
+				t.Fatal(err)
+			}
+			pull := Pull{
+				Config: &hosts.Config{Registry: "reg.example", Endpoints: []hosts.Endpoint{{
+					URL: at, Pull: true, Resolve: true, Server: test.server, TLS: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12},
+				}}},
+				Repository: "app", Credentials: test.credentials,
+				TokenServers: []string{strings.TrimPrefix(plain.URL, "http://"), strings.TrimPrefix(secure.URL, "https://")},
+			}
+			u := pull.Open(DefaultStall)[0]
+			defer u.Close()
+			if resp, err := u.Get(t.Context(), http.MethodGet, Target{"manifests", "latest", ""}, nil); err == nil {
+				Discard(resp)
+				t.Error("it was given")
+			} else if strings.Contains(err.Error(), canary) {
+				t.Errorf("the message shows the secret: %v", err)
+			}
+			if sent := told.Load() > 0; sent != test.sent {
+				t.Errorf("the secret was sent: %t", sent)
+			}
+		})
 	}
 }
