@@ -65,6 +65,8 @@ func TestEndpoints(t *testing.T) {
 		{"inline tables are hosts too", "r.example", "[host]\n\"https://b\" = {capabilities = [\"pull\"]}\n\"https://a\" = {}\n", false, []string{"https://b/v2 pull", "https://a/v2 pull resolve", "https://r.example/v2 pull resolve server"}},
 		{"the server of one registry is that registry", "r.example", "server = \"10.0.0.1:5000\"\ncapabilities = [\"pull\"]\n", false, []string{"https://10.0.0.1:5000/v2 pull server"}},
 		{"the server of all registries is none of them", "r.example", "server = \"https://all.example\"\n", true, []string{"https://all.example/v2 pull resolve"}},
+		{"nor is it as a mirror of them", "r.example", "server = \"https://all.example\"\n[host.\"https://all.example\"]\n", true, []string{"https://all.example/v2 pull resolve", "https://all.example/v2 pull resolve"}},
+		{"the server of one registry is that as a mirror, too", "r.example", "server = \"https://its.example\"\n[host.\"https://its.example\"]\n", false, []string{"https://its.example/v2 pull resolve server", "https://its.example/v2 pull resolve server"}},
 		{"a default file without a server leaves each its own", "r.example", "", true, []string{"https://r.example/v2 pull resolve server"}},
 	}
 	for _, tt := range tests {
