@@ -77,15 +77,23 @@ func (e *Engine) exec(ctx context.Context, client *monitor.Client, id string, pr
 	return exited.Code, drain(ctx, output, pipes)
 }
 
-// drain waits for the rest of the output of a process that has ended: children may hold it open for long. That the process has
-// ended is true also where ctx ends meanwhile, as that of a probe of one second does.
+// drain waits for the rest of the output of a process that has ended: children may hold it open for long, what is there by then
+// is delivered however long the client takes. That the process has ended is true also where ctx ends meanwhile, as that of a
+// probe of one second does.
 func drain(ctx context.Context, output <-chan error, pipes *pipes) error {
+	defer pipes.close()
 	timer := time.NewTimer(engine.DrainTimeout)
 	defer timer.Stop()
 	select {
 	case err := <-output:
 		return err
 	case <-timer.C:
+		pipes.expire()
+		select {
+		case err := <-output:
+			return err
+		case <-ctx.Done():
+		}
 	case <-ctx.Done():
 	}
 	pipes.close()
@@ -225,6 +233,15 @@ func (p *pipes) close() {
 			_ = f.Close()
 		}
 	})
+}
+
+// expire ends the output with what is there now.
+func (p *pipes) expire() {
+	for _, f := range p.ours {
+		if err := f.SetReadDeadline(time.Unix(1, 0)); err != nil {
+			_ = f.Close()
+		}
+	}
 }
 
 // copy moves everything; the channel tells the end of all output.

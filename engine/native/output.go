@@ -39,6 +39,8 @@ type gatherer struct {
 	nap  func()
 	last time.Time // when a read was done
 	row  int       // of small pieces, each soon after the one before
+	over bool      // its time is over
+	rest int       // what is read of it nevertheless
 }
 
 const (
@@ -49,6 +51,9 @@ const (
 
 func (g *gatherer) Read(p []byte) (int, error) {
 	n, err := g.from.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return g.readRest(p)
+	}
 	if err != nil || n >= smallPiece || time.Since(g.last) > soonAfter {
 		g.row = 0
 	} else if g.row++; g.row > manyInARow {
@@ -59,20 +64,49 @@ func (g *gatherer) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// readRest reads what is there when the time is over, and no more than a pipe holds: children may write on without end.
+func (g *gatherer) readRest(p []byte) (int, error) {
+	if !g.over {
+		g.over, g.rest = true, capacity(g.from)
+	}
+	n := readMore(g.from, p[:min(len(p), g.rest)])
+	g.rest -= n
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
 // readMore reads what is there; an end or an error comes again.
 func readMore(from *os.File, p []byte) (n int) {
 	raw, err := from.SyscallConn()
 	if err != nil {
 		return 0
 	}
-	_ = raw.Read(func(fd uintptr) bool {
-		n, err = unix.Read(int(fd), p)
-		return true
+	_ = raw.Control(func(fd uintptr) { // not Read, which reads nothing once the time is over
+		for {
+			if n, err = unix.Read(int(fd), p); !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
 	})
 	if err != nil {
 		return 0
 	}
 	return n
+}
+
+// capacity is how much a pipe holds. A terminal holds less.
+func capacity(pipe *os.File) int {
+	size := 64 << 10
+	if raw, err := pipe.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if n, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0); err == nil {
+				size = n
+			}
+		})
+	}
+	return size
 }
 
 var napping = make(chan struct{}, runtime.NumCPU())
