@@ -36,7 +36,7 @@ func (e *Engine) Attach(ctx context.Context, id engine.ContainerID, streams *eng
 	}
 	output := pump(stream, streams)
 	select {
-	case err := <-output:
+	case err := <-output.done:
 		if err != nil {
 			return fmt.Errorf("output of container %s: %w", id, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -90,7 +91,7 @@ func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, spec *engine.E
 }
 
 // waitExec returns the exit code once the process has ended and its output was delivered.
-func (e *Engine) waitExec(ctx context.Context, execID string, ended <-chan int, output <-chan error, stream *types.HijackedResponse) (int, error) {
+func (e *Engine) waitExec(ctx context.Context, execID string, ended <-chan int, output *output, stream *types.HijackedResponse) (int, error) {
 	net := time.NewTicker(pollRunning)
 	defer net.Stop()
 	for {
@@ -99,7 +100,7 @@ func (e *Engine) waitExec(ctx context.Context, execID string, ended <-chan int, 
 			e.killExec(ctx, execID)
 			cut(output, stream)
 			return 0, ctx.Err()
-		case err := <-output:
+		case err := <-output.done:
 			if err != nil {
 				// Nobody takes the output any more: the process would wait for ever.
 				e.killExec(ctx, execID)
@@ -116,25 +117,31 @@ func (e *Engine) waitExec(ctx context.Context, execID string, ended <-chan int, 
 	}
 }
 
-// drain waits for output that was written before the process ended. Children may hold it open for ever.
-func drain(ctx context.Context, output <-chan error, stream *types.HijackedResponse) error {
-	late := time.NewTimer(engine.DrainTimeout)
+// drain waits for output that was written before the process ended. Children may hold it open for ever, and then nothing comes;
+// what does come is delivered however long the client takes, and ends, as dockerd gives children two seconds itself.
+func drain(ctx context.Context, output *output, stream *types.HijackedResponse) error {
+	output.moved()
+	late := time.NewTicker(engine.DrainTimeout)
 	defer late.Stop()
-	select {
-	case err := <-output:
-		return err
-	case <-late.C:
-	case <-ctx.Done():
+	for moved := true; moved; {
+		select {
+		case err := <-output.done:
+			return err
+		case <-late.C:
+			moved = output.moved()
+		case <-ctx.Done():
+			moved = false
+		}
 	}
 	cut(output, stream)
 	return nil
 }
 
 // cut ends the output, so that nothing is written to the caller's streams after this; a write that hangs is not waited for.
-func cut(output <-chan error, stream *types.HijackedResponse) {
+func cut(output *output, stream *types.HijackedResponse) {
 	stream.Close()
 	select {
-	case <-output:
+	case <-output.done:
 	case <-time.After(engine.DrainTimeout):
 	}
 }
@@ -201,8 +208,8 @@ func (e *Engine) hijack(ctx context.Context, what string, request func(context.C
 	})
 }
 
-// pump copies both ways and reports the end of the output. A write error is one of the caller's stream.
-func pump(stream *types.HijackedResponse, s *engine.Streams) <-chan error {
+// pump copies both ways.
+func pump(stream *types.HijackedResponse, s *engine.Streams) *output {
 	if s.Stdin != nil {
 		go func() {
 			// Its end is the end of the process's input; an error here shows in the output as well.
@@ -210,31 +217,50 @@ func pump(stream *types.HijackedResponse, s *engine.Streams) <-chan error {
 			_ = stream.CloseWrite()
 		}()
 	}
-	done := make(chan error, 1)
+	o := &output{done: make(chan error, 1), stdout: sink{w: s.Stdout}, stderr: sink{w: s.Stderr}}
 	go func() {
-		stdout, stderr := &sink{w: s.Stdout}, &sink{w: s.Stderr}
 		if s.TTY {
-			_, _ = io.Copy(stdout, stream.Reader)
+			_, _ = io.Copy(&o.stdout, stream.Reader)
 		} else {
-			_ = demux(stdout, stderr, stream.Reader) // a write error is the sink's
+			_ = demux(&o.stdout, &o.stderr, stream.Reader) // a write error is the sink's
 		}
-		done <- errors.Join(stdout.err, stderr.err)
-		close(done)
+		o.done <- errors.Join(o.stdout.err, o.stderr.err)
+		close(o.done)
 	}()
-	return done
+	return o
+}
+
+// output is what comes of a process.
+type output struct {
+	done           chan error // its end; an error is one of the caller's stream
+	stdout, stderr sink
+	seen           int64 // used by moved
+}
+
+// moved says whether something has come since it was asked last, or the client is taking its time with what has.
+func (o *output) moved() bool {
+	before := o.seen
+	o.seen = o.stdout.writes.Load() + o.stderr.writes.Load()
+	return o.seen != before || o.stdout.writing.Load() || o.stderr.writing.Load()
 }
 
 // sink is a stream of the caller, or none; it remembers a failed write, which tells it from a lost connection.
 type sink struct {
-	w   io.Writer
-	err error
+	w       io.Writer
+	err     error
+	writes  atomic.Int64 // begun and done
+	writing atomic.Bool  // one is under way
 }
 
 func (s *sink) Write(p []byte) (int, error) {
+	s.writes.Add(1)
 	if s.w == nil {
 		return len(p), nil
 	}
+	s.writing.Store(true)
 	n, err := s.w.Write(p)
+	s.writing.Store(false)
+	s.writes.Add(1)
 	if err != nil {
 		s.err = err
 	}

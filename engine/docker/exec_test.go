@@ -1,11 +1,13 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os/exec"
 	"sync/atomic"
@@ -13,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 
 	"crishim/engine"
@@ -187,5 +190,61 @@ func TestAnExecWhoseOutputNobodyTakesIsKilled(t *testing.T) {
 		t.Error("it runs on")
 		_ = cmd.Process.Kill()
 		<-ended
+	}
+}
+
+// pausingWriter is a client that takes each piece only after a while.
+type pausingWriter struct {
+	bytes.Buffer
+	pause time.Duration
+}
+
+func (w *pausingWriter) Write(p []byte) (int, error) {
+	time.Sleep(w.pause)
+	return w.Buffer.Write(p)
+}
+
+// A client that takes its time gets all that dockerd had when it told of the exec's end, which may be a megabyte and more.
+//
+// Rows: S43 (part)
+func TestASlowClientGetsAllOutputOfAnExecThatHasEnded(t *testing.T) {
+	for name, pause := range map[string]time.Duration{"one long pause": engine.DrainTimeout + time.Second/2, "many short ones": engine.DrainTimeout / 4} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ours, theirs := net.Pipe()
+			client := &pausingWriter{pause: pause}
+			stream := types.NewHijackedResponse(ours, "")
+			output := pump(&stream, &engine.Streams{TTY: true, Stdout: client})
+			pieces := int(2*engine.DrainTimeout/pause) + 2
+			go func() {
+				for range pieces {
+					_, _ = theirs.Write(make([]byte, outputChunk))
+				}
+				_ = theirs.Close()
+			}()
+			if err := drain(t.Context(), output, &stream); err != nil {
+				t.Error(err)
+			}
+			if got, want := client.Len(), pieces*outputChunk; got != want {
+				t.Errorf("the client got %d bytes of %d", got, want)
+			}
+		})
+	}
+}
+
+// A stream on which nothing comes is not waited for.
+//
+// Rows: S43 (part)
+func TestAnExecsOutputThatStaysOpenIsCut(t *testing.T) {
+	ours, theirs := net.Pipe()
+	var client bytes.Buffer
+	stream := types.NewHijackedResponse(ours, "")
+	output := pump(&stream, &engine.Streams{TTY: true, Stdout: &client})
+	_, _ = io.WriteString(theirs, "word")
+	if err := drain(t.Context(), output, &stream); err != nil || client.String() != "word" {
+		t.Errorf("got %q, %v", &client, err)
+	}
+	if _, err := theirs.Write([]byte("late")); err == nil {
+		t.Error("it is read on")
 	}
 }
