@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gorilla/websocket"
 )
 
 var (
@@ -300,6 +303,57 @@ func TestASlowReaderHoldsUpOnlyItself(t *testing.T) {
 			t.Errorf("got %+v", got)
 		}
 	})
+}
+
+// A client that is slow to read the last output, and pings meanwhile, as kubectl does every five seconds, gets all of it: a closed
+// socket would answer the ping with a reset, which takes what was not sent yet, and the exit status.
+//
+// Rows: S50 (part)
+func TestAClientThatReadsLateGetsAllAndItsStatus(t *testing.T) {
+	const size = 64 << 10
+	written := make(chan struct{})
+	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
+		defer close(written)
+		_, err := s.Stdout.Write(make([]byte, size))
+		return 3, err
+	}})
+	want := wanted{stdout: true}
+	d := websocket.Dialer{Subprotocols: []string{"v5.channel.k8s.io"}, NetDial: func(network, addr string) (net.Conn, error) {
+		conn, err := net.Dial(network, addr)
+		if err == nil {
+			err = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+		}
+		return conn, err
+	}}
+	ws, _, err := d.Dial("ws"+strings.TrimPrefix(execURL(t, s, want, "x"), "http"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	<-written
+	for range 2 {
+		time.Sleep(lingerTimeout + time.Second/2)
+		_ = ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(time.Minute))
+	}
+	got, last := 0, ""
+	for {
+		_, p, err := ws.ReadMessage()
+		if err != nil {
+			break
+		}
+		switch p[0] {
+		case 1:
+			got += len(p) - 1
+		case 3:
+			last = string(p[1:])
+		}
+	}
+	if got != size {
+		t.Errorf("got %d bytes of %d", got, size)
+	}
+	if st := statusJSON(t, last); st.Reason != "NonZeroExitCode" {
+		t.Errorf("got %+v", st)
+	}
 }
 
 // Rows: S46

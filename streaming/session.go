@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,8 +23,8 @@ const (
 	watchInterval = time.Second
 	// goneGrace lets what the client sent before it left reach its destination.
 	goneGrace = time.Second
-	// lingerTimeout bounds the wait for the client's close after ours: a close with unread input would reset the connection
-	// and take the exit status with it.
+	// lingerTimeout bounds the wait for the client's close after ours, once it has taken all: input that comes later, or is not
+	// read, would reset the connection and take the last output and the exit status with it.
 	lingerTimeout = time.Second
 	// lastWords is for the status of a session that was cut.
 	lastWords = time.Second
@@ -47,7 +48,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, maxStreams int,
 	if strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") {
 		h.wrap = func(c net.Conn) net.Conn { return newSPDYConn(c, maxStreams) }
 	}
-	defer h.finish()
+	defer h.finish(r.Context())
 	serve(h, r.WithContext(ctx))
 }
 
@@ -86,13 +87,14 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, bufio.NewReadWriter(bufio.NewReaderSize(conn, 32<<10), bufio.NewWriter(conn)), nil
 }
 
-func (h *hijacker) finish() {
+// finish closes the connection. ctx ends when the server cuts every session.
+func (h *hijacker) finish(ctx context.Context) {
 	if h.conn == nil {
 		return
 	}
 	h.cutoff()
 	_ = h.conn.Close()
-	h.conn.linger()
+	h.conn.linger(ctx)
 }
 
 // clientConn is the connection to a client, watched for its end: by reading, and where nobody reads (a process that takes
@@ -212,12 +214,40 @@ func (c *clientConn) SetWriteDeadline(t time.Time) error {
 	return c.setDeadline(c.Conn.SetWriteDeadline, t)
 }
 
-// linger reads until the client has closed too, for a moment at most, and closes the socket.
-func (c *clientConn) linger() {
+// linger reads until the client has closed too, and closes the socket. A client that takes its time with what was sent is waited
+// for as long as it takes some of it within the time that a session may be idle.
+func (c *clientConn) linger(ctx context.Context) {
 	c.watching.Wait()
-	_ = c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout))
-	_, _ = io.Copy(io.Discard, c.Conn)
-	_ = c.Conn.Close()
+	defer c.Conn.Close()
+	c.idle.busy.Store(false) // the goodbye is no traffic: who was idle already is not waited for
+	for left := c.unsent(); ; {
+		_ = c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout))
+		if _, err := io.Copy(io.Discard, c.Conn); !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
+			return
+		}
+		before := left
+		if left = c.unsent(); left == 0 {
+			return
+		}
+		c.idle.moved(before - left)
+		if c.idle.over(time.Now()) {
+			return
+		}
+	}
+}
+
+// unsent is how much the kernel still has for the client; 0 also where its host is silent.
+func (c *clientConn) unsent() (n int) {
+	sc, ok := plain(c.Conn).(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil || silent(raw, c.silence) {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
+	return n
 }
 
 func (c *clientConn) gone() {
