@@ -22,7 +22,7 @@ var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
 
 // Forward connects stream to DialPod's connection and copies both ways. The end of one direction is passed on as a half
 // close (stream's CloseWrite where it has one); the other then has 1 s without traffic to end by itself. stream is closed on
-// return; nil for an orderly end, DialPod's errors, a copy's error, or ctx's.
+// return; nil for an orderly end or the pod's reset, DialPod's errors, a copy's error, or ctx's.
 func Forward(ctx context.Context, netnsPath string, port int32, stream io.ReadWriteCloser) error {
 	defer stream.Close()
 	conn, err := DialPod(ctx, netnsPath, port)
@@ -37,8 +37,8 @@ func join(ctx context.Context, pod net.Conn, client io.ReadWriteCloser) error {
 	var fromPod, fromClient half
 	ends := make(chan error, 2)
 	var copying sync.WaitGroup
-	copying.Go(func() { ends <- fromPod.copy(client, pod) })
-	copying.Go(func() { ends <- toPod(fromClient.copy(pod, client)) })
+	copying.Go(func() { ends <- unlessReset(fromPod.copy(client, pod)) })
+	copying.Go(func() { ends <- unlessReset(fromClient.copy(pod, client)) })
 	defer copying.Wait()
 	defer client.Close()
 	defer pod.Close()
@@ -67,9 +67,10 @@ func join(ctx context.Context, pod net.Conn, client io.ReadWriteCloser) error {
 	}
 }
 
-// toPod takes a pod that no longer reads for an orderly end: a server may answer before it has read everything.
-func toPod(err error) error {
-	if errors.Is(err, syscall.EPIPE) {
+// unlessReset takes a pod that no longer reads for an orderly end, a server may answer before it has read everything, and one that
+// resets its connection too: that ends this connection, and kubectl ends all that it forwards at an error of one.
+func unlessReset(err error) error {
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		return nil
 	}
 	return err

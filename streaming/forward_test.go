@@ -304,6 +304,33 @@ func TestPortForwardEndsWithItsClient(t *testing.T) {
 	}
 }
 
+// A pod that resets one connection, as a server does that closes with input unread, ends that one: a word on its error stream would
+// make kubectl end all forwards of the session.
+//
+// Rows: S49 (part)
+func TestAPodThatResetsAConnectionEndsOnlyThat(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := serveEach(l, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 1))
+		_ = c.(*net.TCPConn).SetLinger(0) // the close is a reset
+	})
+	s := start(t, Options{}, forwarder(""))
+	for name, dial := range forwardClients {
+		t.Run(name, func(t *testing.T) {
+			data, failed := openPort(t, dial(t, forwardURL(t, s)), 0, port)
+			_, _ = io.WriteString(data, "x")
+			_, _ = io.ReadAll(data)
+			if message, err := io.ReadAll(failed); len(message) > 0 || err != nil {
+				t.Errorf("the client was told %q, %v", message, err)
+			}
+		})
+	}
+}
+
 // A client that says goodbye while its connections are open ends them, and that is no error.
 func TestGoodbyeOfAClientIsNoErrorOfItsForwards(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{forward: func(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {
