@@ -21,8 +21,9 @@ const (
 var copyBuffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
 
 // Forward connects stream to DialPod's connection and copies both ways. The end of one direction is passed on as a half
-// close (stream's CloseWrite where it has one); the other then has 1 s without traffic to end by itself. stream is closed on
-// return; nil for an orderly end or the pod's reset, DialPod's errors, a copy's error, or ctx's.
+// close (stream's CloseWrite where it has one); the other then has 1 s without traffic to end by itself, or 1 s at all where
+// stream's WasReset says that the client takes no more. stream is closed on return; nil for an orderly end or the pod's reset,
+// DialPod's errors, a copy's error, or ctx's.
 func Forward(ctx context.Context, netnsPath string, port int32, stream io.ReadWriteCloser) error {
 	defer stream.Close()
 	conn, err := DialPod(ctx, netnsPath, port)
@@ -60,7 +61,7 @@ func join(ctx context.Context, pod net.Conn, client io.ReadWriteCloser) error {
 			return ctx.Err()
 		case <-grace.C:
 			// A client that reads slowly has not been told everything yet.
-			if moved() == before && !fromPod.writing.Load() {
+			if moved() == before && !fromPod.writing.Load() || wasReset(client) {
 				return first
 			}
 		}
@@ -105,6 +106,11 @@ func (h *half) copy(dst io.Writer, src io.Reader) error {
 			return err
 		}
 	}
+}
+
+func wasReset(client any) bool {
+	stream, ok := client.(interface{ WasReset() bool })
+	return ok && stream.WasReset()
 }
 
 func closeWrite(dst io.Writer) {

@@ -331,6 +331,39 @@ func TestAPodThatResetsAConnectionEndsOnlyThat(t *testing.T) {
 	}
 }
 
+// A client that resets a stream, as kubectl does where the local end is gone, is sent no more, however long the pod would go on.
+//
+// Rows: S49 (part)
+func TestAForwardThatTheClientResetsEnds(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := serveEach(l, func(c net.Conn) { _, _ = io.Copy(c, zeros{}) })
+	ended := make(chan error, 1)
+	s := start(t, Options{}, &testRuntime{forward: func(ctx context.Context, _ string, port int32, stream io.ReadWriteCloser) error {
+		err := Forward(ctx, "", port, stream)
+		ended <- err
+		return err
+	}})
+	for name, dial := range forwardClients {
+		t.Run(name, func(t *testing.T) {
+			data, _ := openPort(t, dial(t, forwardURL(t, s)), 0, port)
+			_, _ = io.ReadFull(data, make([]byte, 100))
+			_ = data.Reset()
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("it goes on")
+			}
+		})
+	}
+}
+
 // A client that says goodbye while its connections are open ends them, and that is no error.
 func TestGoodbyeOfAClientIsNoErrorOfItsForwards(t *testing.T) {
 	s := start(t, Options{}, &testRuntime{forward: func(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
@@ -82,7 +83,7 @@ func (f *forwards) forward(podID string, port int32, stream io.ReadWriteCloser) 
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
-	both := forwardStream{stream}
+	both := &forwardStream{ReadWriteCloser: stream}
 	if err := f.server.runtime.PortForward(f.ctx, podID, port, both); err != nil {
 		return err
 	}
@@ -92,17 +93,29 @@ func (f *forwards) forward(podID string, port int32, stream io.ReadWriteCloser) 
 
 // forwardStream is a client's data stream. A SPDY stream's Close is only the end of our side, and what the client goes on sending
 // to a stream that nobody reads would block the connection's other streams: Close ends both sides.
-type forwardStream struct{ io.ReadWriteCloser }
+type forwardStream struct {
+	io.ReadWriteCloser
+	closed atomic.Bool // on our side
+}
 
 // CloseWrite tells the client that no more will come; it may go on sending.
-func (s forwardStream) CloseWrite() error {
+func (s *forwardStream) CloseWrite() error {
+	s.closed.Store(true)
 	if _, ok := s.ReadWriteCloser.(resetter); ok {
 		return s.ReadWriteCloser.Close()
 	}
 	return nil // a WebSocket channel has no half close
 }
 
-func (s forwardStream) Close() error {
+// WasReset says that the client wants no more. Of this a SPDY stream says nothing, reads end and writes go on; but it is finished
+// then, although we have not closed it.
+func (s *forwardStream) WasReset() bool {
+	finished, ok := s.ReadWriteCloser.(interface{ IsFinished() bool })
+	return ok && finished.IsFinished() && !s.closed.Load()
+}
+
+func (s *forwardStream) Close() error {
+	s.closed.Store(true)
 	err := s.ReadWriteCloser.Close()
 	if r, ok := s.ReadWriteCloser.(resetter); ok {
 		// After our end was sent this is local: the client's end of the stream sees no reset.
