@@ -34,7 +34,7 @@ func (e *Engine) Attach(ctx context.Context, id engine.ContainerID, streams *eng
 			return s.cli.ContainerResize(ctx, string(id), size)
 		})
 	}
-	output := pump(stream, streams)
+	output := pump(stream, streams, true)
 	select {
 	case err := <-output.done:
 		if err != nil {

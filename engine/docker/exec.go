@@ -86,7 +86,8 @@ func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, spec *engine.E
 			return s.cli.ContainerExecResize(ctx, execID, size)
 		})
 	}
-	output := pump(stream, &spec.Streams)
+	// dockerd takes the end of a terminal's input for the end of its output, too.
+	output := pump(stream, &spec.Streams, !spec.TTY)
 	return e.waitExec(ctx, execID, ended, output, stream)
 }
 
@@ -208,13 +209,15 @@ func (e *Engine) hijack(ctx context.Context, what string, request func(context.C
 	})
 }
 
-// pump copies both ways.
-func pump(stream *types.HijackedResponse, s *engine.Streams) *output {
+// pump copies both ways, and passes the end of the input on where it is asked to.
+func pump(stream *types.HijackedResponse, s *engine.Streams, inputEnds bool) *output {
 	if s.Stdin != nil {
 		go func() {
-			// Its end is the end of the process's input; an error here shows in the output as well.
+			// An error here shows in the output as well.
 			_, _ = io.Copy(stream.Conn, s.Stdin)
-			_ = stream.CloseWrite()
+			if inputEnds {
+				_ = stream.CloseWrite()
+			}
 		}()
 	}
 	o := &output{done: make(chan error, 1), stdout: sink{w: s.Stdout}, stderr: sink{w: s.Stderr}}

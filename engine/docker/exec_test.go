@@ -214,7 +214,7 @@ func TestASlowClientGetsAllOutputOfAnExecThatHasEnded(t *testing.T) {
 			ours, theirs := net.Pipe()
 			client := &pausingWriter{pause: pause}
 			stream := types.NewHijackedResponse(ours, "")
-			output := pump(&stream, &engine.Streams{TTY: true, Stdout: client})
+			output := pump(&stream, &engine.Streams{TTY: true, Stdout: client}, true)
 			pieces := int(2*engine.DrainTimeout/pause) + 2
 			go func() {
 				for range pieces {
@@ -239,7 +239,7 @@ func TestAnExecsOutputThatStaysOpenIsCut(t *testing.T) {
 	ours, theirs := net.Pipe()
 	var client bytes.Buffer
 	stream := types.NewHijackedResponse(ours, "")
-	output := pump(&stream, &engine.Streams{TTY: true, Stdout: &client})
+	output := pump(&stream, &engine.Streams{TTY: true, Stdout: &client}, true)
 	_, _ = io.WriteString(theirs, "word")
 	if err := drain(t.Context(), output, &stream); err != nil || client.String() != "word" {
 		t.Errorf("got %q, %v", &client, err)

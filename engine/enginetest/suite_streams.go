@@ -149,6 +149,17 @@ var execTests = map[string]func(*suite){
 			s.Errorf("%d, %v, %d lines", code, err, len(got))
 		}
 	},
+	"the end of the input is not the end of a terminal's output": func(s *suite) {
+		id := s.runContainer(s.containerSpec(s.Commands.Run))
+		const lines = 20_000
+		var stdout bytes.Buffer
+		code, err := s.Engine.Exec(s.Context(), id, &engine.ExecSpec{
+			Command: s.Commands.Lines(lines), Streams: engine.Streams{TTY: true, Stdin: strings.NewReader(""), Stdout: &stdout},
+		})
+		if got := strings.Fields(stdout.String()); err != nil || code != 0 || len(got) != lines || got[lines-1] != fmt.Sprint(lines) {
+			s.Errorf("%d, %v, %d lines", code, err, len(got))
+		}
+	},
 	"a context that ends kills the process": func(s *suite) {
 		id := s.runContainer(s.containerSpec(s.Commands.Run))
 		ctx, cancel := context.WithTimeout(s.Context(), 500*time.Millisecond)
