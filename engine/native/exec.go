@@ -176,7 +176,9 @@ func follow(done <-chan struct{}, sizes <-chan engine.TerminalSize, set func(eng
 			if !ok {
 				return
 			}
-			set(size)
+			if size.Width > 0 && size.Height > 0 {
+				set(size)
+			}
 		}
 	}
 }

@@ -111,3 +111,18 @@ func TestAChildThatWritesWithoutEndDoesNotHoldUpAnExec(t *testing.T) {
 	<-ended
 	pipes.handedOver()
 }
+
+// A client whose terminal has no size, as that of a script, leaves the container's as it is.
+func TestATerminalIsNotMadeToHaveNoSize(t *testing.T) {
+	sizes := make(chan engine.TerminalSize, 4)
+	want := engine.TerminalSize{Width: 80, Height: 24}
+	for _, size := range []engine.TerminalSize{{}, {Width: 80}, want, {Height: 24}} {
+		sizes <- size
+	}
+	close(sizes)
+	var set []engine.TerminalSize
+	follow(nil, sizes, func(size engine.TerminalSize) { set = append(set, size) })
+	if len(set) != 1 || set[0] != want {
+		t.Errorf("set to %v", set)
+	}
+}
