@@ -356,6 +356,49 @@ func TestAClientThatReadsLateGetsAllAndItsStatus(t *testing.T) {
 	}
 }
 
+// A process that does not read its input for long, such as psql at a slow statement of `kubectl exec -i db -- psql < dump`, does
+// not make the client give its connection up: the pings behind the input are not read, and pongs come nevertheless.
+//
+// Rows: S50 (part)
+func TestAClientWhoseInputWaitsIsToldThatTheConnectionStands(t *testing.T) {
+	read := make(chan struct{})
+	s := start(t, Options{silence: 2 * time.Second}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
+		<-read
+		_, err := io.Copy(s.Stdout, s.Stdin)
+		return 0, err
+	}})
+	ws := dialWebSocket(t, execURL(t, s, wanted{stdin: true, stdout: true}, "x"), "v5.channel.k8s.io")
+	pongs, output := make(chan struct{}, 100), make(chan string, 100)
+	ws.SetPongHandler(func(string) error { pongs <- struct{}{}; return nil })
+	go func() {
+		defer close(output)
+		for {
+			_, p, err := ws.ReadMessage()
+			if err != nil {
+				return
+			}
+			if p[0] == 1 && len(p) > 1 {
+				output <- string(p[1:])
+			}
+		}
+	}()
+	_ = ws.WriteMessage(websocket.BinaryMessage, []byte("\x00input"))
+	for range 3 {
+		select {
+		case <-pongs:
+		case <-time.After(time.Minute):
+			t.Fatal("no pong")
+		}
+	}
+	close(read)
+	_ = ws.WriteMessage(websocket.BinaryMessage, []byte{255, 0})
+	if got := <-output; got != "input" {
+		t.Errorf("got %q", got)
+	}
+	for range output {
+	}
+}
+
 // Rows: S46
 func TestAHugeFrameEndsTheConnection(t *testing.T) {
 	ended := make(chan struct{})

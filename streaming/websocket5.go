@@ -45,6 +45,8 @@ func serveWebSocketV5(h *hijacker, r *http.Request, want wanted, run runStreams)
 	// traffic of the channels.
 	c := &channels{ws: ws, idle: time.AfterFunc(h.opts.IdleTimeout, func() { h.cancel(errIdle) }), timeout: h.opts.IdleTimeout}
 	defer c.idle.Stop()
+	c.alive, c.pause = time.AfterFunc(h.opts.silence, c.sayAlive), h.opts.silence/2
+	c.alive.Stop()
 	stdin, input := io.Pipe()
 	resize := make(chan TerminalSize, 1)
 	var reading sync.WaitGroup
@@ -73,6 +75,9 @@ type channels struct {
 	ws      *websocket.Conn
 	idle    *time.Timer
 	timeout time.Duration
+	// alive runs, every pause, while input waits for the process to read it: the client's pings are behind that.
+	alive *time.Timer
+	pause time.Duration
 
 	mu  sync.Mutex // over writing
 	buf [1 + messageSize]byte
@@ -121,7 +126,9 @@ func (c *channels) receive(stdin *io.PipeWriter, resize chan TerminalSize) {
 		switch number[0] {
 		case remotecommand.StreamStdIn:
 			// A process that has closed its stdin does not end the connection: the rest is skipped by NextReader.
+			c.alive.Reset(c.pause)
 			_, _ = io.CopyBuffer(struct{ io.Writer }{stdin}, message, buf)
+			c.alive.Stop()
 		case remotecommand.StreamResize:
 			var size TerminalSize
 			for d := json.NewDecoder(io.LimitReader(message, resizeLimit)); d.Decode(&size) == nil; {
@@ -132,6 +139,14 @@ func (c *channels) receive(stdin *io.PipeWriter, resize chan TerminalSize) {
 				_ = stdin.Close()
 			}
 		}
+	}
+}
+
+// sayAlive sends a pong that nobody asked for: kubectl gives a connection up that answers no ping for a minute. It may take its
+// time, as a write that is given up ends the connection.
+func (c *channels) sayAlive() {
+	if c.ws.WriteControl(websocket.PongMessage, nil, time.Time{}) == nil {
+		c.alive.Reset(c.pause)
 	}
 }
 
