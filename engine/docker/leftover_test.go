@@ -30,6 +30,12 @@ func waiting(t *testing.T, args ...string) (cmd *exec.Cmd, end func()) {
 		_ = cmd.Wait()
 	})
 	t.Cleanup(end)
+	// A process is seen without a command line until its exec is over, of which Start sees the beginning.
+	for line := []byte(nil); len(line) == 0; {
+		if line, err = os.ReadFile(procPath(cmd.Process.Pid, "cmdline")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return cmd, end
 }
 
