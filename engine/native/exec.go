@@ -43,8 +43,7 @@ func (e *Engine) Exec(ctx context.Context, id engine.ContainerID, x *engine.Exec
 	}
 	code, err := e.exec(ctx, client, string(id), data, x)
 	var start *monitor.StartError
-	if errors.As(err, &start) {
-		err = fmt.Errorf("exec in container %s: %w", id, err)
+	if errors.As(err, &start) { // which names the container
 		return start.ExitCode, err
 	}
 	if err != nil {
