@@ -399,6 +399,39 @@ func TestAClientWhoseInputWaitsIsToldThatTheConnectionStands(t *testing.T) {
 	}
 }
 
+// A client that is slow to read is answered its pings: kubectl gives a connection up that answers none for a minute, as one did whose
+// output nearly always waited for the client.
+//
+// Rows: S50 (part)
+func TestAClientThatReadsSlowlyIsAnsweredItsPings(t *testing.T) {
+	const size = 32 << 20 // more than the kernel keeps
+	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
+		_, err := s.Stdout.Write(make([]byte, size))
+		return 0, err
+	}})
+	ws := dialWebSocket(t, execURL(t, s, wanted{stdout: true}, "x"), "v5.channel.k8s.io")
+	pongs := 0
+	ws.SetPongHandler(func(string) error { pongs++; return nil })
+	time.Sleep(time.Second) // the output fills what there is
+	if err := ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second)
+	got := 0
+	for {
+		_, p, err := ws.ReadMessage()
+		if err != nil {
+			break
+		}
+		if p[0] == 1 {
+			got += len(p) - 1
+		}
+	}
+	if pongs != 1 || got != size {
+		t.Errorf("got %d pongs and %d bytes", pongs, got)
+	}
+}
+
 // Rows: S46
 func TestAHugeFrameEndsTheConnection(t *testing.T) {
 	ended := make(chan struct{})

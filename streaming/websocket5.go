@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -19,7 +20,7 @@ const (
 	messageSize = 64 << 10
 	// resizeLimit bounds a message with terminal sizes.
 	resizeLimit = 4 << 10
-	// controlTimeout bounds the write of a close or pong.
+	// controlTimeout bounds the write of a close.
 	controlTimeout = time.Second
 )
 
@@ -47,6 +48,7 @@ func serveWebSocketV5(h *hijacker, r *http.Request, want wanted, run runStreams)
 	defer c.idle.Stop()
 	c.alive, c.pause = time.AfterFunc(h.opts.silence, c.sayAlive), h.opts.silence/2
 	c.alive.Stop()
+	ws.SetPingHandler(c.answer)
 	stdin, input := io.Pipe()
 	resize := make(chan TerminalSize, 1)
 	var reading sync.WaitGroup
@@ -78,6 +80,8 @@ type channels struct {
 	// alive runs, every pause, while input waits for the process to read it: the client's pings are behind that.
 	alive *time.Timer
 	pause time.Duration
+	// answering says that the answer to a ping waits for what is being written.
+	answering atomic.Bool
 
 	mu  sync.Mutex // over writing
 	buf [1 + messageSize]byte
@@ -140,6 +144,18 @@ func (c *channels) receive(stdin *io.PipeWriter, resize chan TerminalSize) {
 			}
 		}
 	}
+}
+
+// answer answers a ping, beside the reading, as soon as what is being written is; of those that come meanwhile it answers none. The
+// library gives its own answer up after a second, as nearly each to a client that is slow to read, and the connection with one begun.
+func (c *channels) answer(ping string) error {
+	if c.answering.CompareAndSwap(false, true) {
+		go func() {
+			defer c.answering.Store(false)
+			_ = c.ws.WriteControl(websocket.PongMessage, []byte(ping), time.Time{})
+		}()
+	}
+	return nil
 }
 
 // sayAlive sends a pong that nobody asked for: kubectl gives a connection up that answers no ping for a minute. It may take its
