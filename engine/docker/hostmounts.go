@@ -182,10 +182,13 @@ func (h *hostMounts) attach(key string, n, tree int) error {
 const unmountLimit = 5 * time.Second
 
 // unmount removes the mounts of key and their place. OK when there are none. One that hangs goes on by itself, and whoever comes
-// for the same key meanwhile waits as long.
+// for the same key meanwhile waits as long, or not at all where it is known to hang.
 func (h *hostMounts) unmount(key string) error {
 	if !validKey(key) {
 		return nil
+	}
+	if h.hangs(key) {
+		return fmt.Errorf("unmount %s, which hangs in an earlier unmount: %w", h.path(key), context.DeadlineExceeded)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), unmountLimit)
 	defer cancel()
