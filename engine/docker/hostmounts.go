@@ -190,6 +190,7 @@ func (h *hostMounts) unmount(key string) error {
 	if h.hangs(key) {
 		return fmt.Errorf("unmount %s, which hangs in an earlier unmount: %w", h.path(key), context.DeadlineExceeded)
 	}
+	// Not the caller's: one that has left would leave the mount, and with it the volume busy.
 	ctx, cancel := context.WithTimeout(context.Background(), unmountLimit)
 	defer cancel()
 	unlock, err := h.unmounting.Lock(ctx, key)
