@@ -15,17 +15,27 @@ import (
 
 // StartTicks reads the start time of pid in clock ticks since boot: field 22 of /proc/PID/stat.
 func StartTicks(pid int) (uint64, error) {
+	_, ticks, err := stat(pid)
+	return ticks, err
+}
+
+// stat reads the kernel's flags (PF_*) and the start time of pid, fields 9 and 22 of /proc/PID/stat.
+func stat(pid int) (flags, startTicks uint64, err error) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	// The command (field 2) may hold spaces and parentheses: count from the last ")".
 	end := bytes.LastIndexByte(data, ')')
 	fields := bytes.Fields(data[end+1:])
 	if end < 0 || len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat has an unknown form", pid)
+		return 0, 0, fmt.Errorf("/proc/%d/stat has an unknown form", pid)
 	}
-	return strconv.ParseUint(string(fields[19]), 10, 64)
+	if flags, err = strconv.ParseUint(string(fields[6]), 10, 64); err != nil {
+		return 0, 0, err
+	}
+	startTicks, err = strconv.ParseUint(string(fields[19]), 10, 64)
+	return flags, startTicks, err
 }
 
 // Handle is one process, pinned: signals through it never reach a later process with the same pid.
@@ -94,4 +104,15 @@ func Gone(pid int, startTicks uint64) bool {
 	}
 	defer h.Close()
 	return !h.Alive()
+}
+
+// Ending says whether the process pid that started at startTicks is known to have ended or to be about to. The first process of a PID
+// namespace has not ended (Gone) until the kernel has killed all others in it and each is reaped.
+func Ending(pid int, startTicks uint64) bool {
+	const exiting = 0x4 // PF_EXITING of the kernel's sched.h
+	flags, ticks, err := stat(pid)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+	}
+	return ticks != startTicks || flags&exiting != 0
 }

@@ -29,14 +29,17 @@ func TestHandleFollowsOneProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	if !h.Alive() || !Alive(pid, ticks) {
+	if !h.Alive() || !Alive(pid, ticks) || Ending(pid, ticks) {
 		t.Fatal("a sleeping process is not alive")
+	}
+	if !Ending(pid, ticks+1) {
+		t.Error("a process whose number another has is not ending")
 	}
 	if err := h.Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if h.Alive() || Alive(pid, ticks) {
+	if h.Alive() || Alive(pid, ticks) || !Ending(pid, ticks) {
 		t.Fatal("a killed process is alive")
 	}
 	if err := h.Signal(unix.SIGKILL); !errors.Is(err, os.ErrProcessDone) {

@@ -168,14 +168,21 @@ func (c *container) join(ctx context.Context, spec json.RawMessage, stdio Stdio)
 		}
 	}()
 	p, reaped, err = c.server.reaper.start(func() (Process, error) { return c.runtime.Exec(ctx, spec, stdio) })
-	select {
-	case <-c.dead:
-		if err != nil { // its words and its exit code are of what a dead container looks like
-			return nil, nil, fmt.Errorf("container %s has exited: %w: %v", c.id, errdefs.ErrFailedPrecondition, err) //nolint:errorlint // see above
-		}
-	default:
+	if err != nil && c.ending() { // its words and its exit code are of what a dead container looks like
+		return nil, nil, fmt.Errorf("container %s has exited: %w: %v", c.id, errdefs.ErrFailedPrecondition, err) //nolint:errorlint // see above
 	}
 	return p, reaped, err
+}
+
+// ending says that the container's processes may be dead, before its end is told: the kernel kills those of a PID namespace before
+// the first process has ended, and KillAll kills in no order.
+func (c *container) ending() bool {
+	select {
+	case <-c.dead:
+		return true
+	default:
+		return c.asked.Load() || process.Ending(c.watch.PID(), c.ticks)
+	}
 }
 
 // prepare makes what the client passes fit for a process: it expects blocking descriptors, while pipes of a Go program do

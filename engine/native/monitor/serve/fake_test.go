@@ -35,6 +35,9 @@ type fakeRuntime struct {
 	// terminal has a container's process send something else in the place of its terminal. made is the last container.
 	terminal bool
 	made     *fakeContainer
+	// cloneFlags are of a container's processes. exec, unless it is nil, runs in the place of an exec, which fails with its error.
+	cloneFlags uintptr
+	exec       func(*fakeContainer) error
 }
 
 type fakeSpec struct {
@@ -81,7 +84,7 @@ func (p *fakePlan) Create(stdio Stdio) (Container, error) {
 		return nil, err
 	}
 	defer func() { _ = held.Close() }()
-	c := &fakeContainer{runtime: p.runtime, gate: gate}
+	c := &fakeContainer{runtime: p.runtime, cloneFlags: p.runtime.cloneFlags, gate: gate}
 	// The program starts when the gate is closed, as one of a container does at its start and not at its creation.
 	c.fakeProcess, err = c.run(append([]string{"/bin/sh", "-c", `read _ <&3; exec 3<&- "$0" "$@"`, program}, p.spec.Args[1:]...), stdio, held)
 	if err != nil {
@@ -120,8 +123,9 @@ func (p *fakeProcess) Wait() (unix.WaitStatus, error) {
 
 type fakeContainer struct {
 	*fakeProcess
-	runtime *fakeRuntime
-	gate    *os.File
+	runtime    *fakeRuntime
+	cloneFlags uintptr
+	gate       *os.File
 
 	mu   sync.Mutex
 	pids []int
@@ -131,7 +135,7 @@ func (c *fakeContainer) run(args []string, stdio Stdio, files ...*os.File) (*fak
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdio.Stdin, stdio.Stdout, stdio.Stderr
 	cmd.ExtraFiles = files
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: c.cloneFlags}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -162,6 +166,9 @@ func (c *fakeContainer) Exec(_ context.Context, raw json.RawMessage, stdio Stdio
 	var spec fakeSpec
 	if err := json.Unmarshal(raw, &spec); err != nil {
 		return nil, err
+	}
+	if c.runtime.exec != nil {
+		return nil, c.runtime.exec(c)
 	}
 	p, err := c.run(spec.Args, stdio)
 	if err != nil {
