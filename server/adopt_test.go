@@ -349,54 +349,6 @@ func TestWhatWasOnlyListedIsAdoptedWithItsSpecification(t *testing.T) {
 	}
 }
 
-// A change of a container's limits is one of those that it has, which a list does not tell: it would take the others away. And no change
-// makes a record of what is not adopted yet, by which nobody would look for the rest any more.
-func TestLimitsOfWhatWasOnlyListedAreChangedAsTheyAre(t *testing.T) {
-	f := newFixture(t)
-	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
-	pod := f.runPod("old")
-	config := containerConfig("c", "run")
-	config.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 512}
-	made, err := f.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: f.podConfig("old")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := engine.ContainerID(made.ContainerId)
-	if _, err := f.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: string(id)}); err != nil {
-		t.Fatal(err)
-	}
-	f.stop()
-	f.corruptRecord("pods", "uid-old")
-	f.corruptRecord("containers", pod)
-	f.network.cached = nil
-	look := make(chan struct{})
-	f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
-	f.start()
-	if _, err := f.runtime.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{
-		PodSandboxId: pod, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 700},
-	}); err != nil {
-		t.Error(err)
-	}
-	if _, err := f.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
-		ContainerId: string(id), Linux: &runtimeapi.LinuxContainerResources{CpusetCpus: "0"},
-	}); err != nil {
-		t.Error(err)
-	}
-	if got, _ := f.engine.Resources(id); got.MemoryLimit != 64<<20 || got.CPUShares != 512 || got.CpusetCPUs != "0" {
-		t.Errorf("its limits are %+v", got)
-	}
-	close(look)
-	eventually(t, "both are adopted", func() error {
-		p, _ := f.store.Pod(engine.PodID(pod))
-		c, _ := f.store.Container(id)
-		if !p.Adopted || !p.Recorded || len(p.Network.Attachments) != 1 || !c.Adopted || !slices.Equal(c.Spec.Command, []string{"run"}) ||
-			c.Resources.CpusetCPUs != "0" || c.Resources.MemoryLimit != 64<<20 {
-			return fmt.Errorf("the pod %t with %+v, the container %t with the command %q and %+v", p.Adopted, p.Network, c.Adopted, c.Spec.Command, c.Resources)
-		}
-		return nil
-	})
-}
-
 // Of what the engine could only list long after the start, as at its return, the adoption's own look tells.
 func TestWhatIsOnlyListedLaterIsAdoptedByTheLookOfItsAdoption(t *testing.T) {
 	f := newFixture(t)
