@@ -25,6 +25,7 @@ func TestDaemonIsUpgradedAndDowngradedUnderRunningPods(t *testing.T) {
 	harness.Require(t)
 	earlier := harness.Earlier(t, earlierCommit)
 	n := harness.NewNode(t, harness.DockerOptions{}, harness.ShimOptions{Binary: earlier})
+	waitAnswered(t, n)
 	current := n.Shim.Current() // built before any pod waits for it
 	busybox := n.Pull(t, harness.Busybox)
 	n.Pull(t, harness.Web)
@@ -45,6 +46,7 @@ func TestDaemonIsUpgradedAndDowngradedUnderRunningPods(t *testing.T) {
 	news.endOne(n)
 	n.Shim.Use(earlier)
 	n.Shim.Start()
+	waitAnswered(t, n)
 	olds.chatty.CheckSurvived()
 	news.checkServed(n)
 	olds.later.Stop(10) // made by the later daemon in a pod of the earlier one
@@ -62,6 +64,15 @@ func TestDaemonIsUpgradedAndDowngradedUnderRunningPods(t *testing.T) {
 	}
 	n.RunPod(t, "last").Run("c", busybox, forever).WaitLog("ready")
 	agreed(t, n, 10*time.Second)
+}
+
+// waitAnswered waits until the earlier daemon answers every call: it said that it is ready before.
+func waitAnswered(t *testing.T, n *harness.Node) {
+	t.Helper()
+	harness.Eventually(t, 30*time.Second, "the earlier daemon answers", func() error {
+		_, err := n.Shim.Runtime.ListPodSandbox(ctx(t), &runtimeapi.ListPodSandboxRequest{})
+		return err
+	})
 }
 
 // workload is a pod with containers in every state, and one whose containers share its processes.
