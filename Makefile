@@ -47,7 +47,7 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 	@hack/packages.sh test
 	go test -race -run '^$$' $(UNIT) >/dev/null # builds with all cores
 	@go build -o .cache/results ./hack/results
-	.cache/results .cache/unit.json go test -race -timeout 25m -p 1 -json $(UNIT)
+	.cache/results .cache/unit.json go test -race -timeout 40m -p 2 -json $(UNIT)
 	go test -race -tags failpoint ./internal/failpoint
 	.cache/results .cache/steps.json go test -count=1 -tags failpoint -run EveryStep -json ./engine/native
 	@# Beside each other: most of their time they wait.
