@@ -56,12 +56,10 @@ func TestWorkIsDoneOnceForAll(t *testing.T) {
 			}
 		})
 	}
-	others.Go(func() {
-		if _, err := g.Do(t.Context(), "another", 0, func(context.Context, *pace) (int, error) { return 0, errors.ErrUnsupported }); !errors.Is(err, errors.ErrUnsupported) {
-			t.Error(err)
-		}
-	})
 	waitFor(t, "all", func() bool { return g.Waiting() == 6 })
+	if _, err := g.Do(t.Context(), "another", 0, func(context.Context, *pace) (int, error) { return 0, errors.ErrUnsupported }); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
 	leave() // it was the first's work, and goes on
 	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Error(err)
