@@ -116,7 +116,7 @@ type Metrics struct {
 
 // Tracing is OpenTelemetry.
 type Tracing struct {
-	Endpoint string `toml:"endpoint" help:"OTLP gRPC collector, host:port; empty is off"`
+	Endpoint string `toml:"endpoint" help:"OTLP gRPC collector, host:port, without TLS; calls that their caller samples, as a kubelet with tracing does; empty is off"`
 }
 
 // Log is klog.
@@ -140,7 +140,7 @@ func Default() *Config {
 		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * 3600e9)},
 		NRI: NRI{
 			SocketPath: "/var/run/nri/nri.sock", PluginPath: "/opt/nri/plugins", PluginConfigPath: "/etc/nri/conf.d",
-			PluginRegistrationTimeout: Duration(5e9), PluginRequestTimeout: Duration(2e9), RequiredPlugins: []string{},
+			PluginRegistrationTimeout: Duration(5e9), PluginRequestTimeout: Duration(5e9), RequiredPlugins: []string{},
 		},
 		Metrics: Metrics{Listen: "127.0.0.1:9497"},
 		Log:     Log{Level: 2},
