@@ -126,7 +126,7 @@ counts: helper ## the rows' full counts, which `make test` runs at sizes of seco
 .PHONY: crash
 crash: helper ## every power cut, crash, failing step and passed deadline that `make test` samples, and all pairs of them (hours); ENGINE=native
 	@hack/packages.sh test
-	E2E_CRASH=all go test -count=1 -timeout 0 -v -run 'PowerCut' ./internal/atomicfile ./state ./engine/native/image
+	E2E_CRASH=all go test -count=1 -timeout 0 -v -run 'PowerCut' ./internal/atomicfile ./state ./engine/native/image ./engine/native/checkpoint
 	E2E_ENGINE='$(filter native,$(ENGINE))' E2E_CRASH=all go test -count=1 -timeout 0 -v -run '^Test(DaemonDies|MonitorDies|EachStepFails|DeadlinePasses)' ./e2e
 
 .PHONY: lint

@@ -33,7 +33,7 @@ func adoptFlags(fs *pflag.FlagSet) {
 	fs.Bool("force", false, "with --rollback: also put back files that somebody has edited since")
 	fs.Bool("accept-findings", false, "go on although preflight has found something to do")
 	fs.Bool("accept-differences", false, "go on although the old shim and crishim tell different things, or cannot be compared")
-	fs.String("old-endpoint", "", "CRI socket of the old shim (default: the kubelet's, else dockershim's)")
+	fs.String("old-endpoint", "", "CRI socket of the old shim (default: the kubelet's, else dockershim's; with --compare-only dockershim's)")
 	shimFlags(fs)
 	config.Flags(fs)
 }

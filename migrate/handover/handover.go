@@ -126,7 +126,7 @@ func Switch(ctx context.Context, p *Plan, units Units, ready func(context.Contex
 	undoing, cancel := context.WithTimeout(context.WithoutCancel(ctx), backLimit)
 	defer cancel()
 	if undoErr := Back(undoing, &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: units, GiveLogsBack: p.GiveLogsBack}, out); undoErr != nil {
-		return errors.Join(err, fmt.Errorf("going back failed too, try crishim adopt --rollback: %w", undoErr))
+		return errors.Join(err, fmt.Errorf("going back failed too, try crishim adopt --rollback --yes: %w", undoErr))
 	}
 	return fmt.Errorf("%w; all was put back", err)
 }
