@@ -12,6 +12,7 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 )
 
 // The budgets of one ADD and one DEL of a pod. The kubelet leaves RunPodSandbox after 4 minutes and StopPodSandbox
@@ -90,6 +92,9 @@ func New(opts Options) (*Network, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("cni: %w", err)
 		}
+		if err := closeToWrites(dir); err != nil {
+			return nil, fmt.Errorf("cni: close a folder to the writes of others: %w", err)
+		}
 	}
 	owed, err := loadOwed(opts.OwedDir)
 	if err != nil {
@@ -104,6 +109,19 @@ func New(opts Options) (*Network, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// closeToWrites takes away what lets others write to a folder: what is in it is done as root. On a disk that became read-only
+// nobody writes.
+func closeToWrites(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode()&0o022 == 0 {
+		return err
+	}
+	if err := os.Chmod(dir, info.Mode()&^0o022); !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	return nil
 }
 
 // Run keeps the network true until ctx ends: the configuration, the plugins' STATUS and the owed DELs.

@@ -13,6 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Rows: S65 (part)
+func TestFoldersOfWhatIsDoneAsRootAreClosedToTheWritesOfOthers(t *testing.T) {
+	n := newNode(t)
+	for _, dir := range []string{n.opts.CacheDir, n.opts.OwedDir} {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := New(n.opts); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{n.opts.CacheDir, n.opts.OwedDir} {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("%s: %v, %v", dir, info.Mode(), err)
+		}
+	}
+}
+
 // Rows: R38
 func TestOwedDelIsPaidAfterARestart(t *testing.T) {
 	n := newNode(t)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -33,5 +34,24 @@ func TestUsersOfPodsGetThroughTheRunFolder(t *testing.T) {
 	}
 	if got := mode(root); got&0o007 != 0 {
 		t.Errorf("the root folder is open to everybody: %o", got)
+	}
+}
+
+// Rows: S65 (part)
+func TestFoldersAreClosedToTheWritesOfOthers(t *testing.T) {
+	base := t.TempDir()
+	run, root := filepath.Join(base, "run"), filepath.Join(base, "root")
+	for _, dir := range []string{run, root} {
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o777)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := makeFolders(run, root); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{run, root} {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("%s is %v, %v", dir, info.Mode(), err)
+		}
 	}
 }
