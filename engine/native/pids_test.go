@@ -1,6 +1,8 @@
 package native
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -68,5 +70,37 @@ func TestPIDNamespacesEndAlone(t *testing.T) {
 				t.Errorf("%d processes outlive the pod", n)
 			}
 		})
+	}
+}
+
+// A process that holds a pod's namespaces is made only where the pod shares its PIDs: the others are pinned by mounts.
+func TestAPodHasAPauseProcessOnlyWhereItSharesItsPIDs(t *testing.T) {
+	b := serving(t)
+	inside := func(netns string) (pids int) {
+		ns, err := os.Stat(netns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		processes, err := filepath.Glob("/proc/[0-9]*/ns/net")
+		if err != nil || len(processes) == 0 {
+			t.Fatal(processes, err)
+		}
+		for _, p := range processes {
+			if of, err := os.Stat(p); err == nil && os.SameFile(ns, of) { // others end meanwhile
+				pids++
+			}
+		}
+		return pids
+	}
+	for want, change := range []func(*engine.PodSpec){func(*engine.PodSpec) {}, sharedPIDs} {
+		pod, _ := b.runPod(t, change)
+		st, err := b.PodStatus(t.Context(), pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := inside(st.NetNSPath); got != want || (st.PID != 0) != (want != 0) {
+			t.Errorf("a pod without containers has %d processes, want %d; its status names process %d", got, want, st.PID)
+		}
+		b.removePod(t, pod)
 	}
 }
