@@ -260,17 +260,35 @@ func TestReadOnlyRootFolder(t *testing.T) {
 	kept := stays.RunChatty(busybox, 20)
 	c.WaitLog("ready")
 	d.ReadOnly(true)
-	harness.Eventually(t, 10*time.Second, "RuntimeReady=false", func() error {
-		if c := runtimeReady(t, n); c.Status || !strings.Contains(c.Message, "read-only file system") || !strings.Contains(c.Message, d.dir) {
-			return fmt.Errorf("condition %v", c)
-		}
-		return nil
-	})
+	told := func() {
+		t.Helper()
+		harness.Eventually(t, 10*time.Second, "RuntimeReady=false", func() error {
+			if c := runtimeReady(t, n); c.Status || !strings.Contains(c.Message, "read-only file system") || !strings.Contains(c.Message, d.dir) {
+				return fmt.Errorf("condition %v", c)
+			}
+			return nil
+		})
+	}
+	told()
 	config := n.PodConfig("new")
 	n.PreparePod(t, config)
 	_, err := n.Shim.Runtime.RunPodSandbox(ctx(t), &runtimeapi.RunPodSandboxRequest{Config: config})
 	wantCode(t, "a pod with a read-only root folder", err, codes.Unavailable)
 	listsAreQuick(t, n)
+	// A daemon that starts then serves what runs.
+	n.Shim.Kill()
+	n.Shim.StartWithoutWaiting()
+	harness.Eventually(t, 30*time.Second, "a daemon that starts with a read-only root folder to serve", func() error {
+		_, err := n.Shim.Runtime.ListPodSandbox(ctx(t), &runtimeapi.ListPodSandboxRequest{})
+		if !n.Shim.Running() {
+			t.Fatalf("it ended:\n%s", n.Shim.LogTail())
+		}
+		return err
+	})
+	told()
+	if status := c.Status(); status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("after a start the container is %v", status.State)
+	}
 	if got := c.Output("echo alive"); got != "alive\n" {
 		t.Errorf("exec says %q", got)
 	}
