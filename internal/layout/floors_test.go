@@ -2,6 +2,7 @@ package layout
 
 import (
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
@@ -60,4 +61,27 @@ func numbers(t *testing.T, text string) []int {
 		all = append(all, n)
 	}
 	return all
+}
+
+// S70: of github.com/docker/docker, which gets no further versions, only the client is linked, so that what is wrong in its daemon
+// is not in ours; docs/operations.md says so to those who see it in a scanner's report.
+func TestS70OfDockersModuleOnlyTheClientIsLinked(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "../../cmd/shim", "../../cmd/monitor").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for pkg := range strings.Lines(string(out)) {
+		of, ok := strings.CutPrefix(strings.TrimSpace(pkg), "github.com/docker/docker/")
+		if !ok {
+			continue
+		}
+		found++
+		if of != "client" && of != "api" && of != "pkg/stdcopy" && !strings.HasPrefix(of, "api/types") {
+			t.Errorf("github.com/docker/docker/%s is linked", of)
+		}
+	}
+	if found == 0 {
+		t.Error("the client of Docker is not linked")
+	}
 }
