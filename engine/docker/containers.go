@@ -315,6 +315,9 @@ const signalledLimit = time.Second
 
 // killAndWait returns when the container does not run.
 func (e *Engine) killAndWait(ctx context.Context, s *session, id string) error {
+	if first, known := e.processes.of(id); known {
+		e.oom.outlived(id, first)
+	}
 	sent, err := e.signal(id, unix.SIGKILL)
 	if err != nil {
 		return err

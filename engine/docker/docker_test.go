@@ -650,6 +650,19 @@ func outOfMemory(t *testing.T, b *bench) {
 			t.Errorf("%s %d; Docker says %s", got.Reason, got.ExitCode, b.docker("inspect", "-f", "{{json .State}}", string(victim.ID)))
 		}
 	}
+	spec := b.containerSpec(pod, "/bin/sleep", "1000")
+	spec.Resources.MemoryLimit = 15 << 20
+	outlives := b.container(t, spec)
+	code, err := b.e.Exec(t.Context(), outlives.ID, &engine.ExecSpec{Command: []string{"/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=60M"}})
+	if err != nil || code != exitKilled {
+		t.Fatalf("the exec ends with %d, %v", code, err)
+	}
+	if err := b.e.StopContainer(t.Context(), outlives.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := b.e.ContainerStatus(t.Context(), outlives.ID); err != nil || got.Reason != engine.ReasonError || got.ExitCode != exitKilled {
+		t.Errorf("after the OOM kill of an exec: %s %d, %v; Docker says %s", got.Reason, got.ExitCode, err, b.docker("inspect", "-f", "{{json .State}}", string(outlives.ID)))
+	}
 }
 
 func leftovers(t *testing.T, b *bench) {

@@ -53,8 +53,14 @@ func (e *Engine) podStatus(in *container.InspectResponse, f *facts) engine.PodSt
 // started go here: it has its own copy, and whatever started it, this is called before anybody is told.
 func (e *Engine) containerStatus(in *container.InspectResponse, f *facts) engine.ContainerStatus {
 	status := containerStatus(in)
-	if status.Reason == engine.ReasonError && status.ExitCode == exitKilled && e.oom.has(in.ID) {
-		status.Reason = engine.ReasonOOMKilled
+	if status.State == engine.ContainerExited && status.ExitCode == exitKilled && status.Reason != engine.ReasonStartError {
+		first, _ := e.processes.of(in.ID)
+		switch killed, known := e.oom.ended(in.ID, first, status.FinishedAt); {
+		case killed:
+			status.Reason = engine.ReasonOOMKilled
+		case known:
+			status.Reason = engine.ReasonError
+		}
 	}
 	if !status.StartedAt.IsZero() {
 		e.users.learnChecked(status.ImageID) // Docker has read its user files, or it would not have started

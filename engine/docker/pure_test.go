@@ -10,16 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
-	"crishim/internal/atomicfile"
 	"crishim/internal/mounttree"
 	"crishim/internal/process"
 )
@@ -232,40 +229,6 @@ func TestLogsAreTrustedBelowTheirPod(t *testing.T) {
 		if got := trustedRoot(test.path, test.dir); got != test.want {
 			t.Errorf("%s: %s, want %s", test.what, got, test.want)
 		}
-	}
-}
-
-// Rows: R48 (part)
-func TestKernelNamesTheContainer(t *testing.T) {
-	var k oomKills
-	for _, line := range []string{
-		"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,oom_memcg=/pods/a,task_memcg=/pods/a/" + testPod + ",task=dd,pid=4,uid=0\n",
-		"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),oom_memcg=/a,task_memcg=/kubepods.slice/docker-" + testContainer + ".scope,task=dd,pid=4,uid=0",
-		"a process called oom-kill:" + otherContainer,
-		"oom-kill:constraint=CONSTRAINT_NONE,task_memcg=/,task=/" + otherContainer + ",task=x",
-	} {
-		k.note(line)
-	}
-	if !k.has(testPod) || !k.has(testContainer) || k.has(otherContainer) {
-		t.Errorf("%v", k.ids)
-	}
-}
-
-// The kernel's log is not there for good where it could not be opened once, or a read of it failed.
-func TestTheKernelsLogIsOpenedAgain(t *testing.T) {
-	log := filepath.Join(t.TempDir(), "kmsg")
-	var k oomKills
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() { k.watch(ctx, log, time.Millisecond) })
-	defer wg.Wait()
-	defer cancel()
-	for _, letter := range []string{"a", "b"} { // at its end a file fails a read, which the kernel's log does not
-		id := strings.Repeat(letter, 64)
-		if err := atomicfile.Write(log, []byte("4,1,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/p,task_memcg=/p/"+id+",task=dd,pid=4,uid=0\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, time.Minute, "the kill is known", func() bool { return k.has(id) })
 	}
 }
 

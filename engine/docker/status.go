@@ -154,7 +154,7 @@ func exitReason(s *container.State, started time.Time) string {
 	case started.IsZero() && s.ExitCode != 0:
 		return engine.ReasonStartError
 	case s.OOMKilled && s.ExitCode == exitKilled:
-		// Docker notes every OOM kill in the container; only that of its first process ended it.
+		// Docker notes every OOM kill in the container, and the kernel's log tells which of them it outlived.
 		return engine.ReasonOOMKilled
 	case s.ExitCode == 0:
 		return engine.ReasonCompleted

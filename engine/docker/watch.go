@@ -73,6 +73,7 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 		}
 		beside.Go(func() { e.images.Run(besides) })
 	}
+	_, _ = e.oom.open(kernelLog) // before anybody looks at a container; watch tells why it could not be
 	beside.Go(func() { e.oom.watch(besides, kernelLog, time.Minute) })
 	defer beside.Wait()
 	defer stop()
