@@ -17,8 +17,21 @@ import (
 	"crishim/state"
 )
 
-// parked is the key of a pod that is ready, and whose caller left before it was.
-func (f *fixture) parked(name string) (id string, key engine.PodKey) {
+// awaitAbandoned waits until nobody waits for the work that is under way.
+func awaitAbandoned[K comparable, R any](t testing.TB, works *flights[K, R], key K) {
+	t.Helper()
+	eventually(t, "nobody to wait for the work", func() error {
+		works.mu.Lock()
+		defer works.mu.Unlock()
+		if fl := works.flights[key]; fl == nil || fl.waiters > 0 {
+			return errors.New("somebody does")
+		}
+		return nil
+	})
+}
+
+// abandonedPod makes a pod whose caller leaves before it is ready, and returns once it is.
+func (f *fixture) abandonedPod(name string) (key engine.PodKey) {
 	f.t.Helper()
 	f.network.slow = make(chan struct{})
 	ctx, leave := context.WithCancel(f.t.Context())
@@ -43,19 +56,19 @@ func (f *fixture) parked(name string) (id string, key engine.PodKey) {
 		f.t.Fatal(err)
 	}
 	key = spec.Key
-	eventually(f.t, "nobody to wait for the pod", func() error {
-		f.server.podFlights.mu.Lock()
-		defer f.server.podFlights.mu.Unlock()
-		if fl := f.server.podFlights.flights[key]; fl == nil || fl.waiters > 0 {
-			return errors.New("somebody does")
-		}
-		return nil
-	})
+	awaitAbandoned(f.t, &f.server.podFlights, key)
 	close(f.network.slow)
 	if err := f.server.podFlights.wait(f.t.Context(), key); err != nil {
 		f.t.Fatal(err)
 	}
 	f.network.slow = nil
+	return key
+}
+
+// parked is the key of a pod that is ready, and whose caller left before it was.
+func (f *fixture) parked(name string) (id string, key engine.PodKey) {
+	f.t.Helper()
+	key = f.abandonedPod(name)
 	pod, ok := f.store.PodByKey(key)
 	if !ok || pod.Phase != state.PhaseRunning || pod.Returned {
 		f.t.Fatalf("the pod is %+v", pod.Pod)
@@ -118,6 +131,95 @@ func TestWhatRunsIsNotTakenBackAfterAnUpgrade(t *testing.T) {
 	}
 	if err := f.removePod(pod); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// takenBack waits until there is neither a container nor, but for the one that is given, a pod. Nobody asks for that.
+func (f *fixture) takenBack(kept ...string) {
+	f.t.Helper()
+	eventually(f.t, "what nobody came for to be taken back", func() error {
+		pods, containers := f.engine.PodIDs(), f.engine.ContainerIDs()
+		if len(pods) != len(kept) || len(containers) > 0 || len(f.store.Pods()) != len(kept) || len(f.store.Containers()) > 0 {
+			return fmt.Errorf("there are pods %v and containers %v", pods, containers)
+		}
+		return nil
+	})
+}
+
+// Rows: R10 (part)
+// A caller who never comes back asks for no removal either.
+func TestWhatNobodyComesForIsTakenBackByItself(t *testing.T) {
+	long := parkedFor
+	t.Cleanup(func() { parkedFor = long })
+	soon := time.Millisecond
+	for name, abandon := range map[string]func(f *fixture) (kept []string){
+		"a pod": func(f *fixture) []string {
+			parkedFor = soon
+			f.abandonedPod("web")
+			return nil
+		},
+		"a pod, after a restart": func(f *fixture) []string {
+			f.parked("web")
+			f.stop()
+			parkedFor = soon
+			f.start()
+			return nil
+		},
+		"a container": func(f *fixture) []string {
+			slow := &slowCreation{begin: make(chan struct{})}
+			f.wrap = func(e engine.Engine) engine.Engine { slow.Engine = e; return slow }
+			f.stop()
+			parkedFor = soon
+			f.start()
+			pod := f.runPod("web")
+			ctx, leave := context.WithCancel(t.Context())
+			gone := make(chan error, 1)
+			go func() {
+				_, err := f.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+					PodSandboxId: pod, Config: containerConfig("main", "run"), SandboxConfig: f.podConfig("web")})
+				gone <- err
+			}()
+			eventually(t, "the engine to make the container", func() error {
+				if slow.creations.Load() == 0 {
+					return errors.New("it does not")
+				}
+				return nil
+			})
+			leave()
+			if err := <-gone; status.Code(err) != codes.Canceled {
+				t.Fatal(err)
+			}
+			creation := containerCreation{engine.PodID(pod), engine.ContainerKey{Name: "main"}}
+			awaitAbandoned(t, &f.server.containerFlights, creation)
+			close(slow.begin)
+			if err := f.server.containerFlights.wait(t.Context(), creation); err != nil {
+				t.Fatal(err)
+			}
+			return []string{pod}
+		},
+		"a container, after a restart": func(f *fixture) []string {
+			pod := f.runPod("web")
+			id, err := f.create(pod, "web", "main", "run")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, _ := f.store.Container(engine.ContainerID(id))
+			err = f.store.UpdateContainerByKey(c.PodID, c.Spec.Key, func(c *state.Container) error { c.Returned = false; return nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.stop()
+			parkedFor = soon
+			f.start()
+			return []string{pod}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			parkedFor = long
+			f := newFixture(t)
+			f.takenBack(abandon(f)...)
+			f.nothingLeft()
+		})
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 )
 
 // parkedFor is how long a pod or container that was made for a caller who left waits for the retry.
-const parkedFor = 2 * time.Minute
+var parkedFor = 2 * time.Minute
 
 // RunPodSandbox makes and starts a pod sandbox and attaches its network. A repeated call with the same metadata joins
 // the work in flight or gets the same id; see flights and reusePod.

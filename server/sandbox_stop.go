@@ -18,10 +18,9 @@ import (
 )
 
 // A DEL that keeps failing stops holding the pod back after so many tries or so long; it is then owed.
-const (
-	delTries = 5
-	delAfter = 10 * time.Minute
-)
+const delTries = 5
+
+var delAfter = 10 * time.Minute
 
 // StopPodSandbox kills what runs in the pod, detaches its network and stops it. OK for an unknown or stopped pod; after
 // an error everything that was not done is done by the next call.

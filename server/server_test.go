@@ -676,6 +676,29 @@ func TestR38AFailingDELHoldsThePodOnlySoLong(t *testing.T) {
 	f.nothingLeft()
 }
 
+// Few calls come where the kubelet waits longer and longer between them.
+func TestADELThatFailsForLongIsOwedAfterFewTries(t *testing.T) {
+	after := delAfter
+	delAfter = 50 * time.Millisecond
+	t.Cleanup(func() { delAfter = after })
+	f := newFixture(t)
+	pod := f.runPod("web")
+	for range delTries {
+		f.network.failDel = append(f.network.failDel, errors.New("plugin broken for ever"))
+	}
+	if err := f.removePod(pod); err != nil { // else it took that long itself
+		time.Sleep(delAfter)
+		if err := f.removePod(pod); err != nil {
+			t.Errorf("the second try: %v", err)
+		}
+	}
+	if !slices.Contains(f.network.owed, pod) {
+		t.Error("the DEL is not owed")
+	}
+	f.network.failDel = nil
+	f.nothingLeft()
+}
+
 // Rows: R01 (part)
 func TestRestartKeepsEverything(t *testing.T) {
 	f := newFixture(t)
