@@ -25,7 +25,8 @@ func rowCount(seconds, full int) int {
 }
 
 // promptly is the longest that an answer may take while something is broken (gate LIVE): a second in `make counts`, which has the
-// machine for itself, else what tells a call that hangs, which takes a minute, from a machine that is busy with other tests.
+// machine for itself, else what tells a call that hangs from a machine that is busy with other tests: longer than the 12 s after which an
+// engine that hangs is away, and all that was asked of it fails.
 func promptly() time.Duration { return time.Duration(rowCount(20, 1)) * time.Second }
 
 // memoryOf is the resident memory of the daemon in bytes.

@@ -168,7 +168,7 @@ func TestDockerdDiesWithLiveRestore(t *testing.T) {
 	pid := n.HostPID(t, other.ID)
 
 	n.Docker.Kill()
-	checkAway(t, n, 2)
+	checkAway(t, n, "EngineUnavailable", 2)
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil { // ends while nobody looks
 		t.Fatal(err)
 	}
@@ -184,11 +184,11 @@ func TestDockerdDiesWithLiveRestore(t *testing.T) {
 	}
 }
 
-// checkAway checks what is said while dockerd is away: RuntimeReady=false with a reason; Lists whole or Unavailable, within
-// a second; calls that need the engine Unavailable.
-func checkAway(t *testing.T, n *harness.Node, containers int) {
+// checkAway checks what is said while dockerd is away: RuntimeReady=false with the reason; Lists whole or Unavailable, promptly;
+// calls that need the engine Unavailable. A dockerd that hangs is away only once it was waited for.
+func checkAway(t *testing.T, n *harness.Node, reason string, containers int) {
 	t.Helper()
-	harness.Eventually(t, 10*time.Second, "RuntimeReady=false", func() error {
+	harness.Eventually(t, time.Minute, "RuntimeReady=false", func() error {
 		reply, err := n.Shim.Runtime.Status(ctx(t), &runtimeapi.StatusRequest{})
 		if err != nil {
 			return err
@@ -198,7 +198,7 @@ func checkAway(t *testing.T, n *harness.Node, containers int) {
 			condition = "EngineReady/docker" // the other engine keeps the node ready
 		}
 		for _, c := range reply.Status.Conditions {
-			if c.Type == condition && (c.Status || c.Reason == "" || c.Message == "") {
+			if c.Type == condition && (c.Status || c.Reason != reason || c.Message == "") {
 				return fmt.Errorf("condition %v", c)
 			}
 		}
@@ -272,8 +272,9 @@ func TestDockerdRestartsWithoutLiveRestore(t *testing.T) {
 func TestDockerdHangs(t *testing.T) {
 	harness.AboutDocker(t)
 	n := ownNode(t, harness.DockerOptions{})
+	n.NoLeaks(t)
 	pod := n.RunPod(t, "hang")
-	pod.RunChatty(n.Registry.Ref(harness.Busybox), 10)
+	chatty := pod.RunChatty(n.Registry.Ref(harness.Busybox), 10)
 	n.Docker.Pause()
 	defer n.Docker.Resume()
 	calls := map[string]func(context.Context) error{
@@ -293,9 +294,49 @@ func TestDockerdHangs(t *testing.T) {
 			t.Errorf("%s with dockerd stopped: %v", name, err)
 		}
 	}
+
+	checkAway(t, n, "EngineNotResponding", 1)
+	listsAreQuick(t, n) // of what runs as its processes show
+	config := n.PodConfig("refused")
+	n.PreparePod(t, config)
+	for name, call := range map[string]func(context.Context) error{
+		"RunPodSandbox": func(c context.Context) error {
+			_, err := n.Shim.Runtime.RunPodSandbox(c, &runtimeapi.RunPodSandboxRequest{Config: config})
+			return err
+		},
+		"CreateContainer": func(context.Context) error {
+			_, err := pod.TryCreate(pod.ContainerConfig("refused", n.Registry.Ref(harness.Busybox), forever...))
+			return err
+		},
+		"ExecSync": func(c context.Context) error {
+			_, err := n.Shim.Runtime.ExecSync(c, &runtimeapi.ExecSyncRequest{ContainerId: chatty.ID, Cmd: []string{"true"}})
+			return err
+		},
+		"StopContainer": func(c context.Context) error {
+			_, err := n.Shim.Runtime.StopContainer(c, &runtimeapi.StopContainerRequest{ContainerId: chatty.ID})
+			return err
+		},
+	} {
+		began := time.Now()
+		wantCode(t, name+" with a dockerd that hangs", call(ctx(t)), codes.Unavailable)
+		if took := time.Since(began); took > promptly() {
+			t.Errorf("%s took %v with a dockerd that hangs", name, took)
+		}
+	}
+
 	n.Docker.Resume()
 	n.Shim.WaitReady()
+	chatty.CheckSurvived()
+	if got := chatty.Output("echo alive"); got != "alive\n" {
+		t.Errorf("exec says %q", got)
+	}
+	if of, err := n.Docker.Containers(); err != nil || len(of) != 2 {
+		t.Errorf("dockerd has %v, %v; want the pod and its container", of, err)
+	}
 	pod.Remove()
+	if left := n.CNI.Addresses(); len(left) != 0 {
+		t.Errorf("addresses %v were not given back", left)
+	}
 }
 
 // Rows: S67 (part)
