@@ -49,8 +49,12 @@ var dockerSoakFaults = []soakFault{
 	}},
 	{"SIGSTOP of dockerd", func(s *soak, r *rand.Rand) {
 		s.n.Live(s.t, func() {
+			most := 6 * time.Second
+			if r.IntN(2) == 0 {
+				most = 20 * time.Second // it is away after 12 s
+			}
 			s.n.Docker.Pause()
-			pauseFor(r, 6*time.Second)
+			pauseFor(r, most)
 			s.n.Docker.Resume()
 		})
 		s.n.Shim.WaitReady()
