@@ -170,7 +170,7 @@ func New(opts Options) (*Engine, error) {
 	}
 	e.images, err = image.Open(image.Options{
 		Root: filepath.Join(opts.RootDir, "images"), RegistryConfigDirs: opts.RegistryConfigDirs, NodeAuth: opts.NodeAuth, TokenServers: opts.TokenServers,
-		Pinned: opts.Pinned, InUse: e.usersOf, Mounted: e.mountersOf, Changed: e.imagesChanged, Progress: logProgress, SampleInterval: opts.ImageFSInterval,
+		Pinned: opts.Pinned, InUse: e.usersOf, Mounted: e.mountersOf, Changed: e.imagesChanged, Progress: logProgress, LogInterval: logInterval, SampleInterval: opts.ImageFSInterval,
 	})
 	if err != nil {
 		return nil, err
@@ -312,6 +312,9 @@ func (e *Engine) usersAmong(id engine.ImageID, counts func(*container) bool) []s
 }
 
 func (e *Engine) imagesChanged() { e.events.push(func(s engine.Sink) { s.ImagesChanged() }) }
+
+// logInterval is how often a pull that lasts says how far it is.
+const logInterval = 10 * time.Second
 
 func logProgress(p image.Progress) {
 	switch p.Phase {

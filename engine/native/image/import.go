@@ -53,7 +53,7 @@ func (s *Store) ImportDir(ctx context.Context, dir string, options ImportOptions
 
 func (s *Store) importFrom(ctx context.Context, options ImportOptions, receive func(*incoming) error) (images []engine.Image, err error) {
 	at := newProgress()
-	done := s.report(options.Source, at)
+	done := s.report(options.Source, at, 0) // whoever asked for it is told
 	defer func() { done(err) }()
 	in := &incoming{store: s, at: at, files: map[string]ocispec.Descriptor{}, links: map[string]string{}}
 	defer in.clear()

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"k8s.io/klog/v2"
 )
 
 // localPatience is how many times longer than the network the local disk, and the wait for a turn to unpack, may take
@@ -106,8 +108,9 @@ func (s *Store) tell(p Progress) {
 	}
 }
 
-// report counts a pull or import, and tells of it once a second, until done is called with its result.
-func (s *Store) report(ref string, p *progress) (done func(error)) {
+// report counts a pull or import, and tells of it once a second, until done is called with its result. The log says how far it is
+// once in a logInterval, with 0 never.
+func (s *Store) report(ref string, p *progress, logInterval time.Duration) (done func(error)) {
 	s.counts.running.Add(1)
 	now := func(phase string, err error) Progress {
 		fetched, unpacked, _, _ := p.sum()
@@ -122,11 +125,20 @@ func (s *Store) report(ref string, p *progress) (done func(error)) {
 		defer close(stopped)
 		ticker := time.NewTicker(time.Second)
 		defer ticker.Stop()
+		var logging <-chan time.Time
+		if logInterval > 0 {
+			logger := time.NewTicker(logInterval)
+			defer logger.Stop()
+			logging = logger.C
+		}
 		for {
+			tell := s.tell
 			select {
 			case <-ended:
 				return
 			case <-ticker.C:
+			case <-logging:
+				tell = logProgress
 			}
 			state := now(phaseFetching, nil)
 			switch {
@@ -135,7 +147,7 @@ func (s *Store) report(ref string, p *progress) (done func(error)) {
 			case state.Fetched >= state.Total:
 				state.Phase = phaseUnpacking
 			}
-			s.tell(state)
+			tell(state)
 		}
 	}()
 	return func(err error) {
@@ -148,6 +160,11 @@ func (s *Store) report(ref string, p *progress) (done func(error)) {
 		}
 		s.tell(now(phaseDone, nil))
 	}
+}
+
+func logProgress(p Progress) {
+	klog.InfoS("Pulling image", "image", p.Ref, "phase", p.Phase, "fetched", p.Fetched, "of", p.Total,
+		"ready", p.Ready, "layers", p.Layers, "duration", p.Elapsed.Round(time.Second))
 }
 
 // The phases of Progress.

@@ -34,7 +34,7 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 	}
 	for tries := 1; ; tries++ {
 		id, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, at *progress) (engine.ImageID, error) {
-			done := s.report(reference.FamiliarString(named), at)
+			done := s.report(reference.FamiliarString(named), at, s.options.LogInterval)
 			id, err := s.pull(ctx, named, spec, at)
 			done(err)
 			return id, err

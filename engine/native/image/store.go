@@ -64,6 +64,8 @@ type Options struct {
 	Changed func()
 	// Progress is told of pulls and imports, see Progress. It may be nil, and must not block.
 	Progress func(Progress)
+	// LogInterval is how often the log says how far a pull is. 0 is never.
+	LogInterval time.Duration
 	// SampleInterval is how often usage is sampled and unused content is looked for. 0 is DefaultSampleInterval.
 	SampleInterval time.Duration
 	// KeepUnused is how long content that no image uses stays for a pull to go on with. 0 is DefaultKeepUnused.
