@@ -31,9 +31,9 @@ func (e nativeEngine) register(registry *prometheus.Registry) {
 		counter("crishim_image_pulls_total", "Pulls and imports by how they ended; nobody waited for the abandoned ones any more.", prometheus.Labels{"result": result}, value)
 	}
 	counter("crishim_image_pull_seconds_total", "What the pulls and imports that are done took, together.", nil, func(s native.Stats) float64 { return s.Images.Seconds })
-	counter("crishim_image_fetched_bytes_total", "Compressed content of pulled images, what was in the store before included.", nil,
+	counter("crishim_image_fetched_bytes_total", "Compressed content of images that came from registries, as it comes.", nil,
 		func(s native.Stats) float64 { return float64(s.Images.FetchedBytes) })
-	counter("crishim_image_unpacked_bytes_total", "Content of unpacked layers.", nil, func(s native.Stats) float64 { return float64(s.Images.UnpackedBytes) })
+	counter("crishim_image_unpacked_bytes_total", "Content of unpacked layers, as it is unpacked.", nil, func(s native.Stats) float64 { return float64(s.Images.UnpackedBytes) })
 	counter("crishim_image_unpack_seconds_total", "Time in which layers were unpacked, without waits for the network; for two at once it counts twice.", nil,
 		func(s native.Stats) float64 { return s.Images.UnpackSeconds })
 	counter("crishim_image_flush_seconds_total", "What it took to make unpacked layers durable; for two at once it counts twice.", nil,

@@ -14,7 +14,8 @@ type Counts struct {
 	Done, Failed, Abandoned uint64
 	// Seconds are what the ones that are done took, together.
 	Seconds float64
-	// FetchedBytes are of compressed content, what was here before included; UnpackedBytes come out of the decompressor.
+	// FetchedBytes are of compressed content that came from registries, UnpackedBytes come out of the decompressor; both count as
+	// they come.
 	FetchedBytes, UnpackedBytes uint64
 	// UnpackSeconds is the time in which layers were unpacked, without that in which one waited for the network; for two at
 	// once it counts twice.
@@ -45,9 +46,6 @@ func (s *Store) Counts() Counts {
 // end counts a pull or import that has ended.
 func (c *counts) end(p *progress, err error) {
 	c.running.Add(-1)
-	fetched, unpacked, _, _ := p.sum()
-	c.fetched.Add(uint64(fetched))
-	c.unpacked.Add(uint64(unpacked))
 	switch {
 	case err == nil:
 		c.done.Add(1)

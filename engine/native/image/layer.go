@@ -128,7 +128,10 @@ func (s *Store) fillAndUnpack(ctx context.Context, p *part, source blobSource, t
 			return err
 		}
 		defer turn.give()
-		got, err = unpack.Unpack(ctx, tree, p.reader(ctx, turn.pause), limits, at.unpack)
+		got, err = unpack.Unpack(ctx, tree, p.reader(ctx, turn.pause), limits, func(n int) {
+			s.counts.unpacked.Add(uint64(n))
+			at.unpack(n)
+		})
 		if errdefs.IsInvalidArgument(err) {
 			archive = err
 			return nil

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -41,6 +42,8 @@ type part struct {
 	file  *os.File
 	room  *space.Room
 	whole bool // it is in its place already, to be checked only
+	// fetched counts what comes of it now, and of others.
+	fetched *atomic.Uint64
 
 	mu      sync.Mutex
 	grown   chan struct{} // closed at the next change
@@ -57,7 +60,7 @@ var errCorrupt = fmt.Errorf("it does not have this digest: %w", errdefs.ErrDataL
 
 // openPart opens the part of a blob, or the whole blob where it is here. The caller holds s.fetching.
 func (s *Store) openPart(desc ocispec.Descriptor) (*part, error) {
-	p := &part{desc: desc, grown: make(chan struct{})}
+	p := &part{desc: desc, fetched: &s.counts.fetched, grown: make(chan struct{})}
 	s.mu.Lock()
 	have := s.content.blobs[desc.Digest]
 	s.mu.Unlock()
@@ -227,6 +230,7 @@ func (p *part) fetchOnce(ctx context.Context, source blobSource, sum hash.Hash, 
 			}
 			sum.Write(buf[:got])
 			n += int64(got)
+			p.fetched.Add(uint64(got))
 			at.fetch(got)
 			p.grow(have + n)
 		}

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net/http"
@@ -148,5 +149,38 @@ func TestTheLogSaysHowFarAPullIs(t *testing.T) {
 	pull(t, soon, ref)
 	if text := log.String()[before:]; strings.Contains(text, "\"Pulling image\"") || !strings.Contains(text, "\"Pulled image\"") {
 		t.Errorf("of a pull that was soon over: %s", text)
+	}
+}
+
+// What a long pull fetches is counted while it does, and what was fetched before is not once more.
+func TestFetchedBytesAreCountedAsTheyCome(t *testing.T) {
+	gate := make(chan struct{})
+	reg := held(t, gate)
+	image := imageWith(t, layerOf(t, file("a", "1")), layerOf(t, file("b", noise(200_000))))
+	ref := reg.push(t, "app:v1", image)
+	size := uint64(sizeOf(t, image))
+	s := newStore(t, nil)
+	ctx, leave := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := s.PullImage(ctx, &engine.PullSpec{Ref: ref})
+		ended <- err
+	}()
+	waitFor(t, "what was sent", func() bool { return s.Counts().FetchedBytes == size-heldBack })
+	waitFor(t, "what can be unpacked of it", func() bool { return s.Counts().UnpackedBytes > 100_000 })
+	leave()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	waitFor(t, "the end", func() bool { return s.Counts().Abandoned == 1 })
+	close(gate)
+	pull(t, s, ref)
+	if n := s.Counts().FetchedBytes; n != size {
+		t.Errorf("%d bytes were counted of %d", n, size)
+	}
+	unpacked := s.Counts().UnpackedBytes
+	pull(t, s, ref)
+	if c := s.Counts(); c.FetchedBytes != size || c.UnpackedBytes != unpacked || c.Done != 2 {
+		t.Errorf("after a pull of what is here: %+v", c)
 	}
 }
