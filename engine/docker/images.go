@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
@@ -12,6 +13,9 @@ import (
 	"crishim/engine"
 	"crishim/engine/docker/imagestore"
 )
+
+// pullLogInterval is how often a pull that lasts says how far it is.
+const pullLogInterval = 10 * time.Second
 
 // newImageStore is the store for e's connections.
 func newImageStore(e *Engine) *imagestore.Store {
@@ -30,6 +34,7 @@ func newImageStore(e *Engine) *imagestore.Store {
 		Pinned:             e.opts.Pinned,
 		InPods:             e.pauses.use,
 		NoProgress:         e.opts.PullNoProgress,
+		LogInterval:        pullLogInterval,
 		SampleInterval:     e.opts.ImageFSInterval,
 	})
 }

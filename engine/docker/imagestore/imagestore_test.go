@@ -1,9 +1,11 @@
 package imagestore
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -25,6 +27,7 @@ import (
 	"github.com/docker/docker/client"
 	testregistry "github.com/google/go-containerregistry/pkg/registry"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"crishim/engine"
 	"crishim/engine/docker/imagestore/pullthrough"
@@ -559,6 +562,85 @@ func TestR33NoProgressEndsAPull(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A long pull is no silence in the log, whose many callers are told of once; of one that is soon over nothing is said.
+func TestTheLogSaysHowFarAPullIs(t *testing.T) {
+	t.Cleanup(klog.CaptureState().Restore)
+	var flags flag.FlagSet
+	klog.InitFlags(&flags)
+	for name, value := range map[string]string{"logtostderr": "false", "stderrthreshold": "FATAL", "one_output": "true"} {
+		if err := flags.Set(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said := &logText{}
+	klog.SetOutput(said)
+
+	f := newFakeDocker(t)
+	goOn := make(chan struct{})
+	f.pull = func(w http.ResponseWriter, r *http.Request, ref string) {
+		stream(w, `{"status":"Pulling from library/app","id":"latest"}`,
+			`{"status":"Already exists","progressDetail":{},"id":"l0"}`,
+			`{"status":"Pulling fs layer","progressDetail":{},"id":"l1"}`,
+			`{"status":"Pulling fs layer","progressDetail":{},"id":"l2"}`,
+			`{"status":"Pulling fs layer","progressDetail":{},"id":"l3"}`,
+			`{"status":"Downloading","progressDetail":{"current":10,"total":1000},"id":"l1"}`,
+			`{"status":"Downloading","progressDetail":{"current":60,"total":100},"id":"l2"}`,
+			`{"status":"Verifying Checksum","progressDetail":{},"id":"l1"}`,
+			`{"status":"Download complete","progressDetail":{},"id":"l1"}`,
+			`{"status":"Extracting","progressDetail":{"current":32,"total":1000},"id":"l1"}`,
+			`{"status":"Pull complete","progressDetail":{},"id":"l1"}`,
+			`{"status":"Downloading","progressDetail":{"current":70,"total":100},"id":"l2"}`)
+		select {
+		case <-goOn:
+			f.put("a", fakeImage{tags: []string{ref}})
+		case <-r.Context().Done():
+		}
+	}
+	s := newStore(t, f, func(o *Options) { o.LogInterval = 5 * time.Millisecond })
+	var callers sync.WaitGroup
+	for range 3 {
+		callers.Go(func() {
+			if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: "app"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	line := `"Pulling image" image="app:latest" fetched=1070 of=1100 ready=2 layers=4 `
+	waitFor(t, func() bool { return s.pulls.Waiting() == 3 && strings.Contains(said.String(), line) })
+	close(goOn)
+	callers.Wait()
+	if n := f.count("pull"); n != 1 {
+		t.Errorf("%d pulls were told of", n)
+	}
+
+	soon := newStore(t, f, func(o *Options) { o.LogInterval = time.Hour })
+	before := len(said.String())
+	if _, err := soon.PullImage(t.Context(), &engine.PullSpec{Ref: "app"}); err != nil {
+		t.Fatal(err)
+	}
+	if text := said.String()[before:]; text != "" {
+		t.Errorf("of a pull that was soon over: %s", text)
+	}
+}
+
+type logText struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logText) String() string {
+	klog.Flush()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func TestRegistryErrorsHaveAClass(t *testing.T) {

@@ -8,14 +8,18 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"k8s.io/klog/v2"
 )
 
 // localPatience is how many times longer than the network the local disk may take without a sign: Docker says nothing
 // while it flushes a large layer, and ends nothing by waiting.
 const localPatience = 10
 
-// progress is what a pull last did. Its methods may be called from any goroutine.
+// progress is what a pull has done, and last did. Its methods may be called from any goroutine.
 type progress struct {
+	started time.Time
+
 	mu     sync.Mutex
 	last   time.Time
 	layers map[string]*layerProgress
@@ -26,10 +30,13 @@ type layerProgress struct {
 	status  string
 	seen    map[string]bool
 	current int64
+	// fetched of total are bytes of its download, as far as Docker has said.
+	fetched, total int64
 }
 
 func newProgress() *progress {
-	return &progress{last: time.Now(), layers: map[string]*layerProgress{}}
+	now := time.Now()
+	return &progress{started: now, last: now, layers: map[string]*layerProgress{}}
 }
 
 // message is one line of the stream that Docker answers a pull with (pkg/jsonmessage).
@@ -38,6 +45,7 @@ type message struct {
 	Status         string `json:"status"`
 	ProgressDetail *struct {
 		Current int64 `json:"current"`
+		Total   int64 `json:"total"`
 	} `json:"progressDetail"`
 	Error       string `json:"error"`
 	ErrorDetail *struct {
@@ -47,8 +55,13 @@ type message struct {
 
 // The words of Docker's stream that mean more than a step forward.
 const (
-	statusExtracting = "Extracting"
-	statusVerifying  = "Verifying Checksum"
+	statusLayer       = "Pulling fs layer"
+	statusDownloading = "Downloading"
+	statusDownloaded  = "Download complete"
+	statusExtracting  = "Extracting"
+	statusVerifying   = "Verifying Checksum"
+	statusPulled      = "Pull complete"
+	statusExists      = "Already exists"
 	// retryingPrefix begins a text that is new each second ("Retrying in 4 seconds") and no step forward.
 	retryingPrefix = "Retrying in "
 )
@@ -81,6 +94,12 @@ func (p *progress) note(msg *message) {
 		moved = true
 	}
 	layer.status = status
+	switch {
+	case status == statusDownloading && msg.ProgressDetail != nil:
+		layer.fetched, layer.total = msg.ProgressDetail.Current, msg.ProgressDetail.Total
+	case status == statusDownloaded:
+		layer.fetched = layer.total
+	}
 	if moved {
 		p.last = time.Now()
 	}
@@ -97,6 +116,50 @@ func (p *progress) Left(limit time.Duration) time.Duration {
 		}
 	}
 	return limit - time.Since(p.last)
+}
+
+// logEvery has the log say how far the pull is, once in each interval, until stop is called; with 0 never.
+func (p *progress) logEvery(interval time.Duration, ref string) (stop func()) {
+	if interval == 0 {
+		return func() {}
+	}
+	ended, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ended:
+				return
+			case <-ticker.C:
+				p.log(ref)
+			}
+		}
+	}()
+	return func() {
+		close(ended)
+		<-stopped
+	}
+}
+
+func (p *progress) log(ref string) {
+	p.mu.Lock()
+	var fetched, total int64
+	ready, layers := 0, 0
+	for _, l := range p.layers {
+		fetched, total = fetched+l.fetched, total+l.total
+		if l.seen[statusLayer] || l.seen[statusExists] {
+			layers++
+		}
+		if l.seen[statusPulled] || l.seen[statusExists] {
+			ready++
+		}
+	}
+	p.mu.Unlock()
+	// Docker says how large a layer is once it downloads it.
+	klog.InfoS("Pulling image", "image", ref, "fetched", fetched, "of", total, "ready", ready, "layers", layers,
+		"duration", time.Since(p.started).Round(time.Second))
 }
 
 // streamError is what Docker says in the stream, after its answer had begun.

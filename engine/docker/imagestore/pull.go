@@ -38,6 +38,7 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 		return nil, err
 	}
 	img, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, p *progress) (*engine.Image, error) {
+		defer p.logEvery(s.options.LogInterval, reference.FamiliarString(named))()
 		return s.pull(ctx, named, spec, p)
 	})
 	if err != nil {

@@ -63,6 +63,8 @@ type Options struct {
 	InPods func(engine.ImageID) bool
 	// NoProgress bounds the pull of the pause image as PullSpec.NoProgress does others. 0 never does.
 	NoProgress time.Duration
+	// LogInterval is how often the log says how far a pull is. 0 is never.
+	LogInterval time.Duration
 	// SampleInterval is how often disk usage is measured. 0 is DefaultSampleInterval.
 	SampleInterval time.Duration
 }
