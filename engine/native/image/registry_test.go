@@ -1,9 +1,11 @@
 package image
 
 import (
+	"bytes"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,7 +15,9 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -282,6 +286,26 @@ func TestLayersOfEachTypeArePulled(t *testing.T) {
 		if got := read(t, s, img.ID, 0, "a"); got != content {
 			t.Errorf("%s has %q", mediaType, got)
 		}
+	}
+	// The type is not what tells: these are gzip, whatever they are called. One that is zstd as its type says:
+	data := archive(t, file("a", "zstd"))
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil },
+		tarball.WithCompression(compression.ZStd), tarball.WithMediaType(types.OCILayerZStd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compressed, err := layer.Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	magic := make([]byte, 4)
+	if _, err := io.ReadFull(compressed, magic); err != nil || string(magic) != "\x28\xb5\x2f\xfd" {
+		t.Fatalf("the layer is no zstd but begins with %x, %v", magic, err)
+	}
+	_ = compressed.Close()
+	img := pull(t, s, reg.push(t, "app:zstd", imageWith(t, layer)))
+	if got := read(t, s, img.ID, 0, "a"); got != "zstd" {
+		t.Errorf("the zstd layer has %q", got)
 	}
 	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: reg.push(t, "chart:v1", imageWith(t, retyped{layerOf(t, file("a", "")), "application/vnd.cncf.helm.chart.content.v1.tar+gzip"}))}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("an artifact: %v", err)
