@@ -15,6 +15,7 @@ var floors = map[string]string{
 	"github.com/moby/spdystream":         "v0.5.1", // CVE-2026-35469: a SETTINGS frame that asks for gigabytes
 	"github.com/containernetworking/cni": "v1.3.0",
 	"github.com/docker/docker":           "v28.5.2",
+	"github.com/opencontainers/runc":     "v1.5.0",  // CVE-2025-31133, CVE-2025-52565, CVE-2025-52881: a container breaks out by what is masked, or its console
 	"google.golang.org/grpc":             "v1.56.3", // CVE-2023-44487: rapid reset
 	"golang.org/x/net":                   "v0.23.0", // CVE-2023-45288: endless continuation frames
 }
