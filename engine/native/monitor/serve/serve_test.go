@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -495,5 +496,54 @@ func TestAnOldExitThatCannotBeRemovedFailsTheCreation(t *testing.T) {
 	}
 	if _, err := f.Create(f.ctx(), "a", args); err == nil {
 		t.Error("it was made")
+	}
+}
+
+// The second lock, for who got past the mode of the folder: what another user sends is not even read.
+//
+// Rows: S57 (part)
+func TestOnlyItsOwnUserIsAnswered(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("another user is root's to become")
+	}
+	f := serving(t, nil)
+	for uid, want := range map[int]bool{0: true, 1000: false} {
+		pair := make(chan [2]int, 1)
+		go func() {
+			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			// Of this thread alone; whose a pair of sockets is, is noted when it is made.
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+				t.Error(errno)
+			}
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Error(err)
+			}
+			pair <- fds
+		}()
+		var ends [2]monitor.Conn
+		for i, fd := range <-pair {
+			file := os.NewFile(uintptr(fd), "")
+			conn, err := net.FileConn(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = file.Close()
+			ends[i] = monitor.Conn{UnixConn: conn.(*net.UnixConn)}
+		}
+		defer func() { _ = ends[0].Close() }()
+		if err := ends[0].Send(monitor.Request{Version: monitor.Version, Op: monitor.OpHello}); err != nil {
+			t.Fatal(err)
+		}
+		f.server.answer(ends[1])
+		var response monitor.Response
+		_, err := ends[0].Receive(&response)
+		if got := err == nil && response.Error == nil && len(response.Result) > 0; got != want {
+			t.Errorf("user %d is answered %+v, %v", uid, response, err)
+		}
+	}
+	// A thread's other user made this process one that its own files in /proc are not of.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
 	}
 }
