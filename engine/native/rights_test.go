@@ -184,10 +184,33 @@ func TestAMonitorIsOutOfReach(t *testing.T) {
 	b := serving(t)
 	pod, spec := b.runPod(t, func(s *engine.PodSpec) { s.Namespaces.Network = engine.NamespaceNode })
 	id := b.run(t, pod, spec, "c", "sleep 1000")
+	own := map[string]bool{} // inodes of what the monitor and this process, which is the daemon here, have
+	for _, pid := range []int{b.monitorPID(t, pod), os.Getpid()} {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, entry := range entries {
+			to, _ := os.Readlink(filepath.Join(dir, entry.Name()))
+			if inode, ok := strings.CutPrefix(to, "socket:["); ok {
+				own[strings.TrimSuffix(inode, "]")] = true
+			}
+		}
+	}
+	listed := false
 	for _, line := range strings.Split(b.sh(t, id, "cat /proc/net/unix"), "\n") {
-		if fields := strings.Fields(line); len(fields) > 7 && strings.HasPrefix(fields[7], "@") && strings.Contains(fields[7], "crishim") {
+		fields := strings.Fields(line)
+		if len(fields) < 8 || !own[fields[6]] {
+			continue
+		}
+		listed = listed || strings.HasSuffix(fields[7], "/monitor.sock")
+		if strings.HasPrefix(fields[7], "@") {
 			t.Errorf("an abstract socket: %s", line)
 		}
+	}
+	if !listed {
+		t.Error("the container does not see the list that has the monitor's sockets")
 	}
 	if got := b.sh(t, id, "find / -name monitor.sock -not -path '/proc/*' 2>/dev/null | wc -l"); strings.TrimSpace(got) != "0" {
 		t.Errorf("%s sockets are seen in a container", got)
