@@ -376,6 +376,42 @@ func TestR33NoProgressEndsAPullAndSlownessDoesNot(t *testing.T) {
 			}
 		})
 	}
+	t.Run("no more of a blob", func(t *testing.T) {
+		var stuck atomic.Bool
+		reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				if !stuck.Load() || r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+					next.ServeHTTP(w, r)
+					return
+				}
+				inner := r.Clone(r.Context())
+				inner.Header.Del("Range") // asked again it sends the same bytes, which are no progress
+				body := &recorder{header: http.Header{}}
+				next.ServeHTTP(body, inner)
+				w.Header().Set("Content-Length", fmt.Sprint(body.Len()))
+				if body.Len() < 100_000 {
+					_, _ = w.Write(body.Bytes())
+					return
+				}
+				_, _ = w.Write(body.Bytes()[:body.Len()/2])
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			}
+		})
+		image := imageWith(t, layerOf(t, file("a", noise(300_000))))
+		ref := reg.push(t, "app:v1", image)
+		stuck.Store(true)
+		s := newStore(t, nil)
+		_, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref, NoProgress: 2 * time.Second})
+		if !errdefs.IsDeadlineExceeded(err) {
+			t.Errorf("%v", err)
+		}
+		if n := s.Counts().FetchedBytes; n < 150_000 || n >= uint64(sizeOf(t, image)) {
+			t.Errorf("%d bytes had come", n)
+		}
+		stuck.Store(false)
+		pull(t, s, ref)
+	})
 	t.Run("slow", func(t *testing.T) {
 		reg := newSite(t, func(next http.Handler) http.HandlerFunc {
 			return func(w http.ResponseWriter, r *http.Request) {
