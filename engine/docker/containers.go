@@ -383,7 +383,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, id engine.ContainerID) err
 	if link != "" {
 		unlinked = logpump.Unlink(link, linkRoot)
 	}
-	return errors.Join(unlinked, e.forget(id), e.dropMountsOf(ctx, id))
+	return errors.Join(unlinked, e.forget(ctx, id), e.dropMountsOf(ctx, id))
 }
 
 // endLog kills the container if it runs and completes its log.
@@ -419,10 +419,10 @@ func (e *Engine) completeLog(ctx context.Context, s *session, id engine.Containe
 }
 
 // forget drops what is remembered of a removed container.
-func (e *Engine) forget(id engine.ContainerID) error {
+func (e *Engine) forget(ctx context.Context, id engine.ContainerID) error {
 	e.byFile.Delete(id)
 	e.processes.forget(string(id))
-	return failpoint.Around("log.forget", func() error { return e.logs.Load().forget(id) })
+	return failpoint.Around("log.forget", func() error { return e.logs.Load().forget(ctx, id) })
 }
 
 // awaitLog returns when the log of a container that an answer is about to show exited is complete, or after finishLimit, as the

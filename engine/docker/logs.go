@@ -24,6 +24,10 @@ import (
 // finishLimit bounds the wait for a log that cannot be written (a full or frozen disk) before an exit is reported.
 const finishLimit = 10 * time.Second
 
+// forgetLimit bounds the wait for the logs of removed containers that are being written: on a disk that hangs they end by themselves
+// when it answers.
+const forgetLimit = time.Second
+
 // logs make each container's CRI log: pumped from Docker's json-file, or a link to it. What a container's log is shows at
 // its path: one that was begun as a file goes on as such where new ones are links.
 type logs struct {
@@ -136,15 +140,24 @@ func (l *logs) note(id engine.ContainerID, logPath string, err error) {
 }
 
 // forget drops what is remembered of a removed container.
-func (l *logs) forget(id engine.ContainerID) error {
+func (l *logs) forget(ctx context.Context, id engine.ContainerID) error {
 	l.finished.Delete(id)
 	l.unlinked.Delete(id)
 	l.owed.Delete(id)
-	return l.pumps.Forget(string(id))
+	ctx, cancel := context.WithTimeout(ctx, forgetLimit)
+	defer cancel()
+	err := l.pumps.Forget(ctx, string(id))
+	if err != nil && ctx.Err() != nil {
+		klog.InfoS("The log of a removed container is forgotten when its disk answers", "id", id)
+		return nil
+	}
+	return err
 }
 
 // forgetOthers drops what is remembered of containers that went while nobody looked.
-func (l *logs) forgetOthers(there map[string]seenObject) {
+func (l *logs) forgetOthers(ctx context.Context, there map[string]seenObject) {
+	ctx, cancel := context.WithTimeout(ctx, forgetLimit) // of all together
+	defer cancel()
 	l.owed.Range(func(id, _ any) bool { // without a position
 		if _, ok := there[string(id.(engine.ContainerID))]; !ok {
 			l.owed.Delete(id)
@@ -154,7 +167,7 @@ func (l *logs) forgetOthers(there map[string]seenObject) {
 	known, err := l.pumps.Known()
 	for _, id := range known {
 		if _, ok := there[id]; !ok && err == nil {
-			err = l.forget(engine.ContainerID(id))
+			err = l.forget(ctx, engine.ContainerID(id))
 		}
 	}
 	if err != nil {

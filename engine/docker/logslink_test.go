@@ -65,7 +65,7 @@ func TestTheLogOfAnotherShimsContainerWaitsForItsLink(t *testing.T) {
 		started  time.Time
 		recorded bool
 	}{{time.Now().Add(-time.Hour), false}, {time.Now(), true}} {
-		if err := l.forget(id); err != nil {
+		if err := l.forget(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Remove(path); err != nil {

@@ -151,7 +151,7 @@ func (e *Engine) watchSession(ctx context.Context, sink engine.Sink, ready func(
 	e.processes.forgetOthers(w.seen)
 	if !e.opts.Observe {
 		e.sweepMounts(life, s)
-		e.logs.Load().forgetOthers(w.seen)
+		e.logs.Load().forgetOthers(life, w.seen)
 	}
 	info := facts.info()
 	e.info.Store(&info)
@@ -401,7 +401,7 @@ func (w *watcher) loop(running *sync.WaitGroup) {
 			w.look(running)
 		case o := <-w.results:
 			delete(w.busy, o.id)
-			w.tell(&o)
+			w.tell(running, &o)
 			w.look(running)
 		case <-again.C:
 			for id, kind := range w.failed {
@@ -450,7 +450,7 @@ func (w *watcher) look(running *sync.WaitGroup) {
 		w.sink.ImagesChanged()
 	}
 	for i := range known {
-		w.tell(&known[i])
+		w.tell(running, &known[i])
 	}
 	for _, o := range start {
 		running.Go(func() {
@@ -504,7 +504,7 @@ func (e *Engine) fill(ctx context.Context, f *facts, o *observed, in *container.
 	o.container = &status
 }
 
-func (w *watcher) tell(o *observed) {
+func (w *watcher) tell(running *sync.WaitGroup, o *observed) {
 	if o.err != nil {
 		if w.s.life.Err() == nil {
 			klog.ErrorS(o.err, "Cannot look at a container, it is tried again", "id", o.id)
@@ -525,9 +525,11 @@ func (w *watcher) tell(o *observed) {
 			w.e.processes.forget(o.id)
 			w.sink.PodRemoved(engine.PodID(o.id))
 		} else {
-			if err := w.e.forget(engine.ContainerID(o.id)); err != nil {
-				klog.ErrorS(err, "Cannot forget a removed container's log", "id", o.id)
-			}
+			running.Go(func() { // a log whose disk hangs must not hold up what there is to tell of others
+				if err := w.e.forget(w.s.life, engine.ContainerID(o.id)); err != nil {
+					klog.ErrorS(err, "Cannot forget a removed container's log", "id", o.id)
+				}
+			})
 			w.sink.ContainerRemoved(engine.ContainerID(o.id))
 		}
 		return

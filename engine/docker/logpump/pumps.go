@@ -5,6 +5,9 @@
 // removed. All calls may be repeated; calls on one id are ordered by the caller. Where the operator wants dockershim's
 // symlinks instead, Link and Unlink make and remove them.
 //
+// A disk may hang (frozen, or an NFS server that is away), and whoever touches a log on it with it: that is a pump's own goroutine,
+// and Start, Link, Unlink and TakeOver, which the caller does not wait for without a bound.
+//
 // Exactly once rests on three things. Rendering is pure, so the same entries always give the same bytes. The saved position
 // is a pair: a place in Docker's log and the place in the CRI log that holds everything before it and nothing else. And
 // after a crash the CRI log itself says how much was written since: what it holds beyond its place is compared with what
@@ -32,6 +35,7 @@ import (
 	"crishim/internal/failpoint"
 
 	"github.com/containerd/errdefs"
+	"k8s.io/klog/v2"
 )
 
 // Options of New.
@@ -92,12 +96,26 @@ type Pumps struct {
 	// sources is the context of calls of a Source; New's, ended by Close.
 	sources context.Context
 
+	// closeLimit is the constant but in tests.
+	closeLimit time.Duration
+
 	mu     sync.Mutex
 	pumps  map[string]*pump
+	ending map[string]*ending
 	closed bool
 
 	bytes, entries, gaps, dropped, writeErrors, readErrors, saveErrors, badLines atomic.Uint64
 }
+
+// ending is a pump that is forgotten and may still be in a write that hangs: until it is over, nobody else writes to its log.
+type ending struct {
+	logPath string
+	over    chan struct{} // closed when err is set
+	err     error
+}
+
+// closeLimit bounds the wait of Close for pumps whose disk hangs.
+const closeLimit = 5 * time.Second
 
 // hooks are where tests fail or end a pump.
 type hooks struct {
@@ -114,13 +132,14 @@ func newPumps(ctx context.Context, o Options, h hooks) (*Pumps, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of log positions: %w", err)
 	}
-	ps := &Pumps{dir: o.Dir, maxSize: o.MaxSize, notify: newNotifier(), hooks: h, saveBytes: saveBytes, pumps: map[string]*pump{}}
+	ps := &Pumps{dir: o.Dir, maxSize: o.MaxSize, notify: newNotifier(), hooks: h, saveBytes: saveBytes, closeLimit: closeLimit, pumps: map[string]*pump{}, ending: map[string]*ending{}}
 	ps.sources, ps.cancel = context.WithCancel(ctx)
 	return ps, nil
 }
 
 // Start begins to pump, or goes on where the position says. OK when it is being pumped already. The log exists when it
-// returns; ErrInvalidArgument where its path is not safe, ErrNotFound where there is nothing to read from.
+// returns; ErrInvalidArgument where its path is not safe, ErrNotFound where there is nothing to read from. While the log's disk
+// hangs it does not return.
 func (ps *Pumps) Start(c Container) error {
 	path, err := positionPath(ps.dir, c.ID)
 	if err != nil {
@@ -129,6 +148,7 @@ func (ps *Pumps) Start(c Container) error {
 	if ps.running(c.ID) != nil {
 		return nil
 	}
+	ps.awaitEnd(c)
 	p, err := ps.newPump(c, path)
 	if err != nil {
 		return fmt.Errorf("log of container %s: %w", c.ID, err)
@@ -173,28 +193,68 @@ func (ps *Pumps) Finish(ctx context.Context, id string) error {
 	if err := p.call(ctx, finishCall); err != nil {
 		return fmt.Errorf("finish log of container %s: %w", id, err)
 	}
-	<-p.done // its files are closed
+	select {
+	case <-p.done: // its files are closed
+	case <-ctx.Done():
+		return fmt.Errorf("finish log of container %s: %w", id, ctx.Err())
+	}
 	ps.drop(id, p)
 	return nil
 }
 
-// Forget ends the pump where it is and removes the position; the logs stay. OK when there is none.
-func (ps *Pumps) Forget(id string) error {
+// Forget ends the pump where it is and removes the position; the logs stay. When ctx ends first, because the log's disk hangs,
+// its error is returned, and that is done when the disk answers. OK when there is none.
+func (ps *Pumps) Forget(ctx context.Context, id string) error {
 	path, err := positionPath(ps.dir, id)
 	if err != nil {
 		return err
 	}
 	ps.mu.Lock()
-	p := ps.pumps[id]
-	delete(ps.pumps, id)
-	if p != nil {
+	e, p := ps.ending[id], ps.pumps[id]
+	if e == nil && p != nil {
+		e = &ending{logPath: p.log.path, over: make(chan struct{})}
+		ps.ending[id] = e
+		delete(ps.pumps, id)
 		p.last.Store(true)
+		go ps.end(id, p, e)
 	}
 	ps.mu.Unlock()
-	if p != nil {
-		p.halt()
+	if e == nil {
+		return removePosition(path)
 	}
-	return removePosition(path)
+	select {
+	case <-e.over:
+		return e.err
+	case <-ctx.Done():
+		return fmt.Errorf("forget log of container %s: %w", id, ctx.Err())
+	}
+}
+
+func (ps *Pumps) end(id string, p *pump, e *ending) {
+	p.halt()
+	e.err = removePosition(p.path)
+	ps.mu.Lock()
+	delete(ps.ending, id)
+	ps.mu.Unlock()
+	close(e.over)
+}
+
+// awaitEnd returns when no pump that is forgotten writes to the container's log.
+func (ps *Pumps) awaitEnd(c Container) {
+	for {
+		var over chan struct{}
+		ps.mu.Lock()
+		for id, e := range ps.ending {
+			if id == c.ID || e.logPath == c.LogPath {
+				over = e.over
+			}
+		}
+		ps.mu.Unlock()
+		if over == nil {
+			return
+		}
+		<-over
+	}
 }
 
 // Known lists the ids that have a position, or a part of one, so that the caller can forget containers that were removed behind
@@ -233,7 +293,7 @@ func (ps *Pumps) Stats() Stats {
 	}
 }
 
-// Close saves the positions and ends every pump.
+// Close saves the positions and ends every pump. One whose disk hangs is not waited for long, and does so when the disk answers.
 func (ps *Pumps) Close() {
 	ps.mu.Lock()
 	ps.closed = true
@@ -244,7 +304,16 @@ func (ps *Pumps) Close() {
 	for _, p := range pumps {
 		all.Go(p.halt)
 	}
-	all.Wait()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		all.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(ps.closeLimit):
+		klog.InfoS("Container logs are left in the middle of a write: their disk does not answer")
+	}
 	ps.cancel()
 	ps.notify.close()
 }

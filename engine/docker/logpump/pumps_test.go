@@ -110,8 +110,8 @@ func TestRestartGoesOnWhereItWas(t *testing.T) {
 	if ids, err := ps.Known(); err != nil || len(ids) != 1 || ids[0] != "c0ffee" {
 		t.Fatalf("known: %v, %v", ids, err)
 	}
-	must(t, ps.Forget("c0ffee"))
-	must(t, ps.Forget("c0ffee"))
+	must(t, ps.Forget(t.Context(), "c0ffee"))
+	must(t, ps.Forget(t.Context(), "c0ffee"))
 	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
 		t.Fatalf("%v is left", entries)
 	}
@@ -400,7 +400,7 @@ func TestForgettingAStuckLogLeavesWholeEntries(t *testing.T) {
 		d.log(crilog.Stdout, fmt.Sprintf("line %d %s\n", i, strings.Repeat("x", 100)))
 	}
 	poll(t, func() bool { return ps.Stats().WriteErrors > 0 })
-	must(t, ps.Forget("c0ffee"))
+	must(t, ps.Forget(t.Context(), "c0ffee"))
 	data, err := os.ReadFile(c.LogPath)
 	must(t, err)
 	if len(data) == 0 || len(data) >= 1000 || data[len(data)-1] != '\n' {
@@ -568,7 +568,7 @@ func TestForgettingMeetsTheEnd(t *testing.T) {
 		var both sync.WaitGroup
 		both.Go(func() { _ = ps.Finish(t.Context(), "c0ffee") })
 		both.Go(func() {
-			if err := ps.Forget("c0ffee"); err != nil {
+			if err := ps.Forget(t.Context(), "c0ffee"); err != nil {
 				t.Error(err)
 			}
 		})
@@ -587,9 +587,9 @@ func TestAPositionThatWasNotSavedToItsEndIsForgottenToo(t *testing.T) {
 	ids, err := ps.Known()
 	must(t, err)
 	for _, id := range ids {
-		must(t, ps.Forget(id))
+		must(t, ps.Forget(t.Context(), id))
 	}
-	must(t, ps.Forget("c0ffee"))
+	must(t, ps.Forget(t.Context(), "c0ffee"))
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("%v is left, %v", left, err)
 	}
