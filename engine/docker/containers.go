@@ -135,7 +135,7 @@ func (e *Engine) StartContainer(ctx context.Context, id engine.ContainerID, spec
 	status, err := ask(ctx, e, "start container "+string(id), slowLimit, func(ctx context.Context, s *session) (engine.ContainerStatus, error) {
 		if spec.LogPath != "" {
 			err := failpoint.Around("log.start", func() error {
-				return e.logs.Load().start(id, jsonPath(s.facts, id), spec.LogPath, spec.LogDirectory, spec.TTY)
+				return e.logs.Load().start(ctx, id, jsonPath(s.facts, id), spec.LogPath, spec.LogDirectory, spec.TTY)
 			})
 			if err != nil {
 				return engine.ContainerStatus{}, fmt.Errorf("log %s: %w", spec.LogPath, err)
@@ -411,7 +411,7 @@ func (e *Engine) completeLog(ctx context.Context, s *session, id engine.Containe
 	case err != nil && !errdefs.IsNotFound(err):
 		return errors.Join(err, l.pumps.Finish(ctx, string(id))) // whether that is all of it is not known
 	case err == nil && l.writes(in) && !parseTime(in.State.StartedAt).IsZero():
-		if err := l.begin(in); err != nil {
+		if err := l.begin(ctx, in); err != nil {
 			return err
 		}
 	}

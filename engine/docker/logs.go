@@ -41,6 +41,14 @@ type logs struct {
 	unlinked sync.Map // engine.ContainerID → struct{}
 	// owed are containers whose log could not be begun or completed at the last look, for want of space or descriptors.
 	owed sync.Map // engine.ContainerID → struct{}
+	// opening are logs that are being begun.
+	opening sync.Map // engine.ContainerID → *opening
+}
+
+// opening is a log that is being begun, which on a disk that hangs does not end before that answers.
+type opening struct {
+	done chan struct{} // closed when err is set
+	err  error
 }
 
 func newLogs(ctx context.Context, e *Engine) (*logs, error) {
@@ -64,8 +72,28 @@ func trustedRoot(logPath, logDirectory string) string {
 	return filepath.Dir(logPath)
 }
 
-// start begins or goes on. jsonPath is "" with a log driver that writes none.
-func (l *logs) start(id engine.ContainerID, jsonPath, logPath, logDirectory string, tty bool) error {
+// start begins or goes on. jsonPath is "" with a log driver that writes none. When ctx ends first its error is returned, and the log
+// is begun when its disk answers: whoever starts it meanwhile waits for that.
+func (l *logs) start(ctx context.Context, id engine.ContainerID, jsonPath, logPath, logDirectory string, tty bool) error {
+	o := &opening{done: make(chan struct{})}
+	if other, opens := l.opening.LoadOrStore(id, o); opens {
+		o = other.(*opening)
+	} else {
+		go func() {
+			o.err = l.open(id, jsonPath, logPath, logDirectory, tty)
+			l.opening.Delete(id)
+			close(o.done)
+		}()
+	}
+	select {
+	case <-o.done:
+		return o.err
+	case <-ctx.Done():
+		return fmt.Errorf("its disk does not answer: %w", ctx.Err())
+	}
+}
+
+func (l *logs) open(id engine.ContainerID, jsonPath, logPath, logDirectory string, tty bool) error {
 	root := trustedRoot(logPath, logDirectory)
 	if l.links && jsonPath != "" {
 		err := logpump.Link(logPath, root, jsonPath)
@@ -83,9 +111,9 @@ func (l *logs) start(id engine.ContainerID, jsonPath, logPath, logDirectory stri
 }
 
 // begin is start by what an inspect says.
-func (l *logs) begin(in *container.InspectResponse) error {
+func (l *logs) begin(ctx context.Context, in *container.InspectResponse) error {
 	labels := in.Config.Labels
-	return l.start(engine.ContainerID(in.ID), in.LogPath, labels[labelLogPath], labels[labelLogDirectory], in.Config.Tty)
+	return l.start(ctx, engine.ContainerID(in.ID), in.LogPath, labels[labelLogPath], labels[labelLogDirectory], in.Config.Tty)
 }
 
 // source reads through the API, for the containers of another shim whose log driver writes no json-file.
@@ -146,6 +174,17 @@ func (l *logs) forget(ctx context.Context, id engine.ContainerID) error {
 	l.owed.Delete(id)
 	ctx, cancel := context.WithTimeout(ctx, forgetLimit)
 	defer cancel()
+	if o, opens := l.opening.Load(id); opens {
+		done := o.(*opening).done
+		select {
+		case <-done:
+		case <-ctx.Done():
+			go func() {
+				<-done
+				_ = l.pumps.Forget(context.WithoutCancel(ctx), string(id)) // what is left the next connect removes
+			}()
+		}
+	}
 	err := l.pumps.Forget(ctx, string(id))
 	if err != nil && ctx.Err() != nil {
 		klog.InfoS("The log of a removed container is forgotten when its disk answers", "id", id)
@@ -220,16 +259,21 @@ func (l *logs) follow(ctx context.Context, in *container.InspectResponse, status
 	if l.awaitsLink(in, status) {
 		return true
 	}
+	if _, hangs := l.opening.Load(status.ID); hangs { // an earlier look has waited for it, and others' looks wait for this one
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, snapshotLogLimit)
+		defer cancel()
+	}
 	var err error
 	switch status.State {
 	case engine.ContainerRunning:
 		l.finished.Delete(status.ID) // of a container that somebody started again
-		err = l.begin(in)
+		err = l.begin(ctx, in)
 	case engine.ContainerExited:
 		if l.complete(status.ID) {
 			return false
 		}
-		if err = l.begin(in); err != nil {
+		if err = l.begin(ctx, in); err != nil {
 			break
 		}
 		if err = l.finish(ctx, status.ID); ctx.Err() != nil {

@@ -43,7 +43,7 @@ func TestWhereNewLogsAreLinksABegunOneGoesOnAsAFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		e.logs.Store(l)
-		if err := l.start(id, json, path, dir, false); err != nil {
+		if err := l.start(t.Context(), id, json, path, dir, false); err != nil {
 			t.Fatal(err)
 		}
 		return l
@@ -63,7 +63,7 @@ func TestWhereNewLogsAreLinksABegunOneGoesOnAsAFile(t *testing.T) {
 	}
 
 	youngJSON := dockersLog(t, dir, young, "three")
-	if err := l.start(young, youngJSON, youngPath, dir, false); err != nil {
+	if err := l.start(t.Context(), young, youngJSON, youngPath, dir, false); err != nil {
 		t.Fatal(err)
 	}
 	if target, err := os.Readlink(youngPath); err != nil || target != youngJSON {

@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"golang.org/x/sys/unix"
@@ -101,4 +103,61 @@ func TestTheLogOfARemovedContainerThatHangsHoldsUpNobody(t *testing.T) {
 	}
 	thaw()
 	eventually(t, time.Second, "nothing is left of it", func() bool { return !known() })
+}
+
+// The logs of many containers cannot be begun, as their disk hangs: a daemon that is started then serves, and tells what happens to
+// others. What asks for one of those logs ends with its context. When the disk answers they are begun, but of who is gone.
+// Rows: R28
+func TestLogsThatCannotBeOpenedHoldUpNobody(t *testing.T) {
+	f := newFake(t)
+	var ids, paths []string
+	var thaws []func()
+	for i := range inspectors + 1 {
+		id := fmt.Sprintf("%064x", 0xa0+i)
+		path := logged(t, f, id, running)
+		ids, paths, thaws = append(ids, id), append(paths, path), append(thaws, frozen(t, path))
+	}
+	f.put(otherContainer, running)
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	l := e.logs.Load()
+	for _, id := range ids {
+		if !l.owes(engine.ContainerID(id)) {
+			t.Errorf("the log of %s does not hang, or is not to be tried again", id)
+		}
+	}
+	e.current.Load().watch.reconcile() // as each reconcileEvery
+	f.put(otherContainer, exited)
+	f.send(f.event(otherContainer, events.ActionDie))
+	eventually(t, finishLimit/20, "another's exit is told before a look at one of them would end", func() bool {
+		return sink.container(otherContainer).ExitCode == 4
+	})
+
+	gone, stays := engine.ContainerID(ids[0]), engine.ContainerID(ids[1])
+	_, err := e.StartContainer(briefly(t), stays, &engine.ContainerSpec{LogPath: paths[1], LogDirectory: filepath.Dir(paths[1])})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a start: %v", err)
+	}
+	f.setFail("/containers/"+ids[1]+"/kill", 409, `{"message":"it is not running"}`)
+	if err := e.RemoveContainer(briefly(t), stays); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a removal: %v", err)
+	}
+	destroyed := f.event(ids[0], events.ActionDestroy)
+	f.mu.Lock()
+	delete(f.containers, ids[0])
+	f.mu.Unlock()
+	f.send(destroyed)
+	eventually(t, time.Second, "a removal is told", func() bool { return sink.container(gone).ID == "" })
+	time.Sleep(forgetLimit + 100*time.Millisecond) // nobody waits for it any more
+	for _, thaw := range thaws {
+		thaw()
+	}
+	eventually(t, time.Second, "their logs are written", func() bool {
+		e.current.Load().watch.reconcile()
+		return !slices.ContainsFunc(ids[1:], func(id string) bool { return l.owes(engine.ContainerID(id)) }) && !slices.ContainsFunc(paths[1:], func(path string) bool { return !bothLines(path) })
+	})
+	eventually(t, time.Second, "nothing is left of who is gone", func() bool {
+		_, opens := l.opening.Load(gone)
+		return !opens && !l.pumps.Knows(ids[0]) && errdefs.IsFailedPrecondition(l.pumps.Reopen(t.Context(), ids[0]))
+	})
 }
