@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -345,6 +347,124 @@ func TestFullDiskOfLogs(t *testing.T) {
 	pod.Remove()
 	d.Empty()
 	chatty.CheckLog()
+}
+
+// freezable mounts a file system that can be frozen; the cleanup unmounts it.
+func freezable(t *testing.T, dir string) *disk {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := dir + ".img"
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"mkfs.ext4", "-q", file}, {"mount", "-o", "loop", file, dir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("a file system that can be frozen needs mkfs.ext4 and loop devices: %v: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmounting the file system: %v", err)
+		}
+	})
+	return &disk{t: t, dir: dir}
+}
+
+// Freeze has no write to it return before the returned function is called, which the cleanup does too.
+func (d *disk) Freeze() (thaw func()) {
+	d.t.Helper()
+	dir, err := os.Open(d.dir)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	const freeze, thawing = 0xc0045877, 0xc0045878 // FIFREEZE and FITHAW of linux/fs.h
+	thaw = sync.OnceFunc(func() {
+		if err := unix.IoctlSetInt(int(dir.Fd()), thawing, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+			d.t.Errorf("thawing %s: %v", d.dir, err)
+		}
+		_ = dir.Close()
+	})
+	d.t.Cleanup(thaw)
+	if err := unix.IoctlSetInt(int(dir.Fd()), freeze, 0); err != nil {
+		d.t.Fatalf("freezing %s: %v", d.dir, err)
+	}
+	return thaw
+}
+
+// A disk of logs on which no write returns holds up only those who write to it: their containers can be stopped and removed, what
+// happens to others is told, and once it answers nothing is left of who went meanwhile.
+//
+// Rows: R28
+func TestFrozenDiskOfLogs(t *testing.T) {
+	harness.Require(t)
+	d := freezable(t, filepath.Join(harness.WorkDir(t, "z"), "logs"))
+	n := ownNode(t, harness.DockerOptions{})
+	busybox := n.Registry.Ref(harness.Busybox)
+	pod := n.RunPod(t, "frozen", func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = filepath.Join(d.dir, "pod") })
+	beside := n.RunPod(t, "beside")
+	chatty := pod.RunChatty(busybox, 200)
+	short := pod.Run("short", busybox, []string{"/bin/testserver", "on-term", "5"})
+	short.WaitLog("ready")
+	waits := pod.Create(pod.ContainerConfig("waits", busybox, forever...))
+	other := beside.RunChatty(busybox, 50)
+	if harness.Native() {
+		chatty.MayLackLines()
+	}
+	thaw := d.Freeze()
+	time.Sleep(500 * time.Millisecond) // time to write
+	listsAreQuick(t, n)
+	other.CheckSurvived()
+	if got := chatty.Output("echo alive"); got != "alive\n" {
+		t.Errorf("exec says %q", got)
+	}
+	soon, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := n.Shim.Runtime.StartContainer(soon, &runtimeapi.StartContainerRequest{ContainerId: waits.ID}); err == nil {
+		t.Error("one was started whose log cannot be begun")
+	}
+	chatty.Stop(1)
+	chatty.WaitExit()
+	limit := harness.Call
+	if harness.Native() {
+		limit = 5 * time.Second // its monitor, which has the log open, cannot end before the disk answers
+	}
+	removing, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	_, err := n.Shim.Runtime.RemoveContainer(removing, &runtimeapi.RemoveContainerRequest{ContainerId: chatty.ID})
+	if code := harness.Code(err); code != codes.OK && !(harness.Native() && code == codes.DeadlineExceeded) {
+		t.Errorf("removing it: %v", err)
+	}
+	ends := beside.Run("ends", busybox, []string{"/bin/testserver", "on-term", "7"})
+	ends.WaitLog("ready")
+	ends.Stop(10)
+	if status := ends.WaitExit(); status.ExitCode != 7 {
+		t.Errorf("exit code %d, want 7", status.ExitCode)
+	}
+	ends.Remove()
+	listsAreQuick(t, n)
+	other.CheckSurvived()
+	thaw()
+	short.Stop(10)
+	if status := short.WaitExit(); status.ExitCode != 5 {
+		t.Errorf("exit code %d, want 5", status.ExitCode)
+	}
+	short.WaitLog("bye")
+	chatty.Remove()
+	chatty.CheckLog()
+	pod.Remove()
+	agreed(t, n, 10*time.Second)
+	harness.Eventually(t, 10*time.Second, "its log's position to go", func() error {
+		left, err := filepath.Glob(filepath.Join(n.Shim.RootDir, "docker", "logs", chatty.ID+"*"))
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("%v is left", left)
+		}
+		return err
+	})
 }
 
 // With the engine's own disk full, pods are refused as ResourceExhausted, and those that run can go.
