@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -46,6 +50,63 @@ func TestLimitsAreThoseOfCgroup2(t *testing.T) {
 	check()
 	if out, code := h.exec(t, id, "cat /sys/fs/cgroup/memory.max"); out != want["memory.max"] || code != 0 {
 		t.Errorf("seen inside: %q, %d", out, code)
+	}
+}
+
+// oomScoreAdj is that of the first process in a cgroup's folder.
+func oomScoreAdj(t *testing.T, dir string) string {
+	t.Helper()
+	return read(t, fmt.Sprintf("/proc/%d/oom_score_adj", pids(t, dir)[0]))
+}
+
+// Version 2 of cgroups takes any limit of memory and kills for it.
+func TestAMemoryLimitBelowTheUsageIsRefused(t *testing.T) {
+	onNode(t).pod(t, "vmresize.slice").refusesBelowUsage(t)
+}
+
+func (p *pod) refusesBelowUsage(t *testing.T) {
+	t.Helper()
+	id, err := p.start(t, "resized", resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20, OomScoreAdj: 500}),
+		"sh", "-c", "dd if=/dev/zero of=/dev/shm/held bs=1M count=40 && sleep 100000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := limited(t, id)
+	eventually(t, "40 MiB in use", func() error {
+		used, err := strconv.Atoi(read(t, dir+"/memory.current"))
+		if err == nil && used < 40<<20 {
+			err = fmt.Errorf("%d bytes", used)
+		}
+		return err
+	})
+	for _, refused := range []*runtimeapi.LinuxContainerResources{
+		{MemoryLimitInBytes: 16 << 20, OomScoreAdj: 700}, {MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 80 << 20, CpuShares: 512},
+	} {
+		_, err := p.UpdateContainerResources(within(t), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: refused})
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "memory limit 16777216 is below the ") {
+			t.Errorf("%v: %v", refused, err)
+		}
+	}
+	for file, want := range map[string]string{"memory.max": "67108864", "memory.swap.max": "0", "cpu.weight": "100"} {
+		if got := read(t, filepath.Join(dir, file)); got != want {
+			t.Errorf("%s is %q, want %q", file, got, want)
+		}
+	}
+	if got := oomScoreAdj(t, dir); got != "500" {
+		t.Errorf("oom_score_adj is %s", got)
+	}
+	if st := p.status(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("it is %v, %s", st.State, st.Reason)
+	}
+	if kills := read(t, dir+"/memory.events"); !strings.Contains(kills, "oom_kill 0") {
+		t.Errorf("%s", kills)
+	}
+	// What fits is taken.
+	if _, err := p.UpdateContainerResources(within(t), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 60 << 20}}); err != nil {
+		t.Error(err)
+	}
+	if got := read(t, dir+"/memory.max"); got != "62914560" {
+		t.Errorf("memory.max is %s", got)
 	}
 }
 

@@ -48,6 +48,7 @@ func TestOCIRuntimesAsHandlers(t *testing.T) {
 			if out, code := h.exec(t, id, "cat /proc/self/attr/current; exit 5"); out != "crishim-default (enforce)" || code != 5 {
 				t.Errorf("exec: %q, %d", out, code)
 			}
+			p.refusesBelowUsage(t)
 			run(t, "systemctl", "restart", "crishim")
 			if out, _ := h.exec(t, id, "echo here"); out != "here" {
 				t.Errorf("exec after a restart of the service: %q", out)

@@ -93,7 +93,13 @@ func (e *Engine) changeLimits(ctx context.Context, c *container, r, previous *en
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(spec.Overlay(limits, over))
+	limits = spec.Overlay(limits, over)
+	if m := limits.Memory; m != nil && m.Limit != nil {
+		if err := e.cgroups.FitsUsage(c.Cgroup.Path, *m.Limit); err != nil {
+			return err
+		}
+	}
+	data, err := json.Marshal(limits)
 	if err != nil {
 		return err
 	}

@@ -123,6 +123,33 @@ func TestARecordedTreeIsRead(t *testing.T) {
 	}
 }
 
+func TestAMemoryLimitBelowWhatIsInUseIsRefused(t *testing.T) {
+	d := recorded(t, map[string]string{
+		"crishim/poda/memory.current": "41943040\n", "crishim/poda/memory.max": "67108864\n",
+		"crishim/podb/memory.current": "41943040\n", "crishim/podb/memory.max": "max\n",
+		"crishim/podc/memory.current": "41947136\n", "crishim/podc/memory.max": "41943040\n",
+	})
+	for _, tt := range []struct {
+		name    string
+		limit   int64
+		refused bool
+	}{
+		{"poda", 16 << 20, true}, {"poda", 40<<20 - 1, true}, {"poda", 40 << 20, false}, {"poda", 96 << 20, false}, {"poda", 0, false}, {"poda", -1, false},
+		{"podb", 16 << 20, true}, {"podb", 64 << 20, false},
+		{"podc", 40 << 20, false}, {"podc", 39 << 20, true}, // the limit in effect, above which the kernel has gone
+		{"none", 1, false},
+	} {
+		err := d.FitsUsage("/crishim/"+tt.name, tt.limit)
+		if tt.refused != errdefs.IsFailedPrecondition(err) || tt.refused != (err != nil) {
+			t.Errorf("%s, %d: %v", tt.name, tt.limit, err)
+		}
+	}
+	err := d.UpdatePod(t.Context(), Pod{Path: "/crishim/poda", Own: true}, &engine.Resources{MemoryLimit: 16 << 20})
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "memory limit 16777216 is below the 41943040 bytes in use") {
+		t.Errorf("a pod: %v", err)
+	}
+}
+
 func TestTheLimitsOfAPodAreAllSet(t *testing.T) {
 	d := New(&host.Host{CgroupV2: true, Swap: true, HugePageSizes: []string{"2MB"}})
 	r := d.lower(&engine.Resources{CPUShares: 512, CPUPeriod: 100000, CPUQuota: 50000, MemoryLimit: 1 << 20, Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 5}, {PageSize: "1GB"}}})

@@ -8,8 +8,10 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
 
@@ -80,6 +82,9 @@ func (d *Driver) UpdatePod(ctx context.Context, p Pod, limits *engine.Resources)
 	if err := errors.Join(checkPath(p.Path), ctx.Err()); err != nil {
 		return err
 	}
+	if err := d.FitsUsage(p.Path, limits.MemoryLimit); err != nil {
+		return fmt.Errorf("set the limits of cgroup %s: %w", p.Path, err)
+	}
 	r := d.lower(limits)
 	m, err := d.manage(p.Path, r)
 	if err != nil {
@@ -89,6 +94,31 @@ func (d *Driver) UpdatePod(ctx context.Context, p Pod, limits *engine.Resources)
 		return fmt.Errorf("set the limits of cgroup %s: %w", p.Path, err)
 	}
 	return nil
+}
+
+// FitsUsage refuses to lower the memory limit of the cgroup at p below what is in use: version 2 would kill for it, where 1 refuses
+// by itself. 0 and -1 are none. OK when it is absent.
+func (d *Driver) FitsUsage(p string, limit int64) error {
+	if limit <= 0 || !d.host.CgroupV2 {
+		return nil
+	}
+	// What is in effect is not lowered, though the kernel itself may use more for a moment.
+	if now, err := d.bytes(p, "memory.max"); err == nil && limit >= now {
+		return nil
+	}
+	if used, err := d.bytes(p, "memory.current"); err == nil && used > limit {
+		return fmt.Errorf("memory limit %d is below the %d bytes in use: %w", limit, used, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// bytes reads a number of version 2; no limit is an error.
+func (d *Driver) bytes(p, file string) (int64, error) {
+	data, err := os.ReadFile(filepath.Join(d.root, p, file))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
 }
 
 // lower is in the library's words.
