@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -20,17 +21,30 @@ func resources(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainer
 func TestLimitsAreThoseOfCgroup2(t *testing.T) {
 	h := onNode(t)
 	p := h.pod(t, "vmlimits.slice")
-	id := p.sleeper(t, "c", resources(&runtimeapi.LinuxContainerResources{
-		CpuShares: 512, CpuQuota: 50_000, CpuPeriod: 100_000, CpusetCpus: "0", MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 80 << 20,
+	limits := &runtimeapi.LinuxContainerResources{
+		CpuShares: 512, CpuQuota: 50_000, CpuPeriod: 100_000, CpusetCpus: "0", CpusetMems: "0", MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 80 << 20,
 		OomScoreAdj: 500, Unified: map[string]string{"memory.high": "50331648", "pids.max": "77"},
-	}))
+	}
+	hugetlb := exists("/sys/kernel/mm/hugepages/hugepages-2048kB") && strings.Contains(read(t, "/sys/fs/cgroup/cgroup.controllers"), "hugetlb")
+	if hugetlb {
+		limits.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}
+	} else {
+		t.Log("this kernel has no huge pages of 2 MB, or no cgroups of them")
+	}
+	id := p.sleeper(t, "c", resources(limits))
 	dir := scope(t, id)
 	want := map[string]string{
-		"cpu.weight": "59", "cpu.max": "50000 100000", "cpuset.cpus": "0", "memory.max": "67108864", "memory.swap.max": "16777216",
+		"cpu.weight": "59", "cpu.max": "50000 100000", "cpuset.cpus": "0", "cpuset.mems": "0", "memory.max": "67108864", "memory.swap.max": "16777216",
 		"memory.high": "50331648", "pids.max": "77",
+	}
+	if hugetlb {
+		want["hugetlb.2MB.max"] = "4194304"
 	}
 	check := func() {
 		t.Helper()
+		if got := oomScoreAdj(t, dir); got != "500" {
+			t.Errorf("oom_score_adj is %s", got)
+		}
 		for file, value := range want {
 			if got := read(t, filepath.Join(dir, file)); got != value {
 				t.Errorf("%s is %q, want %q", file, got, value)
@@ -44,12 +58,19 @@ func TestLimitsAreThoseOfCgroup2(t *testing.T) {
 		t.Fatal(err)
 	}
 	want = map[string]string{"cpu.weight": "100", "cpu.max": "20000 100000", "memory.max": "100663296", "memory.swap.max": "0"}
+	if hugetlb {
+		want["hugetlb.2MB.max"] = "4194304"
+	}
 	check()
 	// systemd sets its units' values again when it reads them anew.
 	run(t, "systemctl", "daemon-reload")
 	check()
 	if out, code := h.exec(t, id, "cat /sys/fs/cgroup/memory.max"); out != want["memory.max"] || code != 0 {
 		t.Errorf("seen inside: %q, %d", out, code)
+	}
+	guarded := p.sleeper(t, "guarded", resources(&runtimeapi.LinuxContainerResources{OomScoreAdj: -998}))
+	if got := oomScoreAdj(t, scope(t, guarded)); got != "-998" {
+		t.Errorf("oom_score_adj of a guaranteed container is %s", got)
 	}
 }
 
@@ -107,6 +128,39 @@ func (p *pod) refusesBelowUsage(t *testing.T) {
 	}
 	if got := read(t, dir+"/memory.max"); got != "62914560" {
 		t.Errorf("memory.max is %s", got)
+	}
+}
+
+func TestDevicesAreThoseThatWereGranted(t *testing.T) {
+	h := onNode(t)
+	p := h.pod(t, "vmdevices.slice")
+	config := p.container("c", &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+		Capabilities: &runtimeapi.Capability{AddCapabilities: []string{"MKNOD"}},
+	}}, "sleep", "100000")
+	// The disks of this machine: with this test's files, and its root.
+	config.Devices = []*runtimeapi.Device{{HostPath: "/dev/nvme0n2", ContainerPath: "/dev/granted", Permissions: "r"}}
+	id, err := p.startAs(t, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := func(path string) string {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("b %d %d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	}
+	if out, code := h.exec(t, id, "busybox mknod /tmp/granted "+node("/dev/nvme0n2")+" && busybox mknod /tmp/other "+node("/dev/nvme0n1")); code != 0 {
+		t.Fatalf("%s", out)
+	}
+	for script, denied := range map[string]bool{
+		": </dev/granted": false, ": >>/dev/granted": true, ": <>/dev/granted": true, // opened only: nothing is written
+		": </tmp/granted": false, ": >>/tmp/granted": true, ": </tmp/other": true, ": >>/tmp/other": true,
+	} {
+		out, code := h.exec(t, id, script)
+		if denied != (code != 0) || denied && !strings.Contains(out, "Operation not permitted") {
+			t.Errorf("%s: %d, %s", script, code, out)
+		}
 	}
 }
 
