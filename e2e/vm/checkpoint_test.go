@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,34 @@ import (
 
 // count tells in /tmp/n and in its output how far it is; it changes its root in between, and so never counts from 1 again.
 const count = `n=0; rm /bin/dd; echo was here >/etc/new; while :; do n=$((n+1)); echo $n >/tmp/t; mv /tmp/t /tmp/n 2>/dev/null || cat /tmp/t >/tmp/n; echo n=$n; sleep 0.2; done`
+
+// mounted gives a container what the kubelet mounts into each: a file of hosts that cannot be written, and one for its last words.
+// The files are another pod's each time.
+func mounted(t *testing.T, config *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
+	t.Helper()
+	dir := t.TempDir()
+	hosts, words := filepath.Join(dir, "hosts"), filepath.Join(dir, "words")
+	if err := errors.Join(os.WriteFile(hosts, []byte(dir), 0o644), os.WriteFile(words, nil, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: hosts, Readonly: true}, {ContainerPath: "/dev/termination-log", HostPath: words}}
+	return config
+}
+
+// checkMounts checks that the files of a container are those of its config.
+func (h *host) checkMounts(t *testing.T, id string, config *runtimeapi.ContainerConfig) {
+	t.Helper()
+	hosts, words := config.Mounts[0].HostPath, config.Mounts[1].HostPath
+	if out, _ := h.exec(t, id, "cat /etc/hosts"); out != filepath.Dir(hosts) {
+		t.Errorf("its /etc/hosts has %q", out)
+	}
+	if out, code := h.exec(t, id, "echo x >/etc/hosts"); code == 0 || !strings.Contains(out, "Read-only file system") {
+		t.Errorf("its /etc/hosts can be written: %q, %d", out, code)
+	}
+	if out, code := h.exec(t, id, "echo bye >/dev/termination-log"); code != 0 || read(t, words) != "bye" {
+		t.Errorf("its last words: %q, %d, %q", out, code, read(t, words))
+	}
+}
 
 // counted is how far the container is, which counts on.
 func (h *host) counted(t *testing.T, id string, more int) int {
@@ -32,8 +61,9 @@ func (h *host) counted(t *testing.T, id string, more int) int {
 }
 
 // goesOn checks a container that was restored from one which had counted to n.
-func (p *pod) goesOn(t *testing.T, id string, n int) {
+func (p *pod) goesOn(t *testing.T, id string, n int, config *runtimeapi.ContainerConfig) {
 	t.Helper()
+	p.checkMounts(t, id, config)
 	now := p.counted(t, id, p.counted(t, id, n)) // the first that is seen may have been printed before the checkpoint
 	if out, code := p.exec(t, id, "cat /etc/new; test ! -e /bin/dd"); out != "was here" || code != 0 {
 		t.Errorf("its files: %q, %d", out, code)
@@ -59,7 +89,8 @@ func (p *pod) goesOn(t *testing.T, id string, n int) {
 func TestAContainerGoesOnFromItsCheckpoint(t *testing.T) {
 	h := onNode(t)
 	p := h.pod(t, "vmcheckpoint.slice")
-	id, err := p.start(t, "c", nil, "sh", "-c", count)
+	config := mounted(t, p.container("c", nil, "sh", "-c", count))
+	id, err := p.startAs(t, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +100,7 @@ func TestAContainerGoesOnFromItsCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.counted(t, id, h.counted(t, id, n)) // it runs on
+	h.checkMounts(t, id, config)
 	content, err := os.ReadFile(archive)
 	if err != nil {
 		t.Fatal(err)
@@ -80,13 +112,13 @@ func TestAContainerGoesOnFromItsCheckpoint(t *testing.T) {
 	for name, from := range map[string]string{"archive": archive, "image": image} {
 		t.Run(name, func(t *testing.T) {
 			p := h.pod(t, "vmrestore.slice")
-			config := p.container("r", nil)
+			config := mounted(t, p.container("r", nil))
 			config.Image.Image = from
 			id, err := p.startAs(t, config)
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.goesOn(t, id, n)
+			p.goesOn(t, id, n, config)
 		})
 	}
 }
@@ -97,7 +129,7 @@ func TestAPodGoesOnFromItsCheckpoint(t *testing.T) {
 	var ids []string
 	var configs []*runtimeapi.ContainerConfig
 	for _, name := range []string{"a", "b"} {
-		config := p.container(name, nil, "sh", "-c", count)
+		config := mounted(t, p.container(name, nil, "sh", "-c", count))
 		id, err := p.startAs(t, config)
 		if err != nil {
 			t.Fatal(err)
@@ -122,6 +154,9 @@ func TestAPodGoesOnFromItsCheckpoint(t *testing.T) {
 	}
 	for i, id := range ids {
 		h.counted(t, id, h.counted(t, id, before[i])) // all run on
+	}
+	for _, config := range configs {
+		mounted(t, config)
 	}
 	restore := &runtimeapi.RestorePodRequest{CheckpointPath: dir, Config: podConfig(t, "vmpodrestore.slice"), ContainerConfigs: configs}
 	for name, wrong := range map[string]struct {
@@ -154,7 +189,7 @@ func TestAPodGoesOnFromItsCheckpoint(t *testing.T) {
 		if _, err := h.StartContainer(within(t), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
 			t.Fatal(err)
 		}
-		r.goesOn(t, c.ContainerId, before[i])
+		r.goesOn(t, c.ContainerId, before[i], configs[i])
 	}
 	if pods, err := h.ListPodSandbox(within(t), &runtimeapi.ListPodSandboxRequest{}); err != nil || len(pods.Items) != 2 {
 		t.Errorf("%d pods, %v", len(pods.GetItems()), err)
