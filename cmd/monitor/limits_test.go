@@ -50,9 +50,9 @@ func TestUpdateReplacesTheLimits(t *testing.T) {
 	if memory() != "33554432" || pids() != "max" {
 		t.Fatalf("updated to memory %s, pids %s", memory(), pids())
 	}
-	// A limit below what is in use is refused by the kernel, and the one before stays.
-	shares, quota := uint64(512), int64(10)
-	if err := update(specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}, CPU: &specs.LinuxCPU{Shares: &shares, Quota: &quota}}); err == nil {
+	// A quota below 1 ms is refused by the kernel, and the limit of before stays.
+	more, quota := int64(48<<20), int64(10)
+	if err := update(specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &more}, CPU: &specs.LinuxCPU{Quota: &quota}}); err == nil {
 		t.Fatal("a quota of 10 µs was accepted")
 	}
 	if memory() != "33554432" {

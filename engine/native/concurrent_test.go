@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strconv"
 	"strings"
@@ -220,6 +221,50 @@ func TestAnUpdateOfOOMScoreAdj(t *testing.T) {
 		t.Errorf("oom_score_adj is %s, want %s", got, want)
 	}
 	b.removePod(t, pod)
+}
+
+// What a refused update had set already is as before, also where there was no limit before.
+func TestARefusedUpdateChangesNothing(t *testing.T) {
+	refusing := func(b *bench, change func(*engine.PodSpec)) func(*testing.T) {
+		return func(t *testing.T) {
+			pod, s := b.runPod(t, change)
+			id := b.run(t, pod, s, "a", "sleep 1000")
+			for _, before := range []engine.Resources{{}, {MemoryLimit: 64 << 20, MemorySwap: 64 << 20, CPUShares: 512, CPUQuota: 50_000, CPUPeriod: 50_000}} {
+				if err := b.UpdateContainer(t.Context(), id, &before); err != nil {
+					t.Fatal(err)
+				}
+				want, wantCPUs := b.limits(t, id), b.cpus(t, id)
+				wrong := engine.Resources{MemoryLimit: 96 << 20, MemorySwap: 96 << 20, CPUShares: 2048, CPUQuota: 1 << 60, CPUPeriod: 20_000, CpusetCPUs: "0"}
+				if err := b.UpdateContainer(t.Context(), id, &wrong); err == nil {
+					t.Fatal("a quota of 36000 years was accepted")
+				}
+				if got, cpus := b.limits(t, id), b.cpus(t, id); !reflect.DeepEqual(got, want) || cpus != wantCPUs {
+					t.Errorf("limits %+v, CPUs %s; want %+v, %s", got, cpus, want, wantCPUs)
+				}
+			}
+			b.removePod(t, pod)
+		}
+	}
+	t.Run("own runtime", refusing(serving(t), func(*engine.PodSpec) {}))
+	t.Run("an OCI runtime", func(t *testing.T) {
+		b := runcBench(t)
+		b.serve(t)
+		refusing(b, withRunc)(t)
+	})
+}
+
+// cpus are those that a container may use.
+func (b *bench) cpus(t *testing.T, id engine.ContainerID) string {
+	t.Helper()
+	dir, file := "/sys/fs/cgroup/cpuset", "cpuset.effective_cpus"
+	if b.host.CgroupV2 {
+		dir, file = "/sys/fs/cgroup", "cpuset.cpus.effective"
+	}
+	data, err := os.ReadFile(filepath.Join(dir, b.status(t, id).CgroupPath, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(data))
 }
 
 // What was told of a container stays what it was: its reader, who may take a found container's specification from it, holds no lock

@@ -9,6 +9,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crishim/engine"
+	"crishim/engine/native/monitor"
 	"crishim/engine/native/spec"
 	"crishim/internal/failpoint"
 )
@@ -115,8 +116,28 @@ func (e *Engine) changeLimits(ctx context.Context, c *container, r, previous *en
 	err = failpoint.Around("native.container.update", func() error { return client.Update(ctx, string(c.ID), data) })
 	if err != nil {
 		quiet(e.changeOOMScoreAdj(c, to, from), "set back oom_score_adj", c.ID)
+		quiet(e.setBackLimits(ctx, client, c, r, previous), "set back the limits", c.ID)
 	}
 	return endedMeanwhile(c.ID, err)
+}
+
+// setBackLimits undoes an update to r that was refused. What makes the containers may not have undone it, or not what was set for
+// the first time.
+func (e *Engine) setBackLimits(ctx context.Context, client *monitor.Client, c *container, r, previous *engine.Resources) error {
+	limits, err := spec.Resources(e.host, previous, r)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(spec.Overlay(limits, c.PluginLimits))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyLimit)
+	defer cancel()
+	if err := client.Update(ctx, string(c.ID), data); !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) { // of one that has ended
+		return err
+	}
+	return nil
 }
 
 // ReopenLog implements engine.Containers.

@@ -72,7 +72,8 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	return c.call(ctx, Request{Op: OpReopenLog, ID: id}, nil, nil)
 }
 
-// Update replaces the resources (OCI specs.LinuxResources), all or nothing.
+// Update replaces the resources (OCI specs.LinuxResources). Of those that are refused a part may be in effect: the caller sets the
+// old ones again.
 func (c *Client) Update(ctx context.Context, id string, resources json.RawMessage) error {
 	return c.call(ctx, Request{Op: OpUpdate, ID: id}, UpdateArgs{resources}, nil)
 }

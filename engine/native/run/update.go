@@ -14,7 +14,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Update replaces the resources but for the devices. When the kernel refuses one, libcontainer sets the old ones again.
+// Update replaces the resources but for the devices. When the kernel refuses one, libcontainer sets the old ones again, and leaves what
+// had none.
 func (c *container) Update(raw json.RawMessage) error {
 	resources := new(specs.LinuxResources)
 	if err := json.Unmarshal(raw, resources); err != nil {
