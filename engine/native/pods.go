@@ -286,7 +286,10 @@ func (e *Engine) UpdatePod(ctx context.Context, id engine.PodID, overhead, resou
 	if err := e.askPodUpdate(ctx, p, overhead, resources); err != nil {
 		return err
 	}
-	err = failpoint.Around("native.pod.update", func() error { return e.cgroups.UpdatePod(ctx, p.Cgroup, resources) })
+	e.mu.Lock()
+	previous := p.Spec.Resources
+	e.mu.Unlock()
+	err = failpoint.Around("native.pod.update", func() error { return e.cgroups.UpdatePod(ctx, p.Cgroup, resources, previous) })
 	if err != nil {
 		return err
 	}
@@ -294,7 +297,7 @@ func (e *Engine) UpdatePod(ctx context.Context, id engine.PodID, overhead, resou
 	p.Spec.Overhead, p.Spec.Resources = cmp.Or(overhead, p.Spec.Overhead), cmp.Or(resources, p.Spec.Resources)
 	e.mu.Unlock()
 	e.tellPodUpdated(ctx, p)
-	if err := e.savePod(p); err != nil { // the record is for plugins only, and is written again with what changes next
+	if err := e.savePod(p); err != nil { // it is written again with what changes next
 		klog.ErrorS(err, "Cannot record the resources of a pod", "id", id)
 	}
 	return nil

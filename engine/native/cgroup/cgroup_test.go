@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
@@ -144,7 +145,7 @@ func TestAMemoryLimitBelowWhatIsInUseIsRefused(t *testing.T) {
 			t.Errorf("%s, %d: %v", tt.name, tt.limit, err)
 		}
 	}
-	err := d.UpdatePod(t.Context(), Pod{Path: "/crishim/poda", Own: true}, &engine.Resources{MemoryLimit: 16 << 20})
+	err := d.UpdatePod(t.Context(), Pod{Path: "/crishim/poda", Own: true}, &engine.Resources{MemoryLimit: 16 << 20}, nil)
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "memory limit 16777216 is below the 41943040 bytes in use") {
 		t.Errorf("a pod: %v", err)
 	}
@@ -152,12 +153,19 @@ func TestAMemoryLimitBelowWhatIsInUseIsRefused(t *testing.T) {
 
 func TestTheLimitsOfAPodAreAllSet(t *testing.T) {
 	d := New(&host.Host{CgroupV2: true, Swap: true, HugePageSizes: []string{"2MB"}})
-	r := d.lower(&engine.Resources{CPUShares: 512, CPUPeriod: 100000, CPUQuota: 50000, MemoryLimit: 1 << 20, Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 5}, {PageSize: "1GB"}}})
+	r := d.lower(&engine.Resources{CPUShares: 512, CPUPeriod: 100000, CPUQuota: 50000, MemoryLimit: 1 << 20, Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 5}, {PageSize: "1GB"}}}, nil)
 	if r.Memory != 1<<20 || r.MemorySwap != 1<<20 || r.CpuQuota != 50000 || r.CpuWeight == 0 || len(r.HugetlbLimit) != 1 || !r.SkipDevices {
 		t.Errorf("%+v", r)
 	}
-	if r := d.lower(&engine.Resources{}); r.Memory != -1 || r.MemorySwap != -1 || r.CpuQuota != -1 {
+	if r := d.lower(&engine.Resources{}, nil); r.Memory != -1 || r.MemorySwap != -1 || r.CpuQuota != -1 || r.CpuShares != 0 || r.CpusetCpus != "" {
 		t.Errorf("nothing asked for: %+v", r)
+	}
+	d.host.CPUs, d.host.MemoryNodes = "0-3", "0-1"
+	previous := &engine.Resources{CPUShares: 512, CPUPeriod: 50000, CpusetCPUs: "1", CpusetMems: "1", Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 5}, {PageSize: "1GB"}}}
+	r = d.lower(&engine.Resources{}, previous)
+	if r.CpuShares != 1024 || r.CpuWeight != cgroups.ConvertCPUSharesToCgroupV2Value(1024) || r.CpuPeriod != 100000 || r.CpusetCpus != "0-3" || r.CpusetMems != "0-1" ||
+		len(r.HugetlbLimit) != 1 || r.HugetlbLimit[0].Limit < 1<<62 {
+		t.Errorf("nothing asked for any more: %+v", r)
 	}
 }
 
@@ -247,11 +255,41 @@ func TestAPodsOwnCgroupIsMadeLimitedAndRemovedWithWhatIsInIt(t *testing.T) {
 	if got := limit(); got != strconv.Itoa(64<<20) {
 		t.Errorf("limit %s", got)
 	}
-	if err := d.UpdatePod(t.Context(), pod, &engine.Resources{MemoryLimit: 128 << 20}); err != nil || limit() != strconv.Itoa(128<<20) {
+	// Of each other limit the file by its names in both versions, and its value now.
+	others := func() (values []string) {
+		for _, file := range [][3]string{
+			{"cpu", "cpu.shares", "cpu.weight"}, {"cpu", "cpu.cfs_period_us", "cpu.max"}, {"cpuset", "cpuset.effective_cpus", "cpuset.cpus.effective"},
+			{"cpuset", "cpuset.effective_mems", "cpuset.mems.effective"},
+		} {
+			name := file[1]
+			if d.host.CgroupV2 {
+				name = file[2]
+			}
+			data, err := os.ReadFile(filepath.Join(d.controller(file[0], pod.Path), name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			values = append(values, strings.TrimSpace(string(data)))
+		}
+		return values
+	}
+	shares := &engine.Resources{MemoryLimit: 64 << 20, CPUShares: 512}
+	if err := d.UpdatePod(t.Context(), pod, &engine.Resources{}, shares); err != nil || limit() == strconv.Itoa(64<<20) {
 		t.Errorf("limit %s, %v", limit(), err)
 	}
-	if err := d.UpdatePod(t.Context(), pod, &engine.Resources{}); err != nil || limit() == strconv.Itoa(128<<20) {
+	free := others()
+	more := &engine.Resources{MemoryLimit: 128 << 20, CPUShares: 256, CPUPeriod: 50_000, CPUQuota: 20_000, CpusetCPUs: "0", CpusetMems: "0"}
+	if err := d.UpdatePod(t.Context(), pod, more, &engine.Resources{}); err != nil || limit() != strconv.Itoa(128<<20) {
 		t.Errorf("limit %s, %v", limit(), err)
+	}
+	if got := others(); got[0] == free[0] || got[1] == free[1] {
+		t.Errorf("limited to %q, free it was %q", got, free)
+	}
+	if err := d.UpdatePod(t.Context(), pod, &engine.Resources{}, more); err != nil || limit() == strconv.Itoa(128<<20) {
+		t.Errorf("limit %s, %v", limit(), err)
+	}
+	if got := others(); !slices.Equal(got, free) {
+		t.Errorf("lifted to %q, free it was %q", got, free)
 	}
 	container := d.Container(pod, "c1")
 	inside, beside := sleeper(t), sleeper(t)
@@ -318,7 +356,7 @@ func TestTheKubeletsCgroupIsNeitherLimitedNorRemoved(t *testing.T) {
 		t.Fatalf("%+v, %v", kubelets, err)
 	}
 	if err := errors.Join(
-		d.CreatePod(t.Context(), kubelets, &engine.Resources{MemoryLimit: 1}), d.UpdatePod(t.Context(), kubelets, &engine.Resources{MemoryLimit: 1}), d.RemovePod(t.Context(), kubelets),
+		d.CreatePod(t.Context(), kubelets, &engine.Resources{MemoryLimit: 1}), d.UpdatePod(t.Context(), kubelets, &engine.Resources{MemoryLimit: 1}, nil), d.RemovePod(t.Context(), kubelets),
 	); err != nil {
 		t.Error(err)
 	}

@@ -54,7 +54,7 @@ func (d *Driver) CreatePod(ctx context.Context, p Pod, limits *engine.Resources)
 	if err := d.open(p.Path); err != nil {
 		return fmt.Errorf("open cgroup %s to be read: %w", p.Path, err)
 	}
-	return d.UpdatePod(ctx, p, limits)
+	return d.UpdatePod(ctx, p, limits, nil)
 }
 
 // open lets everybody read our cgroups down to the one at p, as the kernel's own are, whatever the umask was when they were
@@ -74,8 +74,9 @@ func (d *Driver) open(p string) error {
 	return nil
 }
 
-// UpdatePod sets the limits of the pod's own cgroup, all of them: an unset one is lifted. Those of the kubelet's are its.
-func (d *Driver) UpdatePod(ctx context.Context, p Pod, limits *engine.Resources) error {
+// UpdatePod sets the limits of the pod's own cgroup, all of them: one that is unset and was set before, in previous, is lifted.
+// Files of cgroup v2 alone stay as they are, for not of all is known what lifts them. Those of the kubelet's cgroup are its.
+func (d *Driver) UpdatePod(ctx context.Context, p Pod, limits, previous *engine.Resources) error {
 	if !p.Own || limits == nil {
 		return nil
 	}
@@ -85,7 +86,7 @@ func (d *Driver) UpdatePod(ctx context.Context, p Pod, limits *engine.Resources)
 	if err := d.FitsUsage(p.Path, limits.MemoryLimit); err != nil {
 		return fmt.Errorf("set the limits of cgroup %s: %w", p.Path, err)
 	}
-	r := d.lower(limits)
+	r := d.lower(limits, previous)
 	m, err := d.manage(p.Path, r)
 	if err != nil {
 		return err
@@ -121,8 +122,19 @@ func (d *Driver) bytes(p, file string) (int64, error) {
 	return strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
 }
 
-// lower is in the library's words.
-func (d *Driver) lower(r *engine.Resources) *cgroups.Resources {
+// The kernel's defaults.
+const (
+	defaultShares = 1024
+	defaultPeriod = 100_000 // µs
+	// noHugepageLimit is the highest number that both versions take: whole pages in 63 bits.
+	noHugepageLimit = 9223372036854771712
+)
+
+// lower is in the library's words, which leaves alone what is zero.
+func (d *Driver) lower(r, previous *engine.Resources) *cgroups.Resources {
+	if previous == nil {
+		previous = &engine.Resources{}
+	}
 	unlimited := func(n int64) int64 {
 		if n == 0 {
 			return -1
@@ -132,6 +144,18 @@ func (d *Driver) lower(r *engine.Resources) *cgroups.Resources {
 	out := &cgroups.Resources{
 		Memory: unlimited(r.MemoryLimit), CpuQuota: unlimited(r.CPUQuota), CpuPeriod: uint64(max(r.CPUPeriod, 0)),
 		CpuShares: uint64(max(r.CPUShares, 0)), CpusetCpus: r.CpusetCPUs, CpusetMems: r.CpusetMems, SkipDevices: true,
+	}
+	if out.CpuPeriod == 0 && previous.CPUPeriod != 0 {
+		out.CpuPeriod = defaultPeriod
+	}
+	if out.CpuShares == 0 && previous.CPUShares != 0 {
+		out.CpuShares = defaultShares
+	}
+	if out.CpusetCpus == "" && previous.CpusetCPUs != "" {
+		out.CpusetCpus = d.host.CPUs
+	}
+	if out.CpusetMems == "" && previous.CpusetMems != "" {
+		out.CpusetMems = d.host.MemoryNodes
 	}
 	if d.host.Swap {
 		out.MemorySwap = unlimited(r.MemorySwap)
@@ -143,7 +167,13 @@ func (d *Driver) lower(r *engine.Resources) *cgroups.Resources {
 		out.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(out.CpuShares)
 		out.Unified = r.Unified
 	}
-	for _, limit := range r.Hugepages {
+	hugepages := slices.Clone(r.Hugepages)
+	for _, old := range previous.Hugepages {
+		if !slices.ContainsFunc(r.Hugepages, func(l engine.HugepageLimit) bool { return l.PageSize == old.PageSize }) {
+			hugepages = append(hugepages, engine.HugepageLimit{PageSize: old.PageSize, Limit: noHugepageLimit})
+		}
+	}
+	for _, limit := range hugepages {
 		if slices.Contains(d.host.HugePageSizes, limit.PageSize) {
 			out.HugetlbLimit = append(out.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: limit.PageSize, Limit: limit.Limit})
 		}
