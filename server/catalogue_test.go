@@ -270,6 +270,9 @@ func TestS68CheckpointsAreOffByDefault(t *testing.T) {
 		if f.engine.Calls("CheckpointContainer") > before && !on {
 			t.Error("the engine was asked")
 		}
+		if on && !strings.Contains(err.Error(), "not a feature of this engine") {
+			t.Errorf("the engine's reason is not told: %v", err)
+		}
 	}
 	f.nothingLeft()
 }
