@@ -23,7 +23,8 @@ import (
 // criuPatience bounds CRIU's look at the kernel.
 const criuPatience = 10 * time.Second
 
-// checkCRIU says why there are no checkpoints: CRIU is absent, or this kernel is none for it. The class is ErrNotImplemented.
+// checkCRIU says why there are no checkpoints: CRIU is absent, or this kernel is none for it. The class is ErrNotImplemented. Of a
+// CRIU that does not answer in time, as on a host that has just booted and is busy, the first checkpoint will tell.
 func checkCRIU(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, criuPatience)
 	defer cancel()
@@ -33,7 +34,11 @@ func checkCRIU(ctx context.Context) error {
 	}
 	cmd := exec.CommandContext(ctx, path, "check")
 	cmd.WaitDelay = outputDelay
-	if out, err := cmd.CombinedOutput(); err != nil && !errors.Is(err, exec.ErrWaitDelay) { // that is of one that has ended well
+	out, err := cmd.CombinedOutput()
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, exec.ErrWaitDelay) { // that is of one that has ended well
 		said := strings.Fields(string(out))
 		return fmt.Errorf("criu check: %w: %.300s: %w", err, strings.Join(said, " "), errdefs.ErrNotImplemented)
 	}

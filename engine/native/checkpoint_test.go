@@ -1,10 +1,12 @@
 package native
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -28,6 +30,15 @@ func TestWithoutCRIUThereAreNoCheckpoints(t *testing.T) {
 		if fine && err != nil || !fine && (!errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "kerndat_vdso")) {
 			t.Errorf("%q: %v", script, err)
 		}
+	}
+	// One that is slow may be as good as any.
+	if err := os.WriteFile(criu, []byte("#!/bin/sh\nexec /bin/sleep 1000\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := checkCRIU(ctx); err != nil {
+		t.Errorf("slow: %v", err)
 	}
 }
 
