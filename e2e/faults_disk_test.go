@@ -439,9 +439,14 @@ func TestFrozenDiskOfLogs(t *testing.T) {
 	if code := harness.Code(err); code != codes.OK && !(harness.Native() && code == codes.DeadlineExceeded) {
 		t.Errorf("removing it: %v", err)
 	}
-	ends := beside.Run("ends", busybox, []string{"/bin/testserver", "on-term", "7"})
-	ends.WaitLog("ready")
-	ends.Stop(10)
+	ends := beside.Run("ends", busybox, []string{"sh", "-c", "sleep 1; exit 7"}) // of which no call of ours tells
+	harness.Eventually(t, 30*time.Second, "its end in the list", func() error {
+		reply, err := n.Shim.Runtime.ListContainers(ctx(t), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: ends.ID}})
+		if err == nil && (len(reply.Containers) != 1 || reply.Containers[0].State != runtimeapi.ContainerState_CONTAINER_EXITED) {
+			err = fmt.Errorf("it has %v", reply.Containers)
+		}
+		return err
+	})
 	if status := ends.WaitExit(); status.ExitCode != 7 {
 		t.Errorf("exit code %d, want 7", status.ExitCode)
 	}
