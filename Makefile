@@ -51,15 +51,15 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 	go test -race -tags failpoint ./internal/failpoint
 	.cache/results .cache/steps.json go test -count=1 -tags failpoint -run EveryStep -json ./engine/native
 	@# Beside each other: most of their time they wait.
-	@RESULTS=.cache/native.json hack/test-engine.sh native & native=$$! status=0; \
-		.cache/results .cache/e2e.json go test -count=1 -timeout 60m -p 1 -json ./e2e/... || \
+	@hack/test-engine.sh native & native=$$! status=0; \
+		.cache/results .cache/e2e-20.10.json go test -count=1 -timeout 60m -p 1 -json ./e2e/... || \
 			{ echo 'the end-to-end tests on Docker 20.10 failed' >&2; status=1; }; \
 		wait $$native || { echo 'the end-to-end tests on the native engine failed' >&2; status=1; }; \
 		exit $$status
 
 .PHONY: record
-record: need ## keeps the results of the last `make test` and of `make test-vm` in docs/reliability.md
-	go test -count=1 -run TestThePage ./internal/reliability -args -update -record $(addprefix "$(CURDIR)"/.cache/,unit.json steps.json e2e.json native.json $(notdir $(wildcard .cache/vm-*.json)))
+record: need ## keeps the results of the last `make test`, and of what else was run in whole since, in docs/reliability.md
+	go test -count=1 -run TestThePage ./internal/reliability -args -update -record $(addprefix "$(CURDIR)"/.cache/,$(sort unit.json steps.json e2e-20.10.json e2e-native.json $(notdir $(wildcard .cache/vm-*.json .cache/e2e-*.json))))
 
 .PHONY: unit
 unit: helper ## the part of `make test` that needs neither root nor dockerd

@@ -19,14 +19,18 @@ const minSoak = 15 * time.Minute
 
 // Last is what the last recorded runs said.
 type Last struct {
-	Results Results
+	// Runs are by name, as of the files that hack/results and hack/test-vm.sh wrote: unit, steps, vm-STEP, e2e-ENGINE.
+	Runs map[string]Run
 	// Soak is on a Docker Engine; NativeSoak is on the native engine.
 	Soak, NativeSoak Soak
 }
 
-// Results is the last `make test` that was recorded (`make record`), and `make test-vm` with it. Date is the earliest of theirs.
-type Results struct {
-	Date string `json:"date"`
+// Run is a part of `make test`, `make test-vm` or `make matrix` that was recorded (`make record`).
+type Run struct {
+	Date    string `json:"date"`
+	Passed  int    `json:"passed"`
+	Failed  int    `json:"failed"`
+	Skipped int    `json:"skipped"`
 	// Tests are "pass", "fail" or "skip" by "folder.Test"; only those that prove a row are kept.
 	Tests map[string]string `json:"tests"`
 }
@@ -46,7 +50,8 @@ type Soak struct {
 
 // ReadLast reads results.json, soak.json and soak-native.json of a folder; a file that is not there is a run that never was.
 func ReadLast(dir string) (l Last, err error) {
-	for name, into := range map[string]any{"results.json": &l.Results, "soak.json": &l.Soak, "soak-native.json": &l.NativeSoak} {
+	l.Runs = map[string]Run{}
+	for name, into := range map[string]any{"results.json": &l.Runs, "soak.json": &l.Soak, "soak-native.json": &l.NativeSoak} {
 		if rerr := readJSON(filepath.Join(dir, name), into); !errors.Is(rerr, fs.ErrNotExist) {
 			err = errors.Join(err, rerr)
 		}
@@ -65,31 +70,35 @@ func readJSON(path string, into any) error {
 	return nil
 }
 
-// Record joins what hack/results and hack/test-vm.sh wrote, as far as it is about tests that prove rows. The date is the
-// earliest. A file that is not there is an error.
-func Record(files []string, proofs []Proof) (Results, error) {
-	all := Results{Tests: map[string]string{}}
-	for _, file := range files {
-		var r Results
-		if err := readJSON(file, &r); err != nil {
-			return all, err
-		}
-		if all.Date == "" || r.Date != "" && r.Date < all.Date {
-			all.Date = r.Date
-		}
-		for name, result := range r.Tests {
-			all.Tests[name] = worse(all.Tests[name], result)
-		}
-	}
+// Record reads what hack/results and hack/test-vm.sh wrote. A file that is not there is an error.
+func Record(files []string, proofs []Proof) (map[string]Run, error) {
 	wanted := map[string]bool{}
 	for _, p := range proofs {
 		wanted[p.result()] = true
 	}
-	maps.DeleteFunc(all.Tests, func(name, _ string) bool { return !wanted[name] })
-	return all, nil
+	runs := map[string]Run{}
+	for _, file := range files {
+		var r Run
+		if err := readJSON(file, &r); err != nil {
+			return nil, err
+		}
+		for _, result := range r.Tests {
+			switch result {
+			case "pass":
+				r.Passed++
+			case "fail":
+				r.Failed++
+			case "skip":
+				r.Skipped++
+			}
+		}
+		maps.DeleteFunc(r.Tests, func(name, _ string) bool { return !wanted[name] })
+		runs[strings.TrimSuffix(filepath.Base(file), ".json")] = r
+	}
+	return runs, nil
 }
 
-// worse is the result of a test that ran more than once, as on each engine: a failure counts, and then that it ran anywhere.
+// worse is the result of a test that ran more than once: a failure counts, and then that it ran anywhere.
 func worse(a, b string) string {
 	order := []string{"", "skip", "pass", "fail"}
 	if slices.Index(order, a) > slices.Index(order, b) {
@@ -107,37 +116,79 @@ func (s Soak) enough() bool {
 	return err == nil && s.Passed && d >= minSoak
 }
 
-// machine names `make test-vm` where its own tests ran; `make test` skips them.
-func (r Results) machine() string {
-	for name, result := range r.Tests {
-		if strings.HasPrefix(name, "e2e/vm.") && result != "skip" {
-			return " and `make test-vm`"
-		}
-	}
-	return ""
-}
-
 // nativeParts and dockerParts are one engine's alone; a row that has others is kept on both.
 var nativeParts, dockerParts = []string{"NB", "MON", "IMG"}, []string{"DB"}
 
-// soaked says that each engine which the row is about had a soak.
-func (l Last) soaked(r Row) bool {
-	about := func(others []string) bool {
-		return slices.ContainsFunc(strings.Fields(r.Parts), func(part string) bool { return !slices.Contains(others, part) })
-	}
-	return (l.Soak.enough() || !about(nativeParts)) && (l.NativeSoak.enough() || !about(dockerParts))
+// engine is one that rows are met on: the native one or, whatever its version, Docker's.
+type engine struct {
+	name string
+	// others are parts that this engine does not have.
+	others []string
+	// foreign are folders whose tests are of the other engine.
+	foreign []string
+	suites  func(run string) bool
+	soak    func(Last) Soak
 }
 
-// of is the last result of a row.
+var engines = []engine{
+	{"Docker", nativeParts, []string{"engine/native", "cmd/monitor", "e2e/vm"}, func(run string) bool { return strings.HasPrefix(run, "e2e-") && run != "e2e-native" }, func(l Last) Soak { return l.Soak }},
+	{"native", dockerParts, []string{"engine/docker"}, func(run string) bool { return run == "e2e-native" }, func(l Last) Soak { return l.NativeSoak }},
+}
+
+// has says that the row is about the engine.
+func (e engine) has(r Row) bool {
+	return slices.ContainsFunc(strings.Fields(r.Parts), func(part string) bool { return !slices.Contains(e.others, part) })
+}
+
+// of is the last result of a row, on each engine that it is about.
 func (l Last) of(r Row, tests []Proof) string {
-	var failed, skipped, absent []string
-	whole, measured := false, 0
+	var results, named []string
+	for _, e := range engines {
+		if e.has(r) {
+			result := l.on(e, tests)
+			results, named = append(results, result), append(named, e.name+": "+result)
+		}
+	}
+	if len(slices.Compact(results)) == 1 {
+		return results[0]
+	}
+	return strings.Join(named, "; ")
+}
+
+// result is how a test ended on an engine: "" where it has not run yet, "other" where it is of the other engine only.
+func (l Last) result(e engine, p Proof) string {
+	folder := filepath.ToSlash(filepath.Dir(p.File))
+	if slices.ContainsFunc(e.foreign, func(f string) bool { return folder == f || strings.HasPrefix(folder, f+"/") }) {
+		return "other"
+	}
+	here, elsewhere := "", ""
+	for name, run := range l.Runs {
+		if folder != "e2e" || e.suites(name) {
+			here = worse(here, run.Tests[p.result()])
+		} else {
+			elsewhere = worse(elsewhere, run.Tests[p.result()])
+		}
+	}
+	if here == "skip" && elsewhere == "pass" {
+		return "other"
+	}
+	return here
+}
+
+// on is the last result of a row on an engine.
+func (l Last) on(e engine, tests []Proof) string {
+	var failed, skipped []string
+	whole, absent, count := false, 0, 0
 	for _, p := range tests {
 		if strings.HasPrefix(p.Test, "Benchmark") {
-			measured++ // a figure, which no `make test` takes
+			continue // a figure, which no `make test` takes
+		}
+		result := l.result(e, p)
+		if result == "other" {
 			continue
 		}
-		switch l.Results.Tests[p.result()] {
+		count++
+		switch result {
 		case "pass":
 			whole = whole || !p.Partial
 		case "fail":
@@ -145,39 +196,44 @@ func (l Last) of(r Row, tests []Proof) string {
 		case "skip":
 			skipped = append(skipped, p.Test)
 		default:
-			absent = append(absent, p.Test)
+			absent++
 		}
 	}
 	switch {
-	case len(tests) == measured:
+	case count == 0:
 		return "–"
 	case len(failed) > 0:
 		return "**failed**: " + strings.Join(failed, ", ")
-	case len(absent) > 0:
-		return fmt.Sprintf("%d of %d not run yet", len(absent), len(tests))
-	case len(skipped) > 0:
+	case absent > 0:
+		return fmt.Sprintf("%d of %d not run yet", absent, count)
+	case len(skipped) > 0 && !whole:
 		return "skipped there: " + strings.Join(skipped, ", ")
 	case !whole:
 		return "passed, in part"
-	case !l.soaked(r):
+	case !e.soak(l).enough():
 		return "passed; a soak is due"
 	}
 	return "met"
 }
 
-// summary is the paragraph about the runs.
+// summary is the paragraph and the table about the runs.
 func (l Last) summary() string {
-	tests := "No `make test` is recorded."
-	if l.Results.Date != "" {
-		tests = fmt.Sprintf("The results are of `make test`%s on %s.", l.Results.machine(), l.Results.Date)
-	}
 	soaks := ""
 	for _, s := range []Soak{l.Soak, l.NativeSoak} {
 		if s.Date != "" {
 			soaks += s.summary()
 		}
 	}
-	return tests + cmp.Or(soaks, " No `make soak` is recorded.") + "\n"
+	if len(l.Runs) == 0 {
+		return "No `make test` is recorded." + cmp.Or(soaks, " No `make soak` is recorded.") + "\n"
+	}
+	var b strings.Builder
+	b.WriteString(strings.TrimSpace(cmp.Or(soaks, "No `make soak` is recorded.")) + "\n\n| run | on | passed | failed | skipped |\n|---|---|---|---|---|\n")
+	for _, name := range slices.Sorted(maps.Keys(l.Runs)) {
+		r := l.Runs[name]
+		fmt.Fprintf(&b, "| %s | %s | %d | %d | %d |\n", name, r.Date, r.Passed, r.Failed, r.Skipped)
+	}
+	return b.String()
 }
 
 func (s Soak) summary() string {

@@ -161,11 +161,13 @@ seconds (full counts are for ` + "`make counts`" + `, hours for ` + "`make soak`
 
 P0 to P2 say how important a row is: P0 and P1 have to be proven; P2 goes beyond what other runtimes promise, and is listed where a test
 proves it. *(part)*: the test proves a part of the row only. The last result of a row is
-* *met*: its tests passed in the last recorded run, and a soak of at least 15 minutes did, on each engine that the row is about;
+* *met*: its tests passed in the last recorded runs, one of them at least proves the whole row, and a soak of at least 15 minutes passed, on each
+  engine that the row is about;
 * *passed, in part*: its tests passed, but none of them proves the whole row;
-* *skipped there*: that run left these tests out. Those by kubelets run in ` + "`make test-kubelet` and `make matrix`" + `, and
+* *Docker: …; native: …* where the two differ;
+* *skipped there*: these runs left the tests out. Those by kubelets run in ` + "`make test-kubelet` and `make matrix`" + `, and
   [compatibility.md](compatibility.md#kubelets-that-were-run) says how they ended;
-* *N of M not run yet*: that run was before N of its M tests were written; **failed** names those that failed; –: it has none.
+* *N of M not run yet*: the run was before N of its M tests were written; **failed** names those that failed; –: it has none.
 
 Parts: FE gRPC front end · DB Docker engine · FS root file systems and mounts · NET pod networks · STR exec, attach and
 port-forward · LOG container logs · ST records · IMG image pulls · NB native engine · MON its monitor.

@@ -29,22 +29,26 @@ func TestThePageIsWhatTheTestsSay(t *testing.T) {
 			t.Errorf("%s: %s names row %s, which is not in rows.go", p.File, p.Test, p.Row)
 		}
 	}
+	last, err := ReadLast(".")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if *record {
-		results, err := Record(flag.Args(), proofs)
+		runs, err := Record(flag.Args(), proofs)
 		if err != nil {
 			t.Fatal(err)
 		}
-		data, err := json.MarshalIndent(results, "", " ")
+		// A part that was not run this time keeps its last result.
+		for name, run := range runs {
+			last.Runs[name] = run
+		}
+		data, err := json.MarshalIndent(last.Runs, "", " ")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile("results.json", append(data, '\n'), 0o644); err != nil {
 			t.Fatal(err)
 		}
-	}
-	last, err := ReadLast(".")
-	if err != nil {
-		t.Fatal(err)
 	}
 	page, path := Page(Rows, proofs, last), filepath.Join(root, "docs", "reliability.md")
 	if *update {
@@ -114,57 +118,95 @@ func TestThePageTellsWhatIsMissing(t *testing.T) {
 	}
 }
 
-func TestLastResults(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "results.json")
+func TestRunsAreRecorded(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "e2e-native.json")
 	if err := os.WriteFile(file, []byte(`{"date":"2026-01-02","tests":{"a.TestGood":"pass","a.TestBad":"fail","a.TestSkip":"skip","a.TestOther":"pass"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	proof := func(name string, partial bool) Proof { return Proof{"R01", name, "a/a_test.go", partial} }
-	good, part, bad, skip, absent := proof("TestGood", false), proof("TestGood", true), proof("TestBad", true), proof("TestSkip", true), proof("TestNew", true)
-	results, err := Record([]string{file}, []Proof{good, bad, skip})
-	if err != nil || results.Date != "2026-01-02" || len(results.Tests) != 3 {
-		t.Fatalf("%+v, %v", results, err)
+	var proofs []Proof
+	for _, name := range []string{"TestGood", "TestBad", "TestSkip"} {
+		proofs = append(proofs, Proof{"R01", name, "a/a_test.go", false})
+	}
+	runs, err := Record([]string{file}, proofs)
+	if r := runs["e2e-native"]; err != nil || len(runs) != 1 || r.Date != "2026-01-02" || r.Passed != 2 || r.Failed != 1 || r.Skipped != 1 || len(r.Tests) != 3 {
+		t.Fatalf("%+v, %v", runs, err)
 	}
 	if _, err := Record([]string{file, file + ".absent"}, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("results that are not there: %v", err)
 	}
-	last := Last{Results: results, Soak: Soak{Date: "2026-01-03", Length: "20m0s", Passed: true, Engine: "1.2", Faults: map[string]int{"kill": 2, "stop": 3}}}
-	last.NativeSoak = last.Soak
-	row := Row{"R01", 0, "FS", ""}
-	for want, tests := range map[string][]Proof{
-		"met": {good}, "passed, in part": {part}, "**failed**: TestBad": {good, bad}, "skipped there: TestSkip": {good, skip}, "1 of 2 not run yet": {good, absent}, "–": nil,
+	summary := Last{Runs: runs}.summary()
+	if !strings.Contains(summary, "| e2e-native | 2026-01-02 | 2 | 1 | 1 |\n") {
+		t.Error(summary)
+	}
+}
+
+func TestTheResultOfARowIsThatOfEachEngine(t *testing.T) {
+	whole := Soak{Date: "2026-01-03", Length: "20m0s", Passed: true}
+	last := Last{Soak: whole, NativeSoak: whole, Runs: map[string]Run{
+		"unit": {Tests: map[string]string{
+			"a.TestGood": "pass", "a.TestBad": "fail", "a.TestSkip": "skip", "engine/docker/x.TestGood": "pass", "engine/native.TestGood": "pass",
+		}},
+		"vm-one":     {Tests: map[string]string{"a.TestSkip": "skip", "e2e/vm.TestGood": "pass"}},
+		"e2e-20.10":  {Tests: map[string]string{"e2e.TestBoth": "pass", "e2e.TestDocker": "pass", "e2e.TestNative": "skip", "e2e.TestKubelet": "skip", "e2e.TestBadThere": "pass"}},
+		"e2e-28":     {Tests: map[string]string{"e2e.TestBoth": "skip", "e2e.TestBadThere": "fail"}},
+		"e2e-native": {Tests: map[string]string{"e2e.TestBoth": "pass", "e2e.TestDocker": "skip", "e2e.TestNative": "pass", "e2e.TestKubelet": "skip", "e2e.TestBadThere": "pass"}},
+	}}
+	proof := func(name string) Proof {
+		folder, test, _ := strings.Cut(name, ":")
+		test, part := strings.CutSuffix(test, "?")
+		return Proof{"R01", test, folder + "/x_test.go", part}
+	}
+	for _, c := range []struct{ parts, tests, want string }{
+		{"FS", "a:TestGood", "met"},
+		{"FS", "a:TestGood?", "passed, in part"},
+		{"FS", "a:TestGood a:TestBad?", "**failed**: TestBad"},
+		{"FS", "a:TestSkip a:TestGood?", "skipped there: TestSkip"},
+		{"FS", "a:TestSkip? a:TestGood", "met"},
+		{"FS", "a:TestNew? a:TestGood", "1 of 2 not run yet"},
+		{"FS", "a:TestGood a:BenchmarkOfIt", "met"},
+		{"FS", "", "–"},
+		{"FS", "e2e:TestBoth", "met"},
+		{"FS", "e2e:TestDocker", "Docker: met; native: –"},
+		{"FS", "e2e:TestDocker a:TestGood?", "Docker: met; native: passed, in part"},
+		{"FS", "e2e:TestDocker e2e:TestNative", "met"},
+		{"FS", "e2e:TestNative e2e:TestBoth?", "Docker: passed, in part; native: met"},
+		{"FS", "e2e:TestKubelet", "skipped there: TestKubelet"},
+		{"FS", "e2e:TestBadThere", "Docker: **failed**: TestBadThere; native: met"},
+		{"DB", "e2e:TestDocker", "met"},
+		{"NB MON", "e2e:TestDocker", "–"},
+		{"NB", "e2e/vm:TestGood", "met"},
+		{"NB FS", "e2e/vm:TestGood", "Docker: –; native: met"},
+		{"FS", "engine/docker/x:TestGood", "Docker: met; native: –"},
+		{"FS", "engine/docker/x:TestGood engine/native:TestGood", "met"},
 	} {
-		if got := last.of(row, tests); got != want {
-			t.Errorf("%v: %q, want %q", tests, got, want)
+		var tests []Proof
+		for _, name := range strings.Fields(c.tests) {
+			tests = append(tests, proof(name))
 		}
-	}
-	if got := last.of(row, []Proof{good, proof("BenchmarkOfIt", false)}); got != "met" {
-		t.Errorf("with a benchmark: %q", got)
-	}
-	last.NativeSoak = Soak{Date: "2026-01-04", Length: "16m0s", Engine: "native"}
-	if got := last.summary(); !strings.Contains(got, "on Docker 1.2, on 2026-01-03, ran for 20m0s") || !strings.Contains(got, "on the native engine, on 2026-01-04, ran for 16m0s, Linux , and **failed**") || !strings.Contains(got, "5 faults (3× stop, 2× kill)") {
-		t.Error(got)
-	}
-	for result, want := range map[string]string{"skip": "of `make test` on 2026-01-02.", "fail": "of `make test` and `make test-vm` on 2026-01-02."} {
-		last.Results.Tests["e2e/vm.TestOfIt"] = result
-		if got := last.summary(); !strings.Contains(got, want) {
-			t.Errorf("%q is not in %s", want, got)
+		if got := last.of(Row{"R01", 0, c.parts, ""}, tests); got != c.want {
+			t.Errorf("%s, %s: %q, want %q", c.parts, c.tests, got, c.want)
 		}
 	}
 	for _, s := range []Soak{{}, {Length: "20m", Passed: false}, {Length: "14m", Passed: true}} {
 		for parts, want := range map[string][2]string{
-			"FS":  {"passed; a soak is due", "passed; a soak is due"},
-			"NB":  {"met", "passed; a soak is due"},
-			"DB":  {"passed; a soak is due", "met"},
-			"all": {"passed; a soak is due", "passed; a soak is due"}, "NB DB": {"passed; a soak is due", "passed; a soak is due"},
+			"FS": {"Docker: passed; a soak is due; native: met", "Docker: met; native: passed; a soak is due"},
+			"NB": {"met", "passed; a soak is due"},
+			"DB": {"passed; a soak is due", "met"},
 		} {
-			whole := Soak{Length: "20m", Passed: true}
 			for i, soaks := range [][2]Soak{{s, whole}, {whole, s}} {
 				last.Soak, last.NativeSoak = soaks[0], soaks[1]
-				if got := last.of(Row{"R01", 0, parts, ""}, []Proof{good}); got != want[i] {
+				if got := last.of(Row{"R01", 0, parts, ""}, []Proof{proof("a:TestGood")}); got != want[i] {
 					t.Errorf("%s with %+v: %q, want %q", parts, soaks, got, want[i])
 				}
 			}
 		}
+	}
+}
+
+func TestSoaksAreToldOf(t *testing.T) {
+	last := Last{Soak: Soak{Date: "2026-01-03", Length: "20m0s", Passed: true, Engine: "1.2", Faults: map[string]int{"kill": 2, "stop": 3}}}
+	last.NativeSoak = Soak{Date: "2026-01-04", Length: "16m0s", Engine: "native"}
+	if got := last.summary(); !strings.Contains(got, "on Docker 1.2, on 2026-01-03, ran for 20m0s") || !strings.Contains(got, "on the native engine, on 2026-01-04, ran for 16m0s, Linux , and **failed**") || !strings.Contains(got, "5 faults (3× stop, 2× kill)") {
+		t.Error(got)
 	}
 }
