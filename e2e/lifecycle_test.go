@@ -447,11 +447,11 @@ func TestEntrypointAndCommandRules(t *testing.T) {
 	}
 }
 
-// Rows: S09 (part)
+// Rows: S09
 func TestMountsAreWhatTheConfigurationSays(t *testing.T) {
 	n := node(t)
-	dir := harness.WorkDir(t, "m")
-	if err := os.WriteFile(dir+"/file", []byte("from the host\n"), 0o644); err != nil {
+	dir, outside := harness.WorkDir(t, "m"), harness.WorkDir(t, "o")
+	if err := errors.Join(os.WriteFile(dir+"/file", []byte("from the host\n"), 0o644), os.Chmod(dir, 0o777)); err != nil {
 		t.Fatal(err)
 	}
 	pod := n.RunPod(t, "mounts")
@@ -475,6 +475,17 @@ func TestMountsAreWhatTheConfigurationSays(t *testing.T) {
 	}
 	if info, err := os.Stat(dir + "/made"); err != nil || !info.IsDir() {
 		t.Errorf("an absent host path becomes a directory: %v", err)
+	}
+	// Nothing is made where a link leads that the pod made in its volume, or below what is no folder.
+	c.Output("ln -s " + outside + " /rw/link && ln -s " + outside + "/new /rw/dangling")
+	for _, bad := range []string{"link/new", "dangling", "dangling/new", "file/new"} {
+		config := pod.ContainerConfig("c"+harness.ID(), n.Registry.Ref(harness.Busybox), forever...)
+		config.Mounts = []*runtimeapi.Mount{{HostPath: dir + "/" + bad, ContainerPath: "/m"}}
+		_, err := n.Shim.Runtime.CreateContainer(ctx(t), &runtimeapi.CreateContainerRequest{PodSandboxId: pod.ID, Config: config, SandboxConfig: pod.Config})
+		wantCode(t, "a mount of "+bad, err, codes.InvalidArgument)
+	}
+	if made, err := os.ReadDir(outside); err != nil || len(made) > 0 {
+		t.Errorf("made where a link of the pod leads: %v, %v", made, err)
 	}
 }
 
