@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -99,8 +101,12 @@ func TestR30UsedImageStays(t *testing.T) {
 
 // Removals, pulls and uses at once: who holds an image has all of it.
 //
-// Rows: R30 (part)
+// Rows: R30
 func TestR30RacesOfPullRemoveAndUse(t *testing.T) {
+	rounds := 10
+	if os.Getenv("E2E_COUNTS") == "full" {
+		rounds = 250
+	}
 	reg := newSite(t, nil)
 	base, app := homes()
 	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, append(base, file("a", "1"))...), layerOf(t, append(app, file("b", "2"))...)))
@@ -108,7 +114,7 @@ func TestR30RacesOfPullRemoveAndUse(t *testing.T) {
 	var group sync.WaitGroup
 	for worker := range 4 {
 		group.Go(func() {
-			for round := range 10 {
+			for round := range rounds {
 				img, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref})
 				if errdefs.IsNotFound(err) {
 					continue // removed between the pull's end and its answer
@@ -144,7 +150,7 @@ func TestR30RacesOfPullRemoveAndUse(t *testing.T) {
 	group.Wait()
 }
 
-// Rows: R31 (part)
+// Rows: R31
 func TestR31EachBlobIsFetchedOnceAndCallersMayLeave(t *testing.T) {
 	gate := make(chan struct{})
 	var waiting atomic.Int32
@@ -197,6 +203,38 @@ func TestR31EachBlobIsFetchedOnceAndCallersMayLeave(t *testing.T) {
 	}
 	if n := reg.count(http.MethodGet, digest.String()); n != 1 {
 		t.Errorf("the shared layer was fetched %d times", n)
+	}
+}
+
+// Everybody who asks for an image that is not there, or of a registry that is down, is told so, and nothing goes on.
+//
+// Rows: R31 (part), R33 (part)
+func TestR31FailingPullsEndForAll(t *testing.T) {
+	reg := newSite(t, nil)
+	down := newSite(t, nil)
+	down.Close()
+	s := newStore(t, nil)
+	for name, test := range map[string]struct {
+		ref string
+		is  func(error) bool
+	}{
+		"no such image":           {reg.host() + "/none:v1", errdefs.IsNotFound},
+		"a registry that is down": {down.host() + "/app:v1", errdefs.IsUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var callers sync.WaitGroup
+			for range 420 { // as a job of many pods with a wrong name did
+				callers.Go(func() {
+					if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: test.ref, NoProgress: time.Minute}); !test.is(err) {
+						t.Errorf("%v", err)
+					}
+				})
+			}
+			callers.Wait()
+			if n := s.counts.running.Load(); n != 0 {
+				t.Errorf("%d pulls go on", n)
+			}
+		})
 	}
 }
 
@@ -354,7 +392,7 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// Rows: R33 (part)
+// Rows: R33
 func TestR33NoProgressEndsAPullAndSlownessDoesNot(t *testing.T) {
 	for name, part := range map[string]string{"manifest": "/manifests/", "blob": "/blobs/"} {
 		t.Run("nothing of a "+name, func(t *testing.T) {
@@ -376,6 +414,64 @@ func TestR33NoProgressEndsAPullAndSlownessDoesNot(t *testing.T) {
 			}
 		})
 	}
+	t.Run("nothing of a token", func(t *testing.T) {
+		var locked atomic.Bool
+		var reg *site
+		reg = newSite(t, func(next http.Handler) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case r.URL.Path == "/token":
+					<-r.Context().Done()
+				case locked.Load():
+					w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="reg"`, reg.URL))
+					w.WriteHeader(http.StatusUnauthorized)
+				default:
+					next.ServeHTTP(w, r)
+				}
+			}
+		})
+		ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1"))))
+		locked.Store(true)
+		_, err := newStore(t, nil).PullImage(t.Context(), &engine.PullSpec{Ref: ref, NoProgress: 400 * time.Millisecond})
+		if err == nil || reg.count(http.MethodGet, "/token") == 0 {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("no limit", func(t *testing.T) {
+		reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodGet {
+					time.Sleep(time.Second)
+				}
+				next.ServeHTTP(w, r)
+			}
+		})
+		pull(t, newStore(t, nil), reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")))))
+	})
+	t.Run("a slow disk", func(t *testing.T) {
+		s := newStore(t, nil)
+		const limit = 200 * time.Millisecond
+		writes := func(at *progress, work func() error) error { return at.onDisk(work) }
+		waits := func(_ *progress, work func() error) error { return work() }
+		for name, test := range map[string]struct {
+			on    func(*progress, func() error) error
+			ended bool
+		}{"for the disk": {writes, false}, "for the registry": {waits, true}} {
+			_, err := s.pulls.Do(t.Context(), name, limit, func(ctx context.Context, at *progress) (engine.ImageID, error) {
+				return "", test.on(at, func() error {
+					select {
+					case <-ctx.Done():
+						return context.Cause(ctx)
+					case <-time.After(3 * limit):
+						return nil
+					}
+				})
+			})
+			if (err != nil) != test.ended {
+				t.Errorf("waiting %s: %v", name, err)
+			}
+		}
+	})
 	t.Run("no more of a blob", func(t *testing.T) {
 		var stuck atomic.Bool
 		reg := newSite(t, func(next http.Handler) http.HandlerFunc {
@@ -438,25 +534,50 @@ func TestR33NoProgressEndsAPullAndSlownessDoesNot(t *testing.T) {
 	})
 }
 
-// Rows: R34 (part)
+// What is said to be used is what lies on the disk, after each pull and each removal, and it is said without a look at it.
+//
+// Rows: R34
 func TestR34UsageIsWhatIsOnDisk(t *testing.T) {
+	images, full := 8, os.Getenv("E2E_COUNTS") == "full"
+	if full {
+		images = 1000
+	}
 	reg := newSite(t, nil)
-	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, dir("d/"), file("d/f", noise(1_000_000))), layerOf(t, file("g", noise(10)))))
+	base := layerOf(t, dir("d/"), file("d/f", noise(1_000_000)))
 	s := newStore(t, nil)
-	img := pull(t, s, ref)
-	used, err := treesize.Of(t.Context(), s.root, treesize.Options{})
-	if err != nil {
-		t.Fatal(err)
+	check := func(what string) {
+		t.Helper()
+		used, err := treesize.Of(t.Context(), s.root, treesize.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		got := s.Usage()
+		if took := time.Since(start); full && took > 100*time.Millisecond {
+			t.Errorf("%s: it took %v", what, took)
+		}
+		if diff := float64(int64(got.UsedBytes)-int64(used.Bytes)) / float64(used.Bytes); diff > 0.02 || diff < -0.02 {
+			t.Errorf("%s: %d bytes, on disk %d", what, got.UsedBytes, used.Bytes)
+		}
+		if d := int64(got.InodesUsed) - int64(used.Inodes); d > 3 || d < -3 {
+			t.Errorf("%s: %d inodes, on disk %d", what, got.InodesUsed, used.Inodes)
+		}
 	}
-	got := s.Usage()
-	if diff := float64(int64(got.UsedBytes)-int64(used.Bytes)) / float64(used.Bytes); diff > 0.02 || diff < -0.02 {
-		t.Errorf("%d bytes, on disk %d", got.UsedBytes, used.Bytes)
+	var ids []engine.ImageID
+	for i := range images {
+		ref := reg.push(t, fmt.Sprintf("app%d:v1", i), imageWith(t, base, layerOf(t, file("g", noise(10+i)))))
+		ids = append(ids, pull(t, s, ref).ID)
+		if i < 4 || i == images-1 {
+			check(fmt.Sprintf("%d images", i+1))
+		}
 	}
-	if d := int64(got.InodesUsed) - int64(used.Inodes); d > 3 || d < -3 {
-		t.Errorf("%d inodes, on disk %d", got.InodesUsed, used.Inodes)
-	}
-	if err := s.RemoveImage(t.Context(), img.ID); err != nil {
-		t.Fatal(err)
+	for i, id := range ids {
+		if err := s.RemoveImage(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if i < 4 {
+			check(fmt.Sprintf("%d images less", i+1))
+		}
 	}
 	if _, bytes := left(t, s); bytes > 0 || s.Usage().UsedBytes > 1<<20 {
 		t.Errorf("%d bytes are left, usage says %d", bytes, s.Usage().UsedBytes)
@@ -767,7 +888,7 @@ func TestS39WrongBytesAreNeverUsed(t *testing.T) {
 
 // Whoever claims a layer's DiffID must have its content, and a name is given to what was asked for only.
 //
-// Rows: S40 (part)
+// Rows: S40
 func TestS40NobodyGetsALayerByClaimingIt(t *testing.T) {
 	reg := newSite(t, nil)
 	secret := layerOf(t, file("secret", "s"))
@@ -795,6 +916,18 @@ func TestS40NobodyGetsALayerByClaimingIt(t *testing.T) {
 	}
 	if list, _ := s.ListImages(t.Context()); len(list) != 1 {
 		t.Fatalf("%v", list)
+	}
+	claims := map[string]string{"org.opencontainers.image.ref.name": "private:v1", "io.containerd.image.name": reg.host() + "/private:v1"}
+	labelled, err := mutate.Config(imageWith(t, layerOf(t, file("other", "o"))), v1.Config{Labels: claims})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref = reg.push(t, "thief:v2", mutate.Annotations(labelled, claims))
+	if img := pull(t, s, ref); !slices.Equal(img.RepoTags, []string{ref}) || len(img.RepoDigests) != 1 {
+		t.Errorf("an image that claims another's name got %q and %q", img.RepoTags, img.RepoDigests)
+	}
+	if img, err := s.Image(t.Context(), reg.host()+"/private:v1"); err != nil || read(t, s, img.ID, 0, "secret") != "s" {
+		t.Errorf("the name is another's now: %v, %v", img, err)
 	}
 }
 
