@@ -68,7 +68,7 @@ var Rows = []Row{
 	{"S64", 1, "NET", "A pod can neither advertise routes to the host nor reach its loopback"},
 	{"S65", 0, "FE ST", "Sockets and folders are closed to others whatever the umask, repaired at start, and nothing but a dead socket is replaced"},
 	{"S66", 1, "DB", "A Docker Engine that is remapped, rootless, remote, in swarm mode or too old is refused with its reason"},
-	{"S67", 1, "DB ST", "Containers that others made are left alone; ours that others removed are seen and their networks given back"},
+	{"S67", 1, "DB", "Containers that others made are left alone; ours that others removed are seen and their networks given back"},
 	{"S68", 0, "FE", "Checkpoint and restore are off unless the operator turns them on"},
 	{"S69", 0, "ST", "Records are checked before they are believed, and no decoder fails on any input"},
 	{"S70", 1, "all", "Versions of dependencies are not below those with known fixes"},
