@@ -157,3 +157,10 @@ func panicError(p any) error {
 	klog.ErrorS(err, "Recovered from a panic", "stack", string(debug.Stack()))
 	return err
 }
+
+// caught is deferred on each goroutine that a call makes for its own work: a panic there, which no interceptor sees, is its error.
+func caught(err *error) {
+	if p := recover(); p != nil {
+		*err = panicError(p)
+	}
+}

@@ -57,7 +57,10 @@ func (s *Server) removePod(ctx context.Context, pod state.PodView) error {
 	s.store.MarkPodRemoving(pod.ID)
 	var containers errgroup.Group
 	for _, c := range s.store.ContainersOf(pod.ID) {
-		containers.Go(func() error { return s.removeWithPod(ctx, c) })
+		containers.Go(func() (err error) {
+			defer caught(&err)
+			return s.removeWithPod(ctx, c)
+		})
 	}
 	if err := containers.Wait(); err != nil {
 		return fmt.Errorf("remove the pod's containers: %w", err)

@@ -98,8 +98,12 @@ func (s *Server) stopPod(ctx context.Context, id engine.PodID) error {
 	// The network namespace is pinned, so DEL finds it whether or not the pod's process is still there.
 	var delErr, stopErr error
 	var both sync.WaitGroup
-	both.Go(func() { delErr = s.detach(ctx, pod) })
 	both.Go(func() {
+		defer caught(&delErr)
+		delErr = s.detach(ctx, pod)
+	})
+	both.Go(func() {
+		defer caught(&stopErr)
 		if stopErr = eng.StopPod(ctx, id); stopErr != nil {
 			stopErr = fmt.Errorf("stop the pod sandbox: %w", stopErr)
 		}
@@ -133,7 +137,10 @@ func (s *Server) killContainersOf(ctx context.Context, eng engine.Engine, id eng
 	defer cancel()
 	var containers errgroup.Group
 	for _, c := range s.store.ContainersOf(id) {
-		containers.Go(func() error { return s.killWithPod(patient, eng, c) })
+		containers.Go(func() (err error) {
+			defer caught(&err)
+			return s.killWithPod(patient, eng, c)
+		})
 	}
 	err := containers.Wait()
 	if err != nil && whole && patient.Err() != nil && ctx.Err() == nil {

@@ -276,6 +276,8 @@ type fakeNetwork struct {
 
 	adds atomic.Int32
 	slow chan struct{} // Add waits for it
+
+	inDel func() // may be nil
 }
 
 func (n *fakeNetwork) Status(context.Context) error { return n.notReady }
@@ -351,6 +353,9 @@ func (n *fakeNetwork) Add(ctx context.Context, as []cni.Attachment) ([]cni.Attac
 func (n *fakeNetwork) Del(_ context.Context, as []cni.Attachment) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.inDel != nil {
+		n.inDel()
+	}
 	n.dels = append(n.dels, as...)
 	if len(n.failDel) > 0 {
 		err := n.failDel[0]
@@ -835,6 +840,69 @@ func TestS53APanicIsOneCallsError(t *testing.T) {
 	c := newCalls(prometheus.NewRegistry(), func(string) error { return nil })
 	_, err := c.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/x/Y"}, func(context.Context, any) (any, error) { panic("boom") })
 	wantCode(t, "a panic", err, codes.Internal)
+}
+
+// panicking is an engine with a bug in one method.
+type panicking struct {
+	engine.Engine
+	in atomic.Pointer[string]
+}
+
+func (p *panicking) hit(method string) {
+	if in := p.in.Load(); in != nil && *in == method {
+		panic("a bug")
+	}
+}
+
+func (p *panicking) StopContainer(ctx context.Context, id engine.ContainerID, grace time.Duration) error {
+	p.hit("StopContainer")
+	return p.Engine.StopContainer(ctx, id, grace)
+}
+
+func (p *panicking) StopPod(ctx context.Context, id engine.PodID) error {
+	p.hit("StopPod")
+	return p.Engine.StopPod(ctx, id)
+}
+
+func (p *panicking) RemoveContainer(ctx context.Context, id engine.ContainerID) error {
+	p.hit("RemoveContainer")
+	return p.Engine.RemoveContainer(ctx, id)
+}
+
+// The end of a pod is work of several goroutines, of which a panic would end the daemon.
+//
+// Rows: S53 (part)
+func TestAPanicWhileAPodEndsIsTheCallsError(t *testing.T) {
+	for _, method := range []string{"StopContainer", "StopPod", "RemoveContainer", "Del"} {
+		t.Run(method, func(t *testing.T) {
+			f := newFixture(t)
+			f.stop()
+			bug := &panicking{}
+			f.wrap = func(e engine.Engine) engine.Engine { bug.Engine = e; return bug }
+			f.start()
+			f.network.inDel = func() { bug.hit("Del") }
+			pod := f.runPod("web")
+			f.startContainer(pod, "web", "main", "run")
+			bug.in.Store(&method)
+			end := func() error {
+				_, stopErr := f.runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
+				_, err := f.runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
+				if stopErr != nil {
+					return stopErr
+				}
+				return err
+			}
+			wantCode(t, "an end with a bug in it", end(), codes.Internal)
+			if _, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}); err != nil {
+				t.Errorf("the daemon after that: %v", err)
+			}
+			bug.in.Store(nil)
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+			f.nothingLeft()
+		})
+	}
 }
 
 // S52: what is larger than a message is refused before it is read whole.

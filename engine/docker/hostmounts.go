@@ -18,6 +18,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/failpoint"
+	"crishim/internal/flight"
 	"crishim/internal/keymutex"
 )
 
@@ -277,7 +278,10 @@ func (h *hostMounts) sweep() error {
 	var all sync.WaitGroup
 	for i, entry := range entries {
 		if h.unused(entry.Name()) && !h.hangs(entry.Name()) {
-			all.Go(func() { errs[i] = h.unmount(entry.Name()) })
+			all.Go(func() {
+				defer flight.Caught(&errs[i])
+				errs[i] = h.unmount(entry.Name())
+			})
 		}
 	}
 	all.Wait()

@@ -17,6 +17,7 @@ import (
 	"crishim/engine/native/monitor"
 	"crishim/engine/native/ns"
 	"crishim/internal/failpoint"
+	"crishim/internal/flight"
 	"crishim/internal/process"
 )
 
@@ -59,7 +60,10 @@ func (e *Engine) endAll(ctx context.Context, id engine.PodID, containers []*cont
 		var all sync.WaitGroup
 		errs := make([]error, len(containers))
 		for i, c := range containers {
-			all.Go(func() { errs[i] = e.end(ctx, c) })
+			all.Go(func() {
+				defer flight.Caught(&errs[i])
+				errs[i] = e.end(ctx, c)
+			})
 		}
 		all.Wait()
 		return errors.Join(errs...)
