@@ -13,6 +13,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 # Everything but the end-to-end tests, which run after the rest and one package at a time.
 UNIT = $$(go list ./... | grep -v '^crishim/e2e')
+# The packages with a test that asks how much of its row it is to run.
+COUNTED = $$(go list -tags failpoint -f '{{range .TestImports}}{{if eq . "crishim/internal/rowsize"}}{{$$.ImportPath}}{{end}}{{end}}' ./... | grep -v '^crishim/e2e')
 FUZZTIME ?= 30s
 SOAK ?= 30m
 ENGINE ?= 20.10
@@ -117,9 +119,7 @@ soak: helper ## random work and faults for SOAK (30m), under the race detector, 
 .PHONY: counts
 counts: helper ## the rows' full counts, which `make test` runs at sizes of seconds: races, trees, execs, events; ENGINE=28 … for the end-to-end ones (root)
 	@hack/packages.sh test
-	E2E_COUNTS=full go test -count=1 -timeout 0 -p 1 -v -tags failpoint \
-		-run '^Test(S34HostileArchivesAreAsInAChroot|DevicesThatAreRaced|TheDaemonIsKilledAtEveryStep|S55ARuntimeThatComesInIsNeitherWrittenToNorSeen|ProcessIDsThatAreReused|ALimitDoesNotHitTheMonitor)$$' \
-		./engine/native/image/unpack ./engine/native ./cmd/monitor ./internal/process
+	E2E_COUNTS=full go test -count=1 -timeout 0 -p 1 -v -tags failpoint $(COUNTED)
 	E2E_SOAK=3m go test -count=1 -timeout 0 -race -v -run '^TestR12RandomCallsAreLinearizable$$' ./server
 	E2E_COUNTS=full hack/test-engine.sh '$(ENGINE)'
 

@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
+	"crishim/internal/rowsize"
 )
 
 func TestExecSyncReturnsOutputAndExitCode(t *testing.T) {
@@ -99,7 +100,7 @@ func TestManyExecSyncsOfMuchOutput(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "much").Run("c", n.Registry.Ref(harness.Busybox), forever)
 	staysSmall(t, n, memoryOverall) // of many pods, as each has its probes one after the other
-	mib := rowCount(4, 200)
+	mib := rowsize.Of(4, 200)
 	command := []string{"sh", "-c", fmt.Sprintf("dd if=/dev/zero bs=1M count=%d 2>/dev/null; exit 4", mib)}
 	execSync := func(command ...string) *runtimeapi.ExecSyncResponse {
 		reply, err := n.Shim.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 500, Cmd: command})
@@ -150,7 +151,7 @@ func TestExecSyncsByTheHundredLeaveNothing(t *testing.T) {
 	probes(80)
 	processes := func() string { return c.Output("ps -o pid,comm | wc -l") }
 	inside, before := processes(), n.Use()
-	began, count := time.Now(), rowCount(300, 2000)
+	began, count := time.Now(), rowsize.Of(300, 2000)
 	probes(count)
 	t.Logf("%d in %v", count, time.Since(began))
 	harness.Eventually(t, time.Minute, "all to be as before", func() error {

@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
+	"crishim/internal/rowsize"
 )
 
 // churn changes what the daemon knows of, behind its back, with more events than the engine keeps (256) around it: one
@@ -68,7 +69,7 @@ func TestLostEvents(t *testing.T) {
 				c.WaitLog("ready")
 			}
 			fault.begin()
-			churn(t, n, ends, removed, gone, rowCount(300, 2000))
+			churn(t, n, ends, removed, gone, rowsize.Of(300, 2000))
 			fault.end()
 			checkChurned(t, n, ends, removed, stays, gone)
 			pod.Remove()

@@ -14,20 +14,13 @@ import (
 
 	"crishim/crilog"
 	"crishim/e2e/harness"
+	"crishim/internal/rowsize"
 )
-
-// rowCount is how much there is of what a row is about: a size of seconds, or the full one in `make counts`.
-func rowCount(seconds, full int) int {
-	if os.Getenv("E2E_COUNTS") == "full" {
-		return full
-	}
-	return seconds
-}
 
 // promptly is the longest that an answer may take while something is broken (gate LIVE): a second in `make counts`, which has the
 // machine for itself, else what tells a call that hangs from a machine that is busy with other tests: longer than the 12 s after which an
 // engine that hangs is away, and all that was asked of it fails.
-func promptly() time.Duration { return time.Duration(rowCount(20, 1)) * time.Second }
+func promptly() time.Duration { return rowsize.Of(20*time.Second, time.Second) }
 
 // memoryOf is the resident memory of the daemon in bytes.
 func memoryOf(t *testing.T, pid int) int64 {
@@ -89,8 +82,8 @@ func TestHostileTreesAreRemoved(t *testing.T) {
 	}
 	pod := n.RunPod(t, "trees", func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
 	for name, script := range map[string]string{
-		"deep":  fmt.Sprintf("mkdir /h && cd /h && testserver deep %d", rowCount(20000, 1000000)),
-		"wide":  fmt.Sprintf("mkdir /h && cd /h && seq %d | xargs touch", rowCount(20000, 5000000)),
+		"deep":  fmt.Sprintf("mkdir /h && cd /h && testserver deep %d", rowsize.Of(20000, 1000000)),
+		"wide":  fmt.Sprintf("mkdir /h && cd /h && seq %d | xargs touch", rowsize.Of(20000, 5000000)),
 		"links": "mkdir /h && cd /h && for i in $(seq 200); do ln -s " + canary.Dir + " l$i; ln -s ../../../../../../.." + canary.Dir + " r$i; done; rmdir /opt; ln -s " + canary.Dir + " /opt",
 		// What the container mounts in its tree is its own, and goes with its mount namespace.
 		"mounts":      "mkdir /h /h/b /h/t && mount --bind /outside /h/b && mount -t tmpfs none /h/t && touch /h/t/x && test -e /h/b/kept",
@@ -129,7 +122,7 @@ func TestHostileTreesAreRemoved(t *testing.T) {
 				_, err := n.Shim.Runtime.RemoveContainer(within, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID})
 				return err
 			})
-			if most := rowCount(1, 5); tries > most {
+			if most := rowsize.Of(1, 5); tries > most {
 				t.Errorf("it took %d calls", tries)
 			}
 			t.Logf("removed in %v by %d calls", time.Since(began), tries)
@@ -155,7 +148,7 @@ func TestAFloodOfOutputIsBounded(t *testing.T) {
 	pod := n.RunPod(t, "flood")
 	flood := pod.Run("flood", n.Registry.Ref(harness.Busybox), []string{"testserver", "log", "0", "-1", "200"})
 	line := pod.Run("line", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", "tr '\\0' x < /dev/zero"}) // one line without end
-	time.Sleep(time.Duration(rowCount(5, 60)) * time.Second)
+	time.Sleep(rowsize.Of(5*time.Second, time.Minute))
 	for _, c := range []*harness.Container{flood, line} {
 		// The kubelet's bound on disk is its rotation: it may remove the old file as soon as the new one is written to.
 		before, err := os.Stat(c.Log)

@@ -15,6 +15,7 @@ import (
 
 	"crishim/e2e/harness"
 	"crishim/e2e/testimage"
+	"crishim/internal/rowsize"
 )
 
 // The VOLUMEs of an image, into which is copied what the image has there, and the images that CRI mounts.
@@ -138,7 +139,7 @@ func TestMountTargetsThatAreSwapped(t *testing.T) {
 		}
 	})
 	defer func() { close(stop); swapper.Wait() }()
-	rounds, ran, least := 0, 0, rowCount(24, 2000)
+	rounds, ran, least := 0, 0, rowsize.Of(24, 2000)
 	// On until one got past the swaps: where all are refused nothing was raced.
 	for ; rounds < least || rounds < 10*least && ran == 0; rounds++ {
 		if try() == nil { // else it met the link: that is a refusal

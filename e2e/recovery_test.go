@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
+	"crishim/internal/rowsize"
 )
 
 // ownNode is a node that the test may break.
@@ -68,7 +69,7 @@ func TestExitsWhileTheDaemonIsDownAreReported(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "exits-down")
 	var containers []*harness.Container
-	for code := range rowCount(4, 256) {
+	for code := range rowsize.Of(4, 256) {
 		containers = append(containers, pod.Run(fmt.Sprintf("exit-%d", code), n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", fmt.Sprint(code)}))
 	}
 	oom := pod.Run("oom", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", "echo ready; sleep 2; exec testserver alloc 200"}, func(c *runtimeapi.ContainerConfig) {

@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"crishim/internal/rowsize"
 )
 
 // overwriting is what a container does whose pid 1 waits for a runtime to come in: it tries to write to the program of each
@@ -20,12 +22,7 @@ while :; do
 done`
 
 // rounds are those of the classic overwriting of a runtime; 200 in `make counts`.
-func rounds() int {
-	if os.Getenv("E2E_COUNTS") == "full" {
-		return 200
-	}
-	return 12
-}
+func rounds() int { return rowsize.Of(12, 200) }
 
 // The classic of CVE-2019-5736, raced: while a container writes to every program that it can open, processes are started in it
 // and containers made beside it, some of which are to be the runtime's own program. Nothing of the helper changes, and no

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"crishim/engine"
+	"crishim/internal/rowsize"
 )
 
 // victim is what the process that dies is told.
@@ -67,10 +68,7 @@ func TestTheDaemonIsKilledAtEveryStep(t *testing.T) {
 		all = append(all, one...)
 	}
 	slices.Sort(all)
-	times := 1
-	if os.Getenv("E2E_COUNTS") == "full" {
-		times = 3
-	}
+	times := rowsize.Of(1, 3)
 	for _, step := range slices.Compact(all) {
 		// Each time that the life comes by it, up to a few.
 		for nth := 1; nth <= times; nth++ {

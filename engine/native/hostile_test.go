@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/engine"
+	"crishim/internal/rowsize"
 )
 
 // canary is a folder of the host that nothing of a container may reach.
@@ -184,12 +185,7 @@ func TestAnImagesOwnSystemFolders(t *testing.T) {
 }
 
 // raceRounds is how often a race is run; `make counts` runs it more often.
-func raceRounds() int {
-	if os.Getenv("E2E_COUNTS") == "full" {
-		return 2000
-	}
-	return 15
-}
+func raceRounds() int { return rowsize.Of(15, 2000) }
 
 // A container's /dev is a volume that another container swaps links in while it is masked and given its terminal: it starts
 // or it does not, but nothing is written or mounted through the links.
@@ -357,11 +353,7 @@ func TestALimitDoesNotHitTheMonitor(t *testing.T) {
 	if want := fmt.Sprint(max(-999, b.host.OOMScoreAdjMin)); err != nil || strings.TrimSpace(string(score)) != want {
 		t.Errorf("its oom_score_adj is %s, want %s, %v", score, want, err)
 	}
-	bombs := 3
-	if os.Getenv("E2E_COUNTS") == "full" {
-		bombs = 100
-	}
-	for i := range bombs {
+	for i := range rowsize.Of(3, 100) {
 		s := b.containerSpec(t, pod, spec, fmt.Sprintf("c%d", i), "")
 		s.Command = []string{"sh", "-c", "exec tail /dev/zero"}
 		s.Resources = engine.Resources{MemoryLimit: 16 << 20, MemorySwap: 16 << 20}

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"crishim/internal/rowsize"
 )
 
 // Where there are few process ids each is soon another's: what is remembered of the one before, its start time or an open
@@ -57,10 +59,7 @@ func TestProcessIDsThatAreReused(t *testing.T) {
 	if err := os.WriteFile(limit, []byte("400"), 0); err != nil {
 		t.Fatal(err)
 	}
-	exits := 2000
-	if os.Getenv("E2E_COUNTS") == "full" {
-		exits = 50_000
-	}
+	exits := rowsize.Of(2000, 50_000)
 	type known struct {
 		ticks  uint64
 		handle *Handle

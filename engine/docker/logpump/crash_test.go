@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -15,9 +14,8 @@ import (
 	"time"
 
 	"crishim/crilog"
+	"crishim/internal/rowsize"
 )
-
-var soak = flag.Bool("soak", false, "crash at each byte rather than at each third, and tell 200 random stories")
 
 // crasher ends the goroutine of a pump, as kill -9 would: in the middle of a write after so many bytes, or at a step.
 type crasher struct {
@@ -97,7 +95,7 @@ func (c *crasher) kill(ps *Pumps) {
 }
 
 // TestACrashAtEachByteLosesAndDoublesNothing runs one story, with a rotation of each kind in it, once for each byte that is
-// written and each step between (with -soak; else for each third).
+// written and each step between (in `make counts`; else for each third).
 //
 // Rows: R29
 func TestACrashAtEachByteLosesAndDoublesNothing(t *testing.T) {
@@ -139,10 +137,7 @@ func TestACrashAtEachByteLosesAndDoublesNothing(t *testing.T) {
 		checkLog(t, k, d.expected())
 		return crashed
 	}
-	budget, step := 0, 3
-	if *soak {
-		step = 1
-	}
+	budget, step := 0, rowsize.Of(3, 1)
 	for ; story(t, budget); budget += step {
 	}
 	if budget < 240 {
@@ -205,10 +200,7 @@ func TestACrashOfABoundedLogLosesAndDoublesNothing(t *testing.T) {
 		}
 		return crashed
 	}
-	budget, step := 0, 7
-	if *soak {
-		step = 1
-	}
+	budget, step := 0, rowsize.Of(7, 1)
 	for ; story(t, budget); budget += step {
 	}
 	if budget < lines*40 {
@@ -222,12 +214,8 @@ func TestACrashOfABoundedLogLosesAndDoublesNothing(t *testing.T) {
 //
 // Rows: R29 (part)
 func TestRandomStories(t *testing.T) {
-	seeds := uint64(4)
-	if *soak {
-		seeds = 200
-	}
-	for seed := range seeds {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { randomStory(t, seed) })
+	for seed := range rowsize.Of(4, 200) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { randomStory(t, uint64(seed)) })
 	}
 }
 
