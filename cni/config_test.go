@@ -2,12 +2,14 @@ package cni
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"crishim/internal/rowsize"
 	"crishim/internal/starving"
 
 	"github.com/fsnotify/fsnotify"
@@ -35,45 +37,53 @@ func (n *node) readySoon(what string) {
 
 // Rows: R39
 func TestReadyWithinTwoSecondsAfterConfigAndPluginInAnyOrder(t *testing.T) {
-	for _, order := range []string{"config first", "plugin first", "folders come later"} {
-		t.Run(order, func(t *testing.T) {
-			n := newNode(t)
-			config := n.list("net", "1.0.0", nil, "p1")
-			if order == "folders come later" {
-				for _, dir := range []string{n.conf, n.bin} {
-					if err := os.Remove(dir); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			n.running()
-			if err := n.Status(t.Context()); err == nil || !strings.Contains(err.Error(), n.conf) {
-				t.Fatalf("Status %v, want the folder without a configuration named", err)
-			}
-			switch order {
-			case "config first":
-				n.write("10.conflist", config)
-				eventually(t, "the missing plugin is named", 30*time.Second, func() bool {
-					err := n.Status(t.Context())
-					return err != nil && strings.Contains(err.Error(), "plugin p1")
-				})
-				n.plugins("p1")
-			case "plugin first":
-				n.plugins("p1")
-				n.write("10.conflist", config)
-			default:
-				if err := os.MkdirAll(n.bin, 0o755); err != nil {
-					t.Fatal(err)
-				}
-				n.plugins("p1")
-				if err := os.MkdirAll(n.conf, 0o755); err != nil {
-					t.Fatal(err)
-				}
-				n.write("10.conflist", config)
-			}
-			n.readySoon(order)
-		})
+	for round := range rowsize.Of(1, 200) {
+		for _, order := range []string{"config first", "plugin first", "plugin right after config", "folders come later"} {
+			t.Run(fmt.Sprint(order, " ", round), func(t *testing.T) { readyAfter(t, order) })
+		}
 	}
+}
+
+func readyAfter(t *testing.T, order string) {
+	t.Helper()
+	n := newNode(t)
+	config := n.list("net", "1.0.0", nil, "p1")
+	if order == "folders come later" {
+		for _, dir := range []string{n.conf, n.bin} {
+			if err := os.Remove(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n.running()
+	if err := n.Status(t.Context()); err == nil || !strings.Contains(err.Error(), n.conf) {
+		t.Fatalf("Status %v, want the folder without a configuration named", err)
+	}
+	switch order {
+	case "config first":
+		n.write("10.conflist", config)
+		eventually(t, "the missing plugin is named", 30*time.Second, func() bool {
+			err := n.Status(t.Context())
+			return err != nil && strings.Contains(err.Error(), "plugin p1")
+		})
+		n.plugins("p1")
+	case "plugin first":
+		n.plugins("p1")
+		n.write("10.conflist", config)
+	case "plugin right after config":
+		n.write("10.conflist", config)
+		n.plugins("p1")
+	default:
+		if err := os.MkdirAll(n.bin, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		n.plugins("p1")
+		if err := os.MkdirAll(n.conf, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		n.write("10.conflist", config)
+	}
+	n.readySoon(order)
 }
 
 // Rows: R39 (part), R49 (part)

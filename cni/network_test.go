@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"crishim/internal/process"
+	"crishim/internal/rowsize"
 	"crishim/internal/starving"
 
 	"github.com/containerd/errdefs"
@@ -254,17 +255,24 @@ func TestHangingPluginDiesWithItsChildrenAtTheBudget(t *testing.T) {
 	n.plugins("slow", "quick")
 	n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{"slow": {"ADD": "hang"}}, "slow"))
 	n.reload()
-	planned, err := n.Plan(testPod("pod1"))
-	if err != nil {
-		t.Fatal(err)
+	count := rowsize.Of(2, 20)
+	done := make(chan error, count)
+	for i := range count {
+		planned, err := n.Plan(testPod(fmt.Sprintf("hangs%d", i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_, _, err := n.Add(t.Context(), planned)
+			done <- err
+		}()
 	}
-	done := make(chan error)
-	go func() {
-		_, _, err := n.Add(t.Context(), planned)
-		done <- err
-	}()
-	child := filepath.Join(n.dir, "child")
-	eventually(t, "the plugin hangs", 30*time.Second, func() bool { _, err := os.Stat(child); return err == nil })
+	var children []string
+	eventually(t, "the plugins hang", 30*time.Second, func() bool {
+		data, _ := os.ReadFile(filepath.Join(n.dir, "child"))
+		children = strings.Fields(string(data))
+		return len(children) == count
+	})
 	// Meanwhile Status answers and another pod is attached.
 	if err := n.Status(t.Context()); err != nil {
 		t.Errorf("Status %v", err)
@@ -272,22 +280,21 @@ func TestHangingPluginDiesWithItsChildrenAtTheBudget(t *testing.T) {
 	n.write("10.conflist", n.list("net", "1.0.0", nil, "quick"))
 	n.reload()
 	mustAdd(t, n, "pod2")
-	err = <-done
-	if !errors.Is(err, context.DeadlineExceeded) || !errdefs.IsUnavailable(err) {
-		t.Errorf("error %v, want a deadline of class unavailable", err)
+	for range count {
+		if err := <-done; !errors.Is(err, context.DeadlineExceeded) || !errdefs.IsUnavailable(err) {
+			t.Errorf("error %v, want a deadline of class unavailable", err)
+		}
 	}
-	data, err := os.ReadFile(child)
-	if err != nil {
-		t.Fatal(err)
+	for _, child := range children {
+		pid, err := strconv.Atoi(child)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the plugin's child is dead", 30*time.Second, func() bool {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			return errors.Is(unix.Kill(pid, 0), unix.ESRCH) || err == nil && strings.Contains(string(stat), ") Z ")
+		})
 	}
-	pid, err := strconv.Atoi(string(data))
-	if err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the plugin's child is dead", 30*time.Second, func() bool {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return errors.Is(unix.Kill(pid, 0), unix.ESRCH) || err == nil && strings.Contains(string(stat), ") Z ")
-	})
 }
 
 // Rows: R38 (part)

@@ -23,6 +23,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/cni"
+	"crishim/internal/rowsize"
 	"crishim/state"
 )
 
@@ -170,7 +171,7 @@ func TestPeerFault05AnExecIsEndedAtItsTimeout(t *testing.T) {
 	exec()
 	before := runtime.NumGoroutine()
 	var probes sync.WaitGroup
-	for range 50 {
+	for range rowsize.Of(50, 1000) {
 		probes.Go(exec)
 	}
 	probes.Wait()

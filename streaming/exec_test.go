@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"crishim/internal/rowsize"
 )
 
 var (
@@ -190,7 +192,7 @@ func TestTheContextEndsWhenTheClientVanishes(t *testing.T) {
 				c.vanish()
 				select {
 				case at := <-ended:
-					if d := at.Sub(left); d > 30*time.Second {
+					if d := at.Sub(left); d > rowsize.Of(30*time.Second, 5*time.Second) {
 						t.Errorf("it took %s", d)
 					}
 				case <-time.After(time.Minute):
@@ -267,7 +269,7 @@ func TestHundredsOfAttachesToASilentContainerLeaveNothing(t *testing.T) {
 			return ctx.Err()
 		}})
 		protocols := []string{"spdy v4.channel.k8s.io", "ws v4.channel.k8s.io", "ws v5.channel.k8s.io"}
-		for i := range 500 {
+		for i := range rowsize.Of(500, 5000) {
 			want := wanted{stdin: true, stdout: true, tty: i%5 == 0}
 			c := dialCommand(t, attachURL(t, s, want), want, protocols[i%3])
 			if want.tty {
@@ -297,8 +299,10 @@ func TestASlowReaderHoldsUpOnlyItself(t *testing.T) {
 	}})
 	each(t, exitProtocols, func(t *testing.T, protocol string) {
 		want := wanted{stdout: true}
-		stuck := dialCommand(t, execURL(t, s, want, "flood"), want, protocol) // nobody reads its output
-		defer stuck.vanish()
+		for range rowsize.Of(1, 500) {
+			stuck := dialCommand(t, execURL(t, s, want, "flood"), want, protocol) // nobody reads its output
+			defer stuck.vanish()
+		}
 		if got := dialCommand(t, execURL(t, s, want, "other"), want, protocol).collect(t); got.stdout != "quick" {
 			t.Errorf("got %+v", got)
 		}

@@ -21,6 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"crishim/internal/rowsize"
 )
 
 // testNetNS makes a network namespace with loopback up, and returns its path and a listen function for it. The thread that
@@ -209,7 +211,7 @@ func TestManyForwardsOnOneConnectionLeaveNothing(t *testing.T) {
 		port := serveEach(listen("127.0.0.1:0"), echo)
 		s := start(t, Options{}, forwarder(path))
 		conn := forwardClients["spdy"](t, forwardURL(t, s))
-		for i := range 500 {
+		for i := range rowsize.Of(500, 10_000) {
 			if a, f := exchange(t, conn, i, port, "x"); a != "echo:x" {
 				t.Fatalf("forward %d: %q, error %q", i, a, f)
 			}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -27,6 +28,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crishim/engine"
+	"crishim/internal/rowsize"
 	"crishim/internal/treesize"
 )
 
@@ -793,7 +795,37 @@ func TestS39MalformedImagesAreRefused(t *testing.T) {
 		"something behind":    `{"schemaVersion":2,"config":` + config + `,"layers":[]} {}`,
 		"a large manifest":    `{"schemaVersion":2,"x":"` + strings.Repeat("x", 5<<20) + `"}`,
 	}
-	for name, manifest := range tests {
+	named := slices.Collect(maps.Keys(tests))
+	// A manifest of which a value is another one, and one that ends early.
+	whole := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":` + config + `,"layers":[` + layer + `]}`
+	values := map[string]string{
+		"schemaVersion": "2", "mediaType": `"application/vnd.oci.image.manifest.v1+json"`, "config": config, "layers": "[" + layer + "]", "one layer": layer,
+		"size of the config": `"size":2,"digest":"sha256:a`, "size of the layer": `"size":2,"digest":"sha256:b`,
+		"digest of the config": `"sha256:` + strings.Repeat("a", 64) + `"`, "digest of the layer": `"sha256:` + strings.Repeat("b", 64) + `"`,
+		"type of the config": `"application/vnd.oci.image.config.v1+json"`, "type of the layer": `"application/vnd.oci.image.layer.v1.tar+gzip"`,
+	}
+	// What a manifest may leave out: of such a one the config is looked for, which is not there.
+	legal := []string{"mediaType is null", `mediaType is ""`, "type of the config is null", `type of the config is ""`,
+		"layers is null", "layers is []", "one layer is ", "size of the layer is null", "size of the layer is 0"}
+	for name, value := range values {
+		for _, other := range []string{"null", "true", "0", "-1", "1.5", "1e30", `""`, `"x"`, `"../x"`, "[]", "[[]]", "{}", `{"x":{}}`, ``} {
+			changed := strings.Replace(whole, value, other, 1)
+			if rest, found := strings.CutPrefix(value, `"size":2`); found {
+				changed = strings.Replace(whole, value, `"size":`+other+rest, 1)
+			}
+			if name := name + " is " + other; !slices.Contains(legal, name) {
+				tests[name] = changed
+			}
+		}
+	}
+	for n := range len(whole) {
+		tests[fmt.Sprintf("%d bytes", n)] = whole[:n]
+	}
+	for i, name := range slices.Sorted(maps.Keys(tests)) {
+		if generated := !slices.Contains(named, name); generated && i%rowsize.Of(20, 1) != 0 {
+			continue
+		}
+		manifest := tests[name]
 		t.Run(name, func(t *testing.T) {
 			reg := newSite(t, func(http.Handler) http.HandlerFunc {
 				return func(w http.ResponseWriter, r *http.Request) {

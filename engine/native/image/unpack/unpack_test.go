@@ -223,8 +223,8 @@ func TestS35Whiteouts(t *testing.T) {
 		"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.user.overlay.opaque": "y",
 		"SCHILY.xattr.trusted.overlay.metacopy": "", "SCHILY.xattr.security.selinux": "x", "SCHILY.xattr.security.ima": "x",
 	}
-	smuggledDir := dir("d/")
-	smuggledDir.PAXRecords = smuggled.PAXRecords
+	smuggledDir, smuggledMark, smuggledOpaque := dir("d/"), hides("d/.wh.f"), hides("d/.wh..wh..opq")
+	smuggledDir.PAXRecords, smuggledMark.PAXRecords, smuggledOpaque.PAXRecords = smuggled.PAXRecords, smuggled.PAXRecords, smuggled.PAXRecords
 	tests := []struct {
 		name    string
 		entries []entry
@@ -256,6 +256,26 @@ func TestS35Whiteouts(t *testing.T) {
 		{"smuggled as a device", []entry{device(tar.TypeChar, "f", 0, 0)}, nil},
 		{"as the target of a hard link", []entry{hides(".wh.f"), link("g", "f")}, nil},
 		{"smuggled attributes", []entry{smuggled, smuggledDir}, []string{"d 40755 0:0", `f 100644 0:0 links 1 "x" at 1000000`}},
+		{"with attributes", []entry{smuggledMark}, []string{"d 40755 0:0", "d/f 20000 0:0 device 0:0"}},
+		{"opaque with attributes", []entry{smuggledOpaque}, []string{"d 40755 0:0 opaque=y"}},
+		{"as a link", []entry{symlink(".wh.f", "/etc/passwd")}, []string{"f 20000 0:0 device 0:0"}},
+		{"as a hard link", []entry{file("g", "x"), link(".wh.f", "g")}, []string{"f 20000 0:0 device 0:0", `g 100644 0:0 links 1 "x" at 1000000`}},
+		{"as another device", []entry{device(tar.TypeChar, ".wh.f", 1, 3)}, []string{"f 20000 0:0 device 0:0"}},
+		{"with content", []entry{file(".wh.f", "x")}, []string{"f 20000 0:0 device 0:0"}},
+		{"as a block device, which is none", []entry{device(tar.TypeBlock, "f", 0, 0)}, []string{"f 60600 0:0 device 0:0"}},
+		{"as a device with a number, which is none", []entry{device(tar.TypeChar, "f", 1, 3)}, []string{"f 20600 0:0 device 1:3"}},
+		{"opaque at the top", []entry{hides(".wh..wh..opq"), file("f", "")}, []string{`f 100644 0:0 links 1 "" at 1000000`}},
+		{"opaque through a link", []entry{dir("d/"), symlink("l", "d"), hides("l/.wh..wh..opq")}, []string{"d 40755 0:0 opaque=y", "l 120777 0:0 -> d"}},
+		{"opaque out by a link", []entry{symlink("l", "../../.."), hides("l/.wh..wh..opq")}, []string{"l 120777 0:0 -> ../../.."}},
+		{"opaque out of the layer", []entry{hides("../.wh..wh..opq")}, nil},
+		{"opaque as a link", []entry{symlink("d/.wh..wh..opq", "/etc")}, []string{"d 40755 0:0 opaque=y"}},
+		{"of a hidden file", []entry{hides(".wh..f")}, []string{".f 20000 0:0 device 0:0"}},
+		{"at an absolute path", []entry{hides("/.wh.f")}, []string{"f 20000 0:0 device 0:0"}},
+		{"by dots", []entry{dir("d/"), hides("d/../.wh.f")}, []string{"d 40755 0:0", "f 20000 0:0 device 0:0"}},
+		{"out by dots", []entry{dir("d/"), hides("d/../../.wh.f")}, nil},
+		{"below a file", []entry{file("f", ""), hides("f/.wh.x")}, nil},
+		{"below a link to nothing", []entry{symlink("l", "nowhere"), hides("l/.wh.f")}, nil},
+		{"below a link in a circle", []entry{symlink("l", "l"), hides("l/.wh.f")}, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -273,12 +293,15 @@ func TestS35Whiteouts(t *testing.T) {
 			if got := listing(t, root)[1:]; !slices.Equal(got, tt.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tt.want, "\n"))
 			}
-			for _, name := range []string{"f", "d"} {
+			if err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 				var names [1024]byte
-				n, err := unix.Llistxattr(filepath.Join(root, name), names[:])
-				if err == nil && tt.name == "smuggled attributes" && n > 0 {
-					t.Errorf("%s has attributes %q", name, names[:n])
+				n, xerr := unix.Llistxattr(path, names[:])
+				if list := string(names[:max(0, n)]); list != "" && list != opaqueXattr+"\x00" {
+					t.Errorf("%s has attributes %q", path, list)
 				}
+				return errors.Join(err, xerr)
+			}); err != nil {
+				t.Error(err)
 			}
 		})
 	}
