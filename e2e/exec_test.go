@@ -34,18 +34,26 @@ func TestExecSyncReturnsOutputAndExitCode(t *testing.T) {
 func TestExecSyncTimeoutEndsTheWholeProcessTree(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "timeout").Run("c", n.Registry.Ref(harness.Busybox), forever)
-	began := time.Now()
-	_, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 1, Cmd: []string{"sh", "-c", "sleep 4321 & sleep 1234; true"}})
-	wantCode(t, "an exec that runs too long", err, codes.DeadlineExceeded)
-	if took := time.Since(began); took < time.Second || took > 20*time.Second {
-		t.Errorf("it took %v, want 1 s and a little", took)
+	timesOut := func(int) {
+		began := time.Now()
+		_, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 1, Cmd: []string{"sh", "-c", "sleep 4321 & sleep 1234; true"}})
+		if harness.Code(err) != codes.DeadlineExceeded {
+			t.Errorf("an exec that runs too long: %v", err)
+		}
+		if took := time.Since(began); took < time.Second || took > 20*time.Second {
+			t.Errorf("it took %v, want 1 s and a little", took)
+		}
 	}
+	timesOut(0)
+	before := n.Use()
+	eightAtOnce(rowsize.Of(1, 1000), timesOut)
 	harness.Eventually(t, 30*time.Second, "the end of the exec's processes", func() error {
 		if ps := c.Output("ps"); strings.Contains(ps, "sleep 1234") || strings.Contains(ps, "sleep 4321") {
 			return fmt.Errorf("still there:\n%s", ps)
 		}
 		return nil
 	})
+	heldAsBefore(t, n, before)
 }
 
 // Rows: S50 (part)
@@ -68,16 +76,22 @@ func TestExecSyncOutlivesNoCaller(t *testing.T) {
 func TestExecSyncDoesNotWaitForChildrenThatHoldTheOutput(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "drain").Run("c", n.Registry.Ref(harness.Busybox), forever)
-	// One that writes on is waited for by Docker's engine as long as dockerd has something of it.
-	for _, child := range []string{"sleep 1000", "while sleep 0.1; do echo more; done"} {
+	probe := func(child string, most time.Duration) {
+		began := time.Now()
 		reply, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"sh", "-c", "echo started; " + child + " &"}})
-		if err != nil {
-			t.Fatalf("%s: %v", child, err)
+		if err != nil || !bytes.HasPrefix(reply.Stdout, []byte("started\n")) || reply.ExitCode != 0 {
+			t.Errorf("%s: stdout %.100q, exit code %d, %v", child, reply.GetStdout(), reply.GetExitCode(), err)
 		}
-		if !bytes.HasPrefix(reply.Stdout, []byte("started\n")) || reply.ExitCode != 0 {
-			t.Errorf("%s: stdout %.100q, exit code %d", child, reply.Stdout, reply.ExitCode)
+		if took := time.Since(began); took > most {
+			t.Errorf("%s: it took %v", child, took)
 		}
 	}
+	// One that writes on is waited for by Docker's engine as long as dockerd has something of it.
+	probe("while sleep 0.1; do echo more; done", 30*time.Second)
+	probe("sleep 1000", 30*time.Second)
+	before := n.Use()
+	eightAtOnce(rowsize.Of(1, 1000), func(int) { probe("sleep 31536000", rowsize.Of(30*time.Second, 3*time.Second)) })
+	heldAsBefore(t, n, before)
 }
 
 // Rows: S42 (part)
@@ -133,31 +147,46 @@ func TestManyExecSyncsOfMuchOutput(t *testing.T) {
 func TestExecSyncsByTheHundredLeaveNothing(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "probes").Run("c", n.Registry.Ref(harness.Busybox), forever)
-	probes := func(count int) {
-		var all sync.WaitGroup
-		var next atomic.Int64
-		for range 8 {
-			all.Go(func() {
-				for next.Add(1) <= int64(count) {
-					reply, err := n.Shim.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 60, Cmd: []string{"echo", "ok"}})
-					if err != nil || string(reply.Stdout) != "ok\n" || reply.ExitCode != 0 {
-						t.Errorf("%v, %v", reply, err)
-					}
-				}
-			})
+	probe := func(int) {
+		reply, err := n.Shim.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Timeout: 60, Cmd: []string{"echo", "ok"}})
+		if err != nil || string(reply.Stdout) != "ok\n" || reply.ExitCode != 0 {
+			t.Errorf("%v, %v", reply, err)
 		}
-		all.Wait()
 	}
-	probes(80)
+	eightAtOnce(80, probe)
 	processes := func() string { return c.Output("ps -o pid,comm | wc -l") }
 	inside, before := processes(), n.Use()
-	began, count := time.Now(), rowsize.Of(300, 2000)
-	probes(count)
+	began, count := time.Now(), rowsize.Of(300, 6000)
+	eightAtOnce(count, probe)
 	t.Logf("%d in %v", count, time.Since(began))
-	harness.Eventually(t, time.Minute, "all to be as before", func() error {
+	heldAsBefore(t, n, before)
+	harness.Eventually(t, time.Minute, "the container's processes to be those of before", func() error {
 		if now := processes(); now != inside {
 			return fmt.Errorf("the container had %s processes and has %s", strings.TrimSpace(inside), strings.TrimSpace(now))
 		}
+		return nil
+	})
+	t.Logf("held before %+v, after %+v", before, n.Use())
+}
+
+// eightAtOnce does something so many times, up to eight times at once; it is told which time that is.
+func eightAtOnce(count int, do func(i int)) {
+	var all sync.WaitGroup
+	var next atomic.Int64
+	for range 8 {
+		all.Go(func() {
+			for i := next.Add(1); i <= int64(count); i = next.Add(1) {
+				do(int(i) - 1)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// heldAsBefore waits until the daemon and its monitors hold what they did.
+func heldAsBefore(t *testing.T, n *harness.Node, before map[string]harness.Use) {
+	t.Helper()
+	harness.Eventually(t, time.Minute, "all to be held as before", func() error {
 		for who, now := range n.Use() {
 			was, known := before[who]
 			if !known || now.Descriptors > was.Descriptors+15 || now.Threads > was.Threads+3 || now.Bytes > was.Bytes+32<<20 || len(now.Children) > len(was.Children) {
@@ -166,7 +195,6 @@ func TestExecSyncsByTheHundredLeaveNothing(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("held before %+v, after %+v", before, n.Use())
 }
 
 func TestExecIsRefusedWhereNothingRuns(t *testing.T) {
@@ -198,6 +226,24 @@ func TestExecOfAMissingProgram(t *testing.T) {
 	if err == nil && reply.ExitCode != 127 && reply.ExitCode != 126 || harness.Code(err) == codes.DeadlineExceeded {
 		t.Errorf("exit code %d, %v", reply.GetExitCode(), err)
 	}
+	onTerminal := func(i int) {
+		stream := harness.StreamSPDY
+		if i%2 == 0 {
+			stream = harness.StreamWebSocket
+		}
+		s := harness.Streams{Stdout: &harness.Buffer{}, TTY: true, Resize: harness.TerminalSize{Width: 123, Height: 45}}
+		if err := stream(ctx(t), c.ExecURL(s, "/no/such"), s); err == nil {
+			t.Error("on a terminal it starts")
+		}
+	}
+	for i := range 4 {
+		onTerminal(i)
+	}
+	before := n.Use()
+	for i := range rowsize.Of(10, 5000) {
+		onTerminal(i)
+	}
+	heldAsBefore(t, n, before)
 }
 
 func TestExecStreams(t *testing.T) {

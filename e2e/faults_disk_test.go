@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
+	"crishim/internal/rowsize"
 )
 
 // disk is a small file system of its own.
@@ -264,7 +265,7 @@ func TestReadOnlyRootFolder(t *testing.T) {
 	d.ReadOnly(true)
 	told := func() {
 		t.Helper()
-		harness.Eventually(t, 10*time.Second, "RuntimeReady=false", func() error {
+		harness.Eventually(t, rowsize.Of(10*time.Second, 5*time.Second), "RuntimeReady=false", func() error {
 			if c := runtimeReady(t, n); c.Status || !strings.Contains(c.Message, "read-only file system") || !strings.Contains(c.Message, d.dir) {
 				return fmt.Errorf("condition %v", c)
 			}

@@ -24,9 +24,9 @@ func churn(t *testing.T, n *harness.Node, ends, removed *harness.Container, pod 
 }
 
 // checkChurned looks at the node afterwards: what stays is right, and what went can be removed.
-func checkChurned(t *testing.T, n *harness.Node, ends, removed, stays *harness.Container, pod *harness.Pod) {
+func checkChurned(t *testing.T, n *harness.Node, ends, removed, stays *harness.Container, pod *harness.Pod, within time.Duration) {
 	t.Helper()
-	harness.Eventually(t, 10*time.Second, "the changes to be seen", func() error {
+	harness.Eventually(t, within, "the changes to be seen", func() error {
 		if status := ends.Status(); status.State != runtimeapi.ContainerState_CONTAINER_EXITED || status.ExitCode != 7 {
 			return fmt.Errorf("the container that ended is %v with exit code %d, want 7", status.State, status.ExitCode)
 		}
@@ -52,13 +52,17 @@ func checkChurned(t *testing.T, n *harness.Node, ends, removed, stays *harness.C
 func TestLostEvents(t *testing.T) {
 	harness.AboutDocker(t)
 	n, proxy := behindProxy(t)
-	for name, fault := range map[string]struct{ begin, end func() }{
+	const late = 3 * time.Second
+	for name, fault := range map[string]struct {
+		begin, end func()
+		after      time.Duration
+	}{
 		"cut off": {proxy.Cut, func() {
 			proxy.Restore()
 			n.Shim.WaitReady()
-		}},
-		"the daemon stopped": {n.Shim.Pause, n.Shim.Resume},
-		"late":               {func() { proxy.Late(3 * time.Second) }, func() {}},
+		}, 0},
+		"the daemon stopped": {n.Shim.Pause, n.Shim.Resume, 0},
+		"late":               {func() { proxy.Late(late) }, func() {}, late},
 	} {
 		t.Run(name, func(t *testing.T) {
 			busybox := n.Registry.Ref(harness.Busybox)
@@ -71,7 +75,7 @@ func TestLostEvents(t *testing.T) {
 			fault.begin()
 			churn(t, n, ends, removed, gone, rowsize.Of(300, 2000))
 			fault.end()
-			checkChurned(t, n, ends, removed, stays, gone)
+			checkChurned(t, n, ends, removed, stays, gone, fault.after+rowsize.Of(10*time.Second, 2*time.Second))
 			pod.Remove()
 		})
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
+	"crishim/internal/rowsize"
 )
 
 // versionVerb is what a plugin of a test answers to VERSION.
@@ -104,17 +106,23 @@ func TestAddThatHangs(t *testing.T) {
 	started, release := filepath.Join(n.CNI.PluginDir, "started"), filepath.Join(n.CNI.PluginDir, "release")
 	pod := n.RunPod(t, "beside")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
-	withPlugin(t, n, "hanging", fmt.Sprintf(`ADD) : >%s; while ! [ -e %s ]; do sleep 0.1; done; echo '{"cniVersion":"1.0.0","code":11,"msg":"hung"}'; exit 1;;`, started, release))
+	withPlugin(t, n, "hanging", fmt.Sprintf(`ADD) echo >>%s; while ! [ -e %s ]; do sleep 0.1; done; echo '{"cniVersion":"1.0.0","code":11,"msg":"hung"}'; exit 1;;`, started, release))
 	defer os.Remove(started)
-	config := n.PodConfig("hanging")
-	n.PreparePod(t, config)
-	failed := make(chan error, 1)
-	go func() {
-		_, err := n.Shim.Runtime.RunPodSandbox(ctx(t), &runtimeapi.RunPodSandboxRequest{Config: config})
-		failed <- err
-	}()
-	harness.Eventually(t, 20*time.Second, "the plugin to hang", func() error {
-		_, err := os.Stat(started)
+	count := rowsize.Of(2, 20)
+	failed := make(chan error, count)
+	for i := range count {
+		config := n.PodConfig(fmt.Sprintf("hanging-%d", i))
+		n.PreparePod(t, config)
+		go func() {
+			_, err := n.Shim.Runtime.RunPodSandbox(ctx(t), &runtimeapi.RunPodSandboxRequest{Config: config})
+			failed <- err
+		}()
+	}
+	harness.Eventually(t, 20*time.Second, "the plugins to hang", func() error {
+		data, err := os.ReadFile(started)
+		if n := bytes.Count(data, []byte("\n")); err == nil && n < count {
+			err = fmt.Errorf("%d of %d", n, count)
+		}
 		return err
 	})
 	n.CNI.Write(n.CNI.ConfFile, n.CNI.List(false))
@@ -131,8 +139,10 @@ func TestAddThatHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(release)
-	if err := <-failed; err == nil || !strings.Contains(err.Error(), "hung") {
-		t.Errorf("the pod whose plugin hung: %v", err)
+	for range count {
+		if err := <-failed; err == nil || !strings.Contains(err.Error(), "hung") {
+			t.Errorf("the pod whose plugin hung: %v", err)
+		}
 	}
 }
 

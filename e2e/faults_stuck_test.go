@@ -16,35 +16,38 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
+	"crishim/internal/rowsize"
 )
 
 // holdsUpOnlyItself checks that calls about a container that cannot be ended end at their callers' deadlines, that all others
 // are answered meanwhile, and that everything can be finished once free was called.
-func holdsUpOnlyItself(t *testing.T, n *harness.Node, pod *harness.Pod, c *harness.Container, free func()) {
+func holdsUpOnlyItself(t *testing.T, n *harness.Node, pod *harness.Pod, all []*harness.Container, free func()) {
 	t.Helper()
 	beside := n.RunPod(t, "beside")
 	other := beside.Run("other", n.Registry.Ref(harness.Busybox), forever)
-	stuck := make(chan error, 2)
+	stuck := make(chan error, len(all)+1)
 	brief, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	go func() {
-		_, err := n.Shim.Runtime.StopContainer(brief, &runtimeapi.StopContainerRequest{ContainerId: c.ID})
-		stuck <- err
-	}()
+	for _, c := range all {
+		go func() {
+			_, err := n.Shim.Runtime.StopContainer(brief, &runtimeapi.StopContainerRequest{ContainerId: c.ID})
+			stuck <- err
+		}()
+	}
 	go func() {
 		_, err := n.Shim.Runtime.StopPodSandbox(brief, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.ID})
 		stuck <- err
 	}()
 	for brief.Err() == nil {
 		listsAreQuick(t, n)
-		if state := c.Status().State; state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		if state := all[0].Status().State; state != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("the stuck container is %v", state)
 		}
 		if got := other.Output("echo alive"); got != "alive\n" {
 			t.Errorf("exec says %q", got)
 		}
 	}
-	for range 2 {
+	for range cap(stuck) {
 		wantCode(t, "stopping what cannot be stopped", <-stuck, codes.DeadlineExceeded)
 	}
 	other.Stop(5)
@@ -52,12 +55,18 @@ func holdsUpOnlyItself(t *testing.T, n *harness.Node, pod *harness.Pod, c *harne
 	n.RunPod(t, "another").Remove()
 	free()
 	began := time.Now()
-	c.Stop(0)
-	if took := time.Since(began); took > 10*time.Second {
+	eightAtOnce(len(all), func(i int) {
+		if _, err := n.Shim.Runtime.StopContainer(ctx(t), &runtimeapi.StopContainerRequest{ContainerId: all[i].ID}); err != nil {
+			t.Errorf("stopping what can be stopped again: %v", err)
+		}
+	})
+	if took := time.Since(began); took > rowsize.Of(10*time.Second, 2*time.Second) {
 		t.Errorf("once it could be stopped that took %v", took)
 	}
-	if status := c.WaitExit(); status.ExitCode != 137 {
-		t.Errorf("exit code %d, want 137", status.ExitCode)
+	for _, c := range all {
+		if status := c.WaitExit(); status.ExitCode != 137 {
+			t.Errorf("exit code %d, want 137", status.ExitCode)
+		}
 	}
 	pod.Remove()
 	agreed(t, n, 10*time.Second)
@@ -73,8 +82,7 @@ func TestFrozenPodHoldsUpOnlyItself(t *testing.T) {
 		t.Skip("only a freezer of cgroup v1 keeps processes from being killed, and there is none")
 	}
 	pod := n.RunPod(t, "frozen")
-	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
-	c.WaitLog("ready")
+	all := many(n, pod)
 	set := func(state string) {
 		t.Helper()
 		file := filepath.Join(freezer, pod.Config.Linux.CgroupParent, "freezer.state")
@@ -84,20 +92,31 @@ func TestFrozenPodHoldsUpOnlyItself(t *testing.T) {
 	}
 	set("FROZEN")
 	defer set("THAWED")
-	holdsUpOnlyItself(t, n, pod, c, func() { set("THAWED") })
+	holdsUpOnlyItself(t, n, pod, all, func() { set("THAWED") })
 }
 
-// The engine hangs in everything about one container.
+// many are the containers that cannot be ended.
+func many(n *harness.Node, pod *harness.Pod) []*harness.Container {
+	var all []*harness.Container
+	for i := range rowsize.Of(2, 20) {
+		all = append(all, pod.Run(fmt.Sprintf("c%d", i), n.Registry.Ref(harness.Busybox), forever))
+		all[i].WaitLog("ready")
+	}
+	return all
+}
+
+// The engine hangs in everything about some containers.
 //
 // Rows: R14, R08 (part)
 func TestEngineHangsOnOneContainer(t *testing.T) {
 	harness.AboutDocker(t)
 	n, proxy := behindProxy(t)
 	pod := n.RunPod(t, "hung")
-	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
-	c.WaitLog("ready")
-	proxy.Hold(func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/containers/"+c.ID) })
-	holdsUpOnlyItself(t, n, pod, c, proxy.Release)
+	all := many(n, pod)
+	proxy.Hold(func(r *http.Request) bool {
+		return slices.ContainsFunc(all, func(c *harness.Container) bool { return strings.Contains(r.URL.Path, "/containers/"+c.ID) })
+	})
+	holdsUpOnlyItself(t, n, pod, all, proxy.Release)
 }
 
 // A root file system that is in use, or that cannot be removed, keeps neither the network nor the processes of its pod, and is
@@ -127,7 +146,7 @@ func TestBusyRootFileSystem(t *testing.T) {
 		defer held.Close()
 		began := time.Now()
 		pod.Stop()
-		if took := time.Since(began); took > 20*time.Second {
+		if took := time.Since(began); took > rowsize.Of(20*time.Second, 2*time.Second) {
 			t.Errorf("an open file held the pod's stop up for %v", took)
 		}
 		if slices.Contains(n.CNI.Addresses(), ip) {
@@ -202,17 +221,12 @@ func TestNoZombieStays(t *testing.T) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	})
 	c.WaitLog("ready")
-	const execs = 60
-	for i := range execs {
-		switch i % 3 {
-		case 0:
-			c.Exec("true")
-		case 1: // orphans, which end after their parent
-			c.Exec("sh", "-c", "(sleep 0.1 &); (sleep 0.1 &)")
-		case 2:
-			c.Exec("sh", "-c", "kill -9 $$")
+	commands := [][]string{{"true"}, {"sh", "-c", "(sleep 0.1 &); (sleep 0.1 &)"}, {"sh", "-c", "kill -9 $$"}} // the second leaves orphans
+	eightAtOnce(rowsize.Of(60, 100_000), func(i int) {
+		if _, err := n.Shim.Runtime.ExecSync(ctx(t), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: commands[i%len(commands)]}); err != nil {
+			t.Errorf("%q: %v", commands[i%len(commands)], err)
 		}
-	}
+	})
 	for range 3 { // plugins
 		n.RunPod(t, "plugins").Remove()
 	}

@@ -122,7 +122,7 @@ func TestHostileTreesAreRemoved(t *testing.T) {
 				_, err := n.Shim.Runtime.RemoveContainer(within, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID})
 				return err
 			})
-			if most := rowsize.Of(1, 5); tries > most {
+			if tries > 1 {
 				t.Errorf("it took %d calls", tries)
 			}
 			t.Logf("removed in %v by %d calls", time.Since(began), tries)

@@ -81,7 +81,7 @@ func TestImageVolumesShowTheirImageOnly(t *testing.T) {
 // Two containers share a volume: one swaps, as fast as it can, a folder and a link to the host's, while others are started
 // with mounts onto and out of it.
 //
-// Rows: S05
+// Rows: S05, S01 (part)
 func TestMountTargetsThatAreSwapped(t *testing.T) {
 	n, canary := attacked(t)
 	volume := harness.WorkDir(t, "v")
@@ -106,8 +106,12 @@ func TestMountTargetsThatAreSwapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := n.RunPod(t, "swapped")
+	// A volume of the image, too, is mounted where the swaps are.
+	image := hostileImage(t, n, v1.Config{Volumes: map[string]struct{}{"/v/a/own": {}}}, func(tree *testimage.Tree) {
+		tree.File("v/a/own/file", 0o644, []byte("of-the-image"))
+	})
 	try := func() error {
-		config := pod.ContainerConfig("c"+harness.ID(), n.Registry.Ref(harness.Busybox), forever...)
+		config := pod.ContainerConfig("c"+harness.ID(), image, forever...)
 		config.Mounts = []*runtimeapi.Mount{
 			{HostPath: volume, ContainerPath: "/v"},
 			{HostPath: source, ContainerPath: "/v/a/b"},
@@ -139,7 +143,7 @@ func TestMountTargetsThatAreSwapped(t *testing.T) {
 		}
 	})
 	defer func() { close(stop); swapper.Wait() }()
-	rounds, ran, least := 0, 0, rowsize.Of(24, 2000)
+	rounds, ran, least := 0, 0, rowsize.Of(24, 10_000)
 	// On until one got past the swaps: where all are refused nothing was raced.
 	for ; rounds < least || rounds < 10*least && ran == 0; rounds++ {
 		if try() == nil { // else it met the link: that is a refusal

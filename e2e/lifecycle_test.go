@@ -18,6 +18,7 @@ import (
 
 	"crishim/e2e/harness"
 	"crishim/internal/mounttree"
+	"crishim/internal/rowsize"
 )
 
 func TestPodLivesFromRunToRemove(t *testing.T) {
@@ -307,12 +308,15 @@ func TestExitCodesAndReasons(t *testing.T) {
 func TestContainerOverItsMemoryLimitIsOOMKilled(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "oom")
-	status := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "alloc", "200"}, func(c *runtimeapi.ContainerConfig) {
-		c.Linux.Resources.MemoryLimitInBytes = 32 << 20
-		c.Linux.Resources.MemorySwapLimitInBytes = 32 << 20
-	}).WaitExit()
-	if status.ExitCode != 137 || status.Reason != "OOMKilled" {
-		t.Errorf("exit code %d, reason %q; want 137, OOMKilled", status.ExitCode, status.Reason)
+	for i := range rowsize.Of(1, 500) {
+		c := pod.Run(fmt.Sprintf("c%d", i), n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "alloc", "200"}, func(c *runtimeapi.ContainerConfig) {
+			c.Linux.Resources.MemoryLimitInBytes = 32 << 20
+			c.Linux.Resources.MemorySwapLimitInBytes = 32 << 20
+		})
+		if status := c.WaitExit(); status.ExitCode != 137 || status.Reason != "OOMKilled" {
+			t.Errorf("exit code %d, reason %q; want 137, OOMKilled", status.ExitCode, status.Reason)
+		}
+		c.Remove()
 	}
 }
 
@@ -320,18 +324,41 @@ func TestContainerOverItsMemoryLimitIsOOMKilled(t *testing.T) {
 func TestStartOfAMissingProgramFailsAndIsRecorded(t *testing.T) {
 	n := node(t)
 	pod := n.RunPod(t, "missing")
-	c := pod.Create(pod.ContainerConfig("c", n.Registry.Ref(harness.Busybox), "/no/such/program"))
-	_, err := n.Shim.Runtime.StartContainer(ctx(t), &runtimeapi.StartContainerRequest{ContainerId: c.ID})
-	if err == nil {
-		t.Fatal("starting a missing program succeeded")
+	rows := []struct {
+		program string
+		codes   []int32
+	}{
+		{"/no/such/program", []int32{127, 128}},
+		{"no-such-program", []int32{127, 128}},
+		{"/etc/hosts", []int32{126}},
+		{"/etc", []int32{126}},
 	}
-	if !strings.Contains(err.Error(), "/no/such/program") {
-		t.Errorf("the error does not name the program: %v", err)
+	start := func(i int) {
+		row := rows[i%len(rows)]
+		config := pod.ContainerConfig("c"+harness.ID(), n.Registry.Ref(harness.Busybox), row.program)
+		config.Tty = i/len(rows)%2 == 1
+		c := pod.Create(config)
+		_, err := n.Shim.Runtime.StartContainer(ctx(t), &runtimeapi.StartContainerRequest{ContainerId: c.ID})
+		if err == nil {
+			t.Fatalf("starting %s succeeded", row.program)
+		}
+		if !strings.Contains(err.Error(), row.program) {
+			t.Errorf("the error does not name %s: %v", row.program, err)
+		}
+		status := c.Status()
+		if status.State != runtimeapi.ContainerState_CONTAINER_EXITED || !slices.Contains(row.codes, status.ExitCode) || status.Reason != "StartError" {
+			t.Errorf("%s: state %v, exit code %d, reason %q; want exited, one of %v, StartError", row.program, status.State, status.ExitCode, status.Reason, row.codes)
+		}
+		c.Remove()
 	}
-	status := c.Status()
-	if status.State != runtimeapi.ContainerState_CONTAINER_EXITED || status.ExitCode != 127 && status.ExitCode != 128 || status.Reason != "StartError" {
-		t.Errorf("state %v, exit code %d, reason %q; want exited, 127 or 128, StartError", status.State, status.ExitCode, status.Reason)
+	for i := range 2 * len(rows) {
+		start(i)
 	}
+	before := n.Use()
+	for i := range rowsize.Of(0, 1000) {
+		start(i)
+	}
+	heldAsBefore(t, n, before)
 }
 
 // Rows: R13
@@ -346,7 +373,7 @@ func TestStopGivesGraceThenKills(t *testing.T) {
 		min, max time.Duration
 	}{
 		{"a process that ends at SIGTERM", []string{"/bin/testserver", "on-term", "5"}, 30, 5, 0, 25 * time.Second},
-		{"a process that ignores SIGTERM", []string{"/bin/testserver", "ignore-term"}, 2, 137, 2 * time.Second, 25 * time.Second},
+		{"a process that ignores SIGTERM", []string{"/bin/testserver", "ignore-term"}, 2, 137, 2 * time.Second, rowsize.Of(25*time.Second, 2500*time.Millisecond)},
 		{"grace 0 kills at once", []string{"/bin/testserver", "ignore-term"}, 0, 137, 0, 25 * time.Second},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -167,19 +167,44 @@ func TestDockerdDiesWithLiveRestore(t *testing.T) {
 	other := pod.Run("other", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", "6"})
 	other.WaitLog("ready")
 	pid := n.HostPID(t, other.ID)
-
-	n.Docker.Kill()
-	checkAway(t, n, "EngineUnavailable", 2)
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil { // ends while nobody looks
-		t.Fatal(err)
+	pods := []*harness.Pod{pod}
+	var quiet []*harness.Container
+	for range rowsize.Of(1, 99) {
+		beside := n.RunPod(t, "beside")
+		pods, quiet = append(pods, beside), append(quiet, beside.Run("quiet", n.Registry.Ref(harness.Busybox), forever))
 	}
-	n.Docker.Start()
-	n.Shim.WaitReady()
-	chatty.CheckSurvived()
-	if status := other.WaitExit(); status.ExitCode != 6 {
-		t.Errorf("exit code %d of the container that ended meanwhile, want 6", status.ExitCode)
+	outages := make([]time.Duration, rowsize.Of(1, 20))
+	if len(outages) > 2 {
+		outages[1], outages[2] = 10*time.Second, 2*time.Minute
 	}
-	pod.Remove()
+	for i, outage := range outages {
+		n.Docker.Kill()
+		checkAway(t, n, "EngineUnavailable", len(quiet)+2, len(pods))
+		if i == 0 {
+			if err := syscall.Kill(pid, syscall.SIGTERM); err != nil { // ends while nobody looks
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(outage)
+		n.Docker.Start()
+		began := time.Now()
+		n.Shim.WaitReady()
+		if took := time.Since(began); took > rowsize.Of(30*time.Second, 2*time.Second) {
+			t.Errorf("dockerd was back for %v before it was seen", took)
+		}
+		chatty.CheckSurvived()
+		if status := other.WaitExit(); status.ExitCode != 6 {
+			t.Errorf("exit code %d of the container that ended meanwhile, want 6", status.ExitCode)
+		}
+		for _, c := range quiet {
+			if status := c.Status(); status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("a container beside is %v", status)
+			}
+		}
+	}
+	for _, pod := range pods {
+		pod.Remove()
+	}
 	if left := n.CNI.Addresses(); len(left) != 0 {
 		t.Errorf("addresses %v were not given back", left)
 	}
@@ -187,7 +212,7 @@ func TestDockerdDiesWithLiveRestore(t *testing.T) {
 
 // checkAway checks what is said while dockerd is away: RuntimeReady=false with the reason; Lists whole or Unavailable, promptly;
 // calls that need the engine Unavailable. A dockerd that hangs is away only once it was waited for.
-func checkAway(t *testing.T, n *harness.Node, reason string, containers int) {
+func checkAway(t *testing.T, n *harness.Node, reason string, containers, pods int) {
 	t.Helper()
 	harness.Eventually(t, time.Minute, "RuntimeReady=false", func() error {
 		reply, err := n.Shim.Runtime.Status(ctx(t), &runtimeapi.StatusRequest{})
@@ -208,21 +233,21 @@ func checkAway(t *testing.T, n *harness.Node, reason string, containers int) {
 	for name, call := range map[string]func(context.Context) (int, error){
 		"ListContainers": func(c context.Context) (int, error) {
 			reply, err := n.Shim.Runtime.ListContainers(c, &runtimeapi.ListContainersRequest{})
-			return len(reply.GetContainers()), err
+			return len(reply.GetContainers()) - containers, err
 		},
 		"ListPodSandbox": func(c context.Context) (int, error) {
 			reply, err := n.Shim.Runtime.ListPodSandbox(c, &runtimeapi.ListPodSandboxRequest{})
-			return len(reply.GetItems()) + containers - 1, err
+			return len(reply.GetItems()) - pods, err
 		},
 	} {
 		began := time.Now()
-		count, err := call(ctx(t))
+		more, err := call(ctx(t))
 		if took := time.Since(began); took > promptly() {
 			t.Errorf("%s took %v with dockerd away", name, took)
 		}
 		if err != nil {
 			wantCode(t, name+" with dockerd away", err, codes.Unavailable)
-		} else if count != containers {
+		} else if more != 0 {
 			t.Errorf("%s leaves something out with dockerd away", name)
 		}
 	}
@@ -240,6 +265,13 @@ func checkAway(t *testing.T, n *harness.Node, reason string, containers int) {
 func TestDockerdRestartsWithoutLiveRestore(t *testing.T) {
 	harness.AboutDocker(t)
 	n := ownNode(t, harness.DockerOptions{})
+	for range rowsize.Of(1, 20) {
+		restartWithoutLiveRestore(t, n)
+	}
+}
+
+func restartWithoutLiveRestore(t *testing.T, n *harness.Node) {
+	t.Helper()
 	pod := n.RunPod(t, "norestore", hostPort(18081, 80))
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "on-term", "5"})
 	c.WaitLog("ready")
@@ -265,6 +297,7 @@ func TestDockerdRestartsWithoutLiveRestore(t *testing.T) {
 	if body := httpGet(t, n.CNI.Gateway+":18081"); body != "host=norestore path=/\n" {
 		t.Errorf("the host port says %q", body)
 	}
+	again.Remove()
 }
 
 // R08: a dockerd that hangs hangs nobody.
@@ -296,7 +329,7 @@ func TestDockerdHangs(t *testing.T) {
 		}
 	}
 
-	checkAway(t, n, "EngineNotResponding", 1)
+	checkAway(t, n, "EngineNotResponding", 1, 1)
 	listsAreQuick(t, n) // of what runs as its processes show
 	config := n.PodConfig("refused")
 	n.PreparePod(t, config)

@@ -23,6 +23,7 @@ import (
 	"crishim/engine/enginetest"
 	"crishim/internal/mounttree"
 	"crishim/internal/process"
+	"crishim/internal/rowsize"
 )
 
 // bench is a real engine with a pod's worth of helpers.
@@ -454,7 +455,7 @@ func execFails(t *testing.T, b *bench) {
 	}
 	fail()
 	before := runtime.NumGoroutine()
-	for range 10 {
+	for range rowsize.Of(10, 5000) {
 		fail()
 	}
 	eventually(t, 10*time.Second, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before+5 })
@@ -640,7 +641,7 @@ func limits(t *testing.T, b *bench) {
 
 func outOfMemory(t *testing.T, b *bench) {
 	pod, _ := b.pod(t, nil)
-	for range 5 {
+	for range rowsize.Of(5, 500) {
 		spec := b.containerSpec(pod, "/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=60M")
 		spec.Resources.MemoryLimit = 15 << 20
 		victim := b.container(t, spec)

@@ -353,7 +353,7 @@ func TestALimitDoesNotHitTheMonitor(t *testing.T) {
 	if want := fmt.Sprint(max(-999, b.host.OOMScoreAdjMin)); err != nil || strings.TrimSpace(string(score)) != want {
 		t.Errorf("its oom_score_adj is %s, want %s, %v", score, want, err)
 	}
-	for i := range rowsize.Of(3, 100) {
+	for i := range rowsize.Of(3, 500) {
 		s := b.containerSpec(t, pod, spec, fmt.Sprintf("c%d", i), "")
 		s.Command = []string{"sh", "-c", "exec tail /dev/zero"}
 		s.Resources = engine.Resources{MemoryLimit: 16 << 20, MemorySwap: 16 << 20}
