@@ -402,6 +402,12 @@ func TestContainerRemovedBehindOurBackIsGone(t *testing.T) {
 //
 // Rows: R24 (part)
 func TestReboot(t *testing.T) {
+	for round := range rowsize.Of(1, 50) {
+		t.Run(fmt.Sprint(round), aReboot)
+	}
+}
+
+func aReboot(t *testing.T) {
 	n := ownNode(t, harness.DockerOptions{})
 	clear(warm) // the rules that a first pod makes go
 	busybox := n.Registry.Ref(harness.Busybox)

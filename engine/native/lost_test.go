@@ -2,6 +2,7 @@ package native
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/native/monitor"
 	"crishim/internal/mounttree"
+	"crishim/internal/rowsize"
 )
 
 func contextThatEnded() (context.Context, context.CancelFunc) {
@@ -170,6 +172,12 @@ func (b *bench) reboot(t *testing.T) {
 
 // Rows: R24 (part)
 func TestAReboot(t *testing.T) {
+	for round := range rowsize.Of(1, 50) {
+		t.Run(fmt.Sprint(round), aReboot)
+	}
+}
+
+func aReboot(t *testing.T) {
 	b := serving(t)
 	pod, spec := b.runPod(t, sharedPIDs)
 	running := b.run(t, pod, spec, "running", "echo x >/file; sleep 1000")
