@@ -61,7 +61,7 @@ test: helper ## everything: unit, golden and contract tests under the race detec
 
 .PHONY: record
 record: need ## keeps the results of the last `make test`, and of what else was run in whole since, in docs/reliability.md
-	go test -count=1 -run TestThePage ./internal/reliability -args -update -record $(addprefix "$(CURDIR)"/.cache/,$(sort unit.json steps.json e2e-20.10.json e2e-native.json $(notdir $(wildcard .cache/vm-*.json .cache/e2e-*.json))))
+	go test -count=1 -run TestThePage ./internal/reliability -args -update -record $(addprefix "$(CURDIR)"/.cache/,$(sort unit.json steps.json e2e-20.10.json e2e-native.json $(notdir $(wildcard $(addprefix .cache/,vm-*.json e2e-*.json counts*.json crash*.json)))))
 
 .PHONY: unit
 unit: helper ## the part of `make test` that needs neither root nor dockerd
@@ -119,15 +119,17 @@ soak: helper ## random work and faults for SOAK (30m), under the race detector, 
 .PHONY: counts
 counts: helper ## the rows' full counts, which `make test` runs at sizes of seconds: races, trees, execs, events; ENGINE=28 … for the end-to-end ones (root)
 	@hack/packages.sh test
-	E2E_COUNTS=full go test -count=1 -timeout 0 -p 1 -v -tags failpoint $(COUNTED)
+	@go build -o .cache/results ./hack/results
+	E2E_COUNTS=full .cache/results .cache/counts.json go test -count=1 -timeout 0 -p 1 -tags failpoint -json $(COUNTED)
 	E2E_SOAK=3m go test -count=1 -timeout 0 -race -v -run '^TestR12RandomCallsAreLinearizable$$' ./server
 	E2E_COUNTS=full hack/test-engine.sh '$(ENGINE)'
 
 .PHONY: crash
 crash: helper ## every power cut, crash, failing step and passed deadline that `make test` samples, and all pairs of them (hours); ENGINE=native
 	@hack/packages.sh test
-	E2E_CRASH=all go test -count=1 -timeout 0 -v -run 'PowerCut' ./internal/atomicfile ./state ./engine/native/image ./engine/native/checkpoint
-	E2E_ENGINE='$(filter native,$(ENGINE))' E2E_CRASH=all go test -count=1 -timeout 0 -v -run '^Test(DaemonDies|MonitorDies|EachStepFails|DeadlinePasses)' ./e2e
+	@go build -o .cache/results ./hack/results
+	E2E_CRASH=all .cache/results .cache/crash.json go test -count=1 -timeout 0 -json -run 'PowerCut' ./internal/atomicfile ./state ./engine/native/image ./engine/native/checkpoint
+	E2E_ENGINE='$(ENGINE)' E2E_CRASH=all .cache/results .cache/crash-$(ENGINE).json go test -count=1 -timeout 0 -json -run '^Test(DaemonDies|MonitorDies|EachStepFails|DeadlinePasses)' ./e2e
 
 .PHONY: lint
 lint: need ## gofmt, go vet and staticcheck, clean

@@ -2,8 +2,8 @@
 # test-engine.sh ENGINE [REGEXP]: the end-to-end tests, or those that the expression names, on an engine: native, or a Docker
 # Engine: 20.10 is the one of Debian's docker.io; 28 and 29 are built from Go modules, which takes minutes at the first time; else
 # the path of a dockerd; both is 20.10 with the native engine on beside it. CORE=1 runs the part that tells whether crishim works
-# there at all, in a few minutes. How the tests ended, if all were run on an engine that has a name, is in .cache/e2e-ENGINE.json
-# for `make record`.
+# there at all, in a few minutes. How the tests ended, if all were run on an engine that has a name, is in .cache/e2e-ENGINE.json,
+# of `make counts` in .cache/counts-ENGINE.json, for `make record`.
 set -eu
 cd "$(dirname "$0")/.."
 run=${2:-}
@@ -24,15 +24,14 @@ if [ -n "${CORE:-}" ]; then
 	fi
 fi
 hack/packages.sh test "$1"
-results=
+suite=e2e timeout=60m results=
+[ "${E2E_COUNTS:-}" != full ] || suite=counts timeout=0
 case $1 in
 '' | */*) ;;
-*) [ -n "$run" ] || results=.cache/e2e-$1.json ;;
+*) [ -n "$run" ] || results=.cache/$suite-$1.json ;;
 esac
 echo "end-to-end tests on engine $1" >&2
 export E2E_ENGINE="$1"
-timeout=60m
-[ "${E2E_COUNTS:-}" != full ] || timeout=0
 set -- go test -count=1 -timeout "$timeout" -p 1 -run "$run"
 [ -n "$results" ] || exec "$@" ./e2e
 [ ! -e "$results" ] || rm "$results" # what an earlier run said is no longer so, also where this one breaks

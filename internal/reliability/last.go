@@ -19,13 +19,14 @@ const minSoak = 15 * time.Minute
 
 // Last is what the last recorded runs said.
 type Last struct {
-	// Runs are by name, as of the files that hack/results and hack/test-vm.sh wrote: unit, steps, vm-STEP, e2e-ENGINE.
+	// Runs are by name, as of the files that hack/results and hack/test-vm.sh wrote: unit, steps, vm-STEP, e2e-ENGINE, and counts, crash,
+	// counts-ENGINE and crash-ENGINE of what takes hours.
 	Runs map[string]Run
 	// Soak is on a Docker Engine; NativeSoak is on the native engine.
 	Soak, NativeSoak Soak
 }
 
-// Run is a part of `make test`, `make test-vm` or `make matrix` that was recorded (`make record`).
+// Run is a part of `make test`, `make test-vm`, `make matrix`, `make counts` or `make crash` that was recorded (`make record`).
 type Run struct {
 	Date    string `json:"date"`
 	Passed  int    `json:"passed"`
@@ -126,13 +127,14 @@ type engine struct {
 	others []string
 	// foreign are folders whose tests are of the other engine.
 	foreign []string
-	suites  func(run string) bool
-	soak    func(Last) Soak
+	// ran says that a run of the end-to-end tests on an engine, was on it.
+	ran  func(run string) bool
+	soak func(Last) Soak
 }
 
 var engines = []engine{
-	{"Docker", nativeParts, []string{"engine/native", "cmd/monitor", "e2e/vm"}, func(run string) bool { return strings.HasPrefix(run, "e2e-") && run != "e2e-native" }, func(l Last) Soak { return l.Soak }},
-	{"native", dockerParts, []string{"engine/docker"}, func(run string) bool { return run == "e2e-native" }, func(l Last) Soak { return l.NativeSoak }},
+	{"Docker", nativeParts, []string{"engine/native", "cmd/monitor", "e2e/vm"}, func(run string) bool { return strings.Contains(run, "-") && !strings.HasSuffix(run, "-native") }, func(l Last) Soak { return l.Soak }},
+	{"native", dockerParts, []string{"engine/docker"}, func(run string) bool { return strings.HasSuffix(run, "-native") }, func(l Last) Soak { return l.NativeSoak }},
 }
 
 // has says that the row is about the engine.
@@ -163,7 +165,7 @@ func (l Last) result(e engine, p Proof) string {
 	}
 	here, elsewhere := "", ""
 	for name, run := range l.Runs {
-		if folder != "e2e" || e.suites(name) {
+		if folder != "e2e" || e.ran(name) {
 			here = worse(here, run.Tests[p.result()])
 		} else {
 			elsewhere = worse(elsewhere, run.Tests[p.result()])

@@ -105,10 +105,7 @@ func TestR30UsedImageStays(t *testing.T) {
 //
 // Rows: R30
 func TestR30RacesOfPullRemoveAndUse(t *testing.T) {
-	rounds := 10
-	if os.Getenv("E2E_COUNTS") == "full" {
-		rounds = 250
-	}
+	rounds := rowsize.Of(10, 250)
 	reg := newSite(t, nil)
 	base, app := homes()
 	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, append(base, file("a", "1"))...), layerOf(t, append(app, file("b", "2"))...)))
@@ -540,10 +537,7 @@ func TestR33NoProgressEndsAPullAndSlownessDoesNot(t *testing.T) {
 //
 // Rows: R34
 func TestR34UsageIsWhatIsOnDisk(t *testing.T) {
-	images, full := 8, os.Getenv("E2E_COUNTS") == "full"
-	if full {
-		images = 1000
-	}
+	images := rowsize.Of(8, 1000)
 	reg := newSite(t, nil)
 	base := layerOf(t, dir("d/"), file("d/f", noise(1_000_000)))
 	s := newStore(t, nil)
@@ -555,7 +549,7 @@ func TestR34UsageIsWhatIsOnDisk(t *testing.T) {
 		}
 		start := time.Now()
 		got := s.Usage()
-		if took := time.Since(start); full && took > 100*time.Millisecond {
+		if took := time.Since(start); took > rowsize.Of(time.Minute, 100*time.Millisecond) {
 			t.Errorf("%s: it took %v", what, took)
 		}
 		if diff := float64(int64(got.UsedBytes)-int64(used.Bytes)) / float64(used.Bytes); diff > 0.02 || diff < -0.02 {
