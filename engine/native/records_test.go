@@ -14,6 +14,7 @@ import (
 	"crishim/engine"
 	"crishim/engine/native/monitor"
 	"crishim/internal/atomicfile"
+	"crishim/internal/seal"
 )
 
 // rewrite changes text in every record of a folder, none of which may lack it.
@@ -34,23 +35,42 @@ func rewriteFile(t *testing.T, path, from, to string) {
 	if err != nil || !bytes.Contains(data, []byte(from)) {
 		t.Fatalf("%s has no %q: %v", path, from, err)
 	}
-	if err := os.WriteFile(path, bytes.ReplaceAll(data, []byte(from), []byte(to)), 0o600); err != nil {
+	if err := os.WriteFile(path, reseal(bytes.ReplaceAll(data, []byte(from), []byte(to))), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
+// reseal gives a record that was changed a checksum that matches, where it has one.
+func reseal(record []byte) []byte {
+	content, _, sealed := bytes.Cut(record, []byte(`,"crc32c":`))
+	if !sealed {
+		return record
+	}
+	data, err := seal.Marshal(json.RawMessage(string(content) + "}"))
+	if err != nil {
+		panic(err)
+	}
+	return data
+}
+
 // damages are what may become of a record; nil removes it.
 var damages = map[string]func(good []byte) []byte{
-	"empty":            func([]byte) []byte { return []byte{} },
-	"cut":              func(good []byte) []byte { return good[:len(good)/2] },
-	"garbage":          func([]byte) []byte { return []byte("\x00\xff\x17garbage") },
-	"another form":     func([]byte) []byte { return []byte(`["no","record"]`) },
-	"another type":     func([]byte) []byte { return []byte(`{"version":"one","id":7}`) },
-	"no version":       func([]byte) []byte { return []byte(`{}`) },
-	"version zero":     func(good []byte) []byte { return bytes.Replace(good, []byte(`"version":1`), []byte(`"version":0`), 1) },
-	"of another":       func(good []byte) []byte { return bytes.Replace(good, []byte(`"id":"`), []byte(`"id":"x`), 1) },
-	"nothing it names": func([]byte) []byte { return []byte(`{"version":1,"revision":99,"boot":"b"}`) },
-	"lost":             func([]byte) []byte { return nil },
+	"empty":        func([]byte) []byte { return []byte{} },
+	"cut":          func(good []byte) []byte { return good[:len(good)/2] },
+	"garbage":      func([]byte) []byte { return []byte("\x00\xff\x17garbage") },
+	"another form": func([]byte) []byte { return []byte(`["no","record"]`) },
+	"another type": func([]byte) []byte { return []byte(`{"version":"one","id":7}`) },
+	"no version":   func([]byte) []byte { return []byte(`{}`) },
+	"version zero": func(good []byte) []byte {
+		return reseal(bytes.Replace(good, []byte(`"version":1`), []byte(`"version":0`), 1))
+	},
+	"of another": func(good []byte) []byte { return reseal(bytes.Replace(good, []byte(`"id":"`), []byte(`"id":"x`), 1)) },
+	"a flipped bit": func(good []byte) []byte {
+		return bytes.Replace(good, []byte(`"createdAt":"2`), []byte(`"createdAt":"3`), 1)
+	},
+	"a flipped version": func(good []byte) []byte { return bytes.Replace(good, []byte(`"version":1`), []byte(`"version":3`), 1) },
+	"nothing it names":  func([]byte) []byte { return []byte(`{"version":1,"revision":99,"boot":"b"}`) },
+	"lost":              func([]byte) []byte { return nil },
 }
 
 func damage(t *testing.T, path string, how func([]byte) []byte) {
@@ -302,6 +322,17 @@ func TestACopyThatIsNewerCounts(t *testing.T) {
 	write(r.copies, 9, "another boot")
 	if got := loaded(); !slices.Equal(got, []uint64{5}) {
 		t.Errorf("%v, want the record: the copy is of another boot", got)
+	}
+	if err := r.save("a", header{Version: 1, Revision: 10, Boot: boot()}); err != nil {
+		t.Fatal(err)
+	}
+	damage(t, filepath.Join(r.copies, "a"), func(good []byte) []byte { return bytes.Replace(good, []byte("10"), []byte("11"), 1) })
+	if got := loaded(); !slices.Equal(got, []uint64{10}) {
+		t.Errorf("%v, want the record: the copy is damaged", got)
+	}
+	damage(t, filepath.Join(r.dir, "a"), func(good []byte) []byte { return bytes.Replace(good, []byte("10"), []byte("12"), 1) })
+	if got := loaded(); !slices.Equal(got, []uint64{10}) {
+		t.Errorf("%v, want the copy, which was damaged and replaced", got)
 	}
 	if err := r.remove("a"); err != nil || len(loaded()) != 0 {
 		t.Errorf("%v, %v", err, loaded())

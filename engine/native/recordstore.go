@@ -3,7 +3,6 @@ package native
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +18,7 @@ import (
 	"crishim/internal/atomicfile"
 	"crishim/internal/failpoint"
 	"crishim/internal/process"
+	"crishim/internal/seal"
 )
 
 // records are the records of one kind: DIR/ID, which a reboot leaves, and a copy COPIES/ID, which it does not. The copy
@@ -35,7 +35,7 @@ const badPrefix = ".bad-"
 // save replaces the record of id. Where that fails its copy is replaced all the same, which lasts until a reboot. Calls for
 // one id are ordered by the caller.
 func (s records) save(id string, record any) error {
-	data, err := json.Marshal(record)
+	data, err := seal.Marshal(record)
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func removeFile(path string) error {
 	return nil
 }
 
-// found is a record as it was read, whose header can be trusted.
+// found is a record as it was read, which can be trusted.
 type found struct {
 	header
 	data []byte
@@ -125,7 +125,7 @@ func read(ctx context.Context, path string) (found, error) {
 	if err := patiently(ctx, "read a record", func() (err error) { f.data, err = os.ReadFile(path); return err }); err != nil {
 		return f, err
 	}
-	if err := json.Unmarshal(f.data, &f.header); err != nil {
+	if err := seal.Unmarshal(f.data, &f.header); err != nil {
 		return f, err
 	}
 	if f.Version <= 0 {
@@ -161,6 +161,10 @@ func (s records) load(ctx context.Context, add, newer func(id string, data []byt
 		useCopy := copyErr == nil && copied.Version <= recordVersion && copied.Boot == boot()
 		if err == nil && (!useCopy || copied.Revision <= record.Revision) {
 			if err = add(id, record.data); err == nil {
+				if copyErr != nil && !errors.Is(copyErr, fs.ErrNotExist) {
+					klog.ErrorS(copyErr, "The copy of a record of the native engine cannot be read and is replaced", "kind", s.kind, "id", id)
+					quiet(replaceFile(s.copies, id, record.data), "replace the copy of a record", id)
+				}
 				continue
 			}
 		}

@@ -135,7 +135,7 @@ func TestTheTimeOfAStartThatACrashLeftUnrecordedIsKnown(t *testing.T) {
 	b.die(t)
 	for _, dir := range dirs {
 		damage(t, filepath.Join(dir, string(st.ID)), func(good []byte) []byte {
-			return regexp.MustCompile(`"startedAt":"[^"]*",`).ReplaceAll(good, nil)
+			return reseal(regexp.MustCompile(`"startedAt":"[^"]*",`).ReplaceAll(good, nil))
 		})
 	}
 	if err := os.WriteFile(gate, nil, 0o600); err != nil {
