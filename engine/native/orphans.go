@@ -47,13 +47,13 @@ type orphans struct {
 	lives bool
 }
 
-// in are the names in a folder that nobody owns.
+// in are the names in a folder that nobody owns. What was set aside stays.
 func (o *orphans) in(dir string) []string {
 	entries, err := os.ReadDir(dir)
 	quiet(err, "list a folder", dir)
 	var names []string
 	for _, entry := range entries {
-		if !o.owned[entry.Name()] && !o.beingWritten(entry) {
+		if !o.owned[entry.Name()] && !strings.HasPrefix(entry.Name(), badPrefix) && !o.beingWritten(entry) {
 			names = append(names, entry.Name())
 		}
 	}

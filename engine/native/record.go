@@ -77,6 +77,9 @@ type ending struct {
 	Reason  string    `json:"reason"`
 	Message string    `json:"message,omitempty"`
 	At      time.Time `json:"at"`
+
+	// untold says that no exit file tells it, any more.
+	untold bool
 }
 
 // diskError gives what a full or read-only disk says its class.

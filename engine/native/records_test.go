@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine"
 	"crishim/engine/native/monitor"
@@ -211,6 +212,76 @@ func TestWhatNoRecordNamesIsRemoved(t *testing.T) {
 		t.Errorf("%d pods are known", len(pods))
 	}
 	b.removePod(t, other) // and the bench finds nothing left
+}
+
+// The record of an end is damaged: the monitor says how it was, or nobody does, but a wrong end is not told, nor that there was none.
+//
+// Rows: R21 (part), S69 (part)
+func TestADamagedExitIsNotTold(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	bystander := b.run(t, pod, spec, "bystander", "sleep 1000")
+	flipped := func(good []byte) []byte { return bytes.Replace(good, []byte(`"code":6`), []byte(`"code":7`), 1) }
+	hows := map[string]func([]byte) []byte{"a flipped bit": flipped}
+	for _, name := range []string{"empty", "of another"} {
+		hows[name] = damages[name]
+	}
+	told := func(t *testing.T, id engine.ContainerID, how func([]byte) []byte, code int32) {
+		t.Helper()
+		damage(t, filepath.Join(b.opts.RootDir, "exits", string(id)), how)
+		for _, when := range []string{"first", "second"} {
+			b.back(t)
+			st := b.status(t, id)
+			if st.State != engine.ContainerExited || st.ExitCode != code || st.Reason != engine.ReasonError || st.FinishedAt.IsZero() || st.FinishedAt.Before(st.StartedAt) {
+				t.Errorf("to the %s daemon after it: %+v", when, st)
+			}
+			b.die(t)
+		}
+		b.back(t)
+		if st := b.status(t, bystander); st.State != engine.ContainerRunning {
+			t.Errorf("the bystander: %+v", st)
+		}
+		b.forgetBad(t, b.exits(), true)
+		if err := b.RemoveContainer(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	// endUnseen ends a container that no daemon sees end.
+	endUnseen := func(t *testing.T, pod engine.PodID, spec *engine.PodSpec) engine.ContainerID {
+		t.Helper()
+		id := b.run(t, pod, spec, "c", "trap 'exit 6' TERM; while :; do sleep 0.05; done")
+		pid, exit := b.status(t, id).PID, b.exitFile(id)
+		b.die(t)
+		if err := unix.Kill(pid, unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 10*time.Second, "the end is on record", func() bool { return exists(exit) })
+		return id
+	}
+	for name, how := range hows {
+		t.Run(name+", the monitor knows", func(t *testing.T) {
+			id := endUnseen(t, pod, spec)
+			told(t, id, how, 6)
+		})
+		t.Run(name+", the monitor has forgotten", func(t *testing.T) {
+			id := b.run(t, pod, spec, "c", "exit 6")
+			b.exited(t, id)
+			if err := b.StopContainer(t.Context(), id, 0); err != nil { // all of it is taken away
+				t.Fatal(err)
+			}
+			b.die(t)
+			told(t, id, how, codeUnknown)
+		})
+		t.Run(name+", the monitor is dead", func(t *testing.T) {
+			mine, mineSpec := b.runPod(t)
+			monitor := b.monitorPID(t, mine)
+			id := endUnseen(t, mine, mineSpec)
+			kill(t, monitor)
+			told(t, id, how, codeUnknown)
+			b.removePod(t, mine)
+		})
+	}
+	b.removePod(t, pod)
 }
 
 // Records of a newer version are left alone, with everything that they name, and their images are not removed.

@@ -32,6 +32,11 @@ type records struct {
 // badPrefix begins the names of records that were set aside.
 const badPrefix = ".bad-"
 
+// setAside gives a file that cannot be believed another name, under which it can be looked at.
+func setAside(path string) {
+	_ = os.Rename(path, filepath.Join(filepath.Dir(path), badPrefix+filepath.Base(path)))
+}
+
 // save replaces the record of id. Where that fails its copy is replaced all the same, which lasts until a reboot. Calls for
 // one id are ordered by the caller.
 func (s records) save(id string, record any) error {
@@ -170,7 +175,7 @@ func (s records) load(ctx context.Context, add, newer func(id string, data []byt
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			klog.ErrorS(err, "A record of the native engine cannot be read and is set aside", "kind", s.kind, "path", path)
-			_ = os.Rename(path, filepath.Join(s.dir, badPrefix+id))
+			setAside(path)
 		}
 		if !useCopy {
 			if copyErr == nil && copied.Version <= recordVersion {

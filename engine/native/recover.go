@@ -251,7 +251,11 @@ func (e *Engine) rejoin(ctx context.Context, p *pod, client *monitor.Client, con
 			// The daemon before died before it recorded that, and the monitor keeps it no longer than what runs.
 			quiet(e.saveContainer(c), "record the start of a container", c.ID)
 		}
-		if !e.noteKnownEnd(c, ends[c.ID]) {
+		end := ends[c.ID]
+		if end != nil && end.untold && st != nil { // the monitor still knows better
+			end = untoldEnd(st)
+		}
+		if !e.noteKnownEnd(c, end) {
 			e.noteState(ctx, c, client, st)
 		}
 	}
@@ -307,11 +311,18 @@ func (e *Engine) knownEnds(containers []*container) (map[engine.ContainerID]*end
 	return ends, nil
 }
 
-// knownEnd is nil where none is on record.
+// knownEnd is nil where none is on record. Where its record is damaged it ended, and how is not known.
 func (e *Engine) knownEnd(c *container) (*ending, error) {
+	e.mu.Lock()
+	told, started := c.exit, c.Started
+	e.mu.Unlock()
+	if told != nil {
+		return told, nil
+	}
 	if c.Ended != nil {
 		return c.Ended, nil
 	}
+	var damaged *ending
 	for _, file := range []string{e.exitFile(c.ID), e.fallbackExitFile(c.Spec.Pod, c.ID)} {
 		data, err := os.ReadFile(file)
 		if process.Starved(err) {
@@ -320,9 +331,13 @@ func (e *Engine) knownEnd(c *container) (*ending, error) {
 		if err != nil {
 			continue
 		}
-		var exit monitor.Exit
-		if err := json.Unmarshal(data, &exit); err != nil || exit.FinishedAt.IsZero() {
-			klog.ErrorS(err, "The record of a container's end cannot be read", "id", c.ID, "path", file)
+		exit, err := monitor.DecodeExit(string(c.ID), data)
+		if err != nil {
+			klog.ErrorS(err, "The record of a container's end cannot be read and is set aside", "id", c.ID, "path", file)
+			if started {
+				damaged = &ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the record of how it ended is damaged", At: changed(file), untold: true}
+			}
+			setAside(file)
 			continue
 		}
 		if exit.Unstarted {
@@ -330,7 +345,25 @@ func (e *Engine) knownEnd(c *container) (*ending, error) {
 		}
 		return new(endingOf(&exit)), nil
 	}
-	return nil, nil
+	return damaged, nil
+}
+
+// changed is when a file was changed last, or now.
+func changed(path string) time.Time {
+	if info, err := os.Stat(path); err == nil {
+		return info.ModTime()
+	}
+	return time.Now()
+}
+
+// untoldEnd is the end that the monitor tells of a container whose exit file is damaged, nil where it has not ended.
+func untoldEnd(st *monitor.State) *ending {
+	if st.Exit == nil || st.Exit.Unstarted {
+		return nil
+	}
+	end := endingOf(st.Exit)
+	end.untold = true
+	return &end
 }
 
 // noteKnownEnd tells an end that is on record; false where there is none.
@@ -338,7 +371,7 @@ func (e *Engine) noteKnownEnd(c *container, end *ending) bool {
 	if end == nil {
 		return false
 	}
-	e.noteExit(c, *end, false)
+	e.noteExit(c, *end, end.untold)
 	e.tidyRest(c)
 	return true
 }

@@ -12,7 +12,12 @@ package monitor
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
+
+	"github.com/containerd/errdefs"
+
+	"crishim/internal/seal"
 )
 
 // Version is the protocol's; MinVersion is the oldest that this side still speaks.
@@ -227,7 +232,7 @@ type UpdateArgs struct {
 	Resources json.RawMessage `json:"resources"`
 }
 
-// Exit says how a container's first process ended. Its JSON is also the content of CreateArgs.ExitFile.
+// Exit says how a container's first process ended. Its JSON, sealed, is also the content of CreateArgs.ExitFile.
 type Exit struct {
 	ID string `json:"id"`
 	// Code is the exit code, 128+Signal where a signal ended it.
@@ -240,6 +245,19 @@ type Exit struct {
 	FinishedAt time.Time `json:"finishedAt"`
 	// Unstarted says that no start was ever asked for: it was no end of the container, which can be started still.
 	Unstarted bool `json:"unstarted,omitempty"`
+}
+
+// DecodeExit reads the record of a container's end, sealed or of an earlier version. ErrDataLoss where it cannot be believed.
+func DecodeExit(id string, data []byte) (Exit, error) {
+	var exit Exit
+	err := seal.Unmarshal(data, &exit)
+	if err == nil && (exit.ID != id || exit.FinishedAt.IsZero()) {
+		err = fmt.Errorf("it is of the end of %q at %v", exit.ID, exit.FinishedAt)
+	}
+	if err != nil {
+		return Exit{}, fmt.Errorf("the record of the end of container %s is damaged: %w: %w", id, err, errdefs.ErrDataLoss)
+	}
+	return exit, nil
 }
 
 // State is a container as its monitor knows it.

@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"crishim/engine/native/monitor"
 	"crishim/internal/atomicfile"
 	"crishim/internal/failpoint"
+	"crishim/internal/seal"
 )
 
 // drainTimeout bounds the wait for the output of an exited container where processes outside of it keep it open.
@@ -65,7 +65,7 @@ func exitCode(status unix.WaitStatus, err error) (code, signal int) {
 // record writes the exit durably. A full or broken disk must not keep it from being told: then it goes to the run
 // directory, which is in memory, and lasts as long as the container could have run.
 func (c *container) record(exit *monitor.Exit) {
-	data, err := json.Marshal(exit)
+	data, err := seal.Marshal(exit)
 	if err == nil {
 		err = failpoint.Around("monitor.exit.record", func() error { return atomicfile.Write(c.exitFile, data, 0o600) })
 		if err != nil {
