@@ -29,6 +29,7 @@ import (
 
 	"crishim/engine"
 	"crishim/internal/rowsize"
+	"crishim/internal/seal"
 	"crishim/internal/treesize"
 )
 
@@ -594,8 +595,16 @@ func TestDamagedStoreListsOnlyWholeImagesAndHeals(t *testing.T) {
 		return filepath.Join(dir, entries[0].Name())
 	}
 	for name, damage := range map[string]func(*Store) error{
-		"an empty record":  func(s *Store) error { return os.Truncate(only(s.path(recordsDir)), 0) },
-		"garbage":          func(s *Store) error { return os.WriteFile(only(s.path(recordsDir)), []byte("{\"version\":1}"), 0o600) },
+		"an empty record": func(s *Store) error { return os.Truncate(only(s.path(recordsDir)), 0) },
+		"garbage":         func(s *Store) error { return os.WriteFile(only(s.path(recordsDir)), []byte("{\"version\":1}"), 0o600) },
+		"a flipped bit": func(s *Store) error {
+			path := only(s.path(recordsDir))
+			data, err := os.ReadFile(path)
+			if err != nil || !bytes.Contains(data, []byte("app:v1")) {
+				return fmt.Errorf("no tag in %q: %w", data, err)
+			}
+			return os.WriteFile(path, bytes.Replace(data, []byte("app:v1"), []byte("app:v3"), 1), 0o600)
+		},
 		"a newer version":  func(s *Store) error { return os.WriteFile(only(s.path(recordsDir)), []byte("{\"version\":9}"), 0o600) },
 		"no layer":         func(s *Store) error { return os.RemoveAll(only(s.path(layersDir))) },
 		"an unnamed layer": func(s *Store) error { return os.Remove(filepath.Join(only(s.path(layersDir)), layerFile)) },
@@ -722,6 +731,10 @@ func TestR05ImagesOfANewerVersionAreKept(t *testing.T) {
 	future := bytes.Replace(good, []byte(`"version":1,`), []byte(`"version":2,`), 1)
 	future = bytes.Replace(future, []byte(`"tags":`), []byte(`"tags":7,"names":`), 1)
 	future = bytes.Replace(future, []byte(`"diffIDs"`), []byte(`"layers"`), 1)
+	future, _, _ = bytes.Cut(future, []byte(`,"crc32c":`))
+	if future, err = seal.Marshal(json.RawMessage(string(future) + "}")); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(path, future, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"crishim/engine"
 	"crishim/internal/atomicfile"
 	"crishim/internal/process"
+	"crishim/internal/seal"
 	"crishim/registry"
 )
 
@@ -87,7 +88,7 @@ func recordName(id engine.ImageID) string {
 
 // writeRecord makes an image, or its new names, durable.
 func (s *Store) writeRecord(rec *record) error {
-	data, err := json.Marshal(rec)
+	data, err := seal.Marshal(rec)
 	if err != nil {
 		return fmt.Errorf("record image %s: %w", rec.ID, err)
 	}
@@ -157,7 +158,7 @@ func (s *Store) readImage(path string) (*stored, error) {
 	var header struct {
 		Version int `json:"version"`
 	}
-	if err := json.Unmarshal(data, &header); err != nil {
+	if err := seal.Unmarshal(data, &header); err != nil {
 		return nil, err
 	}
 	if header.Version > recordVersion {
