@@ -23,6 +23,7 @@ import (
 	"crishim/engine/native/spec"
 	"crishim/engine/podfiles"
 	"crishim/internal/failpoint"
+	"crishim/internal/seal"
 )
 
 // CreateContainer implements engine.Containers: the root file system is mounted and the OCI spec decided; there is no
@@ -282,7 +283,7 @@ func (e *Engine) pidPin(p *pod, s *engine.ContainerSpec, id engine.ContainerID) 
 }
 
 func (e *Engine) writeBundle(id engine.ContainerID, oci *specs.Spec) error {
-	data, err := json.Marshal(oci)
+	data, err := seal.Marshal(oci)
 	if err != nil {
 		return err
 	}
@@ -305,9 +306,13 @@ func (e *Engine) readBundle(id engine.ContainerID) (*specs.Spec, error) {
 }
 
 func (e *Engine) readRawBundle(id engine.ContainerID) (json.RawMessage, error) {
-	data, err := os.ReadFile(filepath.Join(e.bundle(id), bundleConfig))
+	path := filepath.Join(e.bundle(id), bundleConfig)
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the container's OCI spec: %w", err)
+	}
+	if err := seal.Check(data); err != nil {
+		return nil, fmt.Errorf("the container's OCI spec %s is damaged: %w: %w", path, err, errdefs.ErrDataLoss)
 	}
 	return data, nil
 }

@@ -3,6 +3,7 @@ package native
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -280,6 +281,62 @@ func TestADamagedExitIsNotTold(t *testing.T) {
 			told(t, id, how, codeUnknown)
 			b.removePod(t, mine)
 		})
+	}
+	b.removePod(t, pod)
+}
+
+// A container whose OCI spec is damaged is not started, nor is anything in it, by what is left of the spec; it can be stopped and removed.
+//
+// Rows: R21 (part), S69 (part)
+func TestADamagedBundleIsNotUsed(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	s := b.containerSpec(t, pod, spec, "c", "sleep 1000")
+	created, err := b.CreateContainer(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	running := b.run(t, pod, spec, "running", "sleep 1000")
+	for name, how := range map[string]func([]byte) []byte{
+		"a flipped bit": func(good []byte) []byte { return bytes.Replace(good, []byte("sleep 1000"), []byte("sleep 1001"), 1) },
+		"cut":           damages["cut"], "empty": damages["empty"],
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, id := range []engine.ContainerID{created.ID, running} {
+				path := filepath.Join(b.bundle(id), bundleConfig)
+				good, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				damage(t, path, how)
+				defer func() {
+					if err := os.WriteFile(path, good, 0o600); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+			if _, err := b.StartContainer(t.Context(), created.ID, s); !errdefs.IsDataLoss(err) {
+				t.Errorf("the start: %v", err)
+			}
+			if _, err := b.Exec(t.Context(), running, &engine.ExecSpec{Command: []string{"true"}}); !errdefs.IsDataLoss(err) {
+				t.Errorf("an exec: %v", err)
+			}
+			b.die(t)
+			b.back(t)
+			if st := b.status(t, created.ID); st.State != engine.ContainerCreated {
+				t.Errorf("%+v", st)
+			}
+			if st := b.status(t, running); st.State != engine.ContainerRunning {
+				t.Errorf("%+v", st)
+			}
+		})
+	}
+	b.sh(t, running, "true")
+	for _, id := range []engine.ContainerID{created.ID, running} {
+		damage(t, filepath.Join(b.bundle(id), bundleConfig), damages["cut"])
+		if err := errors.Join(b.StopContainer(t.Context(), id, 0), b.RemoveContainer(t.Context(), id)); err != nil {
+			t.Error(err)
+		}
 	}
 	b.removePod(t, pod)
 }
