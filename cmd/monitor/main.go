@@ -27,6 +27,7 @@ import (
 	"crishim/internal/atomicfile"
 	"crishim/internal/failpoint"
 	"crishim/internal/process"
+	"crishim/internal/seal"
 )
 
 // version is set by the build.
@@ -76,7 +77,7 @@ func serveRequests() error {
 		Record: monitor.Record{Version: monitor.Version, Pod: config.Pod, PID: os.Getpid(), StartTicks: ticks},
 		Build:  version, Libraries: run.Libraries(),
 	}
-	record, err := json.Marshal(hello.Record)
+	record, err := seal.Marshal(hello.Record)
 	if err != nil {
 		return err
 	}

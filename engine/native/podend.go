@@ -172,10 +172,27 @@ func (e *Engine) monitorRecord(p *pod) monitor.Record {
 	if p.Boot != boot() {
 		return monitor.Record{}
 	}
-	if own, err := monitor.ReadRecord(e.monitorDir(p.ID)); err == nil {
+	if own, err := e.knownMonitor(p); err == nil {
 		return own
 	}
 	return p.Monitor
+}
+
+// knownMonitor is which process the pod's monitor is: as it recorded that itself, or where its record is damaged or lost, as we did.
+func (e *Engine) knownMonitor(p *pod) (monitor.Record, error) {
+	own, err := monitor.ReadRecord(e.monitorDir(p.ID))
+	if err == nil || process.Starved(err) {
+		return own, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p.Monitor.PID <= 0 {
+		return own, err
+	}
+	if !errdefs.IsNotFound(err) {
+		klog.ErrorS(err, "What a monitor recorded of itself cannot be read; the pod's record says which it is", "id", p.ID, "monitor", p.Monitor.PID)
+	}
+	return p.Monitor, nil
 }
 
 // killProcess kills the process pid that started at ticks and waits for its end. OK when it is gone.

@@ -341,6 +341,45 @@ func TestADamagedBundleIsNotUsed(t *testing.T) {
 	b.removePod(t, pod)
 }
 
+// What a monitor recorded of itself is damaged: it is found by the pod's record, and what runs is not killed.
+//
+// Rows: R21 (part), S69 (part)
+func TestAMonitorWhoseRecordIsDamagedIsJoined(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t, sharedPIDs)
+	id := b.run(t, pod, spec, "c", "sleep 1000")
+	pid, record := b.status(t, id).PID, filepath.Join(b.monitorDir(pod), monitor.RecordName)
+	for name, how := range map[string]func([]byte) []byte{
+		"a flipped bit": func(good []byte) []byte { // of the process's number
+			at := bytes.Index(good, []byte(`"pid":`)) + len(`"pid":`)
+			good = bytes.Clone(good)
+			good[at] = (good[at] - 1) ^ 1 + 1 // another digit, and no 0
+			return good
+		},
+		"cut": damages["cut"], "empty": damages["empty"], "lost": damages["lost"],
+	} {
+		t.Run(name, func(t *testing.T) {
+			good, err := os.ReadFile(record)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = os.WriteFile(record, good, 0o600) }()
+			b.die(t)
+			damage(t, record, how)
+			b.back(t)
+			if state := b.podState(t, pod); state != engine.PodReady {
+				t.Errorf("the pod is %s", state)
+			}
+			if st := b.status(t, id); st.State != engine.ContainerRunning || st.PID != pid {
+				t.Errorf("%+v", st)
+			}
+			b.sh(t, id, "true")
+		})
+	}
+	damage(t, record, damages["cut"])
+	b.removePod(t, pod)
+}
+
 // Records of a newer version are left alone, with everything that they name, and their images are not removed.
 //
 // Rows: R05 (part), R21 (part)

@@ -195,17 +195,18 @@ func (e *Engine) join(ctx context.Context, p *pod, containers []*container) erro
 	ctx, cancel := context.WithTimeout(ctx, joinLimit)
 	defer cancel()
 	for {
-		client, err := monitor.Connect(ctx, e.monitorDir(p.ID))
+		record, err := e.knownMonitor(p)
+		if err != nil {
+			return err
+		}
+		client, err := monitor.ConnectTo(ctx, e.monitorDir(p.ID), record)
 		if err == nil {
 			err = e.rejoin(ctx, p, client, containers)
 		}
-		record, recordErr := monitor.ReadRecord(e.monitorDir(p.ID))
 		switch {
 		case err == nil, errdefs.IsFailedPrecondition(err), process.Starved(err):
 			return err
-		case process.Starved(recordErr):
-			return recordErr
-		case recordErr != nil, process.Gone(record.PID, record.StartTicks):
+		case process.Gone(record.PID, record.StartTicks):
 			return err
 		}
 		select {

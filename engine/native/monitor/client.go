@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crishim/internal/process"
+	"crishim/internal/seal"
 )
 
 // Client drives one pod's monitor. Its methods may be called at once; each is one connection, so that a slow one holds
@@ -35,6 +36,11 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	return ConnectTo(ctx, dir, record)
+}
+
+// ConnectTo is Connect where the process is known otherwise.
+func ConnectTo(ctx context.Context, dir string, record Record) (*Client, error) {
 	watch, err := process.WatchExit(record.PID, record.StartTicks)
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil, fmt.Errorf("monitor %d of pod %s is dead: %w", record.PID, record.Pod, errdefs.ErrUnavailable)
@@ -55,8 +61,20 @@ func ReadRecord(dir string) (Record, error) {
 	if err != nil {
 		return record, fmt.Errorf("read a monitor's record: %w", err)
 	}
-	if err := json.Unmarshal(data, &record); err != nil || record.PID <= 0 {
-		return record, fmt.Errorf("the monitor's record in %s is damaged: %w", dir, errdefs.ErrDataLoss)
+	if record, err = DecodeRecord(data); err != nil {
+		return record, fmt.Errorf("the monitor's record in %s is damaged: %w: %w", dir, err, errdefs.ErrDataLoss)
+	}
+	return record, nil
+}
+
+// DecodeRecord reads the content of RecordName.
+func DecodeRecord(data []byte) (Record, error) {
+	var record Record
+	if err := seal.Unmarshal(data, &record); err != nil {
+		return Record{}, err
+	}
+	if record.PID <= 0 {
+		return Record{}, fmt.Errorf("it names process %d", record.PID)
 	}
 	return record, nil
 }

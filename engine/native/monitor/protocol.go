@@ -104,7 +104,7 @@ func (c *Config) OCIRoot() string { return OCIRoot(c.StateRoot) }
 // OCIRoot is beside libcontainer's state.
 func OCIRoot(stateRoot string) string { return stateRoot + "-oci" }
 
-// Record is RecordName's content: which process is the monitor.
+// Record is RecordName's content, sealed: which process is the monitor.
 type Record struct {
 	Version    int    `json:"version"`
 	Pod        string `json:"pod"`

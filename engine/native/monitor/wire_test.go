@@ -153,7 +153,7 @@ func TestErrorsCrossTheWire(t *testing.T) {
 // Rows: R21 (part)
 func TestDamagedRecordIsNoMonitor(t *testing.T) {
 	dir := t.TempDir()
-	for _, content := range []string{"", "{", `{"pid":0}`, `{"pid":-4}`, `[]`, "\x00\x00"} {
+	for _, content := range []string{"", "{", `{"pid":0}`, `{"pid":-4}`, `[]`, "\x00\x00", `{"pid":7,"crc32c":"00000000"}`} {
 		if err := os.WriteFile(filepath.Join(dir, RecordName), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
