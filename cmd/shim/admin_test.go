@@ -27,6 +27,7 @@ func (memoryEngine) ReloadHosts([]string)          {}
 func (memoryEngine) SetPinned([]string)            {}
 func (memoryEngine) stopPlugins()                  {}
 func (memoryEngine) register(*prometheus.Registry) {}
+func (memoryEngine) quarantined() int              { return 0 }
 
 // administered is a running daemon as commands see it: two engines and the admin socket.
 type administered struct {

@@ -27,6 +27,8 @@ type nodeEngine interface {
 	stopPlugins()
 	// register adds the engine's own metrics.
 	register(registry *prometheus.Registry)
+	// quarantined counts the engine's own records that could not be read.
+	quarantined() int
 }
 
 func newEngine(name string, c *config.Config, driver engine.CgroupDriver, store *state.Store, tracer trace.TracerProvider) (nodeEngine, error) {
@@ -96,6 +98,8 @@ func (e dockerEngine) ReloadHosts(dirs []string)     { e.ImageStore().ReloadHost
 func (e dockerEngine) SetPinned(references []string) { e.ImageStore().SetPinned(references) }
 
 func (e dockerEngine) stopPlugins() {}
+
+func (e dockerEngine) quarantined() int { return 0 } // it has none
 
 func (e dockerEngine) register(registry *prometheus.Registry) {
 	counter := func(name, help string, value func(logpump.Stats) uint64) {

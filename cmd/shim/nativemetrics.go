@@ -6,6 +6,8 @@ import (
 	"crishim/engine/native"
 )
 
+func (e nativeEngine) quarantined() int { return e.Stats().Quarantined }
+
 func (e nativeEngine) register(registry *prometheus.Registry) {
 	gauge := func(name, help string, value func(native.Stats) float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return value(e.Stats()) }))

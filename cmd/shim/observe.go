@@ -62,7 +62,13 @@ func registerMetrics(registry *prometheus.Registry, store *state.Store, network 
 		}
 		return float64(n)
 	})
-	gauge("crishim_records_quarantined", "Records that could not be read.", func() float64 { return float64(len(store.Quarantined())) })
+	gauge("crishim_records_quarantined", "Records that could not be read.", func() float64 {
+		n := len(store.Quarantined())
+		for _, eng := range engines {
+			n += eng.quarantined()
+		}
+		return float64(n)
+	})
 	gauge("crishim_cni_owed_dels", "Pods whose CNI DEL is still owed.", func() float64 { return float64(len(network.Owed())) })
 }
 

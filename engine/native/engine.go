@@ -88,6 +88,7 @@ type Engine struct {
 	criu error
 
 	podRecords, containerRecords records
+	aside                        quarantine
 
 	// ready is set once what was found at the start is sorted.
 	ready atomic.Bool
@@ -119,9 +120,10 @@ var (
 func New(opts Options) (*Engine, error) {
 	e := &Engine{
 		opts: opts, pods: map[engine.PodID]*pod{}, containers: map[engine.ContainerID]*container{}, foreign: map[string][]byte{},
-		podRecords:       records{"pod", filepath.Join(opts.RootDir, "pods"), filepath.Join(opts.RunDir, "records", "pods")},
+		podRecords:       records{kind: "pod", dir: filepath.Join(opts.RootDir, "pods"), copies: filepath.Join(opts.RunDir, "records", "pods")},
 		containerRecords: containerRecords(opts.RootDir, opts.RunDir),
 	}
+	e.podRecords.aside, e.containerRecords.aside = &e.aside, &e.aside
 	e.life, e.endLife = context.WithCancel(context.Background())
 	if !helper.Built() {
 		return nil, helper.ErrNotBuilt
@@ -146,6 +148,9 @@ func New(opts Options) (*Engine, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
+	}
+	for _, dir := range []string{e.podRecords.dir, e.containerRecords.dir, e.exits()} {
+		quiet(e.aside.find(dir), "look for records that were set aside", dir)
 	}
 	var err error
 	if e.host, err = host.Probe(host.Options{Root: "/", CgroupDriver: opts.CgroupDriver, StateDir: opts.RootDir}); err != nil {

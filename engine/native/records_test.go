@@ -102,6 +102,9 @@ func (b *bench) forgetBad(t *testing.T, dir string, want bool) {
 	if want && len(bad) == 0 {
 		t.Errorf("nothing was set aside in %s", dir)
 	}
+	if count := b.Stats().Quarantined; count < len(bad) {
+		t.Errorf("%d records are counted as set aside, %s alone has %d", count, dir, len(bad))
+	}
 	for _, path := range bad {
 		_ = os.Remove(path)
 	}
@@ -453,7 +456,7 @@ func TestRecordsOfANewerVersionAreLeftAlone(t *testing.T) {
 // Rows: R19 (part), R20 (part)
 func TestACopyThatIsNewerCounts(t *testing.T) {
 	dir := t.TempDir()
-	r := records{"pod", filepath.Join(dir, "root"), filepath.Join(dir, "run")}
+	r := records{"pod", filepath.Join(dir, "root"), filepath.Join(dir, "run"), &quarantine{}}
 	for _, dir := range []string{r.dir, r.copies} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)

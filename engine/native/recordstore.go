@@ -27,14 +27,8 @@ type records struct {
 	// kind is for messages and failpoints.
 	kind        string
 	dir, copies string
-}
-
-// badPrefix begins the names of records that were set aside.
-const badPrefix = ".bad-"
-
-// setAside gives a file that cannot be believed another name, under which it can be looked at.
-func setAside(path string) {
-	_ = os.Rename(path, filepath.Join(filepath.Dir(path), badPrefix+filepath.Base(path)))
+	// aside takes what is damaged.
+	aside *quarantine
 }
 
 // save replaces the record of id. Where that fails its copy is replaced all the same, which lasts until a reboot. Calls for
@@ -108,7 +102,7 @@ func RecordedUsers(rootDir, runDir string, id engine.ImageID) ([]string, error) 
 
 // containerRecords are those of the engine with these folders.
 func containerRecords(rootDir, runDir string) records {
-	return records{"container", filepath.Join(rootDir, "records"), filepath.Join(runDir, "records", "containers")}
+	return records{kind: "container", dir: filepath.Join(rootDir, "records"), copies: filepath.Join(runDir, "records", "containers")}
 }
 
 func removeFile(path string) error {
@@ -175,7 +169,7 @@ func (s records) load(ctx context.Context, add, newer func(id string, data []byt
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			klog.ErrorS(err, "A record of the native engine cannot be read and is set aside", "kind", s.kind, "path", path)
-			setAside(path)
+			s.aside.setAside(path)
 		}
 		if !useCopy {
 			if copyErr == nil && copied.Version <= recordVersion {

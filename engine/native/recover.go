@@ -338,7 +338,7 @@ func (e *Engine) knownEnd(c *container) (*ending, error) {
 			if started {
 				damaged = &ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "the record of how it ended is damaged", At: changed(file), untold: true}
 			}
-			setAside(file)
+			e.aside.setAside(file)
 			continue
 		}
 		if exit.Unstarted {

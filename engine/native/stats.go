@@ -15,6 +15,8 @@ type Stats struct {
 	Clamped uint64
 	// Filters are the seccomp profiles that were compiled.
 	Filters uint64
+	// Quarantined are the records of pods, containers, ends and images that could not be believed and lie set aside.
+	Quarantined int
 	// ImageBytes is what the image store takes on disk.
 	ImageBytes uint64
 	Images     image.Counts
@@ -30,6 +32,7 @@ func (e *Engine) Stats() Stats {
 		MonitorsLost: e.counts.monitorsLost.Load(), MonitorsKilled: e.counts.monitorsKilled.Load(), Clamped: e.counts.clamped.Load(),
 		Filters: e.counts.filters.Load(), ImageBytes: e.images.Usage().UsedBytes, Images: e.images.Counts(),
 	}
+	s.Quarantined = e.aside.count() + s.Images.Quarantined
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range e.pods {

@@ -22,6 +22,8 @@ type Counts struct {
 	UnpackSeconds float64
 	// FlushSeconds are what it took to make unpacked layers durable, a part of Seconds; for two at once it counts twice.
 	FlushSeconds float64
+	// Quarantined are the records that lay set aside when the store was opened, or were then.
+	Quarantined int
 }
 
 type counts struct {
@@ -39,7 +41,7 @@ func (s *Store) Counts() Counts {
 		Running: c.running.Load(), Done: c.done.Load(), Failed: c.failed.Load(), Abandoned: c.abandoned.Load(),
 		Seconds: time.Duration(c.took.Load()).Seconds(), UnpackSeconds: time.Duration(c.unpacking.Load()).Seconds(),
 		FlushSeconds: time.Duration(c.flushing.Load()).Seconds(),
-		FetchedBytes: c.fetched.Load(), UnpackedBytes: c.unpacked.Load(),
+		FetchedBytes: c.fetched.Load(), UnpackedBytes: c.unpacked.Load(), Quarantined: len(s.aside),
 	}
 }
 

@@ -622,9 +622,17 @@ func TestDamagedStoreListsOnlyWholeImagesAndHeals(t *testing.T) {
 			if list, err := again.ListImages(t.Context()); err != nil || len(list) != 0 {
 				t.Fatalf("%v %v", list, err)
 			}
+			aside, err := filepath.Glob(again.path(recordsDir, "*"+badSuffix))
+			if n := again.Counts().Quarantined; err != nil || n != len(aside) || n == 0 && name != "a newer version" {
+				t.Errorf("%d records are counted as set aside, there are %v, %v", n, aside, err)
+			}
 			img := pull(t, again, ref)
 			if read(t, again, img.ID, 0, "a") != noise(5000) {
 				t.Error("another content")
+			}
+			_ = again.Close()
+			if n := reopen(t, s.root, nil).Counts().Quarantined; n != len(aside) {
+				t.Errorf("at the next start %d records are counted as set aside, there are %v", n, aside)
 			}
 		})
 	}

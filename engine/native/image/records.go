@@ -118,6 +118,8 @@ func (s *Store) load() error {
 		switch {
 		case strings.HasPrefix(entry.Name(), atomicfile.TempPrefix):
 			_ = os.Remove(path) // what a crash left; if it fails, it is tried again at the next start
+		case strings.HasSuffix(entry.Name(), recordSuffix+badSuffix):
+			s.aside[entry.Name()] = true
 		case strings.HasSuffix(entry.Name(), recordSuffix):
 			img, err := s.readImage(path)
 			if errors.Is(err, errNewer) {
@@ -130,6 +132,7 @@ func (s *Store) load() error {
 			if err != nil {
 				klog.ErrorS(err, "Setting aside an image that is not whole; it can be pulled again", "path", path)
 				_ = os.Rename(path, path+badSuffix)
+				s.aside[entry.Name()+badSuffix] = true
 				continue
 			}
 			s.images[img.record.ID] = img

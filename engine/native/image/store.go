@@ -133,6 +133,7 @@ type Store struct {
 	// foreign is what records of a newer version name; Open fills it.
 	foreign map[digest.Digest]bool
 	images  map[engine.ImageID]*stored // immutable values
+	aside   map[string]bool            // records that were set aside, as of the start
 	byName  map[string]engine.ImageID  // full names with tag or digest
 	tagSeq  uint64
 	holds   map[engine.ImageID]map[string]int
@@ -155,6 +156,7 @@ func Open(options Options) (*Store, error) {
 		watchers:  map[*func(Progress)]struct{}{},
 		foreign:   map[digest.Digest]bool{},
 		images:    map[engine.ImageID]*stored{},
+		aside:     map[string]bool{},
 		byName:    map[string]engine.ImageID{},
 		holds:     map[engine.ImageID]map[string]int{},
 	}
