@@ -2,17 +2,25 @@ package serve
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"crishim/crilog"
 	"crishim/engine/native/monitor"
 	"crishim/internal/failpoint"
 )
+
+// openTimeout and closeTimeout bound the waits for a log's disk that hangs: frozen, or of an NFS server that is away. What was not done
+// by then is done when the disk answers. Tests lower openTimeout.
+var openTimeout = 10 * time.Second
+
+const closeTimeout = 2 * time.Second
 
 // output takes what a container writes to its log and its attached clients. Neither a full disk nor a slow client holds
 // the container up.
@@ -30,12 +38,38 @@ func newOutput(args *monitor.CreateArgs) (*output, error) {
 	if args.LogPath == "" {
 		return o, nil
 	}
-	err := failpoint.Around("monitor.log.open", func() (err error) { o.log, err = crilog.Open(args.LogRoot, args.LogPath, args.LogMaxSize); return err })
+	err := failpoint.Around("monitor.log.open", func() (err error) { o.log, err = openLog(args); return err })
 	if err != nil {
 		o.closeLog()
 		return nil, err
 	}
 	return o, nil
+}
+
+// openLog opens the log; ErrUnavailable where its disk does not answer.
+func openLog(args *monitor.CreateArgs) (*crilog.Writer, error) {
+	type result struct {
+		log *crilog.Writer
+		err error
+	}
+	opened := make(chan result, 1)
+	go func() {
+		log, err := crilog.Open(args.LogRoot, args.LogPath, args.LogMaxSize)
+		opened <- result{log, err}
+	}()
+	timeout := time.NewTimer(openTimeout)
+	defer timeout.Stop()
+	select {
+	case r := <-opened:
+		return r.log, r.err
+	case <-timeout.C:
+		go func() {
+			if r := <-opened; r.err == nil {
+				_ = r.log.Close()
+			}
+		}()
+		return nil, fmt.Errorf("open log %s: its disk does not answer: %w", args.LogPath, errdefs.ErrUnavailable)
+	}
 }
 
 // run reads the pipes until they end.
@@ -94,11 +128,24 @@ func (o *output) reopen() error {
 	return o.log.Reopen()
 }
 
-// closeLog is for a container that is deleted, or was never made: what still comes is dropped.
+// closeLog is for a container that is deleted, or was never made: what still comes is dropped. A disk that hangs keeps the
+// container from being deleted no longer than for closeTimeout: what is being written is completed when it answers.
 func (o *output) closeLog() {
 	monitor.CloseFiles(o.files)
-	if o.log != nil {
+	if o.log == nil {
+		return
+	}
+	closed := make(chan struct{})
+	go func() {
 		_ = o.log.Close()
+		close(closed)
+	}()
+	timeout := time.NewTimer(closeTimeout)
+	defer timeout.Stop()
+	select {
+	case <-closed:
+	case <-timeout.C:
+		fmt.Fprintln(os.Stderr, "a log stays open until its disk answers, which hangs")
 	}
 }
 

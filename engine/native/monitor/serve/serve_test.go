@@ -120,6 +120,71 @@ func TestAnEndBeforeTheStartIsKnownAsSuch(t *testing.T) {
 	}
 }
 
+// A log whose disk hangs (here each open of it waits for a lease) keeps no container from being deleted; one whose log cannot be opened is
+// not made, which is said with its reason, and its id is free. What was opened later is closed again.
+//
+// Rows: R28 (part)
+func TestALogThatHangsKeepsNoContainerFromBeingDeleted(t *testing.T) {
+	defer func(was time.Duration) { openTimeout = was }(openTimeout)
+	openTimeout = 100 * time.Millisecond
+	f := newFixture(t, nil)
+	frozen := func(path string) (thaw func()) {
+		t.Helper()
+		file := must(os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640))
+		thaw = sync.OnceFunc(func() { _ = file.Close() })
+		t.Cleanup(thaw)
+		if _, err := unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+			t.Fatal(err)
+		}
+		return thaw
+	}
+	args := f.args("a", "/bin/sleep", "1000")
+	f.run("a", args)
+	if err := os.Rename(args.LogPath, args.LogPath+".1"); err != nil {
+		t.Fatal(err)
+	}
+	thaw := frozen(args.LogPath)
+	brief, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := f.ReopenLog(brief, "a"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("the log does not hang: %v", err)
+	}
+	if err := f.Delete(f.ctx(), "a"); err != nil {
+		t.Errorf("deleting a container whose log hangs: %v", err)
+	}
+	thaw()
+
+	args = f.args("b", "/bin/sleep", "1000")
+	thaw = frozen(args.LogPath)
+	if _, err := f.Create(f.ctx(), "b", args); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), args.LogPath) {
+		t.Errorf("one whose log cannot be opened: %v", err)
+	}
+	if err := f.Delete(f.ctx(), "b"); err != nil {
+		t.Errorf("deleting it: %v", err)
+	}
+	thaw()
+	f.run("b", args)
+	for id, want := range map[string]int{"a": 0, "b": 1} {
+		path := f.args(id).LogPath
+		for end := time.Now().Add(20 * time.Second); opens(path) != want; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s is open %d times, want %d", path, opens(path), want)
+			}
+		}
+	}
+}
+
+// opens is how many descriptors this process has of a file.
+func opens(path string) (n int) {
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && target == path {
+			n++
+		}
+	}
+	return n
+}
+
 // Who comes as the output ends, and whose pipe breaks, is told that there is no more: nothing else would end its attach.
 func TestClientsOfAnOutputThatIsNoMoreAreTold(t *testing.T) {
 	ended := func(a *attached) bool {
