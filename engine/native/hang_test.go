@@ -293,3 +293,51 @@ func TestAContainersEndIsToldThoughAnExecHangs(t *testing.T) {
 		})
 	}
 }
+
+// A monitor that does not answer is killed at its pod's end, also where no container is left in it. One that the kernel does not end, as
+// its log's disk hangs, is waited for no longer than for endLimit, by whoever asks, and the error says why; the pod can be removed later.
+//
+// Rows: R28 (part)
+func TestAPodsEndDoesNotWaitForAMonitorThatHangs(t *testing.T) {
+	defer func(was, wasEnd time.Duration) { hangLimit, endLimit = was, wasEnd }(hangLimit, endLimit)
+	hangLimit = 300 * time.Millisecond
+	b := serving(t)
+	stopped, _ := b.runPod(t, sharedPIDs)
+	if err := unix.Kill(b.monitorPID(t, stopped), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	b.removePod(t, stopped)
+
+	if b.host.CgroupV2 || !b.host.Has("freezer") {
+		t.Skip("only cgroup v1's freezer holds processes that are killed")
+	}
+	pod, _ := b.runPod(t)
+	group := filepath.Join("/sys/fs/cgroup/freezer", testCgroup, "stuck")
+	if err := os.MkdirAll(group, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	set := func(file, value string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(group, file), []byte(value), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	set("cgroup.procs", strconv.Itoa(b.monitorPID(t, pod)))
+	set("freezer.state", "FROZEN")
+	defer func() {
+		set("freezer.state", "THAWED")
+		eventually(t, 10*time.Second, "its cgroup goes", func() bool { return os.Remove(group) == nil })
+	}()
+	endLimit = 300 * time.Millisecond
+	for range 2 {
+		if err := b.StopPod(context.Background(), pod); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "is still there") {
+			t.Errorf("stopping the pod: %v", err)
+		}
+	}
+	if err := b.RemovePod(context.Background(), pod); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("removing the pod: %v", err)
+	}
+	set("freezer.state", "THAWED")
+	endLimit = 20 * time.Second
+	b.removePod(t, pod)
+}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -83,12 +84,31 @@ func (e *Engine) endAll(ctx context.Context, id engine.PodID, containers []*cont
 	if err := client.KillMonitor(); err != nil {
 		return err
 	}
-	select {
-	case <-client.Done():
-	case <-ctx.Done():
-		return fmt.Errorf("monitor %d was killed and has not ended: %w", client.PID(), ctx.Err())
+	if err := awaitEnd(ctx, client); err != nil {
+		return err
 	}
 	return try(ctx)
+}
+
+// endLimit is how long a process that was told to end, or killed, is waited for: longer is one that the kernel cannot end, as a disk
+// hangs that it writes to. Tests lower it.
+var endLimit = 20 * time.Second
+
+// awaitEnd waits for the end of a monitor that was told to end, or killed.
+func awaitEnd(ctx context.Context, client *monitor.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	select {
+	case <-client.Done():
+		return nil
+	case <-ctx.Done():
+		return hangs(ctx, client.PID())
+	}
+}
+
+// hangs is why a process that was told to end, or killed, is no longer waited for.
+func hangs(ctx context.Context, pid int) error {
+	return fmt.Errorf("process %d was ended and is still there, as one is whose disk does not answer: %w", pid, ctx.Err())
 }
 
 // endMonitor ends the pause process and the monitor, and leaves nothing of the pod's processes. What is in the monitor's
@@ -115,12 +135,14 @@ func (e *Engine) endMonitor(ctx context.Context, p *pod) error {
 
 // shutdown asks the monitor to end, or kills it.
 func (e *Engine) shutdown(ctx context.Context, p *pod, client *monitor.Client) error {
+	patient, cancel := context.WithTimeout(ctx, hangLimit)
+	defer cancel()
 	var err error
 	if p.Spec.Namespaces.PID == engine.NamespacePod {
-		err = deleteIn(ctx, client, pauseID(p.ID))
+		err = deleteIn(patient, client, pauseID(p.ID))
 	}
 	if err == nil {
-		err = client.Shutdown(ctx)
+		err = client.Shutdown(patient)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -132,12 +154,7 @@ func (e *Engine) shutdown(ctx context.Context, p *pod, client *monitor.Client) e
 		e.counts.monitorsKilled.Add(1)
 		_ = client.KillMonitor()
 	}
-	select {
-	case <-client.Done():
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return awaitEnd(ctx, client)
 }
 
 // killRemains ends a monitor that nobody is connected to, what it left, and the pause process with its state.
@@ -208,13 +225,15 @@ func killProcess(ctx context.Context, pid int, ticks uint64) error {
 		return err
 	}
 	defer watch.Close()
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
 	stop := context.AfterFunc(ctx, watch.Close)
 	defer stop()
 	if err := watch.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("kill process %d: %w", pid, err)
 	}
 	if watch.Wait() != nil {
-		return fmt.Errorf("process %d was killed and has not ended: %w", pid, ctx.Err())
+		return hangs(ctx, pid)
 	}
 	return nil
 }
