@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -360,6 +361,32 @@ func TestPluginsUpdateContainers(t *testing.T) {
 	}
 	if shares(second) != 2048 || shares(first) != 4096 {
 		t.Errorf("instead of 8192: %d, and the other %d", shares(second), shares(first))
+	}
+	b.removePod(t, pod)
+}
+
+// Of an update that is refused the limits that a plugin had set with it, where there were none, are lifted again.
+func TestAPluginsLimitsGoWithARefusedUpdate(t *testing.T) {
+	b := pluggable(t)
+	pod, s := b.runPod(t)
+	b.network(t, pod)
+	id := b.run(t, pod, s, "c", "sleep 1000")
+	want, wantCPUs := b.limits(t, id), b.cpus(t, id)
+	b.connect(t, "wrong", "10", &plugin{onUpdate: func(c *api.Container, _ *api.LinuxResources) []*api.ContainerUpdate {
+		u := &api.ContainerUpdate{}
+		u.SetContainerId(c.Id)
+		u.SetLinuxMemoryLimit(64 << 20)
+		u.SetLinuxCPUShares(2048)
+		u.SetLinuxCPUSetCPUs("0")
+		u.SetLinuxCPUQuota(1 << 60)
+		u.SetLinuxCPUPeriod(20_000)
+		return []*api.ContainerUpdate{u}
+	}})
+	if err := b.UpdateContainer(t.Context(), id, &engine.Resources{}); err == nil {
+		t.Fatal("a quota of 36000 years was accepted")
+	}
+	if got, cpus := b.limits(t, id), b.cpus(t, id); !reflect.DeepEqual(got, want) || cpus != wantCPUs {
+		t.Errorf("limits %+v, CPUs %s; want %+v, %s", got, cpus, want, wantCPUs)
 	}
 	b.removePod(t, pod)
 }

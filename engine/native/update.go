@@ -116,19 +116,19 @@ func (e *Engine) changeLimits(ctx context.Context, c *container, r, previous *en
 	err = failpoint.Around("native.container.update", func() error { return client.Update(ctx, string(c.ID), data) })
 	if err != nil {
 		quiet(e.changeOOMScoreAdj(c, to, from), "set back oom_score_adj", c.ID)
-		quiet(e.setBackLimits(ctx, client, c, r, previous), "set back the limits", c.ID)
+		quiet(e.setBackLimits(ctx, client, c, r, previous, over), "set back the limits", c.ID)
 	}
 	return endedMeanwhile(c.ID, err)
 }
 
-// setBackLimits undoes an update to r that was refused. What makes the containers may not have undone it, or not what was set for
+// setBackLimits undoes an update to r, and over, that was refused. What makes the containers may not have undone it, or not what was set for
 // the first time.
-func (e *Engine) setBackLimits(ctx context.Context, client *monitor.Client, c *container, r, previous *engine.Resources) error {
+func (e *Engine) setBackLimits(ctx context.Context, client *monitor.Client, c *container, r, previous *engine.Resources, over *specs.LinuxResources) error {
 	limits, err := spec.Resources(e.host, previous, r)
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(spec.Overlay(limits, c.PluginLimits))
+	data, err := json.Marshal(spec.Lift(e.host, spec.Overlay(limits, c.PluginLimits), over))
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,39 @@ func Overlay(base, over *specs.LinuxResources) *specs.LinuxResources {
 	return out
 }
 
+// Lift is limits with what lifts those that over names and limits does not: those of an update with over that was refused, which had
+// no limit before.
+func Lift(h *host.Host, limits, over *specs.LinuxResources) *specs.LinuxResources {
+	if over == nil {
+		return limits
+	}
+	set := &engine.Resources{Unified: over.Unified}
+	if cpu := over.CPU; cpu != nil {
+		set.CPUShares, set.CPUQuota, set.CPUPeriod = int64(value(cpu.Shares)), value(cpu.Quota), int64(value(cpu.Period))
+		set.CpusetCPUs, set.CpusetMems = cpu.Cpus, cpu.Mems
+	}
+	if over.Memory != nil {
+		set.MemoryLimit = value(over.Memory.Limit)
+	}
+	for _, l := range over.HugepageLimits {
+		set.Hugepages = append(set.Hugepages, engine.HugepageLimit{PageSize: l.Pagesize})
+	}
+	lifted := &specs.LinuxResources{CPU: &specs.LinuxCPU{}, Memory: &specs.LinuxMemory{}}
+	lift(h, lifted, &engine.Resources{}, set)
+	if over.Pids != nil {
+		lifted.Pids = &specs.LinuxPids{Limit: ptr(int64(-1))}
+	}
+	return Overlay(lifted, limits)
+}
+
+// value is 0 of nil.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
 func overlayCPU(base, over *specs.LinuxCPU) *specs.LinuxCPU {
 	if over == nil {
 		return base

@@ -97,3 +97,28 @@ func TestLimitsOfPluginsAreCheckedAgainstTheHost(t *testing.T) {
 		t.Errorf("huge pages that the host has not: %v", err)
 	}
 }
+
+func TestWhatARefusedOverlayHadSetIsLifted(t *testing.T) {
+	h := &host.Host{CgroupV2: true, CPUs: "0-3", MemoryNodes: "0-1", HugePageSizes: []string{"2MB"}}
+	over := &specs.LinuxResources{
+		CPU:            &specs.LinuxCPU{Shares: ptr(uint64(200)), Quota: ptr(int64(5000)), Period: ptr(uint64(10000)), Cpus: "1", Mems: "1"},
+		Memory:         &specs.LinuxMemory{Limit: ptr(int64(1 << 20))},
+		Pids:           &specs.LinuxPids{Limit: ptr(int64(7))},
+		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 9}},
+		Unified:        map[string]string{"memory.high": "3"},
+	}
+	limits := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(100))}}
+	want := &specs.LinuxResources{
+		CPU:            &specs.LinuxCPU{Shares: ptr(uint64(100)), Quota: ptr(int64(-1)), Period: ptr(uint64(100000)), Cpus: "0-3", Mems: "0-1"},
+		Memory:         &specs.LinuxMemory{Limit: ptr(int64(-1))},
+		Pids:           &specs.LinuxPids{Limit: ptr(int64(-1))},
+		HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: noLimit}},
+		Unified:        map[string]string{"memory.high": "max"},
+	}
+	if got := Lift(h, limits, over); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v", got)
+	}
+	if got := Lift(h, limits, nil); got != limits {
+		t.Errorf("of nothing: %+v", got)
+	}
+}

@@ -34,9 +34,14 @@ func Resources(h *host.Host, r, previous *engine.Resources) (*specs.LinuxResourc
 	if err != nil {
 		return nil, fmt.Errorf("resources: %w", err)
 	}
-	if previous == nil {
-		previous = &engine.Resources{}
+	if previous != nil {
+		lift(h, out, r, previous)
 	}
+	return out, nil
+}
+
+// lift adds to out, which is r, what lifts those limits of previous that r does not have.
+func lift(h *host.Host, out *specs.LinuxResources, r, previous *engine.Resources) {
 	liftCPU(h, out.CPU, r, previous)
 	liftMemory(h, out.Memory, r, previous)
 	for _, old := range previous.Hugepages {
@@ -51,7 +56,6 @@ func Resources(h *host.Host, r, previous *engine.Resources) (*specs.LinuxResourc
 			}
 		}
 	}
-	return out, nil
 }
 
 // The kernel's defaults, in OCI's words.
