@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
@@ -29,6 +31,33 @@ func cgroupValue(t *testing.T, n *harness.Node, c *harness.Container, controller
 	}
 	t.Skipf("this host has no %s", file)
 	return ""
+}
+
+func TestAMemoryLimitBelowWhatIsInUseIsRefused(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "below")
+	const script = "dd if=/dev/zero of=/dev/shm/held bs=1M count=40 2>/dev/null && echo ready && exec sleep 100000"
+	c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", script}, func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 512}
+	})
+	c.WaitLog("ready")
+	_, err := n.Shim.Runtime.UpdateContainerResources(ctx(t), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, CpuShares: 1024},
+	})
+	wantCode(t, "a limit of 16 MiB with 40 MiB in use", err, codes.FailedPrecondition)
+	if text := fmt.Sprint(err); !strings.Contains(text, "memory limit 16777216 is below the ") {
+		t.Errorf("the reason is %s", text)
+	}
+	for file, want := range map[string]string{"memory/memory.limit_in_bytes": "67108864", "cpu/cpu.shares": "512"} {
+		controller, name, _ := strings.Cut(file, "/")
+		if got := cgroupValue(t, n, c, controller, name); got != want {
+			t.Errorf("%s is %s, want %s", file, got, want)
+		}
+	}
+	if got := c.Output("echo alive"); got != "alive\n" {
+		t.Errorf("exec says %q", got)
+	}
+	pod.Remove()
 }
 
 func TestResourcesAreInTheCgroupAndCanBeChangedBothWays(t *testing.T) {

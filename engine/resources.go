@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -41,6 +42,26 @@ func (r *Resources) Check() error {
 		}
 	}
 	return nil
+}
+
+// MemoryMax is the limit of memory that is in effect once limit and the files of cgroup v2, which are written last, are set. Of a text
+// that is no number of bytes it is 0, none: "max", or what the kernel refuses.
+func MemoryMax(limit int64, unified map[string]string) int64 {
+	text, given := unified["memory.max"]
+	if !given {
+		return limit
+	}
+	text, unit := strings.TrimSpace(text), 0
+	if n := len(text) - 1; n > 0 {
+		if unit = strings.IndexByte("KMGTPE", text[n]&^0x20) + 1; unit > 0 {
+			text = text[:n]
+		}
+	}
+	n, err := strconv.ParseInt(text, 0, 64)
+	if err != nil || n > math.MaxInt64>>(10*unit) {
+		return 0
+	}
+	return n << (10 * unit)
 }
 
 // validUnified says whether file is a plain cgroup v2 file name ("memory.high"). cgroup.* files move or freeze processes

@@ -30,3 +30,16 @@ func TestResourcesThatNoEngineCanSet(t *testing.T) {
 		}
 	}
 }
+
+func TestTheMemoryLimitInEffectIsTheFilesOfCgroupV2(t *testing.T) {
+	for text, want := range map[string]int64{
+		"16777216": 16 << 20, "16M": 16 << 20, " 16m\n": 16 << 20, "0x1000": 4096, "0": 0, "1E": 1 << 60, "max": 0, "": 0, "K": 0, "8E": 0, "64 M": 0,
+	} {
+		if got := MemoryMax(5, map[string]string{"memory.max": text}); got != want {
+			t.Errorf("%q: %d, want %d", text, got, want)
+		}
+	}
+	if got := MemoryMax(5, map[string]string{"memory.high": "1"}); got != 5 {
+		t.Errorf("without the file: %d", got)
+	}
+}

@@ -374,3 +374,23 @@ func TestALimitThatIsTakenBackEndsWithTheEngine(t *testing.T) {
 		t.Fatal("the update goes on without the engine")
 	}
 }
+
+func TestAMemoryLimitBelowWhatIsInUseIsRefused(t *testing.T) {
+	f := &facts{cgroupV2: true, cgroupRoot: t.TempDir()}
+	if err := os.WriteFile(filepath.Join(f.cgroupRoot, "memory.current"), []byte("41943040\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		limits  engine.Resources
+		refused bool
+	}{
+		{engine.Resources{MemoryLimit: 16 << 20}, true}, {engine.Resources{MemoryLimit: 64 << 20}, false}, {engine.Resources{}, false},
+		{engine.Resources{Unified: map[string]string{"memory.max": "16M"}}, true},
+		{engine.Resources{MemoryLimit: 64 << 20, Unified: map[string]string{"memory.max": "16777216"}}, true},
+		{engine.Resources{MemoryLimit: 16 << 20, Unified: map[string]string{"memory.max": "max"}}, false},
+	} {
+		if err := fitsUsage(&tt.limits, "/", f); errdefs.IsFailedPrecondition(err) != tt.refused || (err != nil) != tt.refused {
+			t.Errorf("%+v: %v", tt.limits, err)
+		}
+	}
+}

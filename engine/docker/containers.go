@@ -477,6 +477,9 @@ func (e *Engine) UpdateContainer(ctx context.Context, id engine.ContainerID, r *
 			return err
 		}
 		if _, err := s.cli.ContainerUpdate(ctx, string(id), container.UpdateConfig{Resources: change}); err != nil {
+			if !s.facts.cgroupV2 { // dockerd passes on what the kernel says, as an error of its own
+				err = errors.Join(exceeded(r, path, s.facts, "memory.usage_in_bytes"), err)
+			}
 			return err
 		}
 		if pid == 0 {
@@ -612,16 +615,25 @@ func allOf(what, path string, f *facts) string {
 
 // fitsUsage refuses a memory limit below what is in use: cgroup v2 would kill for it, where v1 refuses by itself.
 func fitsUsage(r *engine.Resources, path string, f *facts) error {
-	if path == "" || r.MemoryLimit == 0 || !f.cgroupV2 {
+	if !f.cgroupV2 {
 		return nil
 	}
-	data, err := os.ReadFile(filepath.Join(f.cgroupDir(path, ""), "memory.current"))
+	return exceeded(r, path, f, "memory.current")
+}
+
+// exceeded says that more than the memory limit is in use, as file has it.
+func exceeded(r *engine.Resources, path string, f *facts, file string) error {
+	limit := engine.MemoryMax(r.MemoryLimit, r.Unified)
+	if path == "" || limit <= 0 {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Join(f.cgroupDir(path, "memory"), file))
 	if err != nil {
 		return nil
 	}
 	used, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
-	if err == nil && used > r.MemoryLimit {
-		return fmt.Errorf("memory limit %d is below the %d bytes in use: %w", r.MemoryLimit, used, errdefs.ErrFailedPrecondition)
+	if err == nil && used > limit {
+		return fmt.Errorf("memory limit %d is below the %d bytes in use: %w", limit, used, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

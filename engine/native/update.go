@@ -95,10 +95,13 @@ func (e *Engine) changeLimits(ctx context.Context, c *container, r, previous *en
 		return err
 	}
 	limits = spec.Overlay(limits, over)
+	memory := int64(0)
 	if m := limits.Memory; m != nil && m.Limit != nil {
-		if err := e.cgroups.FitsUsage(c.Cgroup.Path, *m.Limit); err != nil {
-			return err
-		}
+		memory = *m.Limit
+	}
+	memory = engine.MemoryMax(memory, limits.Unified)
+	if err := e.cgroups.FitsUsage(c.Cgroup.Path, memory); err != nil {
+		return err
 	}
 	data, err := json.Marshal(limits)
 	if err != nil {
@@ -117,6 +120,7 @@ func (e *Engine) changeLimits(ctx context.Context, c *container, r, previous *en
 	if err != nil {
 		quiet(e.changeOOMScoreAdj(c, to, from), "set back oom_score_adj", c.ID)
 		quiet(e.setBackLimits(ctx, client, c, r, previous, over), "set back the limits", c.ID)
+		err = e.cgroups.Refused(c.Cgroup.Path, memory, err)
 	}
 	return endedMeanwhile(c.ID, err)
 }

@@ -151,6 +151,24 @@ func TestAMemoryLimitBelowWhatIsInUseIsRefused(t *testing.T) {
 	}
 }
 
+// Version 1 looks itself, once it has made room.
+func TestARefusalOfVersion1IsExplained(t *testing.T) {
+	d := recorded(t, map[string]string{"memory/crishim/poda/memory.usage_in_bytes": "41943040\n"})
+	d.host.CgroupV2 = false
+	if err := d.FitsUsage("/crishim/poda", 16<<20); err != nil {
+		t.Errorf("before: %v", err)
+	}
+	busy := errors.New("unable to set memory limit")
+	for limit, below := range map[int64]bool{16 << 20: true, 64 << 20: false, 0: false, -1: false} {
+		if err := d.Refused("/crishim/poda", limit, busy); !errors.Is(err, busy) || errdefs.IsFailedPrecondition(err) != below {
+			t.Errorf("%d: %v", limit, err)
+		}
+	}
+	if err := d.Refused("/crishim/poda", 16<<20, nil); err != nil {
+		t.Errorf("what was not refused: %v", err)
+	}
+}
+
 func TestTheLimitsOfAPodAreAllSet(t *testing.T) {
 	d := New(&host.Host{CgroupV2: true, Swap: true, HugePageSizes: []string{"2MB"}})
 	r := d.lower(&engine.Resources{CPUShares: 512, CPUPeriod: 100000, CPUQuota: 50000, MemoryLimit: 1 << 20, Hugepages: []engine.HugepageLimit{{PageSize: "2MB", Limit: 5}, {PageSize: "1GB"}}}, nil)

@@ -91,14 +91,14 @@ func (d *Driver) UpdatePod(ctx context.Context, p Pod, limits, previous *engine.
 	if err != nil {
 		return err
 	}
-	if err := m.Set(r); err != nil {
+	if err := d.Refused(p.Path, limits.MemoryLimit, m.Set(r)); err != nil {
 		return fmt.Errorf("set the limits of cgroup %s: %w", p.Path, err)
 	}
 	return nil
 }
 
 // FitsUsage refuses to lower the memory limit of the cgroup at p below what is in use: version 2 would kill for it, where 1 refuses
-// by itself. 0 and -1 are none. OK when it is absent.
+// by itself (Refused). 0 and -1 are none. OK when it is absent.
 func (d *Driver) FitsUsage(p string, limit int64) error {
 	if limit <= 0 || !d.host.CgroupV2 {
 		return nil
@@ -107,15 +107,32 @@ func (d *Driver) FitsUsage(p string, limit int64) error {
 	if now, err := d.bytes(p, "memory.max"); err == nil && limit >= now {
 		return nil
 	}
-	if used, err := d.bytes(p, "memory.current"); err == nil && used > limit {
+	return d.exceeded(p, "memory.current", limit)
+}
+
+// Refused is err, why limits of the cgroup at p were refused, if that is so. Version 1, which makes room first, says in its own words,
+// and by no class of error, that the memory limit is below what is in use.
+func (d *Driver) Refused(p string, limit int64, err error) error {
+	if err == nil || limit <= 0 || d.host.CgroupV2 {
+		return err
+	}
+	if exceeded := d.exceeded(p, "memory.usage_in_bytes", limit); exceeded != nil {
+		return fmt.Errorf("%w: %w", exceeded, err)
+	}
+	return err
+}
+
+// exceeded says that more than limit is in use, as file has it.
+func (d *Driver) exceeded(p, file string, limit int64) error {
+	if used, err := d.bytes(p, file); err == nil && used > limit {
 		return fmt.Errorf("memory limit %d is below the %d bytes in use: %w", limit, used, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
 
-// bytes reads a number of version 2; no limit is an error.
+// bytes reads a number of the memory controller; no limit of version 2 is an error.
 func (d *Driver) bytes(p, file string) (int64, error) {
-	data, err := os.ReadFile(filepath.Join(d.root, p, file))
+	data, err := os.ReadFile(filepath.Join(d.controller("memory", p), file))
 	if err != nil {
 		return 0, err
 	}
