@@ -5,6 +5,8 @@ import "context"
 // Checkpointer is an engine that checkpoints several containers at one moment, and restores containers. One without may
 // still have CheckpointContainer.
 type Checkpointer interface {
+	// Checkpoints says why there are none, with ErrNotImplemented; nil where Features.Checkpoint is set.
+	Checkpoints(ctx context.Context) error
 	// CheckpointContainers writes the archive of each running container to its location. All of them are paused before the
 	// first is looked at, and run on when it returns; where it fails there is no archive.
 	CheckpointContainers(ctx context.Context, locations map[ContainerID]string) error

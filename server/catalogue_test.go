@@ -23,6 +23,7 @@ import (
 	"crishim/cni"
 	"crishim/engine"
 	"crishim/internal/rowsize"
+	"crishim/engine/enginetest"
 )
 
 // S21: what stands where a Localhost profile should be is no profile, and never "unconfined".
@@ -273,6 +274,42 @@ func TestS68CheckpointsAreOffByDefault(t *testing.T) {
 		}
 		if on && !strings.Contains(err.Error(), "not a feature of this engine") {
 			t.Errorf("the engine's reason is not told: %v", err)
+		}
+	}
+	f.nothingLeft()
+}
+
+// checkpointless is an engine that could checkpoint whole pods, but for what it says.
+type checkpointless struct{ *enginetest.Memory }
+
+const noCRIU = "checkpoints need the program criu"
+
+func (checkpointless) Checkpoints(context.Context) error {
+	return fmt.Errorf("%s: %w", noCRIU, errdefs.ErrNotImplemented)
+}
+
+func (c checkpointless) CheckpointContainers(ctx context.Context, _ map[engine.ContainerID]string) error {
+	return c.Checkpoints(ctx)
+}
+
+func (c checkpointless) ReadCheckpoint(ctx context.Context, _ *engine.CheckpointRef) (*engine.Checkpoint, error) {
+	return nil, c.Checkpoints(ctx)
+}
+
+// Who wants a pod's checkpoint, or a pod of one, is told what the engine lacks for it.
+func TestS68TheReasonWhyThereAreNoCheckpointsIsTold(t *testing.T) {
+	f := newFixture(t)
+	f.options = func(o *Options) { o.Checkpoint = true }
+	f.wrap = func(engine.Engine) engine.Engine { return checkpointless{f.engine} }
+	f.restart()
+	pod := f.runPod("web")
+	c := f.startContainer(pod, "web", "main", "sleep", "1000")
+	_, err := f.runtime.CheckpointPod(t.Context(), &runtimeapi.CheckpointPodRequest{PodSandboxId: pod, ContainerIds: []string{c}, OutputPath: t.TempDir()})
+	_, rerr := f.runtime.RestorePod(t.Context(), &runtimeapi.RestorePodRequest{Config: f.podConfig("again"), CheckpointPath: t.TempDir()})
+	for what, err := range map[string]error{"CheckpointPod": err, "RestorePod": rerr} {
+		wantCode(t, what, err, codes.Unimplemented)
+		if !strings.Contains(fmt.Sprint(err), noCRIU) {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 	f.nothingLeft()

@@ -44,16 +44,6 @@ func (s *Server) checkpointsOn() error {
 	return nil
 }
 
-func (s *Server) checkpointAllowed(eng engine.Engine) error {
-	if err := s.checkpointsOn(); err != nil {
-		return err
-	}
-	if !eng.Info().Features.Checkpoint {
-		return fmt.Errorf("engine %s has no checkpoint support: %w", eng.Name(), errdefs.ErrNotImplemented)
-	}
-	return nil
-}
-
 // findCheckpoint looks whether the container's image is a checkpoint, an archive by its absolute path or an image with the
 // content of one, and takes the image that this is of in its place.
 func (s *Server) findCheckpoint(ctx context.Context, eng engine.Engine, spec *engine.ContainerSpec) error {

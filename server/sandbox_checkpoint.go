@@ -54,7 +54,7 @@ func (s *Server) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointPo
 	if err != nil {
 		return nil, err
 	}
-	checkpointer, err := s.checkpointer(eng)
+	checkpointer, err := s.checkpointer(ctx, eng)
 	if err != nil {
 		return nil, err
 	}
@@ -113,13 +113,16 @@ func (s *Server) lockMembers(ctx context.Context, pod engine.PodID, ids []string
 	return unlock, nil
 }
 
-func (s *Server) checkpointer(eng engine.Engine) (engine.Checkpointer, error) {
-	if err := s.checkpointAllowed(eng); err != nil {
+func (s *Server) checkpointer(ctx context.Context, eng engine.Engine) (engine.Checkpointer, error) {
+	if err := s.checkpointsOn(); err != nil {
 		return nil, err
 	}
 	checkpointer, ok := eng.(engine.Checkpointer)
 	if !ok {
 		return nil, fmt.Errorf("engine %s cannot checkpoint a whole pod: %w", eng.Name(), errdefs.ErrNotImplemented)
+	}
+	if err := checkpointer.Checkpoints(ctx); err != nil {
+		return nil, fmt.Errorf("engine %s has no checkpoints: %w", eng.Name(), err)
 	}
 	return checkpointer, nil
 }
@@ -172,7 +175,7 @@ func (s *Server) RestorePod(ctx context.Context, req *runtimeapi.RestorePodReque
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.checkpointer(eng); err != nil {
+	if _, err := s.checkpointer(ctx, eng); err != nil {
 		return nil, err
 	}
 	if err := noOptions(req.GetOptions()); err != nil {

@@ -61,13 +61,18 @@ type dump struct {
 	location, work string
 }
 
-// CheckpointContainers implements engine.Checkpointer.
-func (e *Engine) CheckpointContainers(ctx context.Context, locations map[engine.ContainerID]string) (err error) {
+// Checkpoints implements engine.Checkpointer.
+func (e *Engine) Checkpoints(ctx context.Context) error {
 	if err := e.check(ctx); err != nil {
 		return err
 	}
-	if e.criu != nil {
-		return e.criu
+	return e.criu
+}
+
+// CheckpointContainers implements engine.Checkpointer.
+func (e *Engine) CheckpointContainers(ctx context.Context, locations map[engine.ContainerID]string) (err error) {
+	if err := e.Checkpoints(ctx); err != nil {
+		return err
 	}
 	var dumps []*dump
 	for _, id := range slices.Sorted(maps.Keys(locations)) {
