@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"k8s.io/klog/v2"
+
+	"crishim/engine"
 )
 
 // localPatience is how many times longer than the network the local disk may take without a sign: Docker says nothing
@@ -160,6 +162,17 @@ func (p *progress) log(ref string) {
 	// Docker says how large a layer is once it downloads it.
 	klog.InfoS("Pulling image", "image", ref, "fetched", fetched, "of", total, "ready", ready, "layers", layers,
 		"duration", time.Since(p.started).Round(time.Second))
+}
+
+// logEnd says that the pull is over. What Docker unpacked it does not tell.
+func (p *progress) logEnd(ref string, id engine.ImageID, digest string) {
+	p.mu.Lock()
+	var fetched int64
+	for _, l := range p.layers {
+		fetched += l.fetched
+	}
+	p.mu.Unlock()
+	klog.InfoS("Pulled image", "image", ref, "id", id, "digest", digest, "fetched", fetched, "duration", time.Since(p.started))
 }
 
 // streamError is what Docker says in the stream, after its answer had begun.

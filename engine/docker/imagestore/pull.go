@@ -38,13 +38,29 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 		return nil, err
 	}
 	img, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, p *progress) (*engine.Image, error) {
-		defer p.logEvery(s.options.LogInterval, reference.FamiliarString(named))()
-		return s.pull(ctx, named, spec, p)
+		ref := reference.FamiliarString(named)
+		stop := p.logEvery(s.options.LogInterval, ref)
+		img, err := s.pull(ctx, named, spec, p)
+		stop()
+		if err == nil {
+			p.logEnd(ref, img.ID, pulledDigest(s.finished(img), named))
+		}
+		return img, err
 	})
 	if err != nil {
 		return nil, pullError(named, err)
 	}
 	return s.finished(img), nil
+}
+
+// pulledDigest is that of the name the image was pulled by, "" where none is known.
+func pulledDigest(img *engine.Image, named reference.Named) string {
+	for _, known := range img.RepoDigests {
+		if digest, ok := strings.CutPrefix(known, reference.FamiliarName(named)+"@"); ok {
+			return digest
+		}
+	}
+	return ""
 }
 
 func pullError(named reference.Named, err error) error {
