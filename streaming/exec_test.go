@@ -481,17 +481,31 @@ func TestFramesThatAskForTooMuchEndTheConnection(t *testing.T) {
 	}
 }
 
+// A panic is told to the client, which takes a session without a status for one that went well; the next go on.
+//
 // Rows: S53 (part)
 func TestAPanicInTheRuntimeEndsOnlyItsSession(t *testing.T) {
-	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, cmd []string, s Streams) (int, error) {
-		if cmd[0] == "panic" {
+	s := start(t, Options{}, &testRuntime{
+		exec: func(_ context.Context, _ string, cmd []string, s Streams) (int, error) {
+			if cmd[0] == "panic" {
+				_, _ = io.WriteString(s.Stdout, "so far")
+				panic("as ordered")
+			}
+			return 0, nil
+		},
+		attach: func(_ context.Context, _ string, s Streams) error {
+			_, _ = io.WriteString(s.Stdout, "so far")
 			panic("as ordered")
-		}
-		return 0, nil
-	}})
+		},
+	})
 	want := wanted{stdout: true}
 	each(t, exitProtocols, func(t *testing.T, protocol string) {
-		dialCommand(t, execURL(t, s, want, "panic"), want, protocol).collect(t)
+		for what, target := range map[string]string{"exec": execURL(t, s, want, "panic"), "attach": attachURL(t, s, want)} {
+			got := dialCommand(t, target, want, protocol).collect(t)
+			if got.stdout != "so far" || !strings.Contains(got.status, "panic: as ordered") || statusJSON(t, got.status).Status != "Failure" {
+				t.Errorf("%s: %+v", what, got)
+			}
+		}
 		if st := statusJSON(t, dialCommand(t, execURL(t, s, want, "x"), want, protocol).collect(t).status); st.Status != "Success" {
 			t.Errorf("the next exec: %+v", st)
 		}

@@ -5,13 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
-	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
@@ -77,12 +75,7 @@ func (f *forwards) forward(podID string, port int32, stream io.ReadWriteCloser) 
 	}
 	defer f.server.calls.done()
 	// This is a goroutine of cri-streaming's, where a panic would end the daemon.
-	defer func() {
-		if p := recover(); p != nil {
-			klog.ErrorS(nil, "Panic in port-forward", "pod", podID, "port", port, "panic", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("panic: %v", p)
-		}
-	}()
+	defer panicked(&err)
 	both := &forwardStream{ReadWriteCloser: stream}
 	if err := f.server.runtime.PortForward(f.ctx, podID, port, both); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
@@ -95,11 +97,13 @@ func (w wanted) options() *remotecommand.Options {
 // runner prepares the streams for the Runtime: exactly those asked for (a WebSocket has all of them, a SPDY client may have
 // opened others), a failed write ends the context, and output is closed behind the last write.
 func (s *Server) runner(w wanted, run runStreams) runStreams {
-	return func(ctx context.Context, streams Streams) error {
+	return func(ctx context.Context, streams Streams) (err error) {
 		if !s.calls.begin() {
 			return errShuttingDown
 		}
 		defer s.calls.done()
+		// With it net/http would end the connection, and a client that is sent no status takes that for success.
+		defer panicked(&err)
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		streams.TTY = w.tty
@@ -124,11 +128,19 @@ func (s *Server) runner(w wanted, run runStreams) runStreams {
 		if w.stdin && streams.Stdin == nil || w.stdout && streams.Stdout == nil || w.stderr && streams.Stderr == nil {
 			return errors.New("the client did not open the streams that it asked for")
 		}
-		err := run(ctx, streams)
+		err = run(ctx, streams)
 		if err != nil && clientGone(ctx) {
 			return nil // cri-streaming would log an error for every client that leaves
 		}
 		return err
+	}
+}
+
+// panicked, deferred, makes an error of a panic, which the client is told.
+func panicked(err *error) {
+	if p := recover(); p != nil {
+		klog.ErrorS(nil, "Panic in a stream", "panic", p, "stack", string(debug.Stack()))
+		*err = fmt.Errorf("panic: %v", p)
 	}
 }
 
