@@ -22,8 +22,8 @@ import (
 
 	"crishim/cni"
 	"crishim/engine"
-	"crishim/internal/rowsize"
 	"crishim/engine/enginetest"
+	"crishim/internal/rowsize"
 )
 
 // S21: what stands where a Localhost profile should be is no profile, and never "unconfined".
