@@ -301,18 +301,36 @@ func (e *Engine) readBundle(id engine.ContainerID) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	oci := new(specs.Spec)
-	return oci, json.Unmarshal(data, oci)
+	oci, err := decodeBundle(data)
+	if err != nil {
+		return nil, damagedBundle(id, err)
+	}
+	return oci, nil
 }
 
 func (e *Engine) readRawBundle(id engine.ContainerID) (json.RawMessage, error) {
-	path := filepath.Join(e.bundle(id), bundleConfig)
-	data, err := os.ReadFile(path)
+	data, err := os.ReadFile(filepath.Join(e.bundle(id), bundleConfig))
 	if err != nil {
 		return nil, fmt.Errorf("read the container's OCI spec: %w", err)
 	}
 	if err := seal.Check(data); err != nil {
-		return nil, fmt.Errorf("the container's OCI spec %s is damaged: %w: %w", path, err, errdefs.ErrDataLoss)
+		return nil, damagedBundle(id, err)
 	}
 	return data, nil
+}
+
+func damagedBundle(id engine.ContainerID, err error) error {
+	return fmt.Errorf("the OCI spec of container %s is damaged: %w: %w", id, err, errdefs.ErrDataLoss)
+}
+
+// decodeBundle reads a spec that Check has found whole. It has what each of ours has.
+func decodeBundle(data []byte) (*specs.Spec, error) {
+	oci := new(specs.Spec)
+	if err := json.Unmarshal(data, oci); err != nil {
+		return nil, err
+	}
+	if oci.Process == nil || oci.Linux == nil || oci.Linux.Resources == nil {
+		return nil, errors.New("it has no process, or no limits")
+	}
+	return oci, nil
 }

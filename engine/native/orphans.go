@@ -124,7 +124,7 @@ func (o *orphans) killMonitorIn(ctx context.Context, dir string) error {
 func (o *orphans) cgroups(ctx context.Context) {
 	for _, id := range o.in(o.bundles()) {
 		oci, err := o.readBundle(engine.ContainerID(id))
-		if err == nil && oci.Linux == nil || err != nil && !process.Starved(err) {
+		if err != nil && !process.Starved(err) {
 			continue
 		}
 		if err == nil {

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -69,6 +70,30 @@ type containerRecord struct {
 	PluginLimits *specs.LinuxResources `json:"pluginLimits,omitempty"`
 	// Ended is the end where no monitor wrote an exit file: a start that failed, a monitor that died, a reboot.
 	Ended *ending `json:"ended,omitempty"`
+}
+
+// decodePod fills in the record of pod id of which decode has found the header.
+func decodePod(id string, data []byte) (podRecord, error) {
+	var r podRecord
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, err
+	}
+	if string(r.ID) != id || r.Cgroup.Path == "" {
+		return r, fmt.Errorf("it is the record of %q in cgroup %q: %w", r.ID, r.Cgroup.Path, errdefs.ErrDataLoss)
+	}
+	return r, nil
+}
+
+// decodeContainer is decodePod for a container's.
+func decodeContainer(id string, data []byte) (containerRecord, error) {
+	var r containerRecord
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, err
+	}
+	if string(r.ID) != id || r.Spec.Pod == "" || r.Cgroup.Path == "" {
+		return r, fmt.Errorf("it is the record of %q in pod %q and cgroup %q: %w", r.ID, r.Spec.Pod, r.Cgroup.Path, errdefs.ErrDataLoss)
+	}
+	return r, nil
 }
 
 // ending is how a container ended.

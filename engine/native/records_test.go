@@ -321,6 +321,9 @@ func TestADamagedBundleIsNotUsed(t *testing.T) {
 			if _, err := b.StartContainer(t.Context(), created.ID, s); !errdefs.IsDataLoss(err) {
 				t.Errorf("the start: %v", err)
 			}
+			if err := b.UpdateContainer(t.Context(), created.ID, &engine.Resources{CPUShares: 7}); !errdefs.IsDataLoss(err) {
+				t.Errorf("an update: %v", err)
+			}
 			if _, err := b.Exec(t.Context(), running, &engine.ExecSpec{Command: []string{"true"}}); !errdefs.IsDataLoss(err) {
 				t.Errorf("an exec: %v", err)
 			}
@@ -335,6 +338,11 @@ func TestADamagedBundleIsNotUsed(t *testing.T) {
 		})
 	}
 	b.sh(t, running, "true")
+	// One without a checksum, as an earlier version wrote it.
+	damage(t, filepath.Join(b.bundle(created.ID), bundleConfig), func([]byte) []byte { return []byte(`{"process":{}}`) })
+	if err := b.UpdateContainer(t.Context(), created.ID, &engine.Resources{CPUShares: 7}); !errdefs.IsDataLoss(err) {
+		t.Errorf("an update: %v", err)
+	}
 	for _, id := range []engine.ContainerID{created.ID, running} {
 		damage(t, filepath.Join(b.bundle(id), bundleConfig), damages["cut"])
 		if err := errors.Join(b.StopContainer(t.Context(), id, 0), b.RemoveContainer(t.Context(), id)); err != nil {

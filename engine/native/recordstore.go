@@ -120,11 +120,17 @@ type found struct {
 
 // read reads the record at path.
 func read(ctx context.Context, path string) (found, error) {
-	f := found{}
-	if err := patiently(ctx, "read a record", func() (err error) { f.data, err = os.ReadFile(path); return err }); err != nil {
-		return f, err
+	var data []byte
+	if err := patiently(ctx, "read a record", func() (err error) { data, err = os.ReadFile(path); return err }); err != nil {
+		return found{}, err
 	}
-	if err := seal.Unmarshal(f.data, &f.header); err != nil {
+	return decode(data)
+}
+
+// decode finds the header of a record of this version or another.
+func decode(data []byte) (found, error) {
+	f := found{data: data}
+	if err := seal.Unmarshal(data, &f.header); err != nil {
 		return f, err
 	}
 	if f.Version <= 0 {

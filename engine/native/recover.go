@@ -34,12 +34,9 @@ const (
 // load reads the records. Where it cannot even be seen which there are, nothing may be done: all that runs would look like nobody's.
 func (e *Engine) load(ctx context.Context) error {
 	pods := e.podRecords.load(ctx, func(id string, data []byte) error {
-		var r podRecord
-		if err := json.Unmarshal(data, &r); err != nil {
+		r, err := decodePod(id, data)
+		if err != nil {
 			return err
-		}
-		if string(r.ID) != id || r.Cgroup.Path == "" {
-			return fmt.Errorf("it is the record of %q in cgroup %q: %w", r.ID, r.Cgroup.Path, errdefs.ErrDataLoss)
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -48,12 +45,9 @@ func (e *Engine) load(ctx context.Context) error {
 		return nil
 	}, e.newer)
 	containers := e.containerRecords.load(ctx, func(id string, data []byte) error {
-		var r containerRecord
-		if err := json.Unmarshal(data, &r); err != nil {
+		r, err := decodeContainer(id, data)
+		if err != nil {
 			return err
-		}
-		if string(r.ID) != id || r.Spec.Pod == "" || r.Cgroup.Path == "" {
-			return fmt.Errorf("it is the record of %q in pod %q and cgroup %q: %w", r.ID, r.Spec.Pod, r.Cgroup.Path, errdefs.ErrDataLoss)
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
