@@ -117,7 +117,7 @@ soak: helper ## random work and faults for SOAK (30m), under the race detector, 
 
 # The counts of the rows of docs/reliability.md that `make test` runs at sizes of seconds; those of time are in `make soak`.
 .PHONY: counts
-counts: helper ## the rows' full counts, which `make test` runs at sizes of seconds: races, trees, execs, events; ENGINE=28 … for the end-to-end ones (root)
+counts: helper ## the rows' full counts and limits of time, of which `make test` runs seconds, on a machine that does nothing else (root, hours); ENGINE=28 … for the end-to-end ones
 	@hack/packages.sh test
 	@go build -o .cache/results ./hack/results
 	E2E_COUNTS=full .cache/results .cache/counts.json go test -count=1 -timeout 0 -p 1 -tags failpoint -json $(COUNTED)
