@@ -638,6 +638,40 @@ func TestDamagedStoreListsOnlyWholeImagesAndHeals(t *testing.T) {
 	}
 }
 
+// Rows: S69 (part)
+func FuzzDecodeRecord(f *testing.F) {
+	id := engine.ImageID(digest.FromString("config"))
+	good := &record{
+		Version: 1, ID: id, Tags: []tag{{"a.example/app:v1", 3}}, Digests: []string{"a.example/app@" + string(id)}, DiffIDs: []digest.Digest{digest.FromString("layer")},
+		Manifests: []manifest{{Config: ocispec.Descriptor{Digest: digest.Digest(id), Size: 7}, Layers: []ocispec.Descriptor{{Digest: digest.FromString("blob")}}}},
+	}
+	for _, marshal := range []func(any) ([]byte, error){seal.Marshal, json.Marshal} {
+		data, err := marshal(good)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		rec, err := decodeRecord(recordName(id), data)
+		if err != nil {
+			return
+		}
+		for i := range rec.Manifests {
+			if rec.ID != id || len(rec.Manifests[i].Layers) != len(rec.DiffIDs) {
+				t.Errorf("believed: %+v", rec)
+			}
+		}
+		again, err := seal.Marshal(rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeRecord(recordName(id), again); err != nil {
+			t.Errorf("not readable after a rewrite: %v", err)
+		}
+	})
+}
+
 // An image of which the record or a blob is damaged or lost cannot be told any more, but its layers lie under a container: they stay until
 // that has gone.
 //

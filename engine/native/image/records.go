@@ -158,29 +158,14 @@ func (s *Store) readImage(path string) (*stored, error) {
 	if err != nil {
 		return nil, err
 	}
-	var header struct {
-		Version int `json:"version"`
-	}
-	if err := seal.Unmarshal(data, &header); err != nil {
-		return nil, err
-	}
-	if header.Version > recordVersion {
+	rec, err := decodeRecord(filepath.Base(path), data)
+	if errors.Is(err, errNewer) {
 		for _, named := range digest.DigestRegexp.FindAllString(string(data), -1) {
 			s.foreign[digest.Digest(named)] = true
 		}
-		return nil, fmt.Errorf("%w: version %d, this one knows up to %d", errNewer, header.Version, recordVersion)
 	}
-	var rec record
-	if err := json.Unmarshal(data, &rec); err != nil {
+	if err != nil {
 		return nil, err
-	}
-	if rec.Version != recordVersion || filepath.Base(path) != recordName(rec.ID) || len(rec.Manifests) == 0 {
-		return nil, fmt.Errorf("version %d of %q is not expected in this file", rec.Version, rec.ID)
-	}
-	for _, ref := range rec.Digests {
-		if registry.FullName(ref) == "" || !strings.Contains(ref, "@") {
-			return nil, fmt.Errorf("%q is not a name with a digest", ref)
-		}
 	}
 	for _, d := range rec.DiffIDs {
 		if s.content.layers[d] == nil {
@@ -188,17 +173,45 @@ func (s *Store) readImage(path string) (*stored, error) {
 		}
 	}
 	for i := range rec.Manifests {
-		m := &rec.Manifests[i]
-		if len(m.Layers) != len(rec.DiffIDs) || engine.ImageID(m.Config.Digest) != rec.ID {
-			return nil, fmt.Errorf("manifest %s is of another image", m.Manifest.Digest)
-		}
-		for _, b := range m.blobs() {
+		for _, b := range rec.Manifests[i].blobs() {
 			if have := s.content.blobs[b.Digest]; have == nil || have.size != b.Size {
 				return nil, fmt.Errorf("blob %s is absent or not of %d bytes: %w", b.Digest, b.Size, errdefs.ErrDataLoss)
 			}
 		}
 	}
-	return s.newStored(&rec)
+	return s.newStored(rec)
+}
+
+// decodeRecord reads the content of a file of records/.
+func decodeRecord(name string, data []byte) (*record, error) {
+	var header struct {
+		Version int `json:"version"`
+	}
+	if err := seal.Unmarshal(data, &header); err != nil {
+		return nil, err
+	}
+	if header.Version > recordVersion {
+		return nil, fmt.Errorf("%w: version %d, this one knows up to %d", errNewer, header.Version, recordVersion)
+	}
+	rec := new(record)
+	if err := json.Unmarshal(data, rec); err != nil {
+		return nil, err
+	}
+	if rec.Version != recordVersion || name != recordName(rec.ID) || len(rec.Manifests) == 0 {
+		return nil, fmt.Errorf("version %d of %q is not expected in this file", rec.Version, rec.ID)
+	}
+	for _, ref := range rec.Digests {
+		if registry.FullName(ref) == "" || !strings.Contains(ref, "@") {
+			return nil, fmt.Errorf("%q is not a name with a digest", ref)
+		}
+	}
+	for i := range rec.Manifests {
+		m := &rec.Manifests[i]
+		if len(m.Layers) != len(rec.DiffIDs) || engine.ImageID(m.Config.Digest) != rec.ID {
+			return nil, fmt.Errorf("manifest %s is of another image", m.Manifest.Digest)
+		}
+	}
+	return rec, nil
 }
 
 // newStored makes the image of a record; its content is here.
