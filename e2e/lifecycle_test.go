@@ -361,6 +361,53 @@ func TestStartOfAMissingProgramFailsAndIsRecorded(t *testing.T) {
 	heldAsBefore(t, n, before)
 }
 
+// A file that may be run and is no program, and one that may not be run: the container ends with the shell's code or the runtime's, what is
+// wrong is in the error of its start or in its log, and nothing of it is left.
+//
+// Rows: R18
+func TestAProgramThatCannotRunEndsItsContainer(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "noformat")
+	dir := t.TempDir()
+	for name, row := range map[string]struct {
+		mode  os.FileMode
+		codes []int32
+		text  string
+	}{
+		"odd":  {0o755, []int32{1, 126, 127, 128, 255}, "exec format error"}, // 1 is of older runc
+		"data": {0o644, []int32{126, 127, 128}, "permission denied"},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("\x7fODD"), row.mode); err != nil {
+			t.Fatal(err)
+		}
+		for _, tty := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, terminal %t", name, tty), func(t *testing.T) {
+				config := pod.ContainerConfig("c"+harness.ID(), n.Registry.Ref(harness.Busybox), "/mnt/"+name)
+				config.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/mnt"}}
+				config.Tty, config.Stdin = tty, tty
+				c := pod.Create(config)
+				_, err := n.Shim.Runtime.StartContainer(ctx(t), &runtimeapi.StartContainerRequest{ContainerId: c.ID})
+				status := c.WaitExit()
+				if !slices.Contains(row.codes, status.ExitCode) || (err != nil) != (status.Reason == "StartError") {
+					t.Errorf("exit code %d, reason %s, start %v", status.ExitCode, status.Reason, err)
+				}
+				said, lerr := os.ReadFile(c.Log)
+				if lerr != nil && !os.IsNotExist(lerr) {
+					t.Error(lerr)
+				}
+				if !strings.Contains(fmt.Sprint(err, string(said)), row.text) {
+					t.Errorf("neither the start's error (%v) nor the log says %q: %s", err, row.text, said)
+				}
+				if err != nil {
+					wantCode(t, "its start", err, codes.FailedPrecondition)
+				}
+				c.Remove()
+			})
+		}
+	}
+	pod.Remove()
+}
+
 // Rows: R13
 func TestStopGivesGraceThenKills(t *testing.T) {
 	n := node(t)

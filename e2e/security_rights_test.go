@@ -143,6 +143,62 @@ func TestCapabilitiesAreThoseAskedFor(t *testing.T) {
 	}
 }
 
+// The user of a container is the same over its attempts, a restart of the daemon and a pull that comes between: by number, by name and
+// as the image has it.
+//
+// Rows: S22
+func TestTheUserStaysOverAttempts(t *testing.T) {
+	n := node(t)
+	pod := n.RunPod(t, "attempts")
+	busybox := n.Registry.Ref(harness.Busybox)
+	users := map[string]struct {
+		change func(*securityContext)
+		want   string // uid and gid
+	}{
+		"number": {func(s *securityContext) { s.RunAsUser, s.RunAsGroup = id(1234), id(5678) }, "1234 5678"},
+		"name":   {func(s *securityContext) { s.RunAsUsername = "default-user" }, "1000 1000"},
+		"image":  {func(*securityContext) {}, "0 0"},
+	}
+	running := map[string]*harness.Container{}
+	check := func(when string) {
+		t.Helper()
+		for name, user := range users {
+			if got := strings.TrimSpace(running[name].Output("echo $(id -u) $(id -g)")); got != user.want {
+				t.Errorf("%s, %s: it runs as %s, want %s", when, name, got, user.want)
+			}
+			linux := running[name].Status().User.GetLinux()
+			if got := fmt.Sprint(linux.GetUid(), linux.GetGid()); got != user.want {
+				t.Errorf("%s, %s: its status says %s, want %s", when, name, got, user.want)
+			}
+		}
+	}
+	for attempt := range uint32(4) {
+		for name, user := range users {
+			if c := running[name]; c != nil {
+				c.Stop(0)
+			}
+			config := pod.Attempt(attempt, pod.ContainerConfig(name, busybox, forever...))
+			user.change(config.Linux.SecurityContext)
+			running[name] = pod.Create(config)
+			running[name].Start()
+		}
+		check(fmt.Sprintf("attempt %d", attempt))
+		switch attempt {
+		case 0:
+			n.Shim.Restart()
+			check("after a restart")
+		case 1:
+			if _, err := n.Shim.Images.PullImage(ctx(t), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox}}); err != nil {
+				t.Fatal(err)
+			}
+			check("after a pull")
+		case 2:
+			n.Shim.KillAndRestart()
+		}
+	}
+	pod.Remove()
+}
+
 // Rows: S16
 func TestGroupsAreThoseOfThePolicy(t *testing.T) {
 	n := node(t)
