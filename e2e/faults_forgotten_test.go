@@ -28,8 +28,6 @@ func TestDockerdForgetsWhatRuns(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := ownNode(t, harness.DockerOptions{LiveRestore: true})
-			warmUp(t, n)
-			n.NoLeaks(t)
 			pod := n.RunPod(t, "forgotten", inDockersCgroup(n))
 			c := pod.Run("c", n.Registry.Ref(harness.Busybox), []string{"/bin/testserver", "ignore-term"})
 			c.WaitLog("ready")

@@ -249,8 +249,6 @@ func TestSwappedNetworks(t *testing.T) {
 func TestNothingStaysOfPodsThatDiedWithDockerd(t *testing.T) {
 	harness.AboutDocker(t)
 	n := ownNode(t, harness.DockerOptions{})
-	warmUp(t, n)
-	n.NoLeaks(t)
 	before := rules(t)
 	var pods []*harness.Pod
 	for i := range int32(3) {

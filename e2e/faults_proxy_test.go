@@ -40,6 +40,8 @@ func behindProxy(t *testing.T) (*harness.Node, *dockerProxy) {
 	n := &harness.Node{Docker: docker, Registry: harness.SharedRegistry(t), CNI: harness.NewCNI(t, harness.CNIOptions{})}
 	n.Shim = harness.StartShim(t, docker, n.CNI, harness.ShimOptions{Settings: map[string]any{"docker": map[string]any{"endpoint": "unix://" + p.socket}}})
 	n.Pull(t, harness.Busybox)
+	warmUp(t, n)
+	n.NoLeaks(t)
 	return n, p
 }
 

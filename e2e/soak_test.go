@@ -39,12 +39,11 @@ func TestSoak(t *testing.T) {
 	t.Logf("seed %d", report.Seed)
 	harness.Require(t)
 	t.Cleanup(func() { report.write(t) }) // the last cleanup: what the gates find counts
-	n := ownNode(t, harness.DockerOptions{LiveRestore: true})
+	n := newNode(t, harness.DockerOptions{LiveRestore: true})
 	report.Engine = "native"
 	if n.Docker != nil {
 		report.Engine, _ = n.Docker.Version() // "" where it cannot be had
 	}
-	warmUp(t, n)
 	s := &soak{t: t, n: n, image: n.Registry.Ref(harness.Busybox), faults: map[string]int{}, end: time.Now().Add(length), report: &report}
 	s.warm()
 	n.NoLeaks(t)
