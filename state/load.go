@@ -56,10 +56,11 @@ func (s *Store) load() error {
 
 // checkBoot finds out whether the machine was booted since the last use.
 func (s *Store) checkBoot() error {
-	now, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := process.Boot()
 	if err != nil {
-		return fmt.Errorf("learn the boot id: %w", err)
+		return err
 	}
+	now := []byte(id + "\n")
 	then, err := os.ReadFile(s.bootFile())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("learn the last boot id: %w", err)

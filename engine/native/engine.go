@@ -41,6 +41,7 @@ import (
 	"crishim/engine/native/monitor"
 	"crishim/engine/native/ns"
 	"crishim/engine/native/rootfs"
+	"crishim/internal/process"
 )
 
 // Name is the engine's name in records and among runtime handlers.
@@ -365,12 +366,12 @@ func (e *Engine) bundle(id engine.ContainerID) string { return filepath.Join(e.b
 
 // boot names this run of the machine's kernel.
 var boot = sync.OnceValue(func() string {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := process.Boot()
 	if err != nil {
 		// Without it every start looks like one after a reboot of which nothing is left, which is not true: say so and stop.
-		klog.Fatalf("The boot id cannot be read: %v", err)
+		klog.Fatalf("Cannot go on: %v", err)
 	}
-	return string(id[:len(id)-1])
+	return id
 })
 
 // quiet is for clean-ups whose failure the next one mends.

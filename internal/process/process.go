@@ -13,6 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Boot names this run of the machine's kernel, within which a pid and its start time name one process.
+func Boot() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("learn the boot id: %w", err)
+	}
+	return string(bytes.TrimSpace(id)), nil
+}
+
 // StartTicks reads the start time of pid in clock ticks since boot: field 22 of /proc/PID/stat.
 func StartTicks(pid int) (uint64, error) {
 	_, ticks, err := stat(pid)

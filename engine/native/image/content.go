@@ -101,7 +101,16 @@ func (s *Store) partPath(d digest.Digest) string  { return s.path(partsDir, d.En
 func (s *Store) layerPath(d digest.Digest) string { return s.path(layersDir, d.Encoded()) }
 func (s *Store) layerTree(d digest.Digest) string { return filepath.Join(s.layerPath(d), layerTree) }
 
-// load reads what is on disk. What is not whole is moved to tmp/, for removeLeft.
+// badPrefix begins the names of layers whose description is damaged; the boot in which that was found follows. Containers may run on
+// such a layer, so that its files stay until they cannot any more. For pulls it is not there.
+const badPrefix = ".bad-"
+
+// setAside gives a layer that is not whole its name of badPrefix.
+func (s *Store) setAside(path, boot string) error {
+	return os.Rename(path, s.path(layersDir, badPrefix+boot+"-"+filepath.Base(path)+"-"+strconv.FormatInt(time.Now().UnixNano(), tempBase)))
+}
+
+// load reads what is on disk. A layer that is not whole is set aside, and one that was before the last boot is moved to tmp/, for removeLeft.
 func (c *content) load(s *Store) error {
 	c.blobs, c.layers = map[digest.Digest]*blob{}, map[digest.Digest]*layer{}
 	c.leases, c.verified = map[string]int{}, map[digest.Digest]digest.Digest{}
@@ -129,19 +138,32 @@ func (c *content) load(s *Store) error {
 	if entries, err = os.ReadDir(s.path(layersDir)); err != nil {
 		return err
 	}
+	boot, err := process.Boot()
+	if err != nil {
+		return err
+	}
 	for _, entry := range entries {
 		path := s.path(layersDir, entry.Name())
-		l, err := readLayer(path, digest.NewDigestFromEncoded(digest.SHA256, entry.Name()))
-		if process.Starved(err) {
-			return fmt.Errorf("look at layer %s: %w", entry.Name(), err)
-		}
-		if err != nil {
-			klog.ErrorS(err, "Removing a layer that is not whole", "path", path)
+		if since, bad := strings.CutPrefix(entry.Name(), badPrefix); bad {
+			if strings.HasPrefix(since, boot) {
+				continue
+			}
 			temp := s.tempPath()
 			if err := os.Rename(path, temp); err != nil {
 				return err
 			}
 			s.left = append(s.left, temp)
+			continue
+		}
+		l, err := readLayer(path, digest.NewDigestFromEncoded(digest.SHA256, entry.Name()))
+		if process.Starved(err) {
+			return fmt.Errorf("look at layer %s: %w", entry.Name(), err)
+		}
+		if err != nil {
+			klog.ErrorS(err, "Setting aside a layer that is not whole, until the machine boots", "path", path)
+			if err := s.setAside(path, boot); err != nil {
+				return err
+			}
 			continue
 		}
 		c.layers[l.DiffID] = l

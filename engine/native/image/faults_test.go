@@ -754,6 +754,58 @@ func TestLayersInUseStayWithoutARecord(t *testing.T) {
 	}
 }
 
+// The description of a layer is damaged while containers run on it: its files stay under them until a boot, and pulls make it anew.
+//
+// Rows: R21 (part), R23 (part)
+func TestADamagedLayerStaysUnderItsContainers(t *testing.T) {
+	reg := newSite(t, nil)
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1"))))
+	for name, damage := range map[string]func(string) error{
+		"cut":  func(file string) error { return os.Truncate(file, 20) },
+		"gone": os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t, nil)
+			img := pull(t, s, ref)
+			diffID := digest.Digest(img.Layers[0])
+			mounted, err := os.Open(s.layerTree(diffID))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = mounted.Close() }()
+			_ = s.Close()
+			if err := damage(filepath.Join(s.layerPath(diffID), layerFile)); err != nil {
+				t.Fatal(err)
+			}
+			file := fmt.Sprintf("/proc/self/fd/%d/a", mounted.Fd())
+			for range 2 {
+				s = reopen(t, s.root, nil)
+				if err := s.Collect(t.Context(), 0); err != nil {
+					t.Fatal(err)
+				}
+				if again := pull(t, s, ref); again.ID != img.ID || read(t, s, img.ID, 0, "a") != "1" {
+					t.Errorf("pulled again it is %v", again)
+				}
+				_ = s.Close()
+				if data, err := os.ReadFile(file); err != nil || string(data) != "1" {
+					t.Errorf("under a container: %q, %v", data, err)
+				}
+			}
+			bad, err := filepath.Glob(s.path(layersDir, badPrefix+"*"))
+			if err != nil || len(bad) != 1 {
+				t.Fatalf("set aside: %v, %v", bad, err)
+			}
+			if err := os.Rename(bad[0], s.path(layersDir, badPrefix+"another-boot")); err != nil {
+				t.Fatal(err)
+			}
+			_ = reopen(t, s.root, nil).Close()
+			if _, err := os.ReadFile(file); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("after a boot: %v", err)
+			}
+		})
+	}
+}
+
 // A record of a newer version keeps what it names until that version comes back, whatever this one removes; a pull records the
 // image anew, in a form that the newer version knows.
 //
