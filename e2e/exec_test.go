@@ -218,7 +218,7 @@ func TestExecIsRefusedWhereNothingRuns(t *testing.T) {
 	}
 }
 
-// Rows: S44 (part)
+// Rows: S44
 func TestExecOfAMissingProgram(t *testing.T) {
 	n := node(t)
 	c := n.RunPod(t, "noexec").Run("c", n.Registry.Ref(harness.Busybox), forever)

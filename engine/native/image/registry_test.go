@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -74,7 +75,7 @@ func TestS40CredentialsAreAskedForAtEachPull(t *testing.T) {
 	}
 }
 
-// Credentials go to their registry alone: not to where it redirects, names as token server, or says that layers lie.
+// Credentials go to their registry alone: not to where it redirects.
 //
 // Rows: S32 (part)
 func TestS32CredentialsGoNowhereElse(t *testing.T) {
@@ -111,6 +112,66 @@ func TestS32CredentialsGoNowhereElse(t *testing.T) {
 		if r.Header.Get("Authorization") != "" {
 			t.Errorf("the storage got credentials for %s", r.URL.Path)
 		}
+	}
+}
+
+// A registry that names a token server on another domain, and other places for a layer, gets neither the credentials.
+//
+// Rows: S32
+func TestS32CredentialsGoToNobodyWhomTheRegistryNames(t *testing.T) {
+	const canary = "canary-of-a-password"
+	sink := newSite(t, func(http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"token":"anonymous"}`)) }
+	})
+	elsewhere := strings.Replace(sink.URL, "127.0.0.1", "localhost", 1)
+	locked := false
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if locked && r.Header.Get("Authorization") != "Bearer anonymous" {
+				w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="reg"`, elsewhere))
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	img := imageWith(t, layerOf(t, file("a", "1")))
+	m, err := img.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = m.DeepCopy()
+	m.Layers[0].URLs = []string{elsewhere + "/layer"}
+	data, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := img.RawConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := reg.push(t, "app:v1", &forged{img, config, data})
+	locked = true
+	for name, auth := range map[string]*engine.Auth{
+		"a password": {Username: "u", Password: canary}, "an identity token": {IdentityToken: canary},
+	} {
+		if _, err := newStore(t, nil).PullImage(t.Context(), &engine.PullSpec{Ref: ref, Auth: auth}); err != nil { // it lets anybody in
+			t.Errorf("with %s: %v", name, err)
+		}
+	}
+	if n := sink.count(http.MethodGet, "/token"); n == 0 {
+		t.Error("the token server was not asked")
+	}
+	for _, r := range slices.Concat(sink.requests, reg.requests) {
+		if user, password, _ := r.BasicAuth(); user != "" || password != "" || strings.Contains(fmt.Sprint(r.URL, r.Header), canary) {
+			t.Errorf("%s%s got credentials", r.Host, r.URL.Path)
+		}
+		if r.Host != reg.host() && r.Method == http.MethodPost {
+			t.Errorf("%s%s was sent something", r.Host, r.URL.Path)
+		}
+	}
+	if n := sink.count(http.MethodGet, "/layer"); n != 0 {
+		t.Errorf("the layer was looked for %d times where the manifest says", n)
 	}
 }
 
