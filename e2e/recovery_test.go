@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -69,6 +70,41 @@ func TestPodsLiveThroughTheEndOfTheDaemon(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A container writes all that it has to say while there is no daemon, which holds it up as little as it loses or doubles of that.
+//
+// Rows: R29
+func TestWhatIsWrittenWithoutTheDaemonIsInTheLog(t *testing.T) {
+	n := node(t)
+	lines := rowsize.Of(100_000, 2_000_000)
+	script := fmt.Sprintf("echo ready; sleep 3; seq 1 %d; exec sleep 1000000", lines)
+	c := n.RunPod(t, "talks").Run("c", n.Registry.Ref(harness.Busybox), []string{"sh", "-c", script})
+	c.WaitLog("ready")
+	pid := n.HostPID(t, c.ID)
+	n.Shim.Kill()
+	harness.Eventually(t, 5*time.Minute, "it to have said everything", func() error {
+		if command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || !strings.HasSuffix(string(command), "sleep\x001000000\x00") {
+			return fmt.Errorf("it is %q, %v", command, err)
+		}
+		return nil
+	})
+	n.Shim.Start()
+	var want strings.Builder
+	want.WriteString("ready\n")
+	for i := range lines {
+		fmt.Fprintln(&want, i+1)
+	}
+	harness.Eventually(t, 5*time.Minute, "the log to be whole", func() error {
+		entries, err := harness.ReadLog(c.Log)
+		if err != nil {
+			return err
+		}
+		if got := harness.JoinLog(entries, "stdout"); got != want.String() {
+			return fmt.Errorf("it has %d bytes of %d, or others", len(got), want.Len())
+		}
+		return nil
+	})
 }
 
 // R04: an exit is seen, once and exactly, also when the daemon is down at that moment.
