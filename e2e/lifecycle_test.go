@@ -355,7 +355,7 @@ func TestStartOfAMissingProgramFailsAndIsRecorded(t *testing.T) {
 		start(i)
 	}
 	before := n.Use()
-	for i := range rowsize.Of(0, 1000) {
+	for i := range rowsize.Of(4, 1000) {
 		start(i)
 	}
 	heldAsBefore(t, n, before)
