@@ -1,4 +1,4 @@
-// Command results runs `go test -json`, prints what `go test` would, and writes how each test ended to a file, for
+// Command results runs `go test -json`, prints what `go test` would and which tests took longest, and writes how each test ended to a file, for
 // `make record`. Its exit status is 1 where a test or package failed, and where the command did in any other way: sh knows
 // only the last status of a pipe, and a go test that was killed or found no package tells of no failed test.
 //
@@ -7,13 +7,16 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -21,12 +24,19 @@ import (
 // event is a line of `go test -json`; see `go doc test2json`.
 type event struct {
 	Action, Package, Test, Output string
+	Elapsed                       float64 // seconds, at the end of a test
 }
 
 // results is the file: how each top-level test ended ("pass", "fail", "skip"), by "folder.Test", and when.
 type results struct {
 	Date  string            `json:"date"`
 	Tests map[string]string `json:"tests"`
+
+	took map[string]time.Duration
+}
+
+func newResults() results {
+	return results{Date: time.Now().UTC().Format(time.DateOnly), Tests: map[string]string{}, took: map[string]time.Duration{}}
 }
 
 func main() {
@@ -34,8 +44,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: results FILE go test -json ./...")
 		os.Exit(2)
 	}
-	r := results{Date: time.Now().UTC().Format(time.DateOnly), Tests: map[string]string{}}
+	r := newResults()
 	failed, err := r.run(os.Args[2:], os.Stdout)
+	r.printSlowest(os.Stdout)
 	err = errors.Join(err, r.write(os.Args[1]))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "results:", err)
@@ -113,16 +124,31 @@ func (r *results) take(line []byte, printed map[event]*strings.Builder, out io.W
 				delete(printed, other)
 			}
 		}
-		r.ended(of, e.Action)
+		if name := r.ended(of, e.Action); name != "" {
+			r.took[name] = time.Duration(e.Elapsed * float64(time.Second))
+		}
 	}
 	return failed
 }
 
-// ended notes how a test did; subtests and packages are not counted.
-func (r *results) ended(of event, how string) {
-	if of.Test != "" && !strings.Contains(of.Test, "/") {
-		_, folder, _ := strings.Cut(of.Package, "/")
-		r.Tests[folder+"."+of.Test] = how
+// ended notes how a test did; subtests and packages are not counted and have no name.
+func (r *results) ended(of event, how string) (name string) {
+	if of.Test == "" || strings.Contains(of.Test, "/") {
+		return ""
+	}
+	_, folder, _ := strings.Cut(of.Package, "/")
+	name = folder + "." + of.Test
+	r.Tests[name] = how
+	return name
+}
+
+// printSlowest tells where the time went, for whoever has to keep `make test` short: up to 20 tests of at least 10 seconds.
+func (r *results) printSlowest(out io.Writer) {
+	names := slices.SortedFunc(maps.Keys(r.took), func(a, b string) int { return cmp.Or(cmp.Compare(r.took[b], r.took[a]), cmp.Compare(a, b)) })
+	for _, name := range names[:min(len(names), 20)] {
+		if r.took[name] >= 10*time.Second {
+			fmt.Fprintf(out, "%6.0f s %s\n", r.took[name].Seconds(), name)
+		}
 	}
 }
 

@@ -9,16 +9,17 @@ import (
 
 func TestFailuresAreShownAndAllIsCounted(t *testing.T) {
 	in := `{"Action":"output","Package":"m/a","Test":"TestGood","Output":"chatter\n"}
-{"Action":"pass","Package":"m/a","Test":"TestGood"}
+{"Action":"pass","Package":"m/a","Test":"TestGood","Elapsed":12.3}
 {"Action":"output","Package":"m/a","Test":"TestBad","Output":"a_test.go:1: wrong\n"}
-{"Action":"fail","Package":"m/a","Test":"TestBad"}
+{"Action":"fail","Package":"m/a","Test":"TestBad/half","Elapsed":50}
+{"Action":"fail","Package":"m/a","Test":"TestBad","Elapsed":100}
 {"Action":"skip","Package":"m/a","Test":"TestSkipped"}
 {"Action":"output","Package":"m/a","Test":"TestCrashed","Output":"panic: oh\n"}
 {"Action":"output","Package":"m/a","Output":"FAIL\tm/a\t0.1s\n"}
 {"Action":"fail","Package":"m/a"}
 not json
 `
-	r := results{Tests: map[string]string{}}
+	r := newResults()
 	var out strings.Builder
 	failed, err := r.read(strings.NewReader(in), &out)
 	if err != nil || !failed || out.String() != "a_test.go:1: wrong\nFAIL\tm/a\t0.1s\npanic: oh\nnot json\n" {
@@ -26,6 +27,10 @@ not json
 	}
 	if want := map[string]string{"a.TestGood": "pass", "a.TestBad": "fail", "a.TestSkipped": "skip", "a.TestCrashed": "fail"}; !maps.Equal(r.Tests, want) {
 		t.Errorf("%v", r.Tests)
+	}
+	out.Reset()
+	if r.printSlowest(&out); out.String() != "   100 s a.TestBad\n    12 s a.TestGood\n" {
+		t.Errorf("the slowest:\n%s", out.String())
 	}
 }
 
@@ -39,13 +44,13 @@ func TestACommandThatFailsIsAFailure(t *testing.T) {
 		pass + "; " + fail:    {failed: true},
 		fail + "; exit 1":     {failed: true},
 	} {
-		r := results{Tests: map[string]string{}}
+		r := newResults()
 		failed, err := r.run([]string{"sh", "-c", script}, io.Discard)
 		if failed != want.failed || (err != nil) != want.err || len(r.Tests) == 0 {
 			t.Errorf("%s: %v, %v, %v", script, failed, err, r.Tests)
 		}
 	}
-	r := results{Tests: map[string]string{}}
+	r := newResults()
 	if _, err := r.run([]string{"/nonexistent"}, io.Discard); err == nil {
 		t.Error("a command that is not there is no failure")
 	}
