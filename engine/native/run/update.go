@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
@@ -33,7 +34,7 @@ func (c *container) Update(raw json.RawMessage) error {
 		return fmt.Errorf("update container %s: %w: %w", c.id, err, errdefs.ErrInvalidArgument)
 	}
 	config := c.container.Config()
-	lift(made.Resources, config.Cgroups.Resources)
+	lift(made.Resources, config.Cgroups.Resources, cgroups.IsCgroup2UnifiedMode())
 	group := *config.Cgroups
 	made.Resources.Devices = group.Resources.Devices
 	group.Resources = made.Resources
@@ -56,7 +57,7 @@ func (c *container) Update(raw json.RawMessage) error {
 }
 
 // lift says of each limit that was set and is not any more what lifts it: libcontainer leaves alone what is zero.
-func lift(now, before *cgroups.Resources) {
+func lift(now, before *cgroups.Resources, v2 bool) {
 	if now.Memory == 0 && before.Memory > 0 {
 		now.Memory, now.MemorySwap = -1, -1
 	}
@@ -64,7 +65,13 @@ func lift(now, before *cgroups.Resources) {
 		now.MemorySwap = -1
 	}
 	if now.MemoryReservation == 0 && before.MemoryReservation > 0 {
-		now.MemoryReservation = -1
+		if v2 { // −1 would be written as "max" to memory.low: all of the container's memory protected, where none is to be
+			unified := map[string]string{"memory.low": "0"}
+			maps.Copy(unified, now.Unified)
+			now.Unified = unified
+		} else {
+			now.MemoryReservation = -1
+		}
 	}
 	if now.CpuQuota == 0 && before.CpuQuota > 0 {
 		now.CpuQuota = -1
