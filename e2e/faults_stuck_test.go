@@ -95,6 +95,36 @@ func TestFrozenPodHoldsUpOnlyItself(t *testing.T) {
 	holdsUpOnlyItself(t, n, pod, all, func() { set("THAWED") })
 }
 
+// The processes of some containers wait in the kernel for a disk that does not answer: SIGKILL ends them when it does.
+//
+// Rows: R14
+func TestProcessesThatWaitForADiskHoldUpOnlyTheirPod(t *testing.T) {
+	n := node(t)
+	d := freezable(t, filepath.Join(harness.WorkDir(t, "z"), "disk"))
+	pod := n.RunPod(t, "waits")
+	var all []*harness.Container
+	for i := range rowsize.Of(2, 20) {
+		all = append(all, pod.Run(fmt.Sprintf("c%d", i), n.Registry.Ref(harness.Busybox),
+			[]string{"sh", "-c", fmt.Sprintf("while echo ready; do echo written >/disk/%d; sleep 0.2; done", i)},
+			func(c *runtimeapi.ContainerConfig) {
+				c.Mounts = []*runtimeapi.Mount{{HostPath: d.dir, ContainerPath: "/disk"}}
+			}))
+		all[i].WaitLog("ready")
+	}
+	thaw := d.Freeze()
+	for _, c := range all {
+		pid := n.HostPID(t, c.ID)
+		harness.Eventually(t, 30*time.Second, "a process to wait for the disk", func() error {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if _, after, _ := strings.Cut(string(stat), ") "); err == nil && !strings.HasPrefix(after, "D ") {
+				err = fmt.Errorf("it does something else: %s", stat)
+			}
+			return err
+		})
+	}
+	holdsUpOnlyItself(t, n, pod, all, thaw)
+}
+
 // many are the containers that cannot be ended.
 func many(n *harness.Node, pod *harness.Pod) []*harness.Container {
 	var all []*harness.Container
