@@ -350,8 +350,8 @@ func TestFullDiskOfLogs(t *testing.T) {
 	chatty.CheckLog()
 }
 
-// freezable mounts a file system that can be frozen; the cleanup unmounts it.
-func freezable(t *testing.T, dir string) *disk {
+// ext4 mounts a file system with a journal, which can be frozen, of so many bytes; the cleanup unmounts it.
+func ext4(t *testing.T, dir string, size int64) *disk {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -360,12 +360,12 @@ func freezable(t *testing.T, dir string) *disk {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(file, 32<<20); err != nil {
+	if err := os.Truncate(file, size); err != nil {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"mkfs.ext4", "-q", file}, {"mount", "-o", "loop", file, dir}} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Skipf("a file system that can be frozen needs mkfs.ext4 and loop devices: %v: %v: %s", args, err, out)
+			t.Skipf("a file system of its own needs mkfs.ext4 and loop devices: %v: %v: %s", args, err, out)
 		}
 	}
 	t.Cleanup(func() {
@@ -403,7 +403,7 @@ func (d *disk) Freeze() (thaw func()) {
 // Rows: R28
 func TestFrozenDiskOfLogs(t *testing.T) {
 	harness.Require(t)
-	d := freezable(t, filepath.Join(harness.WorkDir(t, "z"), "logs"))
+	d := ext4(t, filepath.Join(harness.WorkDir(t, "z"), "logs"), 32<<20)
 	n := ownNode(t, harness.DockerOptions{})
 	busybox := n.Registry.Ref(harness.Busybox)
 	pod := n.RunPod(t, "frozen", func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = filepath.Join(d.dir, "pod") })

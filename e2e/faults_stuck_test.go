@@ -100,7 +100,7 @@ func TestFrozenPodHoldsUpOnlyItself(t *testing.T) {
 // Rows: R14
 func TestProcessesThatWaitForADiskHoldUpOnlyTheirPod(t *testing.T) {
 	n := node(t)
-	d := freezable(t, filepath.Join(harness.WorkDir(t, "z"), "disk"))
+	d := ext4(t, filepath.Join(harness.WorkDir(t, "z"), "disk"), 32<<20)
 	pod := n.RunPod(t, "waits")
 	var all []*harness.Container
 	for i := range rowsize.Of(2, 20) {

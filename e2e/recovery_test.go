@@ -30,9 +30,14 @@ func ownNode(t *testing.T, docker harness.DockerOptions, except ...string) *harn
 
 // newNode is a warm one, for who checks it for leaks after a warm-up of its own.
 func newNode(t *testing.T, docker harness.DockerOptions) *harness.Node {
+	return newNodeWith(t, docker, nil)
+}
+
+// newNodeWith is newNode with some settings of the daemon.
+func newNodeWith(t *testing.T, docker harness.DockerOptions, settings map[string]any) *harness.Node {
 	t.Helper()
 	harness.Require(t)
-	n := harness.NewNode(t, docker, harness.ShimOptions{})
+	n := harness.NewNode(t, docker, harness.ShimOptions{Settings: settings})
 	n.Pull(t, harness.Busybox)
 	n.Pull(t, harness.Web)
 	warmUp(t, n)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,11 +22,11 @@ import (
 )
 
 // Many callers at once, each with pods of its own and with its hands on the others', on a node where the daemon is killed,
-// dockerd, or the native engine's monitors, are killed, stopped and restarted, plugins fail and containers vanish. No call takes long or fails in a way that is
+// dockerd, or the native engine's monitors, are killed, stopped and restarted, plugins fail, the daemon's disk is full and containers vanish. No call takes long or fails in a way that is
 // not in the contract; no container goes back to a state that it was seen to have left; containers that nobody touches live
 // through all of it with every line of their log; and in the end everything is gone. E2E_SOAK is the time (`make soak`).
 //
-// Rows: R12 (part), R45
+// Rows: R12 (part), R19 (part), R45
 func TestSoak(t *testing.T) {
 	length := 12 * time.Second
 	if text := os.Getenv("E2E_SOAK"); text != "" {
@@ -39,12 +40,13 @@ func TestSoak(t *testing.T) {
 	t.Logf("seed %d", report.Seed)
 	harness.Require(t)
 	t.Cleanup(func() { report.write(t) }) // the last cleanup: what the gates find counts
-	n := newNode(t, harness.DockerOptions{LiveRestore: true})
+	root := ext4(t, filepath.Join(harness.WorkDir(t, "s"), "root"), 128<<20)
+	n := newNodeWith(t, harness.DockerOptions{LiveRestore: true}, map[string]any{"root_dir": root.dir})
 	report.Engine = "native"
 	if n.Docker != nil {
 		report.Engine, _ = n.Docker.Version() // "" where it cannot be had
 	}
-	s := &soak{t: t, n: n, image: n.Registry.Ref(harness.Busybox), faults: map[string]int{}, end: time.Now().Add(length), report: &report}
+	s := &soak{t: t, n: n, root: root, image: n.Registry.Ref(harness.Busybox), faults: map[string]int{}, end: time.Now().Add(length), report: &report}
 	s.warm()
 	n.NoLeaks(t)
 	alive := n.RunPod(t, untouched, inDockersCgroup(n))
@@ -85,6 +87,7 @@ func TestSoak(t *testing.T) {
 type soak struct {
 	t      *testing.T
 	n      *harness.Node
+	root   *disk // the daemon's root_dir: records, and the native engine's images and containers
 	image  string
 	end    time.Time
 	report *soakReport

@@ -31,6 +31,19 @@ func soakFaults() []soakFault {
 			})
 			s.n.Shim.WaitReady()
 		}},
+		{"full disk of the daemon", func(s *soak, r *rand.Rand) {
+			s.n.Live(s.t, func() {
+				s.root.Fill()
+				pauseFor(r, 5*time.Second)
+				s.root.Empty()
+			})
+		}},
+		{"kill -9 of the daemon on a full disk", func(s *soak, r *rand.Rand) {
+			s.root.Fill()
+			s.n.Shim.KillAndRestart()
+			pauseFor(r, 3*time.Second)
+			s.root.Empty()
+		}},
 	}
 	if harness.Native() {
 		return append(common, nativeSoakFaults...)
