@@ -123,14 +123,15 @@ func (s step) String() string { return s.name + "*" + strconv.Itoa(s.nth) }
 func (s step) does(action string) string { return s.name + "=" + action + "*" + strconv.Itoa(s.nth) }
 
 // ofItsOwn says that the daemon goes there when it wants to, and not in the course of a call: where log pumps are begun and what they do, what the
-// index learnt of an engine's events and writes behind, and what the native engine takes away after the end of a container.
+// index learnt of an engine's events and writes behind, and what the native engine takes away after the end of a container. Whether a
+// process is signalled by the daemon or by Docker, or by one after the other, is a matter of what Docker has told by then.
 func (s step) ofItsOwn() bool {
 	if strings.HasPrefix(s.name, "logpump/") || strings.Contains(s.name, ".flush.") || strings.HasPrefix(s.name, "file.") {
 		return true
 	}
 	name := strings.TrimSuffix(strings.TrimSuffix(s.name, ".before"), ".after")
 	return slices.Contains([]string{
-		"log.takeover", "native.process.delete", "native.container.uncgroup", "native.container.unstate", "native.container.unpin", "native.container.unmount",
+		"log.takeover", "signal", "docker.POST.containers.kill", "native.process.delete", "native.container.uncgroup", "native.container.unstate", "native.container.unpin", "native.container.unmount",
 	}, name)
 }
 
