@@ -88,7 +88,7 @@ func (n *Network) addAll(ctx context.Context, attachments []Attachment) ([]Attac
 		if err := n.addOne(ctx, a); err != nil {
 			return nil, nil, err
 		}
-		addresses, err := resultIPs(a.Result)
+		addresses, err := resultIPs(a.Result, a.IfName)
 		if err != nil {
 			return nil, nil, fmt.Errorf("result of network %q: %w", a.Network, err)
 		}

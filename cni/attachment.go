@@ -258,7 +258,7 @@ func (a *Attachment) previous(list *libcni.NetworkConfigList) types.Result {
 
 // IPs are the pod's addresses in an attachment's result, in the plugins' order; none before ADD.
 func (a Attachment) IPs() []string {
-	ips, err := resultIPs(a.Result)
+	ips, err := resultIPs(a.Result, a.IfName)
 	if err != nil {
 		return nil
 	}
@@ -274,8 +274,10 @@ func (a Attachment) HostPorts() []PortMapping {
 	return ports
 }
 
-// resultIPs leaves out addresses that the result puts on an interface outside the pod.
-func resultIPs(raw []byte) ([]string, error) {
+// resultIPs are the addresses of the interface that the plugins were asked for, as the kubelet's old shims and containerd have it:
+// what a plugin adds beside it is not where the pod is reached. Where the result names no such interface they are those of all that
+// it puts into the pod. A plugin may forget to say where its interface is; addresses of the loopback are never the pod's.
+func resultIPs(raw []byte, ifName string) ([]string, error) {
 	result, err := create.CreateFromBytes(raw)
 	if err != nil {
 		return nil, err
@@ -284,14 +286,32 @@ func resultIPs(raw []byte) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ips []string
+	var own, others, unplaced []string
 	for _, ip := range latest.IPs {
-		if i := ip.Interface; i != nil && *i >= 0 && *i < len(latest.Interfaces) && latest.Interfaces[*i].Sandbox == "" {
+		if ip.Address.IP.IsLoopback() {
 			continue
 		}
-		ips = append(ips, ip.Address.IP.String())
+		of := &types100.Interface{Name: ifName, Sandbox: "the pod's"}
+		if i := ip.Interface; i != nil && *i >= 0 && *i < len(latest.Interfaces) {
+			of = latest.Interfaces[*i]
+		}
+		text := ip.Address.IP.String()
+		switch {
+		case of.Sandbox == "" && of.Name == ifName:
+			unplaced = append(unplaced, text)
+		case of.Sandbox == "": // the host's
+		case of.Name == ifName:
+			own = append(own, text)
+		default:
+			others = append(others, text)
+		}
 	}
-	return ips, nil
+	for _, ips := range [][]string{own, unplaced} {
+		if len(ips) > 0 {
+			return ips, nil
+		}
+	}
+	return others, nil
 }
 
 // Cached reads the attachments of a pod from our own cache: where the record that held them is lost. None is no error.

@@ -738,3 +738,25 @@ func TestAnAttachmentThatCannotBeReadNowIsNotAbsent(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The kubelet takes the first address of each family for the pod's: one that a plugin gave another interface is not where it is reached.
+func TestAPodsAddressesAreThoseOfItsInterface(t *testing.T) {
+	const host, other, own, unplaced, lo = `{"name":"veth1"}`, `{"name":"net1","sandbox":"/x"}`, `{"name":"eth0","sandbox":"/x"}`, `{"name":"eth0"}`, `{"name":"lo","sandbox":"/x"}`
+	for name, c := range map[string]struct {
+		interfaces, ips string
+		want            []string
+	}{
+		"of another interface too": {host + "," + other + "," + own,
+			`{"address":"10.1.0.1/24","interface":1},{"address":"fd01::1/64","interface":1},{"address":"10.9.0.5/16","interface":2}`, []string{"10.9.0.5"}},
+		"of the host too":                                {host + "," + own, `{"address":"10.9.0.1/16","interface":0},{"address":"fd00::5/64","interface":1},{"address":"10.9.0.5/16","interface":1}`, []string{"fd00::5", "10.9.0.5"}},
+		"of an interface not named":                      {host, `{"address":"10.9.0.5/16"}`, []string{"10.9.0.5"}},
+		"of another interface alone":                     {other, `{"address":"10.1.0.1/24","interface":0}`, []string{"10.1.0.1"}},
+		"of an interface that nobody said is in the pod": {unplaced, `{"address":"10.9.0.5/16","interface":0}`, []string{"10.9.0.5"}},
+		"of the loopback":                                {lo + "," + own, `{"address":"127.0.0.1/8","interface":0},{"address":"::1/128","interface":0},{"address":"127.0.0.2/8"}`, nil},
+	} {
+		result := fmt.Sprintf(`{"cniVersion":"1.0.0","interfaces":[%s],"ips":[%s]}`, c.interfaces, c.ips)
+		if got, err := resultIPs([]byte(result), IfName); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, c.want)
+		}
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -151,12 +150,12 @@ func (a *Adopter) cached(id string) ([]cni.Attachment, error) {
 	return nil, errors.Join(errs...)
 }
 
-// addressesOf are the pod's addresses, in the plugins' order; shims attach a network of the loopback too.
+// addressesOf are the pod's addresses, in the plugins' order.
 func addressesOf(attachments []cni.Attachment) []string {
 	var ips []string
 	for _, a := range attachments {
 		for _, ip := range a.IPs() {
-			if addr, err := netip.ParseAddr(ip); err == nil && !addr.IsLoopback() && !slices.Contains(ips, ip) {
+			if !slices.Contains(ips, ip) {
 				ips = append(ips, ip)
 			}
 		}
