@@ -82,7 +82,7 @@ func (c *network) same(other *network) bool {
 	return c.file == other.file && bytes.Equal(c.list.Bytes, other.list.Bytes) && (c.missing == nil) == (other.missing == nil)
 }
 
-// load takes the first valid file by name. A file that was in use and is broken now keeps the network made of its last
+// load takes the first valid file by name that attaches pods to a network. A file that was in use and is broken now keeps the network made of its last
 // good version, also before other files: half an edit must not move new pods to another network. problem tells of every
 // file that could not be used.
 func load(dir string, binDirs []string, previous *network) (chosen *network, problem error) {
@@ -102,6 +102,9 @@ func load(dir string, binDirs []string, previous *network) (chosen *network, pro
 			}
 			continue
 		}
+		if onlyLoopback(list) {
+			continue
+		}
 		next := &network{file: file, list: list, missing: missingPlugins(list, binDirs)}
 		if next.missing != nil && previous != nil && previous.file == file && missingPlugins(previous.list, binDirs) == nil {
 			problems = append(problems, fmt.Errorf("%s: %w", file, next.missing))
@@ -110,6 +113,12 @@ func load(dir string, binDirs []string, previous *network) (chosen *network, pro
 		return next, errors.Join(problems...)
 	}
 	return nil, errors.Join(problems...)
+}
+
+// onlyLoopback says that a configuration is of the pods' loopback alone, as packages and guides for other runtimes put one last in the
+// folder (99-loopback.conf). Until a network add-on came, pods would run without a network, with 127.0.0.1 for their address.
+func onlyLoopback(list *libcni.NetworkConfigList) bool {
+	return !slices.ContainsFunc(list.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Type != "loopback" })
 }
 
 func parseFile(file string) (*libcni.NetworkConfigList, error) {

@@ -137,6 +137,25 @@ func TestConfigurationIsEditedSwappedAndRemoved(t *testing.T) {
 	eventually(t, "no configuration", 30*time.Second, func() bool { return n.Name() == "" && !n.ready() })
 }
 
+// The loopback's configuration, which packages for other runtimes bring, is no network: a node with nothing else is not ready.
+func TestTheLoopbackIsNoNetwork(t *testing.T) {
+	n := newNode(t)
+	n.plugins("loopback", "p1")
+	n.write("99-loopback.conf", `{"cniVersion":"1.0.0","name":"lo","type":"loopback"}`)
+	n.reload()
+	if err := n.Status(t.Context()); err == nil || !strings.Contains(err.Error(), n.conf) || n.Problem() != nil {
+		t.Errorf("with the loopback alone: %v, network %q, problem %v", err, n.Name(), n.Problem())
+	}
+	if other, err := otherConfig(n.conf); err != nil || other != "" {
+		t.Errorf("no network is made of a template because of %q, %v", other, err)
+	}
+	n.write("99-net.conflist", n.list("net", "1.0.0", nil, "p1"))
+	n.reload()
+	if n.Name() != "net" || !n.ready() || n.Problem() != nil {
+		t.Errorf("with an add-on's after it: network %q, problem %v", n.Name(), n.Problem())
+	}
+}
+
 // A daemon without descriptors can read neither the folder nor its files, which is no sign that the node has no network any more.
 func TestTheConfigurationInUseStaysWhereNoneCanBeRead(t *testing.T) {
 	n := newNode(t)

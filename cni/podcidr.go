@@ -165,13 +165,17 @@ func (n *Network) writeTemplate(cidrs []string) error {
 	return atomicfile.Write(target, rendered, 0o644)
 }
 
-// otherConfig is a configuration of somebody else, "" where there is none.
+// otherConfig is a network's configuration of somebody else, "" where there is none.
 func otherConfig(confDir string) (string, error) {
 	files, err := libcni.ConfFiles(confDir, []string{".conf", ".conflist", ".json"})
 	for _, file := range files {
-		if file != filepath.Join(confDir, TemplateTarget) {
-			return file, err
+		if file == filepath.Join(confDir, TemplateTarget) {
+			continue
 		}
+		if list, err := parseFile(file); err == nil && onlyLoopback(list) {
+			continue
+		}
+		return file, nil
 	}
 	return "", err
 }
