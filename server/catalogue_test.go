@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -451,6 +452,25 @@ func TestR40GCSparesPodsWhoseRecordIsLost(t *testing.T) {
 	f.start()
 	f.network.attached = map[string]bool{} // what nobody can know of
 	f.nothingLeft()
+}
+
+// What a newer version recorded is left alone, by the engine too: its network is not given up because nobody tells of the pod.
+func TestGCSparesPodsOfANewerVersion(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	record := []byte(`{"what only":"the newer one knows"}`)
+	sum := sha256.Sum256(append([]byte("99 pod "), record...))
+	path := filepath.Join(f.root, "root", "pods", strings.Repeat("0", 40)+".json")
+	if err := os.WriteFile(path, fmt.Appendf(nil, "{\"version\":99,\"kind\":\"pod\",\"sha256\":\"%x\",\"record\":%s}\n", sum, record), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.options = func(o *Options) { o.CNIGC = true }
+	f.start()
+	f.stop() // waits for what the start began
+	if f.network.gcs != 0 {
+		t.Errorf("%d collections, the last keeping %v", f.network.gcs, f.network.valid)
+	}
+	f.start()
 }
 
 // A collection that met an ADD or failed is repeated, as is one that went well; each keeps what there is then.

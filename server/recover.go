@@ -267,6 +267,11 @@ func (s *Server) collectNetworks(ctx context.Context) {
 
 // heldAttachments are those of all records. The error says that there may be more.
 func (s *Server) heldAttachments() ([]cni.Attachment, error) {
+	for _, q := range s.store.Quarantined() {
+		if q.Newer && q.Kind == "pod" { // an engine may leave its pod alone, too, so that nobody tells of it
+			return nil, fmt.Errorf("it would free what the pod of record %s holds, which a newer version wrote: %w", q.Path, errdefs.ErrFailedPrecondition)
+		}
+	}
 	var held []cni.Attachment
 	for _, pod := range s.store.Pods() {
 		if lostNetwork(pod) {
