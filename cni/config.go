@@ -79,7 +79,7 @@ func (c *network) same(other *network) bool {
 	if c == nil || other == nil {
 		return c == other
 	}
-	return c.file == other.file && bytes.Equal(c.list.Bytes, other.list.Bytes) && (c.missing == nil) == (other.missing == nil)
+	return c.file == other.file && bytes.Equal(c.list.Bytes, other.list.Bytes) && fmt.Sprint(c.missing) == fmt.Sprint(other.missing)
 }
 
 // load takes the first valid file by name that attaches pods to a network. A file that was in use and is broken now keeps the network made of its last

@@ -137,6 +137,20 @@ func TestConfigurationIsEditedSwappedAndRemoved(t *testing.T) {
 	eventually(t, "no configuration", 30*time.Second, func() bool { return n.Name() == "" && !n.ready() })
 }
 
+func TestMissingPluginsAreThoseThatAreMissingNow(t *testing.T) {
+	n := newNode(t)
+	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1", "p2"))
+	n.reload()
+	if err := n.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "plugin p1, p2 of") {
+		t.Errorf("without plugins: %v", err)
+	}
+	n.plugins("p1")
+	n.reload()
+	if err := n.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "plugin p2 of") {
+		t.Errorf("with one of two plugins: %v", err)
+	}
+}
+
 // The loopback's configuration, which packages for other runtimes bring, is no network: a node with nothing else is not ready.
 func TestTheLoopbackIsNoNetwork(t *testing.T) {
 	n := newNode(t)
