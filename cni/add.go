@@ -39,7 +39,7 @@ func (n *Network) Add(ctx context.Context, attachments []Attachment) ([]Attachme
 
 	adding, cancel := context.WithTimeout(ctx, n.opts.AddTimeout)
 	defer cancel()
-	added, ips, err := n.addAll(adding, attachments)
+	added, ips, err := n.addWhileAlive(adding, attachments)
 	if err == nil {
 		if hasHostPort(attachments) {
 			if err := n.ns.guardLoopback(adding); err != nil {
@@ -49,7 +49,7 @@ func (n *Network) Add(ctx context.Context, attachments []Attachment) ([]Attachme
 		return added, ips, nil
 	}
 	err = fmt.Errorf("attach pod %s: %w", attachments[0].PodID, err)
-	if adding.Err() != nil {
+	if adding.Err() != nil || n.life.Err() != nil {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
 	undoing, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(undoTimeout, n.opts.DelTimeout))
@@ -78,6 +78,25 @@ func (n *Network) enter(ctx context.Context, attachments []Attachment) (leave, u
 		return nil, nil, fmt.Errorf("network of pod %s waits for a GC: %w", pod, err)
 	}
 	return leave, unlock, nil
+}
+
+// errEnding is why an ADD is given up whose daemon ends.
+var errEnding = errors.New("the daemon ends")
+
+// addWhileAlive is addAll, given up where Run ends.
+func (n *Network) addWhileAlive(ctx context.Context, attachments []Attachment) ([]Attachment, []string, error) {
+	n.mu.Lock()
+	if n.life.Err() != nil {
+		n.mu.Unlock()
+		return nil, nil, errEnding
+	}
+	n.adds.Add(1)
+	n.mu.Unlock()
+	defer n.adds.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(n.life, func() { cancel(errEnding) })()
+	return n.addAll(ctx, attachments)
 }
 
 func (n *Network) addAll(ctx context.Context, attachments []Attachment) ([]Attachment, []string, error) {

@@ -65,6 +65,11 @@ type Network struct {
 	verbs gate
 	owed  *owedQueue
 
+	// life is until Run ends: ADDs end with it.
+	life    context.Context
+	endLife context.CancelFunc
+	adds    sync.WaitGroup // those that run plugins; begun under mu while life is not over
+
 	telling   sync.Mutex // one SetPodCIDRs at a time, so that the file has what is used
 	reloading sync.Mutex // one reload at a time, so that an older reading never wins
 	changed   chan struct{}
@@ -104,6 +109,7 @@ func New(opts Options) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{opts: opts, exec: &pluginExec{}, ns: kernelNamespaces{}, owed: owed, changed: make(chan struct{}, 1)}
+	n.life, n.endLife = context.WithCancel(context.Background())
 	n.reload()
 	if err := n.firstPodCIDRs(); err != nil {
 		return nil, err
@@ -124,13 +130,24 @@ func closeToWrites(dir string) error {
 	return nil
 }
 
-// Run keeps the network true until ctx ends: the configuration, the plugins' STATUS and the owed DELs.
+// Run keeps the network true until ctx ends: the configuration, the plugins' STATUS and the owed DELs. ADDs that are under way then
+// have ended when it returns, and none begins any more: the next daemon takes their pods back, and a plugin that went on beside its DEL
+// for longer than Own waits would leave an address, an interface or rules for good.
 func (n *Network) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { n.watch(ctx, fsnotify.NewWatcher) })
 	wg.Go(func() { n.watchStatus(ctx) })
 	wg.Go(func() { n.retryOwed(ctx) })
 	wg.Wait()
+	n.mu.Lock()
+	n.endLife()
+	n.mu.Unlock()
+	ended := make(chan struct{})
+	go func() { n.adds.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(ownLimit): // a plugin that cannot be killed: the next daemon waits for no longer either
+	}
 }
 
 // Problem is what is wrong with the newest configuration files although pods can be attached (a broken edit whose last

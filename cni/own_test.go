@@ -2,10 +2,14 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // A plugin outlives the daemon that is killed: what the next one does for the pod waits for its end.
@@ -64,6 +68,47 @@ func lockedWithin(t *testing.T, n *Network, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	return lockAlone(ctx, dir)
+}
+
+// A plugin that outlived its daemon would go on beside the DEL of the next one, and leave what it makes for good.
+func TestAnADDEndsWithTheDaemonThatIsToldToEnd(t *testing.T) {
+	n := newNode(t, func(o *Options) { o.AddTimeout = 10 * time.Minute })
+	n.plugins("p1")
+	n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{"p1": {"ADD": "wait"}}, "p1"))
+	n.reload()
+	t.Cleanup(func() { _ = os.WriteFile(filepath.Join(n.dir, "go on"), nil, 0o600) })
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { n.Run(ctx); close(ended) }()
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	added := make(chan error, 1)
+	go func() {
+		_, _, err := n.Add(t.Context(), planned)
+		added <- err
+	}()
+	eventually(t, "the plugin runs", 30*time.Second, func() bool { call, _ := os.ReadFile(filepath.Join(n.dir, "calls")); return len(call) > 0 })
+	end()
+	<-ended
+	select {
+	case err := <-added:
+		if !errdefs.IsUnavailable(err) || !errors.Is(err, errEnding) {
+			t.Errorf("the ADD under way: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the ADD goes on")
+	}
+	if calls := n.calls(); len(calls) != 2 || !strings.HasPrefix(calls[1], "DEL p1 pod1") {
+		t.Errorf("calls %q", calls)
+	}
+	if _, _, err := n.Add(t.Context(), planned); !errdefs.IsUnavailable(err) {
+		t.Errorf("an ADD after the end: %v", err)
+	}
+	if calls := n.calls(); !strings.HasPrefix(calls[0], "DEL") {
+		t.Errorf("after the end: %q", calls)
+	}
 }
 
 // Who is not waited for any longer keeps nobody from his work.
