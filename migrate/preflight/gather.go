@@ -79,7 +79,12 @@ func readDaemon(root string) Daemon {
 		return d
 	}
 	if err == nil {
-		err = json.Unmarshal(data, &d)
+		// Tokens of log services are among the options: only that they have the form which dockerd wants is told.
+		file := struct {
+			*Daemon
+			LogOpts map[string]string `json:"log-opts"`
+		}{Daemon: &d}
+		err = json.Unmarshal(data, &file)
 	}
 	if err != nil {
 		d.Error = err.Error()

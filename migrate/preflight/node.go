@@ -12,7 +12,7 @@ import (
 )
 
 // Node is everything that a report is made from. As JSON it is a recording, from which the report can be made elsewhere; the
-// environment and the commands of containers are not in it.
+// environment, the commands and the annotations of containers are not in it.
 type Node struct {
 	Name string `json:"name"` // as the kubelet registers it
 	// Docker is nil, and DockerError says why, where no engine answers.
@@ -35,12 +35,11 @@ type Node struct {
 
 // Daemon is what matters here of dockerd's daemon.json.
 type Daemon struct {
-	Path               string            `json:"path"`
-	Error              string            `json:"error,omitempty"`
-	RegistryMirrors    []string          `json:"registry-mirrors,omitempty"`
-	InsecureRegistries []string          `json:"insecure-registries,omitempty"`
-	LogDriver          string            `json:"log-driver,omitempty"`
-	LogOpts            map[string]string `json:"log-opts,omitempty"`
+	Path               string   `json:"path"`
+	Error              string   `json:"error,omitempty"`
+	RegistryMirrors    []string `json:"registry-mirrors,omitempty"`
+	InsecureRegistries []string `json:"insecure-registries,omitempty"`
+	LogDriver          string   `json:"log-driver,omitempty"`
 }
 
 // Kubelet is the kubelet as it runs and as it would start.

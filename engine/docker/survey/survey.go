@@ -57,7 +57,7 @@ type Container struct {
 	Created     time.Time         `json:"created"`
 	State       string            `json:"state"` // created, running, paused, restarting, removing, exited, dead
 	Pid         int               `json:"pid,omitempty"`
-	Labels      map[string]string `json:"labels,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"` // see keptLabels
 	LogDriver   string            `json:"logDriver"`
 	LogPath     string            `json:"logPath,omitempty"` // "" where the driver writes no file that Docker tells of
 	NetworkMode string            `json:"networkMode"`
@@ -220,7 +220,7 @@ func fromInspect(in *container.InspectResponse) Container {
 		c.State, c.Pid = string(in.State.Status), in.State.Pid
 	}
 	if in.Config != nil {
-		c.Image, c.Labels, c.NetworkDisabled = in.Config.Image, in.Config.Labels, in.Config.NetworkDisabled
+		c.Image, c.Labels, c.NetworkDisabled = in.Config.Image, keptLabels(in.Config.Labels), in.Config.NetworkDisabled
 	}
 	if in.HostConfig != nil {
 		c.LogDriver, c.NetworkMode = in.HostConfig.LogConfig.Type, string(in.HostConfig.NetworkMode)
@@ -240,4 +240,16 @@ func fromInspect(in *container.InspectResponse) Container {
 	}
 	slices.SortFunc(c.Mounts, func(a, b Mount) int { return cmp.Compare(a.Destination, b.Destination) })
 	return c
+}
+
+// keptLabels are those by which containers of pods are told apart. The others are everybody's, and the survey ends up in bug reports: of
+// a pod that kubectl has applied one is the whole manifest, with the values of environment variables.
+func keptLabels(all map[string]string) map[string]string {
+	kept := map[string]string{}
+	for name, value := range all {
+		if strings.HasPrefix(name, "io.kubernetes.") || strings.HasPrefix(name, "io.crishim.") || name == "annotation.io.kubernetes.container.hash" || name == "annotation.io.kubernetes.container.restartCount" {
+			kept[name] = value
+		}
+	}
+	return kept
 }

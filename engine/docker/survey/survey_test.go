@@ -3,6 +3,7 @@ package survey
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -131,5 +132,21 @@ func TestAContainerWithoutANetworkIsTold(t *testing.T) {
 		if got := fromInspect(in).NetworkDisabled; got != disabled {
 			t.Errorf("%v, want %v", got, disabled)
 		}
+	}
+}
+
+// The survey is what `crishim preflight --output node` prints, for a bug report. Annotations of pods are labels in Docker: kubectl apply
+// writes whole manifests into one, with the values of environment variables, and the kubelet the commands of hooks.
+func TestAnnotationsOfPodsAreNotRead(t *testing.T) {
+	labels := map[string]string{
+		"io.kubernetes.pod.name": "web", "io.crishim.logdirectory": "/var/log/pods/x", "annotation.io.kubernetes.container.hash": "76a0db39", "annotation.io.kubernetes.container.restartCount": "2",
+		"annotation.kubectl.kubernetes.io/last-applied-configuration": `{"env":[{"name":"PASSWORD","value":"secret"}]}`,
+		"annotation.io.kubernetes.container.preStopHandler":           `{"exec":{"command":["stop","--password=secret"]}}`,
+		"com.example.token": "secret",
+	}
+	got := fromInspect(&container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{}, Config: &container.Config{Labels: labels}}).Labels
+	want := map[string]string{"io.kubernetes.pod.name": "web", "io.crishim.logdirectory": "/var/log/pods/x", "annotation.io.kubernetes.container.hash": "76a0db39", "annotation.io.kubernetes.container.restartCount": "2"}
+	if !maps.Equal(got, want) {
+		t.Errorf("labels: %v", got)
 	}
 }
