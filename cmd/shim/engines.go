@@ -58,6 +58,9 @@ func checkEngines(on []string, c *config.Config) error {
 	if c.NRI.Enable && !native {
 		return errors.New("nri.enable: Docker Engine has no NRI; turn the native engine on (engines), or leave NRI off")
 	}
+	if len(c.NRI.RequiredPlugins) > 0 && !c.NRI.Enable {
+		return errors.New("nri.required_plugins: NRI is off, and containers would be created without these plugins; set nri.enable, or take the names away")
+	}
 	if c.Network.Mode == config.NetworkBridge && native {
 		return errors.New("network: docker-bridge is Docker's, the native engine's pods would have no network; set it to cni, or leave the native engine off")
 	}

@@ -92,6 +92,7 @@ func TestConfigRefusesWhatTheDaemonWould(t *testing.T) {
 	for settings, want := range map[string]string{
 		"[streaming]\naddress = \"0.0.0.0:0\"\n":                                             "set streaming.allow_remote = true, with streaming.cert and streaming.key",
 		"engine = \"docker\"\n[nri]\nenable = true\n":                                        "nri.enable: Docker Engine has no NRI",
+		"engine = \"native\"\n[nri]\nrequired_plugins = [\"guard\"]\n":                       "nri.required_plugins: NRI is off",
 		"engine = \"native\"\n[network]\nmode = \"docker-bridge\"\n":                         "network: docker-bridge is Docker's",
 		"engine = \"docker\"\nengines = [\"native\"]\n[network]\nmode = \"docker-bridge\"\n": "network: docker-bridge is Docker's",
 		"[network]\ntemplate = \"/nonexistent/t\"\nconf_dir = \"/nonexistent/net.d\"\n":      "network.template: no network configuration can be made of /nonexistent/t",
