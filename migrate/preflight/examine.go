@@ -156,13 +156,13 @@ func (x *examination) registries() {
 	}
 }
 
-// hostsTOML is the mirrors in the form that the native engine reads, on one line.
+// hostsTOML is the mirrors in the form that the native engine reads, for people.
 func hostsTOML(mirrors []string) string {
 	tables := make([]string, len(mirrors))
 	for i, m := range mirrors {
 		tables[i] = fmt.Sprintf("[host.%q]", strings.TrimSuffix(m, "/"))
 	}
-	return strings.Join(tables, " ")
+	return strings.Join(tables, " and, on a line of its own, ")
 }
 
 func union(lists ...[]string) []string {

@@ -330,3 +330,19 @@ func TestShimOf(t *testing.T) {
 		}
 	}
 }
+
+// TOML has one table on a line: who pasted several got a hosts.toml that fails each pull from Docker Hub.
+func TestSeveralMirrorsAreTablesOnLinesOfTheirOwn(t *testing.T) {
+	n := readyNode(t)
+	n.Daemon.RegistryMirrors = []string{"https://a.example", "https://b.example/"}
+	for _, f := range Examine(n).Findings {
+		if f.ID == "registry-mirrors" {
+			_, lines, _ := strings.Cut(f.Fix, "hosts.toml: ")
+			if want := `[host."https://a.example"] and, on a line of its own, [host."https://b.example"]`; lines != want {
+				t.Errorf("it says to write %q", lines)
+			}
+			return
+		}
+	}
+	t.Error("the mirrors are not told")
+}
