@@ -102,6 +102,9 @@ start_node() {
 	# shellcheck disable=SC2086 # flags are words
 	setsid bin/crishim serve --engine "$engine" --docker-endpoint "$docker_socket" ${CRISHIM_FLAGS:-} >$state/crishim.log 2>&1 &
 	shim_pid=$!
-	wait_for 60 crishim $shim_pid $state/crishim.log test -S /run/crishim/crishim.sock
+	# The file alone may be what one that was killed has left.
+	wait_for 60 crishim $shim_pid $state/crishim.log grep -q ' /run/crishim/crishim.sock$' /proc/net/unix
 	bin/crishim check --endpoint $socket || { tail -30 $state/crishim.log >&2; exit 1; }
+	# Another one that was there has answered, where this one has ended.
+	kill -0 $shim_pid 2>/dev/null || { tail -30 $state/crishim.log >&2; exit 1; }
 }
