@@ -217,7 +217,7 @@ func askDaemon(ctx context.Context, c *config.Config, path string, what any, in 
 		case t.Verdict != 0:
 			return verdict(t.Verdict)
 		case t.Error != "":
-			return errors.New(t.Error)
+			return relayed(t.Error)
 		}
 		if _, err := io.WriteString(out, t.Line); err != nil {
 			return err

@@ -106,7 +106,7 @@ func leave(ctx context.Context, store engine.Images, img *engine.Image) (kept st
 	}
 	err = store.RemoveImage(ctx, img.ID)
 	if errdefs.IsFailedPrecondition(err) {
-		return fmt.Sprintf(" (kept: %s)", plain(err.Error())), nil
+		return fmt.Sprintf(" (kept: %s)", plain(err)), nil
 	}
 	return "", err
 }

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -107,11 +109,11 @@ func status(err error) (int, string) {
 	case errors.As(err, &found):
 		return int(found), ""
 	case errors.As(err, &none):
-		return untold, plain(err.Error())
+		return untold, plain(err)
 	case errors.Is(err, errUsage):
-		return misused, plain(err.Error())
+		return misused, plain(err)
 	}
-	return failed, plain(err.Error())
+	return failed, plain(err)
 }
 
 // classes are what programs read at the end of errors.
@@ -121,14 +123,28 @@ var classes = []error{
 	errdefs.ErrOutOfRange, errdefs.ErrNotImplemented, errdefs.ErrInternal, errdefs.ErrUnavailable, errdefs.ErrDataLoss, errdefs.ErrUnauthenticated,
 }
 
-// plain takes the classes of errors off the ends of a message's lines.
-func plain(message string) string {
-	lines := strings.Split(message, "\n")
+// relayed is an error of another process, of which there is the text alone.
+type relayed string
+
+func (r relayed) Error() string { return string(r) }
+
+// plain is an error without the classes at the ends of its lines. The kernel has the words of two of them, which are the reason where
+// they are its own, or may be.
+func plain(err error) string {
+	var kept []error
+	other := errors.As(err, new(relayed))
+	if other || errors.Is(err, fs.ErrPermission) {
+		kept = append(kept, errdefs.ErrPermissionDenied)
+	}
+	if other || errors.Is(err, syscall.EINVAL) {
+		kept = append(kept, errdefs.ErrInvalidArgument)
+	}
+	lines := strings.Split(err.Error(), "\n")
 	for i := range lines {
 		for again := true; again; {
 			again = false
 			for _, class := range classes {
-				if rest, ok := strings.CutSuffix(lines[i], ": "+class.Error()); ok {
+				if rest, ok := strings.CutSuffix(lines[i], ": "+class.Error()); ok && !slices.Contains(kept, class) {
 					lines[i], again = rest, true
 				}
 			}

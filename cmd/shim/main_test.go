@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"crishim/config"
 )
@@ -65,8 +67,15 @@ func TestMessagesEndWithoutTheClassOfTheError(t *testing.T) {
 		errors.Join(fmt.Errorf("a: %w", errdefs.ErrNotFound), fmt.Errorf("b: %w", errdefs.ErrNotFound)): "a\nb",
 		fmt.Errorf("it is not found: look again"):                                                       "it is not found: look again",
 		fmt.Errorf("a: %w; start it", errdefs.ErrUnavailable):                                           "a: unavailable; start it",
+		fmt.Errorf("a: %w", errdefs.ErrPermissionDenied):                                                "a",
+		fmt.Errorf("a: %w", errdefs.ErrInvalidArgument):                                                 "a",
+		// The kernel's words are the reason.
+		&fs.PathError{Op: "mkdir", Path: "/run/crishim", Err: unix.EACCES}:                                               "mkdir /run/crishim: permission denied",
+		fmt.Errorf("a: %w: %w", &fs.PathError{Op: "mount", Path: "/x", Err: unix.EINVAL}, errdefs.ErrFailedPrecondition): "a: mount /x: invalid argument",
+		relayed("open /x: permission denied"):                                                                            "open /x: permission denied",
+		relayed("no image x: not found"):                                                                                 "no image x",
 	} {
-		if got := plain(err.Error()); got != want {
+		if got := plain(err); got != want {
 			t.Errorf("%q became %q", err, got)
 		}
 	}

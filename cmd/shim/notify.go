@@ -93,7 +93,7 @@ func (l *statusLine) text() string {
 		if h := l.health(name); h.Ready {
 			serving = append(serving, l.called[name])
 		} else {
-			waiting = append(waiting, fmt.Sprintf("%s (%s)", l.called[name], strings.Join(strings.Fields(plain(h.Message)), " ")))
+			waiting = append(waiting, fmt.Sprintf("%s (%s)", l.called[name], strings.Join(strings.Fields(plain(relayed(h.Message))), " ")))
 		}
 	}
 	var parts []string
