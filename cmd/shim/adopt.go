@@ -173,16 +173,21 @@ func (a *adoption) plan(node *preflight.Node, report *preflight.Report) (*handov
 
 // compare asks the old shim and an observing crishim the same.
 func (a *adoption) compare(ctx context.Context, old string) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	observer := make(chan error, 1)
-	go func() { observer <- observe(ctx, a.c, observerSocket(a.c)) }()
-	defer func() { cancel(); <-observer }()
-	waiting, stop := context.WithTimeout(ctx, time.Minute)
+	asking, cancel := context.WithCancelCause(ctx)
+	observer := make(chan struct{})
+	go func() {
+		defer close(observer)
+		cancel(observe(asking, a.c, observerSocket(a.c)))
+	}()
+	defer func() { cancel(nil); <-observer }()
+	waiting, stop := context.WithTimeout(asking, time.Minute)
 	defer stop()
 	result, err := (*compare.Result)(nil), compare.Wait(waiting, observerSocket(a.c))
 	if err == nil {
-		result, err = compare.Endpoints(ctx, old, observerSocket(a.c))
+		result, err = compare.Endpoints(asking, old, observerSocket(a.c))
+	}
+	if why := context.Cause(asking); why != nil && ctx.Err() == nil {
+		err = why // the observer has ended, so that it does not answer
 	}
 	if err != nil {
 		return a.refused("accept-differences", "the old shim and crishim cannot be compared: %v", err)

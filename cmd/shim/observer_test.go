@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -202,5 +203,17 @@ func TestIdleNetworkRunsNothing(t *testing.T) {
 		if !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// The observer that could not start says why, at once; that its socket does not answer says nothing.
+func TestAComparisonSaysWhyTheObserverEnded(t *testing.T) {
+	file, dir := testFile(t, "")
+	if err := os.WriteFile(filepath.Join(dir, "run"), nil, 0o600); err != nil { // no folder can be made there
+		t.Fatal(err)
+	}
+	err := run(t.Context(), []string{"adopt", "--compare-only", "--config", file, "--old-endpoint", "unix://" + dir + "/old.sock"}, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "mkdir "+dir+"/run: not a directory") {
+		t.Error(err)
 	}
 }
