@@ -132,8 +132,13 @@ func upgradeOver(conn net.Conn, u *url.URL, roots *x509.CertPool, protocols ...s
 	if u.Scheme == "https" {
 		conn = tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: u.Hostname(), NextProtos: []string{"http/1.1"}})
 	}
+	return upgradeAs(conn, u, "SPDY/3.1", protocols...)
+}
+
+// upgradeAs asks for what upgrade says.
+func upgradeAs(conn net.Conn, u *url.URL, upgrade string, protocols ...string) (net.Conn, *http.Response, error) {
 	req := &http.Request{Method: http.MethodPost, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{
-		"Connection": {"Upgrade"}, "Upgrade": {"SPDY/3.1"}, "X-Stream-Protocol-Version": protocols,
+		"Connection": {"Upgrade"}, "Upgrade": {upgrade}, "X-Stream-Protocol-Version": protocols,
 	}}
 	if err := req.Write(conn); err != nil {
 		return nil, nil, err

@@ -8,6 +8,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
+	"net/url"
 	"runtime"
 	"slices"
 	"strings"
@@ -478,6 +480,36 @@ func TestFramesThatAskForTooMuchEndTheConnection(t *testing.T) {
 				t.Errorf("%d MiB were allocated", (after.TotalAlloc-before.TotalAlloc)>>20)
 			}
 		})
+	}
+}
+
+// What a client may ask for does not depend on how it writes the name of the protocol.
+//
+// Rows: S46 (part)
+func TestAnUpgradeThatNamesMoreIsBoundedToo(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{})
+	for _, upgrade := range []string{"spdy/3.1", "SPDY/3.1, x", "x, SPDY/3.1"} {
+		u, err := url.Parse(execURL(t, s, wanted{stdout: true}, "x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("tcp", u.Host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, resp, err := upgradeAs(conn, u, upgrade, "v4.channel.k8s.io")
+		if err != nil {
+			if resp == nil || resp.StatusCode == http.StatusSwitchingProtocols {
+				t.Fatal(err)
+			}
+			continue
+		}
+		_, _ = raw.Write([]byte{0, 0, 0, 1, 0, 0xff, 0xff, 0xff})
+		_ = raw.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := io.Copy(io.Discard, raw); err != nil {
+			t.Errorf("%s: a frame of 16 MiB is taken: %v", upgrade, err)
+		}
+		_ = raw.Close()
 	}
 }
 

@@ -45,7 +45,8 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, maxStreams int,
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	h := &hijacker{ResponseWriter: w, ctx: ctx, cancel: cancel, opts: &s.opts}
-	if strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") {
+	// Whatever else is named: cri-streaming takes it for SPDY.
+	if strings.Contains(strings.ToLower(r.Header.Get("Upgrade")), "spdy/3.1") {
 		h.wrap = func(c net.Conn) net.Conn { return newSPDYConn(c, maxStreams) }
 	}
 	defer h.finish(r.Context())
