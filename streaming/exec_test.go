@@ -205,6 +205,25 @@ func TestTheContextEndsWhenTheClientVanishes(t *testing.T) {
 	}
 }
 
+// A client that says goodbye is gone, although it waits for the server to close the connection first, as the protocol has it.
+//
+// Rows: S50 (part)
+func TestAWebSocketThatIsClosedIsGone(t *testing.T) {
+	ended := make(chan struct{})
+	s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, s Streams) (int, error) {
+		<-ctx.Done()
+		close(ended)
+		return 0, ctx.Err()
+	}})
+	ws := dialWebSocket(t, execURL(t, s, wanted{stdin: true, stdout: true}, "sleep"), "v5.channel.k8s.io")
+	_ = ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Minute))
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("the exec runs on")
+	}
+}
+
 // Rows: S50 (part)
 func TestAnIdleConnectionEnds(t *testing.T) {
 	s := start(t, Options{IdleTimeout: 2 * time.Second}, &testRuntime{attach: func(ctx context.Context, _ string, _ Streams) error {

@@ -52,7 +52,13 @@ func serveWebSocketV5(h *hijacker, r *http.Request, want wanted, run runStreams)
 	stdin, input := io.Pipe()
 	resize := make(chan TerminalSize, 1)
 	var reading sync.WaitGroup
-	reading.Go(func() { c.receive(input, resize) })
+	reading.Go(func() {
+		c.receive(input, resize)
+		// After its goodbye, too, a client may keep the connection open: it waits for the server to close it first.
+		if !h.conn.closed.Load() {
+			h.conn.gone()
+		}
+	})
 
 	// An empty message tells the client that the connection stands, as in the older versions.
 	_, _ = c.send(c.firstOutput(want), nil)
