@@ -543,12 +543,12 @@ func TestFramesAreFoundHoweverTheBytesAreCut(t *testing.T) {
 		{0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1},                    // PING
 		{0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 5, 0, 0, 0, 5},        // RST_STREAM 5
 	}, nil)
-	want := []frame{{true, 1, 10, 5}, {false, 0, 3, 0}, {false, 0, 0, 0}, {true, 6, 4, 0}, {true, 3, 8, 5}}
+	want := []frame{{true, false, 1, 10, 5}, {false, false, 0, 3, 5}, {false, true, 0, 0, 5}, {true, false, 6, 4, 0}, {true, false, 3, 8, 5}}
 	for size := 1; size <= len(stream); size++ {
 		var s frameScanner
 		var got []frame
 		for rest := stream; len(rest) > 0; rest = rest[min(size, len(rest)):] {
-			_ = s.scan(rest[:min(size, len(rest))], func(f frame) error { got = append(got, f); return nil })
+			_, _ = s.scan(rest[:min(size, len(rest))], func(f frame) error { got = append(got, f); return nil })
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) || s.within() {
 			t.Errorf("in parts of %d: %v", size, got)

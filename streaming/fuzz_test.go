@@ -14,7 +14,7 @@ func FuzzFrames(f *testing.F) {
 		find := func(chunk int) (found []frame, within bool) {
 			var s frameScanner
 			for part := range slices.Chunk(data, chunk) {
-				if err := s.scan(part, func(f frame) error { found = append(found, f); return nil }); err != nil {
+				if _, err := s.scan(part, func(f frame) error { found = append(found, f); return nil }); err != nil {
 					t.Fatal(err)
 				}
 			}

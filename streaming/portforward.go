@@ -47,7 +47,13 @@ type forwards struct {
 
 // PortForward implements portforward.PortForwarder.
 func (f *forwards) PortForward(_ context.Context, podID, _ string, port int32, stream io.ReadWriteCloser) error {
+	if s, ok := stream.(interface{ Identifier() uint32 }); ok {
+		intakeOf(f.ctx).drop(s.Identifier())
+	}
 	if !f.running.begin() {
+		if r, ok := stream.(resetter); ok {
+			_ = r.Reset() // nobody reads what has come of it
+		}
 		return nil // the session is over
 	}
 	defer f.running.done()

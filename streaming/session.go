@@ -44,10 +44,11 @@ var (
 func (s *Server) session(w http.ResponseWriter, r *http.Request, maxStreams int, serve func(*hijacker, *http.Request)) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
+	ctx = context.WithValue(ctx, intakeKey{}, &intake{patience: s.opts.CreationTimeout})
 	h := &hijacker{ResponseWriter: w, ctx: ctx, cancel: cancel, opts: &s.opts}
 	// Whatever else is named: cri-streaming takes it for SPDY.
 	if strings.Contains(strings.ToLower(r.Header.Get("Upgrade")), "spdy/3.1") {
-		h.wrap = func(c net.Conn) net.Conn { return newSPDYConn(c, maxStreams) }
+		h.wrap = func(c net.Conn) net.Conn { return newSPDYConn(ctx, c, maxStreams) }
 	}
 	defer h.finish(r.Context())
 	serve(h, r.WithContext(ctx))

@@ -1,6 +1,8 @@
 package streaming
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -34,16 +36,23 @@ const (
 )
 
 // spdyConn stands between spdystream and the client, and follows the frames in both directions. It refuses frames and streams
-// beyond a bound, sends each frame in one piece, and keeps two traps shut that a client opens by leaving early:
+// beyond a bound, sends each frame in one piece, and keeps three traps shut that a client opens by leaving early:
 //   - cri-streaming stops taking streams at the connection's end, and a worker of spdystream that still hands one over waits
 //     for ever, with all its connection's goroutines. So the end is held back until every stream has been answered.
 //   - A stream whose answer could not be written makes each later write to it wait for ever. So answers never fail.
+//   - Data of a stream that nobody reads makes a worker wait for ever, with the connection's goroutines and what is queued behind
+//     it. So it is not handed on; see intake.
 type spdyConn struct {
 	net.Conn
-	maxStreams int // 0: no bound
-	opened     int
-	in         frameScanner // used by the reader
-	fresh      []uint32     // streams that the bytes just read open
+	ctx        context.Context // the session's
+	maxStreams int             // 0: no bound
+	intake     *intake
+	// The rest up to mu is the reader's.
+	opened int
+	in     frameScanner
+	fresh  []uint32 // streams that the bytes just read open
+	held   []byte   // read, and not handed on
+	unread uint32   // the stream that held waits for, 0 for none
 
 	mu       sync.Mutex // over writing
 	out      frameScanner
@@ -56,15 +65,21 @@ type spdyConn struct {
 	answered   chan struct{} // made by the reader that waits, closed when none is unanswered
 }
 
-func newSPDYConn(conn net.Conn, maxStreams int) *spdyConn {
-	return &spdyConn{Conn: conn, maxStreams: maxStreams, unanswered: map[uint32]bool{}}
+// newSPDYConn is for a connection of the session whose context is given.
+func newSPDYConn(ctx context.Context, conn net.Conn, maxStreams int) *spdyConn {
+	return &spdyConn{Conn: conn, ctx: ctx, maxStreams: maxStreams, intake: intakeOf(ctx), unanswered: map[uint32]bool{}}
 }
 
 func (c *spdyConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+	n, err := c.read(p)
 	if n > 0 {
 		c.fresh = c.fresh[:0]
-		if err := c.in.scan(p[:n], c.received); err != nil {
+		rest, err := c.in.scan(p[:n], c.received)
+		if errors.Is(err, errUnread) {
+			c.held = append(bytes.Clone(rest), c.held...)
+			return n - len(rest), nil
+		}
+		if err != nil {
 			c.answer(c.fresh...) // nobody else hears of these
 			c.awaitAnswers()
 			klog.InfoS("Streaming client cut off", "peer", c.RemoteAddr(), "reason", err)
@@ -79,18 +94,51 @@ func (c *spdyConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// read is what was held back, once its stream is read, and then the connection.
+func (c *spdyConn) read(p []byte) (int, error) {
+	if c.unread != 0 {
+		if err := c.intake.await(c.ctx, c.unread); err != nil {
+			return 0, err
+		}
+		c.unread = 0
+	}
+	if len(c.held) > 0 {
+		n := copy(p, c.held)
+		c.held = c.held[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// receivedData checks a data frame of the client's. Its head may be handed on in any case.
+func (c *spdyConn) receivedData(f frame) error {
+	if f.length > maxDataFrame {
+		return fmt.Errorf("the client sent a data frame of %d bytes, above %d", f.length, maxDataFrame)
+	}
+	if f.length == 0 {
+		if f.fin {
+			c.intake.drop(f.stream) // more of it is nothing to spdystream
+		}
+		return nil
+	}
+	if c.intake.waits(f.stream) {
+		c.unread = f.stream
+		return errUnread
+	}
+	return nil
+}
+
 // received checks a frame of the client's.
 func (c *spdyConn) received(f frame) error {
 	switch {
-	case !f.control && f.length > maxDataFrame:
-		return fmt.Errorf("the client sent a data frame of %d bytes, above %d", f.length, maxDataFrame)
 	case !f.control:
-		return nil
+		return c.receivedData(f)
 	case f.length > maxControlFrame:
 		return fmt.Errorf("the client sent a control frame of %d bytes, above %d", f.length, maxControlFrame)
 	case f.kind != frameSynStream:
 		return nil
 	}
+	c.intake.open(f.stream)
 	c.opened++
 	if c.maxStreams > 0 && c.opened > c.maxStreams {
 		return fmt.Errorf("the client opened more than the %d streams of its request", c.maxStreams)
@@ -126,7 +174,7 @@ func (c *spdyConn) awaitAnswers() {
 func (c *spdyConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_ = c.out.scan(p, c.sent)
+	_, _ = c.out.scan(p, c.sent)
 	switch {
 	case c.writeErr != nil:
 	case len(c.pending)+len(p) > coalesce:
@@ -158,6 +206,9 @@ func (c *spdyConn) sent(f frame) error {
 	if f.control && (f.kind == frameSynReply || f.kind == frameRstStream) {
 		c.answer(f.stream)
 	}
+	if f.control && f.kind == frameRstStream {
+		c.intake.drop(f.stream) // spdystream drops what still comes of it
+	}
 	return nil
 }
 
@@ -173,9 +224,11 @@ func (c *spdyConn) answer(streams ...uint32) {
 	}
 }
 
-// frame is what is known of a frame before its payload. The stream is set for control frames of the three kinds that name one.
+// frame is what is known of a frame before its payload. The stream is set for data, and for control frames of the three kinds that
+// name one.
 type frame struct {
 	control bool
+	fin     bool // the last of its stream in this direction
 	kind    uint16
 	length  int
 	stream  uint32
@@ -188,8 +241,8 @@ type frameScanner struct {
 	left int // bytes of the payload still to come, the stream id in head not counted
 }
 
-// scan calls found for every frame whose head p completes, and stops at its error.
-func (s *frameScanner) scan(p []byte, found func(frame) error) error {
+// scan calls found for every frame whose head p completes, and stops at its error, with what follows the head.
+func (s *frameScanner) scan(p []byte, found func(frame) error) (rest []byte, err error) {
 	for len(p) > 0 {
 		if s.have == 0 && s.left > 0 {
 			skip := min(s.left, len(p))
@@ -207,10 +260,10 @@ func (s *frameScanner) scan(p []byte, found func(frame) error) error {
 		s.left = f.length - (s.have - frameHeader)
 		s.have = 0
 		if err := found(f); err != nil {
-			return err
+			return p, err
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // within says whether a frame is begun and not complete.
@@ -231,12 +284,14 @@ func (s *frameScanner) kind() uint16 { return binary.BigEndian.Uint16(s.head[2:4
 func (s *frameScanner) length() int  { return int(binary.BigEndian.Uint32(s.head[4:8]) & 0xffffff) }
 
 func (s *frameScanner) frame() frame {
-	f := frame{control: s.head[0]&0x80 != 0, length: s.length()}
-	if f.control {
-		f.kind = s.kind()
-	}
-	if s.headSize() > frameHeader {
+	f := frame{control: s.head[0]&0x80 != 0, length: s.length(), fin: s.head[4]&1 != 0}
+	switch {
+	case !f.control:
+		f.stream = binary.BigEndian.Uint32(s.head[:]) // whose first bit is 0
+		return f
+	case s.headSize() > frameHeader:
 		f.stream = binary.BigEndian.Uint32(s.head[frameHeader:]) & 0x7fffffff
 	}
+	f.kind = s.kind()
 	return f
 }

@@ -32,7 +32,7 @@ func (s *Server) serveTunnel(w http.ResponseWriter, r *http.Request, podID strin
 	inner.Header.Set(httpstream.HeaderConnection, httpstream.HeaderUpgrade)
 	inner.Header.Set(httpstream.HeaderUpgrade, spdy.HeaderSpdy31)
 	inner.Header.Set(httpstream.HeaderProtocolVersion, portforward.ProtocolV1Name)
-	s.servePorts(&tunnelResponse{header: http.Header{}, conn: newSPDYConn(conn, 0)}, inner, podID, f)
+	s.servePorts(&tunnelResponse{header: http.Header{}, conn: newSPDYConn(r.Context(), conn, 0)}, inner, podID, f)
 }
 
 const wsstreamProtocolHeader = "Sec-Websocket-Protocol"

@@ -1,0 +1,104 @@
+package streaming
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// errUnread says that nobody reads a stream yet.
+var errUnread = errors.New("nobody reads the stream")
+
+// intake knows which of a SPDY client's streams are read in a session. Whoever reads one resets it when he is done, which lets go what
+// spdystream still has for it; of others it would wait for a reader when the connection has ended, too.
+type intake struct {
+	patience time.Duration // for a reader
+
+	mu      sync.Mutex
+	begun   bool // an exec or attach: all its streams are reset at its end
+	unread  map[uint32]struct{}
+	changed chan struct{} // closed when a stream leaves unread; nil where nobody waits
+}
+
+type intakeKey struct{}
+
+// intakeOf is the session's.
+func intakeOf(ctx context.Context) *intake {
+	in, _ := ctx.Value(intakeKey{}).(*intake)
+	return in
+}
+
+// open notes a stream that the client opens.
+func (in *intake) open(stream uint32) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.begun {
+		return
+	}
+	if in.unread == nil {
+		in.unread = map[uint32]struct{}{}
+	}
+	in.unread[stream] = struct{}{}
+}
+
+// begin says that an exec or attach has all its streams.
+func (in *intake) begin() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.begun = true
+	clear(in.unread)
+	in.wake()
+}
+
+// drop says that a stream is read, or that no data of it is kept.
+func (in *intake) drop(stream uint32) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if _, ok := in.unread[stream]; ok {
+		delete(in.unread, stream)
+		in.wake()
+	}
+}
+
+func (in *intake) wake() {
+	if in.changed != nil {
+		close(in.changed)
+		in.changed = nil
+	}
+}
+
+// waits says whether a stream waits for a reader.
+func (in *intake) waits(stream uint32) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	_, unread := in.unread[stream]
+	return unread
+}
+
+// await returns once a stream is read, or with an error at the end of ctx or of the patience: clients send nothing to a stream before
+// they have opened those that go with it.
+func (in *intake) await(ctx context.Context, stream uint32) error {
+	late := time.NewTimer(in.patience)
+	defer late.Stop()
+	for {
+		in.mu.Lock()
+		if _, unread := in.unread[stream]; !unread {
+			in.mu.Unlock()
+			return nil
+		}
+		if in.changed == nil {
+			in.changed = make(chan struct{})
+		}
+		changed := in.changed
+		in.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-late.C:
+			return fmt.Errorf("stream %d: %w", stream, errUnread)
+		}
+	}
+}
