@@ -17,7 +17,8 @@ type intake struct {
 	patience time.Duration // for a reader
 
 	mu      sync.Mutex
-	begun   bool // an exec or attach: all its streams are reset at its end
+	begun   bool   // an exec or attach: all its streams are reset at its end
+	stdin   uint32 // its input, 0 without
 	unread  map[uint32]struct{}
 	changed chan struct{} // closed when a stream leaves unread; nil where nobody waits
 }
@@ -44,10 +45,13 @@ func (in *intake) open(stream uint32) {
 }
 
 // begin says that an exec or attach has all its streams.
-func (in *intake) begin() {
+func (in *intake) begin(stdin any) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.begun = true
+	if s, ok := stdin.(interface{ Identifier() uint32 }); ok {
+		in.stdin = s.Identifier()
+	}
 	clear(in.unread)
 	in.wake()
 }
@@ -69,12 +73,12 @@ func (in *intake) wake() {
 	}
 }
 
-// waits says whether a stream waits for a reader.
-func (in *intake) waits(stream uint32) bool {
+// look says whether a stream is input of which there may be any amount, and whether it waits for a reader.
+func (in *intake) look(stream uint32) (input, unread bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	_, unread := in.unread[stream]
-	return unread
+	_, unread = in.unread[stream]
+	return !in.begun || stream == in.stdin, unread
 }
 
 // await returns once a stream is read, or with an error at the end of ctx or of the patience: clients send nothing to a stream before

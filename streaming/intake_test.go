@@ -93,6 +93,32 @@ func (s *resetStream) Reset() error {
 	return nil
 }
 
+// Rows: S46 (part)
+func TestASizeWithoutEndEndsTheConnection(t *testing.T) {
+	ended := make(chan struct{})
+	s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, _ Streams) (int, error) {
+		<-ctx.Done()
+		ended <- struct{}{}
+		return 0, ctx.Err()
+	}})
+	want := wanted{stdin: true, stdout: true, tty: true}
+	each(t, []string{"spdy v3.channel.k8s.io", "spdy v4.channel.k8s.io"}, func(t *testing.T, protocol string) {
+		c := dialCommand(t, execURL(t, s, want, "x"), want, protocol)
+		go func() {
+			_, err := c.resize.Write([]byte(`{"Width":"`))
+			for part := bytes.Repeat([]byte("x"), 32<<10); err == nil; {
+				_, err = c.resize.Write(part)
+			}
+		}()
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Error("the daemon keeps all of it")
+		}
+		c.vanish()
+	})
+}
+
 // pipelined is a client that sends everything at once, and waits for no answer.
 type pipelined struct {
 	bytes.Buffer

@@ -98,7 +98,7 @@ func (w wanted) options() *remotecommand.Options {
 // opened others), a failed write ends the context, and output is closed behind the last write.
 func (s *Server) runner(w wanted, run runStreams) runStreams {
 	return func(ctx context.Context, streams Streams) (err error) {
-		intakeOf(ctx).begin()
+		intakeOf(ctx).begin(streams.Stdin)
 		if !s.calls.begin() {
 			return errShuttingDown
 		}

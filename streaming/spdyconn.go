@@ -27,6 +27,9 @@ const (
 	// workers when nobody reads the stream. Clients send 32 KiB at a time.
 	maxDataFrame    = 1 << 20
 	maxControlFrame = 64 << 10
+	// maxSizes bounds what a client sends to streams other than its input, in a session: its terminal's sizes, some 30 bytes each.
+	// cri-streaming keeps one that does not end.
+	maxSizes = 4 << 20
 	// maxUnanswered bounds the streams that a client opens before it has our answers.
 	maxUnanswered = 4096
 	// answerTimeout bounds the wait for answers at the client's end.
@@ -49,6 +52,7 @@ type spdyConn struct {
 	intake     *intake
 	// The rest up to mu is the reader's.
 	opened int
+	sizes  int
 	in     frameScanner
 	fresh  []uint32 // streams that the bytes just read open
 	held   []byte   // read, and not handed on
@@ -121,9 +125,15 @@ func (c *spdyConn) receivedData(f frame) error {
 		}
 		return nil
 	}
-	if c.intake.waits(f.stream) {
+	input, unread := c.intake.look(f.stream)
+	if unread {
 		c.unread = f.stream
 		return errUnread
+	}
+	if !input {
+		if c.sizes += f.length; c.sizes > maxSizes {
+			return fmt.Errorf("the client sent more than %d bytes of terminal sizes", maxSizes)
+		}
 	}
 	return nil
 }
