@@ -3,6 +3,7 @@ package streaming
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -221,6 +222,70 @@ func TestAWebSocketThatIsClosedIsGone(t *testing.T) {
 	case <-ended:
 	case <-time.After(20 * time.Second):
 		t.Error("the exec runs on")
+	}
+}
+
+// A message of a WebSocket may come in several frames, of which only the first begins with the channel's number. The client here
+// sends 4 KiB in each.
+func TestInputInSeveralFramesArrivesWhole(t *testing.T) {
+	input := bytes.Repeat([]byte{0, 1, 2, 3, 4}, 10<<10)
+	got := make(chan []byte, 1)
+	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
+		all := make([]byte, len(input))
+		n, _ := io.ReadFull(s.Stdin, all)
+		got <- all[:n]
+		return 0, nil
+	}})
+	want := wanted{stdin: true, stdout: true}
+	each(t, []string{"ws channel.k8s.io", "ws v4.channel.k8s.io", "ws v5.channel.k8s.io"}, func(t *testing.T, protocol string) {
+		c := dialCommand(t, execURL(t, s, want, "x"), want, protocol)
+		_, _ = c.stdin.Write(input)
+		select {
+		case all := <-got:
+			if !bytes.Equal(all, input) {
+				t.Errorf("%d bytes came, and not those that were sent", len(all))
+			}
+		case <-time.After(time.Minute):
+			t.Error("the input does not come whole")
+		}
+		c.vanish()
+	})
+}
+
+// What browsers use: text, with everything behind the channel's number in base64. What was offered and is unknown is refused.
+func TestExecInBase64(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(_ context.Context, _ string, _ []string, s Streams) (int, error) {
+		word := make([]byte, 4)
+		_, _ = io.ReadFull(s.Stdin, word)
+		_, _ = s.Stdout.Write(word)
+		return 3, nil
+	}})
+	want := wanted{stdin: true, stdout: true}
+	for protocol, status := range map[string]string{
+		"base64.channel.k8s.io":    "command terminated with non-zero exit code: exit status 3",
+		"v4.base64.channel.k8s.io": `{"status":"Failure"`,
+	} {
+		ws := dialWebSocket(t, execURL(t, s, want, "x"), protocol)
+		_ = ws.WriteMessage(websocket.TextMessage, []byte("0"+base64.StdEncoding.EncodeToString([]byte("\x00\xffab"))))
+		got := map[byte]string{}
+		for {
+			kind, p, err := ws.ReadMessage()
+			if err != nil {
+				break
+			}
+			text, err := base64.StdEncoding.DecodeString(string(p[1:]))
+			if kind != websocket.TextMessage || err != nil {
+				t.Errorf("%s: message %q of kind %d: %v", protocol, p, kind, err)
+			}
+			got[p[0]] += string(text)
+		}
+		if got['1'] != "\x00\xffab" || !strings.HasPrefix(got['3'], status) {
+			t.Errorf("%s: %q", protocol, got)
+		}
+	}
+	d := websocket.Dialer{Subprotocols: []string{"v9.channel.k8s.io"}}
+	if _, resp, err := d.Dial("ws"+strings.TrimPrefix(execURL(t, s, want, "x"), "http"), nil); err == nil || resp == nil || resp.StatusCode != http.StatusForbidden {
+		t.Errorf("an unknown protocol: %v, %v", resp, err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -116,6 +117,45 @@ func TestASizeWithoutEndEndsTheConnection(t *testing.T) {
 			t.Error("the daemon keeps all of it")
 		}
 		c.vanish()
+	})
+}
+
+// Over a WebSocket the connection goes on, without what is no size.
+//
+// Rows: S46 (part)
+func TestASizeWithoutEndInAWebSocketIsNotKept(t *testing.T) {
+	want := wanted{stdin: true, stdout: true, tty: true}
+	each(t, []string{"ws channel.k8s.io", "ws v4.channel.k8s.io", "ws v5.channel.k8s.io"}, func(t *testing.T, protocol string) {
+		sizes := make(chan TerminalSize)
+		s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, s Streams) (int, error) {
+			for size := range s.Resize {
+				sizes <- size
+			}
+			return 0, ctx.Err()
+		}})
+		c := dialCommand(t, execURL(t, s, want, "x"), want, protocol)
+		defer c.vanish()
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		_, _ = c.resize.Write([]byte(`{"Width":"`))
+		part := bytes.Repeat([]byte("x"), 4000)
+		for range 8 << 10 {
+			_, _ = c.resize.Write(part)
+		}
+		_, _ = c.resize.Write([]byte(`{"Width":80,"Height":25}`))
+		select {
+		case size := <-sizes:
+			if size.Width != 80 {
+				t.Errorf("%+v", size)
+			}
+		case <-time.After(time.Minute):
+			t.Error("the next size does not come")
+		}
+		runtime.GC()
+		if runtime.ReadMemStats(&after); after.HeapAlloc > before.HeapAlloc+8<<20 {
+			t.Errorf("%d MiB are kept", (after.HeapAlloc-before.HeapAlloc)>>20)
+		}
 	})
 }
 

@@ -77,12 +77,12 @@ func (s *Server) serveAttach(containerID string, want wanted) http.HandlerFunc {
 	})
 }
 
-// serveRemoteCommand serves WebSocket v5 here and every other protocol by cri-streaming.
+// serveRemoteCommand serves WebSockets here and SPDY by cri-streaming.
 func (s *Server) serveRemoteCommand(want wanted, run runStreams, others http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		s.session(w, r, want.spdyStreams(), func(h *hijacker, r *http.Request) {
-			if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
-				serveWebSocketV5(h, r, want, run)
+			if wsstream.IsWebSocketRequest(r) {
+				serveChannels(h, r, want, run)
 				return
 			}
 			others(h, r)

@@ -4,8 +4,8 @@
 // A caller makes a Server with New, which binds the address (so URLs are known at once), runs Serve, answers the three
 // RPCs with ExecURL, AttachURL and PortForwardURL, and ends with Shutdown. Its Runtime may use Forward for port-forward.
 //
-// Protocols: exec and attach over SPDY v1 to v4 and WebSocket (channel.k8s.io to v4, served by k8s.io/cri-streaming, and
-// v5, served here); port-forward over SPDY, WebSocket v4 and SPDY tunnelled in WebSocket (served here).
+// Protocols: exec and attach over SPDY v1 to v4 (served by k8s.io/cri-streaming) and WebSocket (channel.k8s.io, v4 and v5, served
+// here); port-forward over SPDY, WebSocket v4 and SPDY tunnelled in WebSocket (served here).
 package streaming
 
 import (

@@ -1,12 +1,15 @@
 package streaming
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,10 +27,17 @@ const (
 	controlTimeout = time.Second
 )
 
-// upgradeWebSocket accepts the subprotocol. The origin is not checked: the token is what a stranger's page lacks.
-func upgradeWebSocket(w http.ResponseWriter, r *http.Request, protocol string) (*websocket.Conn, error) {
+// channelProtocols are those of exec and attach. In the base64 ones messages are text, and in those before v4 a failure is told in words.
+var channelProtocols = []string{
+	remotecommand.StreamProtocolV5Name,
+	remotecommand.StreamProtocolV4Name, "v4.base64.channel.k8s.io",
+	remotecommand.StreamProtocolV1Name, "base64.channel.k8s.io",
+}
+
+// upgradeWebSocket accepts one of the subprotocols, or none. The origin is not checked: the token is what a stranger's page lacks.
+func upgradeWebSocket(w http.ResponseWriter, r *http.Request, protocols ...string) (*websocket.Conn, error) {
 	upgrader := websocket.Upgrader{
-		Subprotocols:    []string{protocol},
+		Subprotocols:    protocols,
 		ReadBufferSize:  32 << 10,
 		WriteBufferSize: messageSize + 1,
 		CheckOrigin:     func(*http.Request) bool { return true },
@@ -35,16 +45,23 @@ func upgradeWebSocket(w http.ResponseWriter, r *http.Request, protocol string) (
 	return upgrader.Upgrade(w, r, nil) // it answers the client on error
 }
 
-// serveWebSocketV5 serves v5.channel.k8s.io: binary messages that begin with a channel's number, a message 255 N for the half
-// close of channel N (what v4 lacked: the end of stdin), and the status as JSON on the error channel before the close.
-func serveWebSocketV5(h *hijacker, r *http.Request, want wanted, run runStreams) {
-	ws, err := upgradeWebSocket(h, r, remotecommand.StreamProtocolV5Name)
+// serveChannels serves exec and attach over a WebSocket: messages that begin with a channel's number, and the status on the error
+// channel before the close. In v5 a message 255 N is the half close of channel N (what the older ones lack: the end of stdin).
+// A client that names no protocol gets channel.k8s.io.
+func serveChannels(h *hijacker, r *http.Request, want wanted, run runStreams) {
+	offered := websocket.Subprotocols(r)
+	if len(offered) > 0 && !slices.ContainsFunc(offered, func(p string) bool { return slices.Contains(channelProtocols, p) }) {
+		http.Error(h, fmt.Sprintf("none of the protocols %q is one of %q", offered, channelProtocols), http.StatusForbidden)
+		return
+	}
+	ws, err := upgradeWebSocket(h, r, channelProtocols...)
 	if err != nil {
 		return
 	}
+	protocol := ws.Subprotocol()
 	// The session is cut here, and not only by its connection: a client that reads nothing may go on with pings, which are no
 	// traffic of the channels.
-	c := &channels{ws: ws, idle: time.AfterFunc(h.opts.IdleTimeout, func() { h.cancel(errIdle) }), timeout: h.opts.IdleTimeout}
+	c := &channels{ws: ws, halfClose: protocol == remotecommand.StreamProtocolV5Name, base64: strings.Contains(protocol, "base64"), idle: time.AfterFunc(h.opts.IdleTimeout, func() { h.cancel(errIdle) }), timeout: h.opts.IdleTimeout}
 	defer c.idle.Stop()
 	c.alive, c.pause = time.AfterFunc(h.opts.silence, c.sayAlive), h.opts.silence/2
 	c.alive.Stop()
@@ -69,8 +86,13 @@ func serveWebSocketV5(h *hijacker, r *http.Request, want wanted, run runStreams)
 		Resize: resize,
 	})
 	_ = stdin.Close()
-	if status, jerr := json.Marshal(statusOf(err)); jerr == nil {
-		_, _ = c.send(remotecommand.StreamErr, status)
+	switch status := statusOf(err); {
+	case strings.HasPrefix(protocol, "v"):
+		if data, jerr := json.Marshal(status); jerr == nil {
+			_, _ = c.send(remotecommand.StreamErr, data)
+		}
+	case err != nil:
+		_, _ = c.send(remotecommand.StreamErr, []byte(status.Message))
 	}
 	closing := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
 	_ = ws.WriteControl(websocket.CloseMessage, closing, time.Now().Add(controlTimeout))
@@ -80,7 +102,10 @@ func serveWebSocketV5(h *hijacker, r *http.Request, want wanted, run runStreams)
 
 // channels is a WebSocket with numbered channels.
 type channels struct {
-	ws      *websocket.Conn
+	ws *websocket.Conn
+	// halfClose and base64 are of the protocol.
+	halfClose, base64 bool
+
 	idle    *time.Timer
 	timeout time.Duration
 	// alive runs, every pause, while input waits for the process to read it: the client's pings are behind that.
@@ -110,12 +135,20 @@ func (c *channels) send(number byte, p []byte) (sent int, err error) {
 	for first := true; first || sent < len(p); first = false {
 		c.idle.Reset(c.timeout)
 		n := copy(c.buf[1:], p[sent:])
-		if err := c.ws.WriteMessage(websocket.BinaryMessage, c.buf[:1+n]); err != nil {
+		if err := c.write(c.buf[:1+n]); err != nil {
 			return sent, err
 		}
 		sent += n
 	}
 	return sent, nil
+}
+
+func (c *channels) write(message []byte) error {
+	if !c.base64 {
+		return c.ws.WriteMessage(websocket.BinaryMessage, message)
+	}
+	text := base64.StdEncoding.AppendEncode([]byte{'0' + message[0]}, message[1:])
+	return c.ws.WriteMessage(websocket.TextMessage, text)
 }
 
 // receive hands out the client's messages until the connection ends.
@@ -133,6 +166,10 @@ func (c *channels) receive(stdin *io.PipeWriter, resize chan TerminalSize) {
 		if _, err := io.ReadFull(message, number[:]); err != nil {
 			continue // an empty message
 		}
+		if c.base64 {
+			number[0] -= '0'
+			message = base64.NewDecoder(base64.StdEncoding, message)
+		}
 		switch number[0] {
 		case remotecommand.StreamStdIn:
 			// A process that has closed its stdin does not end the connection: the rest is skipped by NextReader.
@@ -145,7 +182,7 @@ func (c *channels) receive(stdin *io.PipeWriter, resize chan TerminalSize) {
 				offer(resize, size)
 			}
 		case remotecommand.StreamClose:
-			if _, err := io.ReadFull(message, number[:]); err == nil && number[0] == remotecommand.StreamStdIn {
+			if _, err := io.ReadFull(message, number[:]); err == nil && c.halfClose && number[0] == remotecommand.StreamStdIn {
 				_ = stdin.Close()
 			}
 		}
