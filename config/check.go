@@ -32,6 +32,7 @@ func (c *Config) check() []problem {
 		{"runtime_name", optional(c.RuntimeName, word)},
 		{"root_dir", absolute(c.RootDir)},
 		{"run_dir", absolute(c.RunDir)},
+		{"run_dir", otherThan(c.RunDir, "root_dir", c.RootDir)},
 		{"seccomp_dir", optional(c.SeccompDir, absolute)},
 		{"container_log", oneOf(c.ContainerLog, "cri", "json-file")},
 		{"container_log_max_size", zeroOr(int64(c.ContainerLogMax), 1<<20)},
@@ -109,6 +110,14 @@ func word(v string) error {
 func absolute(v string) error {
 	if !filepath.IsAbs(v) || filepath.Clean(v) == "/" {
 		return fmt.Errorf("%q is not an absolute path below /", v)
+	}
+	return nil
+}
+
+// otherThan refuses two folders that are one: what has a name in both would be one file.
+func otherThan(v, key, other string) error {
+	if v != "" && filepath.Clean(v) == filepath.Clean(other) {
+		return fmt.Errorf("%q is %s too; it has to be a folder of its own", v, key)
 	}
 	return nil
 }

@@ -84,6 +84,7 @@ func TestUnknownKeysAndWrongTypesNameTheirLine(t *testing.T) {
 		{"engine = \n", ":1: "},
 		{"engine = \"auto\"\nengine = \"docker\"\n", ":2: "},
 		{"[streaming]\naddress = \"127.0.0.1:http\"\n", ":2: streaming.address: "},
+		{"root_dir = \"/srv/crishim\"\nrun_dir = \"/srv/./crishim/\"\n", `:2: run_dir: "/srv/./crishim/" is root_dir too`},
 	} {
 		if _, err := load(t, row.file); err == nil || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%q: got %v, want %q", row.file, err, row.want)
