@@ -11,9 +11,11 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -312,6 +314,29 @@ func TestAClientThatOpensNoStreamsIsLetGo(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatal("the connection stands")
 		}
+	})
+	gate()
+}
+
+// Rows: S50 (part)
+func TestAClientThatOpensAStreamAsItIsLetGoLeavesNothing(t *testing.T) {
+	gate := leakGate(t)
+	t.Run("", func(t *testing.T) {
+		s := start(t, Options{CreationTimeout: 100 * time.Millisecond}, &testRuntime{})
+		var clients sync.WaitGroup
+		for i := range 20 {
+			raw, open := rawSPDY(t, execURL(t, s, wanted{stdout: true}, "x"), "v4.channel.k8s.io")
+			clients.Go(func() {
+				time.Sleep(95*time.Millisecond + time.Duration(i)*time.Millisecond)
+				open("streamType", "error")
+				_ = raw.SetReadDeadline(time.Now().Add(time.Minute))
+				if _, err := io.Copy(io.Discard, raw); errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Error("the connection stands")
+				}
+				_ = raw.Close()
+			})
+		}
+		clients.Wait()
 	})
 	gate()
 }

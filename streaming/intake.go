@@ -56,6 +56,12 @@ func (in *intake) begin(stdin any) {
 	in.wake()
 }
 
+func (in *intake) hasBegun() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.begun
+}
+
 // drop says that a stream is read, or that no data of it is kept.
 func (in *intake) drop(stream uint32) {
 	in.mu.Lock()

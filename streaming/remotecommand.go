@@ -3,7 +3,6 @@ package streaming
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -63,7 +62,7 @@ func (s *Server) serveExec(containerID string, cmd []string, want wanted) http.H
 	})
 	return s.serveRemoteCommand(want, run, func(w http.ResponseWriter, r *http.Request) {
 		remotecommand.ServeExec(w, r, executor(run), "", "", containerID, cmd, want.options(),
-			s.opts.IdleTimeout, s.opts.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+			s.opts.IdleTimeout, s.opts.CreationTimeout+takesLonger, remotecommand.SupportedStreamingProtocols)
 	})
 }
 
@@ -73,9 +72,13 @@ func (s *Server) serveAttach(containerID string, want wanted) http.HandlerFunc {
 	})
 	return s.serveRemoteCommand(want, run, func(w http.ResponseWriter, r *http.Request) {
 		remotecommand.ServeAttach(w, r, attacher(run), "", "", containerID, want.options(),
-			s.opts.IdleTimeout, s.opts.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+			s.opts.IdleTimeout, s.opts.CreationTimeout+takesLonger, remotecommand.SupportedStreamingProtocols)
 	})
 }
+
+// takesLonger is for how long cri-streaming still takes the streams of a client that is cut off for not having opened them in time: one
+// that comes once it takes no more keeps a worker of spdystream, and its connection's goroutines, for good.
+const takesLonger = lastWords + 4*time.Second
 
 // serveRemoteCommand serves WebSockets here and SPDY by cri-streaming.
 func (s *Server) serveRemoteCommand(want wanted, run runStreams, others http.HandlerFunc) http.HandlerFunc {
@@ -85,6 +88,12 @@ func (s *Server) serveRemoteCommand(want wanted, run runStreams, others http.Han
 				serveChannels(h, r, want, run)
 				return
 			}
+			late := time.AfterFunc(s.opts.CreationTimeout, func() {
+				if !intakeOf(r.Context()).hasBegun() {
+					h.cancel(errStreams)
+				}
+			})
+			defer late.Stop()
 			others(h, r)
 		})
 	}
@@ -127,7 +136,7 @@ func (s *Server) runner(w wanted, run runStreams) runStreams {
 			}
 		}
 		if w.stdin && streams.Stdin == nil || w.stdout && streams.Stdout == nil || w.stderr && streams.Stderr == nil {
-			return errors.New("the client did not open the streams that it asked for")
+			return errStreams
 		}
 		err = run(ctx, streams)
 		if err != nil && clientGone(ctx) {

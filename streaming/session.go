@@ -36,6 +36,7 @@ var (
 	errClientGone = errors.New("the client is gone")
 	errConnClosed = errors.New("the connection was closed")
 	errIdle       = errors.New("the connection was idle")
+	errStreams    = errors.New("the client did not open the streams that it asked for")
 )
 
 // session runs serve, whose request's context ends when the client is gone, which net/http does not notice on a hijacked
