@@ -33,6 +33,7 @@ fi
 if [ "$purpose" = test ]; then
 	want ps procps
 	want nft nftables
+	want mke2fs e2fsprogs # disks that are full or hang
 	{ [ -x /bin/busybox ] && ! ldd /bin/busybox >/dev/null 2>&1; } || missing="$missing busybox-static" # the image of the engine's own tests
 	[ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins" # the old version is tested too
 fi
