@@ -273,8 +273,12 @@ func TestPodsOfAnotherShimAreAdopted(t *testing.T) {
 	})
 	harness.Eventually(t, time.Minute, "its container to be adopted, and its log carried over", func() error {
 		info, err := os.Lstat(inLate.Log)
-		if err == nil && (!info.Mode().IsRegular() || inLate.Status().State != runtimeapi.ContainerState_CONTAINER_RUNNING) {
-			err = fmt.Errorf("the log is %v, the container %v", info.Mode(), inLate.Status())
+		if err != nil {
+			return err
+		}
+		r, err := n.Shim.Runtime.ContainerStatus(ctx(t), &runtimeapi.ContainerStatusRequest{ContainerId: inLate.ID})
+		if err == nil && (!info.Mode().IsRegular() || r.Status.State != runtimeapi.ContainerState_CONTAINER_RUNNING) {
+			err = fmt.Errorf("the log is %v, the container %v", info.Mode(), r.Status)
 		}
 		return err
 	})

@@ -154,11 +154,12 @@ func (k *oomKills) follow(ctx context.Context, conn syscall.RawConn) error {
 
 func (k *oomKills) close() {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.log != nil {
-		_ = k.log.Close()
-	}
+	log := k.log
 	k.log, k.conn = nil, nil
+	k.mu.Unlock()
+	if log != nil {
+		_ = log.Close() // without mu: it waits for the end of a read, which takes mu
+	}
 }
 
 // catchUp reads what watch has not read yet: a kill is in the log before its container has ended. It is called with mu held.

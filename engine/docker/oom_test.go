@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -113,5 +114,40 @@ func TestTheKernelsLogIsOpenedAgain(t *testing.T) {
 			_, known := k.ended(id, firstProcess{}, time.Now())
 			return known
 		})
+	}
+}
+
+// A record that comes as the log is closed: the daemon hung at its end.
+func TestTheKernelsLogIsClosedWhileARecordComes(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "kmsg")
+	if err := unix.Mkfifo(log, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := os.OpenFile(log, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	var k oomKills
+	conn, err := k.open(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- k.follow(ctx, conn) }()
+	time.Sleep(100 * time.Millisecond) // it reads
+	k.mu.Lock()
+	cancel()
+	time.Sleep(100 * time.Millisecond) // close is the first to wait for mu
+	if _, err := kernel.WriteString("4,1,2,-;anything\n"); err != nil {
+		t.Error(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	k.mu.Unlock()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Fatal("following the log does not end")
 	}
 }
