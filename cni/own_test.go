@@ -21,16 +21,7 @@ func TestPluginsOfAKilledDaemonAreWaitedFor(t *testing.T) {
 	n.write("10.conflist", n.list("net", "1.0.0", map[string]map[string]string{"p1": {"ADD": "wait"}}, "p1"))
 	n.reload()
 	n.Own(t.Context())
-	planned, err := n.Plan(testPod("pod1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	added := make(chan error, 1)
-	go func() {
-		_, _, err := n.Add(t.Context(), planned)
-		added <- err
-	}()
-	eventually(t, "the plugin runs", 30*time.Second, func() bool { call, _ := os.ReadFile(filepath.Join(n.dir, "calls")); return len(call) > 0 })
+	_, added := n.beginAdd()
 	_ = n.exec.inherited.Close() // as the kernel does for one that is killed
 
 	next, err := New(n.opts)
@@ -58,6 +49,22 @@ func TestPluginsOfAKilledDaemonAreWaitedFor(t *testing.T) {
 	}
 }
 
+// beginAdd returns while the first plugin of an ADD runs.
+func (n *node) beginAdd() (planned []Attachment, added <-chan error) {
+	n.t.Helper()
+	planned, err := n.Plan(testPod("pod1"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, _, err := n.Add(n.t.Context(), planned)
+		ended <- err
+	}()
+	eventually(n.t, "the plugin runs", 30*time.Second, func() bool { call, _ := os.ReadFile(filepath.Join(n.dir, "calls")); return len(call) > 0 })
+	return planned, ended
+}
+
 func lockedWithin(t *testing.T, n *Network, limit time.Duration) error {
 	t.Helper()
 	dir, err := os.Open(n.opts.OwedDir)
@@ -80,16 +87,7 @@ func TestAnADDEndsWithTheDaemonThatIsToldToEnd(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { n.Run(ctx); close(ended) }()
-	planned, err := n.Plan(testPod("pod1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	added := make(chan error, 1)
-	go func() {
-		_, _, err := n.Add(t.Context(), planned)
-		added <- err
-	}()
-	eventually(t, "the plugin runs", 30*time.Second, func() bool { call, _ := os.ReadFile(filepath.Join(n.dir, "calls")); return len(call) > 0 })
+	planned, added := n.beginAdd()
 	end()
 	<-ended
 	select {
