@@ -96,7 +96,9 @@ func gatherLeftovers(ctx context.Context, c *config.Config, places verify.Places
 	if n.NAT, err = cni.NAT(ctx); err != nil {
 		return nil, false, err
 	}
-	n.LookElsewhere(places.Root)
+	if err := n.LookElsewhere(places.Root); err != nil {
+		return nil, false, err
+	}
 	n.Network = cni.Look(c.Network.ConfDir, c.Network.BinDirs).Network
 	n.Live, n.Named = map[string]bool{}, map[string]bool{}
 	if err := liveInDocker(ctx, c, n); err != nil {

@@ -75,7 +75,7 @@ func results(n *Node) []Problem {
 		}
 		p := Problem{Kind: CNIResult, Subject: r.Path, Message: fmt.Sprintf("pod %s is gone, its network %s was not taken down", r.Pod, r.Network), Mend: "CNI DEL with what is written there", Proved: true, fix: fix{id: r.ID, dir: r.Dir}}
 		if foreign != "" {
-			p.Proved, p.Message = false, "a pod of another runtime ("+foreign+")"
+			p.Proved, p.Message = false, "something still has that pod ("+foreign+"): another runtime, or a crishim with another root_dir"
 		}
 		found = append(found, p)
 	}
@@ -102,7 +102,7 @@ func addresses(n *Node) []Problem {
 func (p *Problem) prove(n *Node, network, foreign string) {
 	switch {
 	case foreign != "":
-		p.Proved, p.Mend = false, "nothing: another runtime has that container ("+foreign+")"
+		p.Proved, p.Mend = false, "nothing: something still has that container ("+foreign+"), another runtime, or a crishim with another root_dir"
 	case network != n.Network:
 		p.Proved, p.Mend = false, fmt.Sprintf("by hand, if nobody else uses network %s (pods use %q)", network, n.Network)
 	}

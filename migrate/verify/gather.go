@@ -3,6 +3,7 @@ package verify
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // Places are where leftovers are looked for, below Root ("/" on a node).
@@ -164,10 +167,17 @@ var elsewhere = []string{
 	"/var/lib/nerdctl/*/containers/*/", "/run/crio/",
 }
 
-// LookElsewhere notes which ids another runtime has.
-func (n *Node) LookElsewhere(root string) {
+// LookElsewhere notes which ids another runtime has, or a native engine whose records lie elsewhere than this configuration says.
+func (n *Node) LookElsewhere(root string) error {
+	pinned, err := namespaces(filepath.Join(root, "proc/self/mountinfo"))
+	if err != nil {
+		return err
+	}
 	n.Foreign = map[string]string{}
 	look := func(id string) {
+		if pinned[id] != "" {
+			n.Foreign[id] = pinned[id]
+		}
 		for _, place := range elsewhere {
 			if !podID.MatchString(id) || n.Foreign[id] != "" {
 				return
@@ -188,4 +198,23 @@ func (n *Node) LookElsewhere(root string) {
 			look(match[2])
 		}
 	}
+	return nil
+}
+
+// namespaces are where pods have theirs pinned, .../POD-ID/NAME, by the pods' ids.
+func namespaces(mounts string) (map[string]string, error) {
+	file, err := os.Open(mounts)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	all, err := mountinfo.GetMountsFromReader(file, mountinfo.FSTypeFilter("nsfs"))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", mounts, err)
+	}
+	pinned := map[string]string{}
+	for _, m := range all {
+		pinned[filepath.Base(filepath.Dir(m.Mountpoint))] = m.Mountpoint
+	}
+	return pinned, nil
 }

@@ -54,7 +54,7 @@ type Node struct {
 	Live map[string]bool
 	// Named are the pods, as NAMESPACE/NAME, that are among them.
 	Named map[string]bool
-	// Foreign are ids that another runtime has, with where.
+	// Foreign are ids that another runtime has, or a crishim that this configuration is not of, with where.
 	Foreign map[string]string
 	// Containers are Docker's. PodDirs are the UIDs that the kubelet has folders for; nil where that is not known.
 	Containers []survey.Container

@@ -150,7 +150,10 @@ func TestATreeIsMended(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.Live, n.Network = map[string]bool{id(2): true}, "net"
-	n.LookElsewhere(root)
+	mounts(t, root)
+	if err := n.LookElsewhere(root); err != nil {
+		t.Fatal(err)
+	}
 	if err := n.ReadPodDirs(places); err != nil || n.PodDirs != nil {
 		t.Fatalf("%v, %v", n.PodDirs, err)
 	}
@@ -211,9 +214,36 @@ func TestAnotherRuntimesContainersAreKnown(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(root, "run/containerd/io.containerd.runtime.v2.task/k8s.io", id(1)), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	mounts(t, root)
 	n := &Node{NAT: map[string]string{"iptables": rules("net", id(1))}, Addresses: []Reservation{{ID: id(2)}, {ID: "../*"}}}
-	n.LookElsewhere(root)
-	if len(n.Foreign) != 1 || n.Foreign[id(1)] == "" {
-		t.Errorf("foreign: %v", n.Foreign)
+	if err := n.LookElsewhere(root); err != nil || len(n.Foreign) != 1 || n.Foreign[id(1)] == "" {
+		t.Errorf("foreign: %v, %v", n.Foreign, err)
+	}
+}
+
+// mounts writes what the kernel says is mounted; each line is made of a pod's id.
+func mounts(t *testing.T, root string, pods ...string) {
+	t.Helper()
+	table := "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
+	for _, pod := range pods {
+		table += "90 22 0:4 net:[4026532277] /run/crishim/native/ns/" + pod + "/net rw shared:1 - nsfs nsfs rw\n"
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "proc/self"), 0o755), os.WriteFile(filepath.Join(root, "proc/self/mountinfo"), []byte(table), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// With another root_dir than the daemon's, nobody on a node without Docker says that a pod lives: its address would go to
+// the next pod.
+func TestPodsWhoseRecordsLieElsewhereAreLeftAlone(t *testing.T) {
+	root := t.TempDir()
+	mounts(t, root, id(1))
+	n := &Node{Network: "net", Addresses: []Reservation{{Network: "net", ID: id(1), Old: true}, {Network: "net", ID: id(2), Old: true}}}
+	if err := n.LookElsewhere(root); err != nil {
+		t.Fatal(err)
+	}
+	problems := Examine(n)
+	if len(problems) != 2 || problems[0].Proved || !strings.Contains(problems[0].Mend, "/ns/"+id(1)+"/net") || !problems[1].Proved {
+		t.Errorf("%+v", problems)
 	}
 }
