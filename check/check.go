@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -68,6 +67,9 @@ const lastWords = 2 * time.Second
 // stepTimeout bounds one step; pulling and starting on a loaded node is slow, but not that slow.
 const stepTimeout = 2 * time.Minute
 
+// longestName is how many characters the longest name of a step has.
+const longestName = len("runtime and network ready")
+
 // Run checks the endpoint and prints a table. The error says how many steps failed.
 func Run(ctx context.Context, opts Options) error {
 	registry, err := serveImage(opts.Program)
@@ -81,10 +83,10 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	defer p.removeFiles()
 
-	table := tabwriter.NewWriter(opts.Out, 0, 0, 2, ' ', 0)
 	var failed int
+	// Each line is written when its step ends, so that one sees which one takes long.
 	line := func(verdict, name string, took time.Duration, detail string) {
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", verdict, name, took.Round(time.Millisecond/10), strings.ReplaceAll(detail, "\n", " "))
+		_, _ = fmt.Fprintf(opts.Out, "%s  %-*s  %8s  %s\n", verdict, longestName, name, took.Round(time.Millisecond/10), strings.ReplaceAll(detail, "\n", " "))
 	}
 	do := func(ctx context.Context, s step) bool {
 		ctx, cancel := context.WithTimeout(ctx, stepTimeout)
@@ -113,9 +115,6 @@ func Run(ctx context.Context, opts Options) error {
 	// What was made is removed also after an interrupt.
 	for _, s := range p.teardown() {
 		do(context.WithoutCancel(ctx), s)
-	}
-	if err := table.Flush(); err != nil {
-		return err
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d steps failed", failed)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -80,8 +82,16 @@ func (p *pod) teardown() []step {
 	}
 }
 
+// firstAnswer bounds the first call, which waits for no image and no container.
+const firstAnswer = 20 * time.Second
+
 func (p *pod) version(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, firstAnswer)
+	defer cancel()
 	v, err := p.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if status.Code(err) == codes.DeadlineExceeded {
+		return "", fmt.Errorf("the socket takes connections and does not answer within %s: is it a CRI socket? %w", firstAnswer, err)
+	}
 	if err != nil {
 		return "", err
 	}

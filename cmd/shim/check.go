@@ -41,6 +41,8 @@ func runCheck(ctx context.Context, flags *pflag.FlagSet, out io.Writer) error {
 		endpoint = c.Listen[0]
 	case strings.HasPrefix(endpoint, "/"):
 		endpoint = "unix://" + endpoint
+	case !strings.Contains(endpoint, ":"):
+		return fmt.Errorf("--endpoint %q is neither unix:///PATH nor a path", endpoint)
 	}
 	if err := answers(ctx, endpoint); err != nil {
 		return err

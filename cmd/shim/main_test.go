@@ -161,6 +161,13 @@ func TestCheckSaysWhereNobodyAnswers(t *testing.T) {
 	}
 }
 
+func TestCheckRefusesWhatIsNoEndpoint(t *testing.T) {
+	file, _ := testFile(t, "")
+	if err := run(t.Context(), []string{"check", "--config", file, "--endpoint", "nonsense"}, io.Discard); err == nil || !strings.Contains(err.Error(), `"nonsense" is neither unix:///PATH nor a path`) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestStateBeforeTheFirstStart(t *testing.T) {
 	file, dir := testFile(t, "")
 	err := run(t.Context(), []string{"state", "--config", file}, io.Discard)
