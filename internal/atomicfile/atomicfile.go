@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,8 +64,21 @@ func renameKeeping(temp, path string) (kept bool, err error) {
 	default:
 		return false, nil
 	}
-	return true, os.Rename(temp, path)
+	return true, exchange(temp, path)
 }
+
+// exchange is a rename over what is at path, which ext4 does not take as a wish to have the new data written out at once
+// (auto_da_alloc): that would take longer than all the rest, and Settle does it, later and for many.
+func exchange(temp, path string) error {
+	err := renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+	if err != nil { // nothing is there yet, or the file system cannot do it
+		return os.Rename(temp, path)
+	}
+	_ = os.Remove(temp) // of the old content, which has its other name; a loader would
+	return nil
+}
+
+var renameat2 = unix.Renameat2 // tests have a file system that cannot exchange
 
 // placing is held while a file and its older self change places, which takes no fsync.
 var placing sync.Mutex
@@ -175,9 +189,25 @@ func syncFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// create makes a file of that name and some more. os.CreateTemp would do, but for asking the poller to watch a file that it cannot
+// watch, which is a good part of what a small file takes.
+func create(name string, mode os.FileMode) (*os.File, error) {
+	for {
+		temp := fmt.Sprintf("%s-%d", name, rand.Uint64())
+		fd, err := unix.Open(temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(mode.Perm()))
+		switch err {
+		case nil:
+			return os.NewFile(uintptr(fd), temp), nil
+		case unix.EINTR, unix.EEXIST:
+		default:
+			return nil, &os.PathError{Op: "open", Path: temp, Err: err}
+		}
+	}
+}
+
 func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) error, rename func(temp string) error) (err error) {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, TempPrefix+filepath.Base(path)+"-*")
+	f, err := create(filepath.Join(dir, TempPrefix+filepath.Base(path)), mode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -188,8 +218,10 @@ func replace(path string, data []byte, mode os.FileMode, sync func(*os.File) err
 		}
 	}()
 	write := func() error {
-		if err := f.Chmod(mode); err != nil {
-			return err
+		if mode&0o077 != 0 { // of which the umask may have taken something
+			if err := f.Chmod(mode); err != nil {
+				return err
+			}
 		}
 		if _, err := f.Write(data); err != nil {
 			return err

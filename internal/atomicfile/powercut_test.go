@@ -123,12 +123,17 @@ func TestAPowerCutLeavesOldOrNew(t *testing.T) {
 }
 
 // What is placed may be torn by a power cut: the older self then is what was settled before, or what was placed before. Where
-// the file system has no links it is not torn.
+// the file system has no links it is not torn; one that cannot exchange files renames.
 //
 // Rows: R22 (part)
 func TestAPowerCutLeavesWhatWasSettled(t *testing.T) {
-	for name, links := range map[string]bool{"links": true, "no links": false} {
-		t.Run(name, func(t *testing.T) {
+	for _, lacks := range []string{"nothing", "links", "exchange"} {
+		t.Run("without "+lacks, func(t *testing.T) {
+			links := lacks != "links"
+			if lacks == "exchange" {
+				renameat2 = func(int, string, int, string, uint) error { return unix.EINVAL }
+				t.Cleanup(func() { renameat2 = unix.Renameat2 })
+			}
 			if !links {
 				link = func(old, _ string) error {
 					if _, err := os.Stat(old); err != nil {
