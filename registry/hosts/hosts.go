@@ -9,6 +9,7 @@
 package hosts
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -432,7 +433,7 @@ func rootCAs(value any, dir string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// clientCertificates reads client = "both.pem", ["both.pem", …] or [["cert.pem", "key.pem"], …].
+// clientCertificates reads client = "both.pem", ["both.pem", …] or [["cert.pem", "key.pem"], ["both.pem", ""], …].
 func clientCertificates(value any, dir string) ([]tls.Certificate, error) {
 	shape := func() error {
 		return fmt.Errorf("client must be a file, a list of files, or a list of pairs of certificate and key: %w", errdefs.ErrInvalidArgument)
@@ -451,7 +452,7 @@ func clientCertificates(value any, dir string) ([]tls.Certificate, error) {
 			return nil, shape()
 		}
 		cert := absolute(files[0], dir)
-		key := absolute(files[len(files)-1], dir)
+		key := absolute(cmp.Or(files[len(files)-1], files[0]), dir)
 		certificate, err := tls.LoadX509KeyPair(cert, key)
 		if err != nil {
 			return nil, fmt.Errorf("read client certificate %s: %w", files[0], err)

@@ -92,7 +92,7 @@ func TestCertificatesHeadersAndTimeoutAreRead(t *testing.T) {
 	file := `
 [host."https://m"]
 ca = "cert.pem"
-client = [["cert.pem", "key.pem"], "both.pem"]
+client = [["cert.pem", "key.pem"], "both.pem", ["both.pem", ""]]
 dial_timeout = "3s"
 [host."https://m".header]
 X-One = "1"
@@ -103,7 +103,7 @@ x-many = ["a", "b"]
 		t.Fatal(err)
 	}
 	e := config.Endpoints[0]
-	if e.TLS.RootCAs == nil || len(e.TLS.Certificates) != 2 || e.DialTimeout != 3*time.Second {
+	if e.TLS.RootCAs == nil || len(e.TLS.Certificates) != 3 || e.DialTimeout != 3*time.Second {
 		t.Fatalf("CAs %v, %d certificates, timeout %v", e.TLS.RootCAs != nil, len(e.TLS.Certificates), e.DialTimeout)
 	}
 	if e.Header.Get("X-One") != "1" || !slices.Equal(e.Header.Values("X-Many"), []string{"a", "b"}) {
