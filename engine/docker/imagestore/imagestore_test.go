@@ -127,15 +127,22 @@ func TestNamesInAStoreOfContainerdsAreTagsOrDigests(t *testing.T) {
 	// A name that another client of that containerd gave may have no tag: Docker passes it on as it is.
 	d := fakeID("d")
 	f.put("d", fakeImage{tags: []string{"bare", "reg.example:5000/bare", "app:v3"}, digests: []string{"app@" + d}})
-	list, err := newStore(t, f, nil).ListImages(t.Context())
-	if err != nil || len(list) != 4 {
+	// A repository may be called as digests begin.
+	f.put("e", fakeImage{tags: []string{"sha256:v1"}, digests: []string{"sha256@" + fakeID("e")}})
+	s := newStore(t, f, nil)
+	list, err := s.ListImages(t.Context())
+	if err != nil || len(list) != 5 {
 		t.Fatalf("%v, %v", list, err)
+	}
+	if img, err := s.Image(t.Context(), "sha256:v1"); err != nil || string(img.ID) != fakeID("e") {
+		t.Errorf("%+v, %v", img, err)
 	}
 	for i, want := range []struct{ tags, digests []string }{
 		{nil, []string{"reg.example:5000/app@" + a}},
 		{[]string{"app:v1", "app:v2", "reg.example:5000/app:v1"}, []string{"app@" + b, "reg.example:5000/app@" + b}},
 		{[]string{"other:arch"}, nil},
 		{[]string{"bare", "reg.example:5000/bare", "app:v3"}, []string{"bare@" + d, "reg.example:5000/bare@" + d, "app@" + d}},
+		{[]string{"sha256:v1"}, []string{"sha256@" + fakeID("e")}},
 	} {
 		if got := list[i]; !slices.Equal(got.RepoTags, want.tags) || !slices.Equal(got.RepoDigests, want.digests) {
 			t.Errorf("tags %v, digests %v; want %v, %v", got.RepoTags, got.RepoDigests, want.tags, want.digests)

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"crishim/engine/docker/imagestore/pullthrough"
 )
 
@@ -15,10 +17,10 @@ const heldRepository = "crishim.invalid/held"
 // a digest without a name for an image of another platform, and lists those of one repository of several; the id is the
 // digest in all of them.
 func namesOf(id string, tags, digests []string) (ownTags, ownDigests []string) {
-	digest := "@" + id
-	isDigest := slices.ContainsFunc(digests, func(ref string) bool { return strings.HasSuffix(ref, digest) })
+	byID := "@" + id
+	isDigest := slices.ContainsFunc(digests, func(ref string) bool { return strings.HasSuffix(ref, byID) })
 	for _, ref := range ownReferences(append(slices.Clone(tags), digests...)) {
-		if strings.HasPrefix(ref, "sha256:") {
+		if _, err := digest.Parse(ref); err == nil {
 			continue
 		}
 		if !strings.Contains(ref, "@") {
@@ -29,7 +31,7 @@ func namesOf(id string, tags, digests []string) (ownTags, ownDigests []string) {
 			if colon := strings.LastIndexByte(ref, ':'); colon > strings.LastIndexByte(ref, '/') { // else it has no tag
 				ref = ref[:colon]
 			}
-			ref += digest
+			ref += byID
 		}
 		if !slices.Contains(ownDigests, ref) {
 			ownDigests = append(ownDigests, ref)
