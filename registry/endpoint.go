@@ -69,6 +69,9 @@ func newEndpoint(pull *Pull, endpoint *hosts.Endpoint, stall time.Duration) *End
 		IdleConnTimeout:        idleTimeout,
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // bytes are passed on as they are: their digest is known
+		// One connection of HTTP/2 is for all requests, and stays it where those before were never answered. One that is dead is to be
+		// gone before they are given up: what is asked for again then goes over another.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: stall / 3, PingTimeout: stall / 3},
 	}
 	u := &Endpoint{
 		Spec: endpoint, registry: pull.Config.Registry, repository: pull.Repository, stall: stall, transport: transport,
