@@ -50,7 +50,7 @@ type Endpoint struct {
 	stall      time.Duration
 	transport  *http.Transport
 	auth       *authorizer
-	// Broken is set by an answer that broke off, so that the rest comes from another endpoint.
+	// Broken is set by an answer that broke off or did not come, so that the rest comes from another endpoint.
 	Broken atomic.Bool
 }
 
@@ -152,6 +152,9 @@ func (u *Endpoint) Get(ctx context.Context, method string, what Target, header h
 	}}
 	resp, err := u.auth.do(client, req)
 	if err != nil {
+		if !classed(err) && ctx.Err() == nil {
+			u.Broken.Store(true) // or each further request waited as long for a connection, or for an answer
+		}
 		return nil, u.Failed(err)
 	}
 	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {

@@ -84,7 +84,7 @@ func ParseTarget(path string) (Target, error) {
 	return Target{}, errNoTarget
 }
 
-// Candidates are the endpoints for the target in the order of trying: those whose answers broke off come last.
+// Candidates are the endpoints for the target in the order of trying: those whose answers broke off or did not come are last.
 func Candidates(endpoints []*Endpoint, what Target) []*Endpoint {
 	var good, broken []*Endpoint
 	for _, u := range endpoints {

@@ -271,6 +271,33 @@ func TestR33MirrorsAreTriedInOrder(t *testing.T) {
 	}
 }
 
+// What a mirror that is down costs, until a connection to it is given up, an image costs once, and not each of its blobs.
+func TestAMirrorThatIsDownIsAskedOnce(t *testing.T) {
+	down := newSite(t, func(http.Handler) http.HandlerFunc {
+		return func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+	})
+	mirror := newSite(t, nil)
+	mirror.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "1")), layerOf(t, file("b", "2")), layerOf(t, file("c", "3"))))
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "reg.example"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := fmt.Sprintf("server = %q\n[host.%q]\n", mirror.URL, down.URL)
+	if err := os.WriteFile(filepath.Join(dir, "reg.example", "hosts.toml"), []byte(file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t, func(o *Options) { o.RegistryConfigDirs = []string{dir} })
+	pull(t, s, "reg.example/app:v1")
+	if n := down.count(http.MethodGet, "/v2/"); n != 1 {
+		t.Errorf("it was asked %d times", n)
+	}
+	// The next pull asks it again.
+	pull(t, s, "reg.example/app:v1")
+	if n := down.count(http.MethodGet, "/v2/"); n != 2 {
+		t.Errorf("after another pull it was asked %d times", n)
+	}
+}
+
 func TestImageForThisPlatformIsChosen(t *testing.T) {
 	reg := newSite(t, nil)
 	want := imageWith(t, layerOf(t, file("a", "1")))
