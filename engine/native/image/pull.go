@@ -3,10 +3,13 @@ package image
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 	"k8s.io/klog/v2"
 
@@ -102,6 +105,7 @@ func (s *Store) pull(ctx context.Context, named reference.Named, spec *engine.Pu
 	if err != nil {
 		return "", err
 	}
+	repo.known, repo.root, repo.read = s.documents(named), ref, s.readBlob
 	found, err := s.resolve(ctx, repo, ref, "", at)
 	if err != nil {
 		return "", err
@@ -124,4 +128,25 @@ func (s *Store) pull(ctx context.Context, named reference.Named, spec *engine.Pu
 	klog.InfoS("Pulled image", "image", reference.FamiliarString(named), "id", found.id(), "digest", found.root(),
 		"fetched", fetched, "unpacked", unpacked, "duration", time.Since(start))
 	return found.id(), nil
+}
+
+// documents are the manifests and indexes by which a name means the image that it means here. Only what was pulled by this name counts:
+// who may pull it may have them.
+func (s *Store) documents(named reference.Named) map[digest.Digest]ocispec.Descriptor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img := s.images[s.byName[named.String()]]
+	if img == nil {
+		return nil
+	}
+	known := map[digest.Digest]ocispec.Descriptor{}
+	for i := range img.record.Manifests {
+		m := &img.record.Manifests[i]
+		if slices.Contains(img.record.Digests, named.Name()+"@"+string(m.root().Digest)) {
+			for _, desc := range append(slices.Clone(m.Indexes), m.Manifest) {
+				known[desc.Digest] = desc
+			}
+		}
+	}
+	return known
 }

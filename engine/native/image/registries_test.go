@@ -155,7 +155,7 @@ func TestATokenServerThatRedirectsWithinItself(t *testing.T) {
 		t.Error(err)
 	}
 	url = reg.URL + "/circle"
-	if _, err := s.PullImage(t.Context(), spec); err == nil || reg.count(http.MethodGet, "/circle") > 10 {
+	if _, err := s.PullImage(t.Context(), spec); err == nil || reg.count(http.MethodGet, "/circle") > 20 {
 		t.Errorf("in a circle: %v after %d requests", err, reg.count(http.MethodGet, "/circle"))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -29,7 +30,7 @@ import (
 func guarded(password string) func(http.Handler) http.HandlerFunc {
 	return func(next http.Handler) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
-			if _, got, _ := r.BasicAuth(); got != password && r.Method == http.MethodGet {
+			if _, got, _ := r.BasicAuth(); got != password && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 				w.Header().Set("WWW-Authenticate", `Basic realm="reg"`)
 				w.WriteHeader(http.StatusUnauthorized)
 				return
@@ -287,15 +288,55 @@ func TestAMirrorThatIsDownIsAskedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newStore(t, func(o *Options) { o.RegistryConfigDirs = []string{dir} })
-	pull(t, s, "reg.example/app:v1")
-	if n := down.count(http.MethodGet, "/v2/"); n != 1 {
-		t.Errorf("it was asked %d times", n)
+	for pulls := 1; pulls <= 2; pulls++ { // the next one asks it again
+		pull(t, s, "reg.example/app:v1")
+		if n := down.count(http.MethodGet, "/v2/") + down.count(http.MethodHead, "/v2/"); n != pulls {
+			t.Errorf("after %d pulls it was asked %d times", pulls, n)
+		}
 	}
-	// The next pull asks it again.
-	pull(t, s, "reg.example/app:v1")
-	if n := down.count(http.MethodGet, "/v2/"); n != 2 {
-		t.Errorf("after another pull it was asked %d times", n)
+}
+
+// Registries limit how often manifests are got, as Docker Hub does, and let ask whether they are others by now: a pod whose image is
+// always pulled would have its turn used up by its restarts.
+func TestAManifestThatIsHereIsNotGotAgain(t *testing.T) {
+	var deaf atomic.Bool
+	reg := newSite(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if deaf.Load() && r.Method == http.MethodHead {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	first, second := imageWith(t, layerOf(t, file("a", "1"))), imageWith(t, layerOf(t, file("a", "2")))
+	ref := reg.push(t, "app:v1", indexOf(t, first))
+	s := newStore(t, nil)
+	expect := func(ref string, want v1.Image, more int) {
+		t.Helper()
+		before := reg.count(http.MethodGet, "/manifests/")
+		if got := pull(t, s, ref); string(got.ID) != hexOf(want.ConfigName()) {
+			t.Errorf("got %s", got.ID)
+		}
+		if n := reg.count(http.MethodGet, "/manifests/") - before; n != more {
+			t.Errorf("%d manifests were got, not %d", n, more)
+		}
 	}
+	expect(ref, first, 2)
+	expect(ref, first, 0)
+	expect(pull(t, s, ref).RepoDigests[0], first, 0)
+	reg.push(t, "app:v1", indexOf(t, second))
+	expect(ref, second, 2)
+	expect(ref, second, 0)
+	deaf.Store(true)
+	expect(ref, second, 1) // what an index that was got links to is here
+	if err := s.RemoveImage(t.Context(), pull(t, s, ref).ID); err != nil {
+		t.Fatal(err)
+	}
+	expect(ref, second, 2)
+	deaf.Store(false)
+	// Who may pull it by this name may not by another.
+	expect(reg.push(t, "other:v1", indexOf(t, second)), second, 2)
 }
 
 func TestImageForThisPlatformIsChosen(t *testing.T) {

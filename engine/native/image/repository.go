@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crishim/registry"
 	"crishim/registry/hosts"
@@ -21,6 +22,10 @@ import (
 type repository struct {
 	endpoints []*registry.Endpoint
 	stall     time.Duration
+	// known are documents that were pulled by the name before: what root, its tag or digest, still means need not be got again.
+	known map[digest.Digest]ocispec.Descriptor
+	root  string
+	read  func(d digest.Digest, limit int64) ([]byte, error)
 }
 
 // openRepository finds the endpoints of a name. The registry itself is one of them.
@@ -72,9 +77,23 @@ func (r *repository) manifest(ctx context.Context, ref string, limit int64) (dat
 	if err != nil {
 		return nil, "", malformed("%.200q is neither a tag nor a digest", ref)
 	}
+	if desc, ok := r.known[what.Digest]; ok && ref != r.root {
+		// It was linked by what the registry has given, or vouched for.
+		if data, err := r.read(what.Digest, limit); err == nil {
+			return data, desc.MediaType, nil
+		}
+	}
 	err = r.each(ctx, what, func(e *registry.Endpoint) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
+		if desc, err := r.unchanged(ctx, e, what); err != nil {
+			return err
+		} else if desc.Digest != "" {
+			if data, err = r.read(desc.Digest, limit); err == nil {
+				mediaType = desc.MediaType
+				return nil
+			}
+		}
 		resp, err := e.Get(ctx, http.MethodGet, what, http.Header{"Accept": registry.ManifestTypes})
 		if err != nil {
 			return err
@@ -92,6 +111,26 @@ func (r *repository) manifest(ctx context.Context, ref string, limit int64) (dat
 		return nil
 	})
 	return data, mediaType, err
+}
+
+// unchanged asks whether a manifest is one that is here, and returns that. It is asked without being got, which registries count and
+// limit (Docker Hub): a pod whose image is always pulled asks at each start. An error is one by which it cannot be got either.
+func (r *repository) unchanged(ctx context.Context, e *registry.Endpoint, what registry.Target) (ocispec.Descriptor, error) {
+	if len(r.known) == 0 {
+		return ocispec.Descriptor{}, nil
+	}
+	resp, err := e.Get(ctx, http.MethodHead, what, http.Header{"Accept": registry.ManifestTypes})
+	if errdefs.IsUnavailable(err) {
+		return ocispec.Descriptor{}, err
+	}
+	if err != nil {
+		return ocispec.Descriptor{}, nil //nolint:nilerr // it may be about the question alone
+	}
+	registry.Discard(resp)
+	if what.Digest != "" {
+		return r.known[what.Digest], nil
+	}
+	return r.known[digest.Digest(resp.Header.Get("Docker-Content-Digest"))], nil
 }
 
 // blobStream is the answer of one endpoint.
