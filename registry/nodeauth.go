@@ -219,6 +219,9 @@ func askHelper(ctx context.Context, helper, host string) (Credentials, error) {
 	if ctx.Err() != nil {
 		return Credentials{}, fmt.Errorf("credential helper %s did not answer: %w", helper, ctx.Err())
 	}
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // it has answered, and left something running
+	}
 	var reply struct{ Username, Secret string }
 	if err != nil || json.Unmarshal(out.Bytes(), &reply) != nil {
 		return Credentials{}, nil

@@ -4,6 +4,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 
 	"crishim/registry/hosts"
@@ -82,5 +85,36 @@ func TestAuthWithoutPadding(t *testing.T) {
 		if got, err := (NodeAuth{path}).Find(t.Context(), host, "app"); err != nil || got.Password != want {
 			t.Errorf("%s: %v, %v", host, got.Password, err)
 		}
+	}
+}
+
+// A helper may start an agent that stays, and holds what the helper wrote to: its answer counts.
+func TestAHelperThatLeavesAnAgentIsHeard(t *testing.T) {
+	dir := t.TempDir()
+	script := "#!/bin/sh\nsleep 30 &\necho $! >" + filepath.Join(dir, "pid") + `
+echo '{"Username":"u","Secret":"s"}'
+`
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-agent"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	config := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(config, []byte(`{"credsStore":"agent"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	found, err := NodeAuth{config}.Find(t.Context(), "reg.example", "app")
+	if err != nil || found != (Credentials{Username: "u", Password: "s"}) {
+		t.Errorf("%v, %v", found, err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(agent, syscall.SIGKILL); err != nil {
+		t.Error(err)
 	}
 }
