@@ -36,9 +36,10 @@ type authorizer struct {
 	// own is for a token server on the endpoint's own host, other for one elsewhere.
 	own, other *http.Client
 
-	mu       sync.Mutex
-	header   string // the Authorization header in use
-	withheld error  // ErrWithheld with its reason, once it was so
+	mu     sync.Mutex
+	header string // the Authorization header in use
+	// withheld is why the registry got no credentials: ErrWithheld with its reason, or what a credential helper said.
+	withheld error
 }
 
 // ErrWithheld says of a refusal that there were credentials, which the token server did not get: it is on another site than the
@@ -141,6 +142,11 @@ func (a *authorizer) answer(ctx context.Context, challenges []string) (string, e
 	if err != nil {
 		return "", err
 	}
+	if credentials.Missing != "" {
+		a.mu.Lock()
+		a.withheld = errors.New(credentials.Missing)
+		a.mu.Unlock()
+	}
 	basic := false
 	for _, line := range challenges {
 		scheme, params := parseChallenge(line)
@@ -156,7 +162,7 @@ func (a *authorizer) answer(ctx context.Context, challenges []string) (string, e
 		}
 	}
 	if !basic || credentials.Username == "" {
-		return "", fmt.Errorf("asks for credentials and there are none for this host: %w", errdefs.ErrUnauthenticated)
+		return "", a.refusal(fmt.Errorf("asks for credentials and there are none for this host: %w", errdefs.ErrUnauthenticated))
 	}
 	req := &http.Request{Header: http.Header{}}
 	req.SetBasicAuth(credentials.Username, credentials.Password)
@@ -177,7 +183,7 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 		params["scope"] = "repository:" + a.repository + ":pull"
 	}
 	if !sameSite(a.endpoint.URL, realm) && !a.trusts(realm) {
-		if credentials != (Credentials{}) {
+		if credentials.Some() {
 			a.mu.Lock()
 			a.withheld = fmt.Errorf("%w: %s is on another domain than %s, and images.token_servers does not name it", ErrWithheld, realm.Host, a.endpoint.URL.Host)
 			a.mu.Unlock()

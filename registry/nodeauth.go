@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -35,6 +36,7 @@ type NodeAuth []string
 
 // Find is what the files have for a repository ("team/app") of a registry; none is no error.
 func (n NodeAuth) Find(ctx context.Context, registry, repository string) (Credentials, error) {
+	var none Credentials
 	for _, path := range n {
 		config, err := readDockerConfig(path)
 		if err != nil {
@@ -44,11 +46,12 @@ func (n NodeAuth) Find(ctx context.Context, registry, repository string) (Creden
 		if err != nil {
 			return Credentials{}, fmt.Errorf("credentials for %s by %s: %w", registry, path, err)
 		}
-		if found != (Credentials{}) {
+		if found.Some() {
 			return found, nil
 		}
+		none.Missing = cmp.Or(none.Missing, found.Missing)
 	}
-	return Credentials{}, nil
+	return none, nil
 }
 
 // dockerHub are the names under which people and tools write docker.io.
@@ -168,14 +171,20 @@ func (c *dockerConfig) find(ctx context.Context, host, repository string) (Crede
 	if helper == "" {
 		helper = c.CredsStore
 	}
+	missing := ""
 	if helper != "" {
 		found, err := askHelper(ctx, helper, host)
-		if err != nil || found != (Credentials{}) {
+		if err != nil || found.Some() {
 			return found, err
 		}
+		missing = found.Missing
 	}
 	auth := entryFor(c.Auths, host, repository)
-	return auth.credentials()
+	found, err := auth.credentials()
+	if !found.Some() {
+		found.Missing = missing
+	}
+	return found, err
 }
 
 func (a *dockerAuth) credentials() (Credentials, error) {
@@ -196,7 +205,8 @@ func (a *dockerAuth) credentials() (Credentials, error) {
 }
 
 // askHelper runs docker-credential-NAME get (github.com/docker/docker-credential-helpers). One that has nothing for the
-// host ends with an error too; it is told apart from a broken one only by text, so that both mean no credentials.
+// host ends with an error too; it is told apart from a broken one only by text, so that both mean no credentials, of which the one that
+// may be broken says why.
 func askHelper(ctx context.Context, helper, host string) (Credentials, error) {
 	if strings.ContainsAny(helper, "/\x00") {
 		return Credentials{}, fmt.Errorf("%q is not the name of a credential helper: %w", helper, errdefs.ErrFailedPrecondition)
@@ -213,8 +223,8 @@ func askHelper(ctx context.Context, helper, host string) (Credentials, error) {
 	cmd := exec.CommandContext(ctx, program, "get")
 	cmd.Stdin = strings.NewReader(host + "\n")
 	cmd.WaitDelay = time.Second // its children may hold the output
-	var out bytes.Buffer
-	cmd.Stdout = &out
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
 	err = cmd.Run()
 	if ctx.Err() != nil {
 		return Credentials{}, fmt.Errorf("credential helper %s did not answer: %w", helper, ctx.Err())
@@ -223,11 +233,30 @@ func askHelper(ctx context.Context, helper, host string) (Credentials, error) {
 		err = nil // it has answered, and left something running
 	}
 	var reply struct{ Username, Secret string }
-	if err != nil || json.Unmarshal(out.Bytes(), &reply) != nil {
-		return Credentials{}, nil
+	if err != nil {
+		return Credentials{Missing: helperSaid(helper, err, out.String(), complaint.String())}, nil
+	}
+	if json.Unmarshal(out.Bytes(), &reply) != nil {
+		return Credentials{Missing: fmt.Sprintf("credential helper %s answered something else than credentials", helper)}, nil
 	}
 	if reply.Username == identityUser {
 		return Credentials{Username: identityUser, IdentityToken: reply.Secret}, nil
 	}
 	return Credentials{Username: reply.Username, Password: reply.Secret}, nil
+}
+
+// nothingFound is in the answer of a helper that has nothing for a host.
+const nothingFound = "credentials not found"
+
+// helperSaid are the words of a helper that ended with an error, "" where it has nothing for the host. What may hold a secret after all
+// is left out.
+func helperSaid(helper string, err error, out, complaint string) string {
+	if strings.Contains(out, nothingFound) || strings.Contains(complaint, nothingFound) {
+		return ""
+	}
+	said := cmp.Or(strings.TrimSpace(out), strings.TrimSpace(complaint))
+	if strings.Contains(said, "{") {
+		said = ""
+	}
+	return fmt.Sprintf("credential helper %s: %v: %.300q", helper, err, said)
 }

@@ -1,6 +1,9 @@
 package registry
 
 import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -8,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/containerd/errdefs"
 
 	"crishim/registry/hosts"
 )
@@ -116,5 +121,50 @@ echo '{"Username":"u","Secret":"s"}'
 	}
 	if err := syscall.Kill(agent, syscall.SIGKILL); err != nil {
 		t.Error(err)
+	}
+}
+
+// A helper that fails is no reason not to ask a registry that may want no credentials; where it does, its words say why there are none.
+func TestAHelperThatFailsIsHeard(t *testing.T) {
+	dir := t.TempDir()
+	for name, script := range map[string]string{
+		"broken": "echo 'the token of the role has expired'; exit 1",
+		"silent": "echo 'no keyring' >&2; exit 3",
+		"none":   "echo 'credentials not found in native keychain'; exit 1",
+		"odd":    "echo canary",
+		"leaky":  `echo '{"Username":"u","Secret":"canary"}'; exit 1`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "docker-credential-"+name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	reg := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="reg"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer reg.Close()
+	for helper, want := range map[string]string{
+		"broken": "the token of the role has expired", "silent": "no keyring", "none": "", "odd": "helper odd", "leaky": "helper leaky",
+	} {
+		config := filepath.Join(dir, "config.json")
+		if err := os.WriteFile(config, []byte(fmt.Sprintf(`{"credsStore":%q}`, helper)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		found, err := NodeAuth{config, filepath.Join(dir, "absent")}.Find(t.Context(), "reg.example", "app")
+		if err != nil || found.Some() {
+			t.Errorf("%s: %v", helper, err)
+		}
+		parsed, err := hosts.Parse([]byte(fmt.Sprintf("server = %q\n", reg.URL)), "reg.example", dir, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pull := Pull{Config: parsed, Repository: "app", Credentials: found}
+		endpoint := pull.Open(DefaultStall)[0]
+		_, err = endpoint.Get(t.Context(), http.MethodGet, Target{Kind: "manifests", Reference: "v1"}, nil)
+		endpoint.Close()
+		if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "canary") || want == "" && strings.Contains(err.Error(), "helper") {
+			t.Errorf("%s: %v", helper, err)
+		}
 	}
 }

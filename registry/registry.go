@@ -26,6 +26,13 @@ type Credentials struct {
 	Username, Password string
 	// IdentityToken is an OAuth2 refresh token, RegistryToken a bearer token.
 	IdentityToken, RegistryToken string
+	// Missing is why there may be none although there should: the words of a credential helper that failed.
+	Missing string
+}
+
+// Some says whether there are any.
+func (c *Credentials) Some() bool {
+	return c.Username != "" || c.Password != "" || c.IdentityToken != "" || c.RegistryToken != ""
 }
 
 // Pull says what is pulled, from where, with which credentials.

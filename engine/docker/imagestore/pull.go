@@ -129,7 +129,7 @@ const removedTries = 3
 // dockerPull lets Docker pull ref, following its progress.
 func dockerPull(ctx context.Context, d docker, ref, domain string, credentials registry.Credentials, p *progress) error {
 	options := image.PullOptions{}
-	if credentials != (registry.Credentials{}) {
+	if credentials.Some() {
 		address := domain
 		if domain == "docker.io" {
 			address = registry.DockerHubKey

@@ -74,7 +74,7 @@ func (s *Store) credentials(ctx context.Context, auth *engine.Auth, named refere
 		given := registry.Credentials{
 			Username: auth.Username, Password: auth.Password, IdentityToken: auth.IdentityToken, RegistryToken: auth.RegistryToken,
 		}
-		if given != (registry.Credentials{}) {
+		if given.Some() {
 			return given, nil
 		}
 	}
