@@ -32,7 +32,7 @@ const (
 
 // blobSource is what blobs come from.
 type blobSource interface {
-	// open streams a blob from offset on.
+	// open streams a blob from offset on, and what the stream has again before that.
 	open(ctx context.Context, d digest.Digest, offset int64) (*blobStream, error)
 }
 
@@ -215,6 +215,15 @@ func (p *part) fetchOnce(ctx context.Context, source blobSource, sum hash.Hash, 
 	}
 	defer stream.close()
 	buf := make([]byte, 128<<10)
+	for stream.again > 0 {
+		got, err := stream.Read(buf[:min(int64(len(buf)), stream.again)])
+		stream.again -= int64(got)
+		at.touch() // or a large blob would never be done, by who waits for a shorter time than this takes
+		if err != nil && stream.again > 0 {
+			stream.broken()
+			return 0, stream.failed(err)
+		}
+	}
 	for {
 		got, rerr := stream.Read(buf)
 		if have+n+int64(got) > p.desc.Size {

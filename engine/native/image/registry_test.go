@@ -15,15 +15,18 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/compression"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"crishim/engine"
+	"crishim/registry"
 )
 
 // guarded lets in who has the password, by basic credentials.
@@ -508,4 +511,40 @@ func FuzzDocument(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A registry without ranges sends all of a blob again, of which what is here is thrown away: as long as that comes, the pull does not
+// end for want of progress. It would be begun anew at the same place, and never be done.
+func TestWhatComesAgainIsProgress(t *testing.T) {
+	const here = 600_000
+	content := []byte(noise(1_000_000))
+	at := newProgress()
+	reg := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		before := at.last.Load()
+		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+		_, _ = w.Write(content[:here/2])
+		w.(http.Flusher).Flush()
+		for at.last.Load() == before && r.Context().Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		_, _ = w.Write(content[here/2:])
+	}))
+	defer reg.Close()
+	s := newStore(t, nil)
+	named, err := registry.ParseName(strings.TrimPrefix(reg.URL, "http://") + "/app:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := openRepository(nil, named, registry.Credentials{}, s.options, 2*time.Second, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.close()
+	desc := ocispec.Descriptor{Digest: digest.FromBytes(content), Size: int64(len(content))}
+	if err := os.WriteFile(s.partPath(desc.Digest), content[:here], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ensureBlob(t.Context(), repo, desc, at); err != nil {
+		t.Error(err)
+	}
 }

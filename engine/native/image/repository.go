@@ -138,6 +138,8 @@ type blobStream struct {
 	io.Reader
 	endpoint *registry.Endpoint
 	close    func()
+	// again are the bytes that come before those that were asked for, to be thrown away.
+	again int64
 }
 
 // broken says that the answer was none that the blob can be made of: others are asked first from now on.
@@ -164,7 +166,7 @@ func (r *repository) open(ctx context.Context, d digest.Digest, offset int64) (s
 }
 
 // openAt streams a blob of an endpoint from offset on, which is asked for as a range; where it is negative all of the blob is,
-// and as much thrown away. ErrOutOfRange where the range was not answered.
+// and as much to be thrown away. ErrOutOfRange where the range was not answered.
 func (r *repository) openAt(ctx context.Context, e *registry.Endpoint, what registry.Target, offset int64) (*blobStream, error) {
 	header := http.Header{}
 	if offset > 0 {
@@ -188,10 +190,7 @@ func (r *repository) openAt(ctx context.Context, e *registry.Endpoint, what regi
 		}
 		return stream, nil
 	}
-	if _, err := io.CopyN(io.Discard, body, max(offset, -offset)); err != nil {
-		stream.close()
-		return nil, e.Failed(fmt.Errorf("the answer broke off: %w", err))
-	}
+	stream.again = max(offset, -offset)
 	return stream, nil
 }
 
