@@ -209,18 +209,19 @@ func Discard(resp *http.Response) {
 	_ = resp.Body.Close()
 }
 
-// ReadManifest reads a whole manifest and holds it to the digest that was asked for, so that a mirror with other bytes is
-// passed over and does not fail the pull.
+// ReadManifest reads a whole manifest, or a blob as small, and holds it to the digest that was asked for, so that a mirror with other
+// bytes is passed over and does not fail the pull.
 func ReadManifest(r io.Reader, what Target) ([]byte, error) {
+	kind := strings.TrimSuffix(what.Kind, "s")
 	data, err := io.ReadAll(io.LimitReader(r, MaxManifest+1))
 	if err != nil {
-		return nil, fmt.Errorf("read the manifest: %w", err)
+		return nil, fmt.Errorf("read the %s: %w", kind, err)
 	}
 	if len(data) > MaxManifest {
-		return nil, fmt.Errorf("the manifest is larger than %d bytes: %w", MaxManifest, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("the %s is larger than %d bytes: %w", kind, MaxManifest, errdefs.ErrDataLoss)
 	}
 	if what.Digest != "" && what.Digest.Algorithm().FromBytes(data) != what.Digest {
-		return nil, fmt.Errorf("the manifest is not the one of %s: %w", what.Digest, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("the %s is not the one of %s: %w", kind, what.Digest, errdefs.ErrDataLoss)
 	}
 	return data, nil
 }

@@ -595,6 +595,48 @@ func TestBrokenBlobGoesOnElsewhere(t *testing.T) {
 	}
 }
 
+// A mirror that has a blob damaged does not fail each pull: what is small is passed over, and of what is large Docker gets no end, which
+// it asks for again, elsewhere. Docker begins a layer anew that was right in part only.
+func TestADamagedBlobOfAMirrorIsGotElsewhere(t *testing.T) {
+	for name, size := range map[string]int{"small": 1000, "large": 3_000_000} {
+		t.Run(name, func(t *testing.T) {
+			content := bytes.Repeat([]byte("0123456789"), size/10)
+			damaged := slices.Clone(content)
+			damaged[size/2] = 'x'
+			serving := func(content []byte) *site {
+				return newSite(t, func(w http.ResponseWriter, r *http.Request) {
+					http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+				})
+			}
+			mirror, reg := serving(damaged), serving(content)
+			session := open(t, &Server{}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}})
+			addr, path, _ := strings.Cut(session.Name(), "/")
+			blob := fmt.Sprintf("http://%s/v2/%s/blobs/sha256:%x", addr, path, sha256.Sum256(content))
+			get := func() ([]byte, error) {
+				resp, err := http.Get(blob)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = resp.Body.Close() }()
+				return io.ReadAll(resp.Body)
+			}
+			if got, err := get(); err == nil && !bytes.Equal(got, content) {
+				t.Error("a damaged answer ended as a whole one")
+			} else if err != nil && name == "small" {
+				t.Error(err)
+			} else if err != nil && !errdefs.IsDataLoss(session.Err()) {
+				t.Errorf("the session says %v", session.Err())
+			}
+			if got, err := get(); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("asked again: %d bytes, %v", len(got), err)
+			}
+			if session.Err() != nil {
+				t.Error(session.Err())
+			}
+		})
+	}
+}
+
 func TestMirrorWithAnotherManifestIsPassedOver(t *testing.T) {
 	reg, image := registrySite(t, nil)
 	digest, err := image.Digest()

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"crishim/registry"
 )
@@ -58,6 +59,34 @@ func (p *Session) setFailure(err error) {
 // passedOn are the headers of an answer that Docker needs.
 var passedOn = []string{"Content-Type", "Content-Range", "Accept-Ranges", "Docker-Content-Digest", "Etag", "Last-Modified"}
 
+// smallBlob is the size up to which a blob is looked at before it is passed on, as manifests are: Docker asks once for an image's config.
+const smallBlob = 512 << 10
+
+// keeper passes on what it gets but for its last piece, which waits until the whole is known to be what it has to be: Docker fails a pull
+// by a blob that came to its end and is another one.
+type keeper struct {
+	to       io.Writer
+	verifier digest.Verifier
+	last     []byte
+}
+
+// Write implements io.Writer.
+func (k *keeper) Write(b []byte) (int, error) {
+	if _, err := k.to.Write(k.last); err != nil {
+		return 0, err
+	}
+	k.last = append(k.last[:0], b...)
+	return k.verifier.Write(b)
+}
+
+func (k *keeper) end() error {
+	if !k.verifier.Verified() {
+		return fmt.Errorf("it does not have this digest: %w", errdefs.ErrDataLoss)
+	}
+	_, err := k.to.Write(k.last)
+	return err
+}
+
 // copyFrom answers from one endpoint. An error means that nothing was written yet.
 func (p *Session) copyFrom(ctx context.Context, w http.ResponseWriter, r *http.Request, u *registry.Endpoint, what registry.Target) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -69,7 +98,8 @@ func (p *Session) copyFrom(ctx context.Context, w http.ResponseWriter, r *http.R
 	body := registry.NewStallReader(resp.Body, p.stall, cancel)
 	defer body.Close()
 	var content io.Reader = body
-	if what.Kind == "manifests" && r.Method == http.MethodGet {
+	whole := r.Method == http.MethodGet && resp.StatusCode == http.StatusOK
+	if r.Method == http.MethodGet && what.Kind == "manifests" || whole && resp.ContentLength >= 0 && resp.ContentLength <= smallBlob {
 		data, err := registry.ReadManifest(body, what)
 		if err != nil {
 			return u.Failed(err)
@@ -89,7 +119,15 @@ func (p *Session) copyFrom(ctx context.Context, w http.ResponseWriter, r *http.R
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	if _, err := io.Copy(w, content); err != nil {
+	if whole && what.Digest != "" {
+		k := &keeper{to: w, verifier: what.Digest.Verifier()}
+		if _, err = io.Copy(k, content); err == nil {
+			err = k.end()
+		}
+	} else {
+		_, err = io.Copy(w, content)
+	}
+	if err != nil {
 		if r.Context().Err() == nil && p.ctx.Err() == nil {
 			// Docker asks again from where this broke off.
 			u.Broken.Store(true)
