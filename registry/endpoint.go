@@ -80,6 +80,12 @@ func newEndpoint(pull *Pull, endpoint *hosts.Endpoint, stall time.Duration) *End
 	return u
 }
 
+// Break notes that an answer broke off or did not come. Connections that wait to be used again may be as dead as its own.
+func (u *Endpoint) Break() {
+	u.Broken.Store(true)
+	u.transport.CloseIdleConnections()
+}
+
 // Registry is the host as references name it.
 func (u *Endpoint) Registry() string { return u.registry }
 
@@ -153,7 +159,7 @@ func (u *Endpoint) Get(ctx context.Context, method string, what Target, header h
 	resp, err := u.auth.do(client, req)
 	if err != nil {
 		if !classed(err) && ctx.Err() == nil {
-			u.Broken.Store(true) // or each further request waited as long for a connection, or for an answer
+			u.Break() // or each further request waited as long for a connection, or for an answer
 		}
 		return nil, u.Failed(err)
 	}

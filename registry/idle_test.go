@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -89,34 +90,8 @@ func TestADeadConnectionIsNotUsedAgain(t *testing.T) {
 	reg.EnableHTTP2 = true
 	reg.StartTLS()
 	defer reg.Close()
-	firewall, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = firewall.Close() }()
-	forgotten := make(chan struct{})
-	go func() {
-		for first := true; ; first = false {
-			from, err := firewall.Accept()
-			if err != nil {
-				return
-			}
-			to, err := net.Dial("tcp4", reg.Listener.Addr().String())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			var until <-chan struct{}
-			if first {
-				until = forgotten
-			}
-			t.Cleanup(func() { _, _ = from.Close(), to.Close() })
-			go pass(to, from, until)
-			go pass(from, to, until)
-		}
-	}()
-
-	pull := pullFrom(t, reg, "https://"+firewall.Addr().String())
+	address, forget := behindFirewall(t, reg)
+	pull := pullFrom(t, reg, "https://"+address)
 	endpoint := pull.Open(3 * time.Second)[0]
 	defer endpoint.Close()
 	get := func() error {
@@ -129,7 +104,7 @@ func TestADeadConnectionIsNotUsedAgain(t *testing.T) {
 	if err := get(); err != nil {
 		t.Fatal(err)
 	}
-	close(forgotten)
+	forget()
 	for tries := 1; ; tries++ {
 		err := get()
 		if err == nil {
@@ -139,6 +114,89 @@ func TestADeadConnectionIsNotUsedAgain(t *testing.T) {
 			t.Fatalf("still not answered: %v", err)
 		}
 	}
+}
+
+// behindFirewall is the address of a firewall before a registry, which passes no more on, nor its end, over connections that it was made
+// to forget.
+func behindFirewall(t *testing.T, reg *httptest.Server) (address string, forget func()) {
+	t.Helper()
+	firewall, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = firewall.Close() })
+	var mu sync.Mutex
+	forgotten := make(chan struct{})
+	go func() {
+		for {
+			from, err := firewall.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp4", reg.Listener.Addr().String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { _, _ = from.Close(), to.Close() })
+			mu.Lock()
+			until := forgotten
+			mu.Unlock()
+			go pass(to, from, until)
+			go pass(from, to, until)
+		}
+	}()
+	return firewall.Addr().String(), func() {
+		mu.Lock()
+		defer mu.Unlock()
+		close(forgotten)
+		forgotten = make(chan struct{})
+	}
+}
+
+// Where one connection is dead, others that wait to be used again mostly are, too: what broke off is asked for over a new one. The last
+// endpoint's answer is waited for as long as the pull may take.
+func TestConnectionsThatWaitAreNotUsedAfterADeadOne(t *testing.T) {
+	reg := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "some")
+		if strings.HasSuffix(r.URL.Path, "/endless") {
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}
+	}))
+	t.Cleanup(func() {
+		reg.CloseClientConnections()
+		reg.Close()
+	})
+	address, forget := behindFirewall(t, reg)
+	at, err := url.Parse("http://" + address + "/v2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pull := Pull{Config: &hosts.Config{Registry: "reg.example", Endpoints: []hosts.Endpoint{{URL: at, Pull: true, Resolve: true, Server: true, TLS: &tls.Config{MinVersion: tls.VersionTLS12}}}}, Repository: "app", Patience: time.Hour}
+	endpoint := pull.Open(time.Second)[0]
+	defer endpoint.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	get := func(tag string) io.ReadCloser {
+		t.Helper()
+		resp, err := endpoint.Get(ctx, http.MethodGet, Target{Kind: "manifests", Reference: tag}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Body
+	}
+	stuck := get("endless")
+	if _, err := io.Copy(io.Discard, get("v1")); err != nil { // over another one, which waits then
+		t.Fatal(err)
+	}
+	forget()
+	body := NewStallReader(stuck, time.Second, func() { _ = stuck.Close() })
+	if _, err := io.Copy(io.Discard, body); err == nil {
+		t.Fatal("it came to its end")
+	}
+	endpoint.Break()
+	_ = get("v2").Close()
 }
 
 // pass copies what comes, and drops what comes after until.

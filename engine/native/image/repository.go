@@ -143,7 +143,7 @@ type blobStream struct {
 }
 
 // broken says that the answer was none that the blob can be made of: others are asked first from now on.
-func (b *blobStream) broken() { b.endpoint.Broken.Store(true) }
+func (b *blobStream) broken() { b.endpoint.Break() }
 
 // open implements blobSource.
 func (r *repository) open(ctx context.Context, d digest.Digest, offset int64) (stream *blobStream, err error) {

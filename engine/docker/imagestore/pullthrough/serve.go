@@ -130,7 +130,7 @@ func (p *Session) copyFrom(ctx context.Context, w http.ResponseWriter, r *http.R
 	if err != nil {
 		if r.Context().Err() == nil && p.ctx.Err() == nil {
 			// Docker asks again from where this broke off.
-			u.Broken.Store(true)
+			u.Break()
 			p.setFailure(u.Failed(fmt.Errorf("the answer broke off: %w", err)))
 		}
 		panic(http.ErrAbortHandler)
