@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -238,11 +239,49 @@ func TestAnUpdateOfWhatWasOnlyListedLeavesItsAdoptionToALook(t *testing.T) {
 	f.stop()
 	f.wrap = nil
 	f.start()
-	if p, _ := f.store.Pod(pod); p.NetNSPath == "" || len(p.Network.Attachments) != 1 {
-		t.Errorf("the pod is recorded in %q with %+v", p.NetNSPath, p.Network)
+	if p, _ := f.store.Pod(pod); p.NetNSPath == "" || len(p.Network.Attachments) != 1 || p.Spec.Resources == nil || p.Spec.Resources.CPUShares != 512 {
+		t.Errorf("the pod is recorded in %q with %+v and %+v", p.NetNSPath, p.Network, p.Spec.Resources)
 	}
 	if c, _ := f.store.Container(container); !reflect.DeepEqual(c.Spec.Command, []string{"run"}) || !reflect.DeepEqual(c.Resources, want) {
 		t.Errorf("the container is recorded with the command %q and %+v", c.Spec.Command, c.Resources)
+	}
+	f.network.attached = map[string]bool{} // the fixture's own
+	f.nothingLeft()
+}
+
+// Nor does an adoption that is under way undo it: its record is made of what the pod was when it was looked at.
+func TestAnUpdateOfAPodDuringItsAdoptionIsKept(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	adopter := &slowFirst{&fakeAdopter{t: t}, make(chan struct{}, 1), make(chan struct{})}
+	f.options = func(o *Options) { o.Adopter = adopter }
+	f.start()
+	pod, container := f.byAnother("old")
+	eventually(t, "the adoption begins", func() error {
+		if len(adopter.asked) == 0 {
+			return errors.New("not asked")
+		}
+		return nil
+	})
+	updated := make(chan error, 1)
+	go func() {
+		_, err := f.runtime.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{
+			PodSandboxId: string(pod), Resources: &runtimeapi.LinuxContainerResources{CpuShares: 512},
+		})
+		updated <- err
+	}()
+	select {
+	case err := <-updated:
+		updated <- err
+	case <-time.After(500 * time.Millisecond): // it waits for the adoption
+	}
+	close(adopter.letGo)
+	if err := <-updated; err != nil {
+		t.Fatal(err)
+	}
+	f.waitAdopted(pod, container)
+	if p, _ := f.store.Pod(pod); p.Spec.Resources == nil || p.Spec.Resources.CPUShares != 512 {
+		t.Errorf("the pod is recorded with %+v", p.Spec.Resources)
 	}
 	f.network.attached = map[string]bool{} // the fixture's own
 	f.nothingLeft()

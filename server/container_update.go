@@ -62,13 +62,20 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 
 // UpdatePodSandboxResources takes the pod's sums after a resize. The kubelet has written the pod's cgroup itself.
 func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	pod, err := s.store.FindPod(req.GetPodSandboxId())
-	if err != nil {
-		return nil, err
-	}
 	overhead, resources, err := translator.PodResources(req.GetOverhead(), req.GetResources())
 	if err != nil {
 		return nil, err
+	}
+	pod, unlock, err := s.lockPod(ctx, req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if !pod.Recorded && listedPod(&pod) {
+		// The look that comes later takes what the engine tells in the place of all that is known.
+		if pod, err = s.lookAtPod(ctx, pod); err != nil {
+			return nil, fmt.Errorf("look at pod sandbox %s: %w", pod.ID, err)
+		}
 	}
 	eng, err := s.engineOf(pod.Engine)
 	if err != nil {
@@ -87,4 +94,21 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.
 		return nil, fmt.Errorf("record the resources of pod sandbox %s: %w", pod.ID, err)
 	}
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}
+
+// lockPod is lockContainer for a pod: an adoption writes what the pod was when it began, and a stop is not to meet a change.
+func (s *Server) lockPod(ctx context.Context, idOrPrefix string) (state.PodView, func(), error) {
+	pod, err := s.store.FindPod(idOrPrefix)
+	if err != nil {
+		return pod, nil, err
+	}
+	unlock, err := s.podLocks.Lock(ctx, pod.ID)
+	if err != nil {
+		return pod, nil, err
+	}
+	if pod, ok := s.store.Pod(pod.ID); ok {
+		return pod, unlock, nil
+	}
+	unlock()
+	return pod, nil, fmt.Errorf("pod sandbox %s: %w", pod.ID, errdefs.ErrNotFound)
 }
