@@ -239,6 +239,9 @@ func (s *Server) adoptFoundContainer(ctx, naming context.Context, id engine.Cont
 // lookAtContainer is lookAtPod for a container.
 func (s *Server) lookAtContainer(ctx context.Context, c state.ContainerView) (state.ContainerView, error) {
 	status, err := s.engines[c.Engine].ContainerStatus(ctx, c.ID)
+	if err == nil && c.State == engine.ContainerCreated && status.Spec != nil {
+		c.Resources = status.Spec.Resources // without a start nothing says whether what is known of it is a list's
+	}
 	if err != nil || !listedContainer(&c) {
 		return c, err
 	}

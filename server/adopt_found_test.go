@@ -249,6 +249,44 @@ func TestAnUpdateOfWhatWasOnlyListedLeavesItsAdoptionToALook(t *testing.T) {
 	f.nothingLeft()
 }
 
+// One of another shim's that was never started, too: of that a list tells no limits either.
+func TestAnUpdateOfAListedContainerThatWasNeverStartedTakesNoLimitAway(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	f.options = func(o *Options) { o.Adopter = &fakeAdopter{t: t} }
+	pod, beside := f.byAnother("old")
+	image, err := f.engine.Image(t.Context(), testImage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := &engine.ContainerSpec{
+		Pod: pod, PodKey: engine.PodKey{Name: "old", Namespace: "default", UID: "uid-old"}, Key: engine.ContainerKey{Name: "created"},
+		Image: engine.ImageRef{Ref: testImage, ID: image.ID}, Command: []string{"run"}, Resources: engine.Resources{MemoryLimit: 256 << 20, CPUShares: 512},
+	}
+	created, err := f.engine.CreateContainer(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := make(chan struct{})
+	f.wrap = func(e engine.Engine) engine.Engine { return &listedFirst{e, look} }
+	f.start()
+	_, err = f.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: string(created.ID), Linux: &runtimeapi.LinuxContainerResources{CpusetCpus: "0-1"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := spec.Resources
+	want.CpusetCPUs = "0-1"
+	if got, _ := f.engine.Resources(created.ID); !reflect.DeepEqual(got, want) {
+		t.Errorf("it has %+v, want %+v", got, want)
+	}
+	close(look)
+	f.waitAdopted(pod, beside)
+	f.network.attached = map[string]bool{} // the fixture's own
+	f.nothingLeft()
+}
+
 // Nor does an adoption that is under way undo it: its record is made of what the pod was when it was looked at.
 func TestAnUpdateOfAPodDuringItsAdoptionIsKept(t *testing.T) {
 	f := newFixture(t)

@@ -27,7 +27,7 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if c.State != engine.ContainerRunning && c.State != engine.ContainerCreated {
 		return nil, fmt.Errorf("container %s is %s, its resources cannot be changed: %w", c.ID, c.State, errdefs.ErrFailedPrecondition)
 	}
-	if !c.Recorded && listedContainer(&c) {
+	if !c.Recorded && (listedContainer(&c) || c.State == engine.ContainerCreated) {
 		// A list does not tell its limits, and what the request leaves as it is would be none.
 		if c, err = s.lookAtContainer(ctx, c); err != nil {
 			return nil, fmt.Errorf("look at container %s: %w", c.ID, err)
