@@ -334,7 +334,9 @@ func (e *Engine) killAndWait(ctx context.Context, s *session, id string) error {
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
-	if err != nil && !errdefs.IsConflict(err) {
+	// An internal error is that it has not ended within Docker's own 12 seconds. It was sent SIGKILL by then, and ends when the kernel
+	// is through with it.
+	if err != nil && !errdefs.IsConflict(err) && !errdefs.IsInternal(err) {
 		return err
 	}
 	return waitForExit(ctx, s, id)

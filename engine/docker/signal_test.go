@@ -183,6 +183,28 @@ func TestDockerKillsWhatASignalDoesNotEnd(t *testing.T) {
 	}
 }
 
+// Docker gives up after 12 seconds on a container that takes longer to end by SIGKILL, as one with much memory or a slow disk does. A
+// stop does not: it ends when the container has.
+func TestAStopWaitsForLongerThanDockersOwnKill(t *testing.T) {
+	e, f, _ := watchedSleeper(t)
+	ended := make(chan struct{})
+	f.mu.Lock()
+	f.fail["/containers/"+testContainer+"/wait"] = func(w http.ResponseWriter) {
+		<-ended
+		_ = json.NewEncoder(w).Encode(container.WaitResponse{StatusCode: 137})
+	}
+	f.fail["/containers/"+testContainer+"/kill"] = func(w http.ResponseWriter) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = w.Write([]byte(`{"message":"cannot kill container: x: tried to kill container, but did not receive an exit event"}`))
+		time.AfterFunc(100*time.Millisecond, func() { close(ended) })
+	}
+	f.mu.Unlock()
+	if err := e.StopContainer(t.Context(), testContainer, 0); err != nil {
+		t.Error(err)
+	}
+}
+
 // An image may name a stop signal that is none: Docker takes it, and says so only when it is to send it.
 func TestAStopSignalThatIsNoneIsSIGTERM(t *testing.T) {
 	e, f, cmd := watchedSleeper(t)
