@@ -83,7 +83,7 @@ func (e *Engine) CreateContainer(ctx context.Context, spec *engine.ContainerSpec
 		return status, err
 	}
 	if body.Config.Labels[labelMounts] == key {
-		e.mounts.belong(engine.ContainerID(id), key)
+		e.mounts.belong(engine.ContainerID(id), preparedMounts{key, spec.Pod})
 	}
 	back.Push("container", func(ctx context.Context) error { return e.RemoveContainer(ctx, engine.ContainerID(id)) })
 	status, mountLabel, err := e.justCreated(ctx, s, engine.ContainerID(id), spec, body)

@@ -29,7 +29,8 @@ import (
 //	dir/KEY/N    the prepared mount number N of its spec
 //
 // A prepared mount is needed until the container has started and has its own copy. It is unmounted then, not when the
-// container is removed: it would keep a volume busy that the kubelet unmounts as soon as the container has exited.
+// container is removed: it would keep a volume busy that the kubelet unmounts as soon as the container has exited. That of a
+// container which was never started goes with the end of its pod's process.
 //
 // The tmpfs makes a wrong place visible: where dockerd has another mount namespace after all, it does not see what is in
 // it and refuses the container, instead of giving it an empty folder. It is private: what is mounted in it is nobody
@@ -47,9 +48,15 @@ type hostMounts struct {
 	mu sync.Mutex
 	// making are the keys of containers that are not known to exist yet.
 	making map[string]bool
-	keys   map[engine.ContainerID]string
+	keys   map[engine.ContainerID]preparedMounts
 	// hanging are the keys of unmounts that go on although nobody waits for them any more.
 	hanging map[string]bool
+}
+
+// preparedMounts are those of a container.
+type preparedMounts struct {
+	key string
+	pod engine.PodID
 }
 
 func (h *hostMounts) path(key string) string { return filepath.Join(h.dir, key) }
@@ -86,22 +93,22 @@ func (h *hostMounts) unreserve(key string) {
 }
 
 // belong notes whose mounts those of key are; without it they are swept.
-func (h *hostMounts) belong(id engine.ContainerID, key string) {
+func (h *hostMounts) belong(id engine.ContainerID, mounts preparedMounts) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.keys == nil {
-		h.keys = map[engine.ContainerID]string{}
+		h.keys = map[engine.ContainerID]preparedMounts{}
 	}
-	h.keys[id] = key
+	h.keys[id] = mounts
 }
 
 // known replaces what is known of containers, but for those in the making.
-func (h *hostMounts) known(keys map[engine.ContainerID]string) {
+func (h *hostMounts) known(keys map[engine.ContainerID]preparedMounts) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for id, key := range h.keys {
-		if h.making[key] {
-			keys[id] = key
+	for id, mounts := range h.keys {
+		if h.making[mounts.key] {
+			keys[id] = mounts
 		}
 	}
 	h.keys = keys
@@ -111,7 +118,7 @@ func (h *hostMounts) known(keys map[engine.ContainerID]string) {
 func (h *hostMounts) keyOf(id engine.ContainerID) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.keys[id]
+	return h.keys[id].key
 }
 
 func (h *hostMounts) forget(id engine.ContainerID) {
@@ -129,7 +136,7 @@ func (h *hostMounts) unused(key string) bool {
 		return false
 	}
 	for _, used := range h.keys {
-		if used == key {
+		if used.key == key {
 			return false
 		}
 	}
@@ -286,6 +293,28 @@ func (h *hostMounts) sweep() error {
 	}
 	all.Wait()
 	return errors.Join(append(errs, err)...)
+}
+
+// unmountOf unmounts what is prepared for the containers of a pod in which nothing will be started any more.
+func (h *hostMounts) unmountOf(pod engine.PodID) error {
+	var keys []string
+	h.mu.Lock()
+	for _, mounts := range h.keys {
+		if mounts.pod == pod {
+			keys = append(keys, mounts.key)
+		}
+	}
+	h.mu.Unlock()
+	errs := make([]error, len(keys))
+	var all sync.WaitGroup
+	for i, key := range keys {
+		all.Go(func() {
+			defer flight.Caught(&errs[i])
+			errs[i] = h.unmount(key)
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // bind prepares the mount n of a host path. The path is resolved once, here; what is done after goes by the descriptor.

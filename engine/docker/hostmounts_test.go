@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/image"
 	"golang.org/x/sys/unix"
 
@@ -248,7 +251,7 @@ func TestSweepKeepsWhatIsUsed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.known(map[engine.ContainerID]string{testContainer: used})
+	h.known(map[engine.ContainerID]preparedMounts{testContainer: {key: used}})
 	if err := h.sweep(); err != nil {
 		t.Fatal(err)
 	}
@@ -256,13 +259,13 @@ func TestSweepKeepsWhatIsUsed(t *testing.T) {
 		t.Errorf("mounted: %v, want %s and %s", below, making, used)
 	}
 	// A reconnect while a container is made: the list may have missed it.
-	h.belong(testPod, making)
-	h.known(map[engine.ContainerID]string{})
+	h.belong(testPod, preparedMounts{key: making})
+	h.known(map[engine.ContainerID]preparedMounts{})
 	if h.keyOf(testPod) != making || h.keyOf(testContainer) != "" {
 		t.Errorf("known: %v", h.keys)
 	}
 	h.unreserve(making)
-	h.known(map[engine.ContainerID]string{})
+	h.known(map[engine.ContainerID]preparedMounts{})
 	if err := h.sweep(); err != nil {
 		t.Fatal(err)
 	}
@@ -321,12 +324,12 @@ func TestEngineInAnotherMountNamespace(t *testing.T) {
 
 func TestKeysOfContainersThatWereThereAreKeptWhenOthersAreMade(t *testing.T) {
 	var h hostMounts
-	h.known(map[engine.ContainerID]string{"old": "OLD"}) // as a daemon that starts again finds it
+	h.known(map[engine.ContainerID]preparedMounts{"old": {key: "OLD"}}) // as a daemon that starts again finds it
 	key := h.reserve()
 	if h.keyOf("old") != "OLD" || h.unused("OLD") || h.unused(key) {
 		t.Errorf("the key of the old container is %q, unused: %v", h.keyOf("old"), h.unused("OLD"))
 	}
-	h.belong("new", key)
+	h.belong("new", preparedMounts{key: key})
 	h.unreserve(key)
 	if h.keyOf("old") != "OLD" || h.keyOf("new") != key || h.unused(key) {
 		t.Errorf("keys are %v", h.keys)
@@ -334,6 +337,36 @@ func TestKeysOfContainersThatWereThereAreKeptWhenOthersAreMade(t *testing.T) {
 	h.forget("old")
 	if !h.unused("OLD") || h.unused(key) {
 		t.Errorf("keys are %v", h.keys)
+	}
+}
+
+// A container that was made and never started, as its pod was deleted in between, keeps no volume busy until it is collected.
+func TestAPodThatIsStoppedKeepsNoVolumeBusy(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	f := newFake(t)
+	f.fail["/containers/"+testPod+"/wait"] = func(w http.ResponseWriter) { _ = json.NewEncoder(w).Encode(container.WaitResponse{}) }
+	e, sink := watched(t, f.socket, nil)
+	sink.waitReady(t)
+	h := &e.mounts
+	t.Cleanup(func() {
+		for _, target := range mountsBelow(t, h.dir) {
+			_ = unix.Unmount(target, unix.MNT_DETACH)
+		}
+	})
+	for id, pod := range map[engine.ContainerID]engine.PodID{testContainer: testPod, otherContainer: otherContainer} {
+		key := h.reserve()
+		if err := h.open(key); err != nil {
+			t.Fatal(err)
+		}
+		h.belong(id, preparedMounts{key, pod})
+	}
+	if err := e.StopPod(t.Context(), testPod); err != nil {
+		t.Fatal(err)
+	}
+	if below := mountsBelow(t, h.dir); len(below) != 1 || below[0] != h.path(h.keyOf(otherContainer)) {
+		t.Errorf("mounted are %v, want those of another pod only", below)
 	}
 }
 

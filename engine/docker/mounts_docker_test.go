@@ -183,6 +183,18 @@ func volumeIsFree(t *testing.T, b *bench) {
 			t.Errorf("a container that %s keeps %v", what, below)
 		}
 	}
+	never := b.containerSpec(pod, "/bin/true")
+	never.Mounts = []engine.Mount{{ContainerPath: "/m", HostPath: volume, Readonly: true, Options: []string{"noexec"}, Propagation: engine.PropagationPrivate}}
+	b.created(t, never)
+	if below := mountsBelow(t, b.e.mounts.dir); len(below) == 0 {
+		t.Error("nothing is prepared for a container that is about to be started")
+	}
+	if err := b.e.StopPod(t.Context(), pod.ID); err != nil {
+		t.Fatal(err)
+	}
+	if below := mountsBelow(t, b.e.mounts.dir); len(below) > 0 {
+		t.Errorf("a container that was never started keeps %v in a pod that has stopped", below)
+	}
 }
 
 // needsPrepared skips where Docker mounts images itself.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"k8s.io/klog/v2"
 
 	"crishim/engine"
 	"crishim/engine/podfiles"
@@ -226,7 +227,8 @@ func inspect(ctx context.Context, s *session, id string, kind object) (*containe
 	return &in, nil
 }
 
-// StopPod kills the pause process, which has nothing to finish. The network namespace stays pinned.
+// StopPod kills the pause process, which has nothing to finish, and lets go of volumes that containers which were never started would have
+// had: the kubelet unmounts them next, and collects those containers only later. The network namespace stays pinned.
 func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 	if !validID(string(id)) {
 		return nil
@@ -234,6 +236,9 @@ func (e *Engine) StopPod(ctx context.Context, id engine.PodID) error {
 	return e.do(ctx, "stop pod "+string(id), slowLimit, func(ctx context.Context, s *session) error {
 		if err := e.killAndWait(ctx, s, string(id)); err != nil {
 			return err
+		}
+		if err := e.mounts.unmountOf(id); err != nil {
+			klog.ErrorS(err, "Cannot unmount what was prepared for a container", "pod", id)
 		}
 		return e.killForgotten(ctx, string(id), s.facts)
 	})

@@ -556,10 +556,10 @@ func (w *watcher) snapshot() (engine.Snapshot, error) {
 		return engine.Snapshot{}, err
 	}
 	w.e.removeProbes(w.s, probes)
-	keys := map[engine.ContainerID]string{}
+	keys := map[engine.ContainerID]preparedMounts{}
 	for i := range summaries {
 		if key := summaries[i].Labels[labelMounts]; key != "" {
-			keys[engine.ContainerID(summaries[i].ID)] = key
+			keys[engine.ContainerID(summaries[i].ID)] = preparedMounts{key, engine.PodID(summaries[i].Labels[labelSandbox])}
 		}
 	}
 	w.e.mounts.known(keys)
