@@ -109,13 +109,21 @@ func podView(p *state.PodView) translator.PodView {
 	return translator.PodView{ID: p.ID, Spec: &p.Spec, State: p.State, CreatedAt: p.CreatedAt, IPs: p.Network.IPs}
 }
 
-// streamPart is how many items one message of a Stream* call holds: the largest item (512 KiB of labels and annotations)
-// times this stays below the 16 MiB of a message.
-const streamPart = 30
+// streamPart is how many items one message of a Stream* call holds, and streamBytes how many bytes, where one item has not more: the
+// statistics and metrics of a pod have those of all its containers.
+const (
+	streamPart  = 30
+	streamBytes = 4 << 20
+)
 
-func inParts[T any](items []T, send func([]T) error) error {
+func inParts[M proto.Message](items []M, send func([]M) error) error {
 	for len(items) > 0 {
-		n := min(streamPart, len(items))
+		n := 1
+		for size := proto.Size(items[0]); n < min(streamPart, len(items)); n++ {
+			if size += proto.Size(items[n]); size > streamBytes {
+				break
+			}
+		}
 		if err := send(items[:n]); err != nil {
 			return err
 		}

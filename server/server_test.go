@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -831,6 +834,50 @@ func TestStreamedListsAreTheLists(t *testing.T) {
 	}
 	if len(seen) != pods {
 		t.Errorf("%d of %d pods", len(seen), pods)
+	}
+	f.nothingLeft()
+}
+
+// What is streamed as it is too long for a message is so whatever the items have: a pod's statistics have those of all its containers.
+func TestStreamedStatisticsOfLongLabelsFitIntoMessages(t *testing.T) {
+	f := newFixture(t)
+	const pods, containers = 6, 6
+	want := map[string]int{}
+	for i := range pods {
+		name := fmt.Sprintf("p%d", i)
+		pod := f.runPod(name)
+		want[pod] = containers
+		for j := range containers {
+			config := containerConfig(fmt.Sprintf("c%d", j), "sleep", "100")
+			config.Annotations = map[string]string{"long": strings.Repeat("x", 500<<10)}
+			made, err := f.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: f.podConfig(name)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	stream, err := f.runtime.StreamPodSandboxStats(t.Context(), &runtimeapi.StreamPodSandboxStatsRequest{}, grpc.MaxCallRecvMsgSize(maxMessageSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]int{}
+	for {
+		part, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range part.PodSandboxStats {
+			seen[p.Attributes.Id] += len(p.Linux.Containers)
+		}
+	}
+	if !maps.Equal(seen, want) {
+		t.Errorf("statistics of %v containers by pod, want %v", seen, want)
 	}
 	f.nothingLeft()
 }
