@@ -334,9 +334,11 @@ func (e *Engine) killAndWait(ctx context.Context, s *session, id string) error {
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
-	// An internal error is that it has not ended within Docker's own 12 seconds. It was sent SIGKILL by then, and ends when the kernel
-	// is through with it.
-	if err != nil && !errdefs.IsConflict(err) && !errdefs.IsInternal(err) {
+	if errdefs.IsInternal(err) {
+		// Mostly that it has not ended within Docker's own 12 seconds. It was sent SIGKILL by then, and ends when the kernel is through
+		// with it.
+		klog.ErrorS(err, "Docker has not seen a container end by SIGKILL; its end is waited for", "id", id)
+	} else if err != nil && !errdefs.IsConflict(err) {
 		return err
 	}
 	return waitForExit(ctx, s, id)
