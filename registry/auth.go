@@ -94,7 +94,7 @@ func nameAt(endpoint *hosts.Endpoint, repository string) string {
 func tokenClient(transport *http.Transport, timeout time.Duration) *http.Client {
 	return &http.Client{Transport: transport, Timeout: timeout, CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		// To where the credentials have just been, as one that adds a slash to the path does it, and nowhere else.
-		if before := via[len(via)-1].URL; len(via) > maxRedirects || !sameServer(req.URL, before) {
+		if before := via[len(via)-1].URL; len(via) > maxRedirects || !hosts.SameServer(req.URL, before) {
 			return http.ErrUseLastResponse
 		}
 		return nil
@@ -118,7 +118,7 @@ func (a *authorizer) do(client *http.Client, req *http.Request) (*http.Response,
 			return nil, err
 		}
 		asker := resp.Request.URL
-		if resp.StatusCode != http.StatusUnauthorized || round == authRounds || !sameServer(asker, a.endpoint.URL) {
+		if resp.StatusCode != http.StatusUnauthorized || round == authRounds || !hosts.SameServer(asker, a.endpoint.URL) {
 			return resp, nil
 		}
 		challenges := resp.Header.Values("WWW-Authenticate")
@@ -195,7 +195,7 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 		return "", err
 	}
 	client := a.other
-	if sameHost(a.endpoint.URL, realm) {
+	if hosts.SameHost(a.endpoint.URL, realm) {
 		client = a.own
 	}
 	resp, err := client.Do(req)
@@ -228,7 +228,7 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 
 // trusts says whether the operator has named a token server.
 func (a *authorizer) trusts(realm *url.URL) bool {
-	return slices.ContainsFunc(a.trusted, func(host string) bool { return sameServer(&url.URL{Scheme: realm.Scheme, Host: host}, realm) })
+	return slices.ContainsFunc(a.trusted, func(host string) bool { return hosts.SameServer(&url.URL{Scheme: realm.Scheme, Host: host}, realm) })
 }
 
 func tokenRequest(ctx context.Context, realm *url.URL, params map[string]string, credentials Credentials) (*http.Request, error) {
@@ -267,15 +267,10 @@ func tokenRequest(ctx context.Context, realm *url.URL, params map[string]string,
 	return req, nil
 }
 
-// sameHost says that a token server is the endpoint's own host and port.
-func sameHost(endpoint, realm *url.URL) bool {
-	return endpoint.Host == realm.Host || sameServer(endpoint, realm)
-}
-
 // sameSite says whether a token server may see the credentials of an endpoint: it is the same host, or one under the
 // same registrable domain (registry-1.docker.io and auth.docker.io). Addresses and "localhost" have no domain.
 func sameSite(endpoint, realm *url.URL) bool {
-	if sameHost(endpoint, realm) {
+	if hosts.SameHost(endpoint, realm) {
 		return true
 	}
 	a, b := strings.ToLower(endpoint.Hostname()), strings.ToLower(realm.Hostname())

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,7 +111,7 @@ func (u *Endpoint) redirect(what Target, req *http.Request, via []*http.Request)
 	case req.URL.Host == u.Spec.URL.Host:
 		return fmt.Errorf("refused a redirect from https to http on the same host: correct the address that the registry gives as its own: %w", errdefs.ErrFailedPrecondition)
 	}
-	if !sameServer(req.URL, u.Spec.URL) {
+	if !hosts.SameServer(req.URL, u.Spec.URL) {
 		kept := http.Header{"User-Agent": {userAgent}}
 		for _, key := range []string{"Accept", "Range"} {
 			if values := via[0].Header.Values(key); len(values) > 0 {
@@ -122,14 +121,6 @@ func (u *Endpoint) redirect(what Target, req *http.Request, via []*http.Request)
 		req.Header = kept
 	}
 	return nil
-}
-
-// sameServer says that two URLs are of one server, whether they name the default port or not, and in whatever case the host.
-func sameServer(a, b *url.URL) bool {
-	port := func(u *url.URL) string {
-		return cmp.Or(u.Port(), map[string]string{"https": "443", "http": "80"}[u.Scheme])
-	}
-	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
 // Get asks the endpoint for the target. The answer is 200 or 206; everything else is an error with a class.

@@ -229,15 +229,26 @@ func (f *fileTable) addServer(config *Config, dir string, isDefault bool) error 
 		return fmt.Errorf("registry %q: %w: %w", config.Registry, err, errdefs.ErrInvalidArgument)
 	}
 	// Whoever gives a registry its server owns that choice; the server is then the registry, whatever its host is.
-	endpoint.Server = !isDefault || endpoint.URL.Host == ownURL.Host
+	endpoint.Server = !isDefault || SameHost(endpoint.URL, ownURL)
 	// A [host] that is the registry itself is no mirror: containerd's files name it so to give it a CA, skip_verify or headers.
 	for i := range config.Endpoints {
-		host := config.Endpoints[i].URL.Host
-		config.Endpoints[i].Server = host == ownURL.Host || endpoint.Server && host == endpoint.URL.Host
+		host := config.Endpoints[i].URL
+		config.Endpoints[i].Server = SameHost(host, ownURL) || endpoint.Server && SameHost(host, endpoint.URL)
 	}
 	config.Endpoints = append(config.Endpoints, endpoint)
 	return nil
 }
+
+// SameServer says that two URLs are of one server, whether they name the default port or not, and in whatever case the host.
+func SameServer(a, b *url.URL) bool {
+	port := func(u *url.URL) string {
+		return cmp.Or(u.Port(), map[string]string{"https": "443", "http": "80"}[u.Scheme])
+	}
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+}
+
+// SameHost says likewise of hosts, whatever the scheme, if they are written the same.
+func SameHost(a, b *url.URL) bool { return a.Host == b.Host || SameServer(a, b) }
 
 // ServerURL is where a registry is when nothing says otherwise.
 func ServerURL(registry string) string {

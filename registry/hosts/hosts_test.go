@@ -67,6 +67,8 @@ func TestEndpoints(t *testing.T) {
 		{"the server of all registries is none of them", "r.example", "server = \"https://all.example\"\n", true, []string{"https://all.example/v2 pull resolve"}},
 		{"nor is it as a mirror of them", "r.example", "server = \"https://all.example\"\n[host.\"https://all.example\"]\n", true, []string{"https://all.example/v2 pull resolve", "https://all.example/v2 pull resolve"}},
 		{"the server of one registry is that as a mirror, too", "r.example", "server = \"https://its.example\"\n[host.\"https://its.example\"]\n", false, []string{"https://its.example/v2 pull resolve server", "https://its.example/v2 pull resolve server"}},
+		{"the registry with its port named, or in other letters, is the registry", "r.example", "[host.\"https://r.example:443\"]\n[host.\"https://R.Example\"]\n[host.\"https://r.example:444\"]\n", false, []string{"https://r.example:443/v2 pull resolve server", "https://R.Example/v2 pull resolve server", "https://r.example:444/v2 pull resolve", "https://r.example/v2 pull resolve server"}},
+		{"and without the port that references name", "r.example:443", "[host.\"https://r.example\"]\n", false, []string{"https://r.example/v2 pull resolve server", "https://r.example:443/v2 pull resolve server"}},
 		{"a default file without a server leaves each its own", "r.example", "", true, []string{"https://r.example/v2 pull resolve server"}},
 	}
 	for _, tt := range tests {
