@@ -312,6 +312,7 @@ func TestTheStopSignalIsCRIsOrTheImages(t *testing.T) {
 	}{
 		{"", "", "SIGTERM", 15}, {"SIGUSR1", "SIGQUIT", "SIGUSR1", 10}, {"", "quit", "SIGQUIT", 3}, {"", "3", "SIGQUIT", 3},
 		{"SIGRTMIN+3", "", "SIGRTMIN+3", 37}, {"SIGRTMAX", "", "SIGRTMAX", 64}, {"SIGRTMAX-1", "", "SIGRTMAX-1", 63}, {"", "37", "SIGRTMIN+3", 37},
+		{"SIGIOT", "", "SIGABRT", 6}, {"SIGCLD", "", "SIGCHLD", 17}, {"SIGPOLL", "", "SIGIO", 29}, {"", "poll", "SIGIO", 29},
 	} {
 		got, number, err := StopSignal(&engine.ContainerSpec{StopSignal: c.cri}, c.image)
 		if err != nil || got != c.want || number != c.number {

@@ -15,6 +15,9 @@ const (
 	rtMin, rtMax = 34, 64
 )
 
+// synonyms are signals' other names, which CRI has too.
+var synonyms = map[string]unix.Signal{"SIGCLD": unix.SIGCLD, "SIGIOT": unix.SIGIOT, "SIGPOLL": unix.SIGPOLL}
+
 // StopSignal is the one in effect, as in "SIGTERM" or "SIGRTMIN+3", and its number: CRI's, else the image's ("QUIT", "3"
 // and "SIGQUIT" are one), else SIGTERM, also where the image names what is no signal: not every builder looks at it, and
 // Docker and containerd run such an image, which Docker stops with SIGTERM. ErrInvalidArgument where CRI's is none.
@@ -50,6 +53,9 @@ func signalNumber(name string) int {
 	name = "SIG" + strings.TrimPrefix(name, "SIG")
 	if n := int(unix.SignalNum(name)); n != 0 {
 		return n
+	}
+	if n, ok := synonyms[name]; ok {
+		return int(n)
 	}
 	for prefix, base := range map[string]int{"SIGRTMIN": rtMin, "SIGRTMAX": rtMax} {
 		rest, ok := strings.CutPrefix(name, prefix)
