@@ -19,13 +19,14 @@ import (
 )
 
 // runcBench is an engine with a handler whose containers Debian's runc makes.
-func runcBench(t *testing.T) *bench {
+func runcBench(t *testing.T, change ...func(*Options)) *bench {
 	t.Helper()
 	program, err := exec.LookPath("/usr/sbin/runc")
 	if err != nil {
 		t.Skip("no runc (apt-get install runc)")
 	}
-	return newBench(t, func(o *Options) { o.Runtimes = map[string]string{"runc": program, "gone": "/nonexistent/runtime"} })
+	runtimes := func(o *Options) { o.Runtimes = map[string]string{"runc": program, "gone": "/nonexistent/runtime"} }
+	return newBench(t, append([]func(*Options){runtimes}, change...)...)
 }
 
 func withRunc(s *engine.PodSpec) { s.Handler = "runc" }
@@ -73,6 +74,30 @@ func TestTheHandlersRuntimeMakesTheContainers(t *testing.T) {
 	kill(t, b.monitorPID(t, pod))
 	if st := b.exited(t, id); st.ExitCode != 137 || st.Reason != reasonMonitorLost {
 		t.Errorf("%+v", st)
+	}
+	b.removePod(t, pod)
+}
+
+// What cannot be told to end, as an AppArmor profile lets no signal in or its runtime sends none, is killed all the same
+// once its time is up.
+func TestAContainerThatTakesNoStopSignalIsKilled(t *testing.T) {
+	const script = `#!/bin/sh
+case " $* " in *" kill "*" 15 ") echo "permission denied" >&2; exit 1;; esac
+exec /usr/sbin/runc "$@"
+`
+	program := filepath.Join(t.TempDir(), "runtime")
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := runcBench(t, func(o *Options) { o.Runtimes["runc"] = program })
+	b.serve(t)
+	pod, s := b.runPod(t, withRunc)
+	id := b.run(t, pod, s, "a", "sleep 1000")
+	if err := b.StopContainer(t.Context(), id, 100*time.Millisecond); err != nil {
+		t.Error(err)
+	}
+	if st := b.status(t, id); st.State != engine.ContainerExited || st.ExitCode != 137 {
+		t.Errorf("it is %s, exit code %d", st.State, st.ExitCode)
 	}
 	b.removePod(t, pod)
 }

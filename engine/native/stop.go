@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
@@ -68,9 +69,7 @@ func (e *Engine) stop(ctx context.Context, id engine.ContainerID, grace time.Dur
 		// A monitor that hangs, or an OCI runtime, passes no signal on; the time is up all the same.
 		patient, cancel := context.WithTimeout(ctx, grace)
 		defer cancel()
-		if err := client.Signal(patient, string(id), sig); err != nil && !over(err) && patient.Err() == nil {
-			return fmt.Errorf("signal container %s: %w", id, err)
-		}
+		told := e.signal(patient, client, c, sig)
 		select {
 		case <-c.done:
 			return nil
@@ -79,12 +78,36 @@ func (e *Engine) stop(ctx context.Context, id engine.ContainerID, grace time.Dur
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if told != nil {
+			klog.ErrorS(told, "A container that could not be told to end is killed", "id", id, "signal", sig)
+		}
 	}
 	if err := failpoint.Around("native.container.kill", func() error { return e.kill(ctx, client, c) }); err != nil && !over(err) {
 		return fmt.Errorf("kill container %s: %w", id, err)
 	}
 	return e.awaitExit(ctx, c)
 }
+
+// signal has the monitor signal the container, and tries again until ctx ends: what is in the way may go, as a limit of the node, or
+// stay, as an AppArmor profile that lets no signal in.
+func (e *Engine) signal(ctx context.Context, client *monitor.Client, c *container, sig unix.Signal) error {
+	for {
+		err := client.Signal(ctx, string(c.ID), sig)
+		if err == nil || over(err) || ctx.Err() != nil {
+			return nil
+		}
+		select {
+		case <-c.done:
+			return nil
+		case <-ctx.Done():
+			return err
+		case <-time.After(signalAgain):
+		}
+	}
+}
+
+// signalAgain is the pause before a container is signalled anew that could not be.
+const signalAgain = time.Second
 
 // kill has the monitor kill the container, or does it itself: the monitor waits where a process is being made in the container, and
 // one that opens a pipe in the place of /etc/passwd, or a file whose server hangs, is made for ever. It is in the cgroup, too.
