@@ -116,14 +116,14 @@ func (c *Client) List(ctx context.Context) ([]State, error) {
 // Subscribe calls notify with each Event, from one goroutine, until ctx or the monitor ends, and returns why. Where notify
 // is too slow the connection ends: ErrUnavailable with Done still open; subscribing again tells the states again.
 func (c *Client) Subscribe(ctx context.Context, notify func(Event)) error {
-	conn, stop, err := c.begin(ctx, Request{Op: OpSubscribe}, nil)
+	l, err := c.begin(ctx, Request{Op: OpSubscribe}, nil)
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer l.stop()
 	for {
 		var event Event
-		if _, err := c.next(ctx, conn, &event); err != nil {
+		if _, err := c.next(ctx, l.Conn, &event); err != nil {
 			return err
 		}
 		notify(event)

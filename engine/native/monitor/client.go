@@ -132,28 +132,39 @@ func (c *Client) KillMonitor() error {
 	return nil
 }
 
-// dial connects and keeps the connection to ctx's life: when ctx ends all its operations fail. The caller calls stop.
-func (c *Client) dial(ctx context.Context) (conn Conn, stop func(), err error) {
+// link is a connection that is kept to a context's life: when that ends all its operations fail.
+type link struct {
+	Conn
+	// unbind leaves it alone from then on; false where the context has ended before.
+	unbind func() bool
+}
+
+func (l *link) stop() {
+	l.unbind()
+	_ = l.Close()
+}
+
+// dial connects. The caller calls stop.
+func (c *Client) dial(ctx context.Context) (*link, error) {
 	// By way of the directory's descriptor the path is short enough for a socket's, whatever the directory is.
 	raw, err := c.dir.SyscallConn()
 	if err != nil {
-		return Conn{}, nil, c.explain(ctx, err)
+		return nil, c.explain(ctx, err)
 	}
 	var unixConn net.Conn
 	cerr := raw.Control(func(fd uintptr) {
 		unixConn, err = new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", fd, SocketName))
 	})
 	if err = errors.Join(cerr, err); err != nil {
-		return Conn{}, nil, c.explain(ctx, err)
+		return nil, c.explain(ctx, err)
 	}
-	conn = Conn{unixConn.(*net.UnixConn)}
+	conn := Conn{unixConn.(*net.UnixConn)}
 	// A connection from before the monitor took the socket over has this process at its other end, which made it.
 	if cred, err := conn.PeerCred(); err != nil || int(cred.Pid) != c.PID() && int(cred.Pid) != os.Getpid() {
 		_ = conn.Close()
-		return Conn{}, nil, fmt.Errorf("another process than monitor %d listens on its socket: %w", c.PID(), errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("another process than monitor %d listens on its socket: %w", c.PID(), errdefs.ErrUnavailable)
 	}
-	cancel := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	return conn, func() { cancel(); _ = conn.Close() }, nil
+	return &link{conn, context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })}, nil
 }
 
 // explain finds the cause of a failed operation of the connection. It is ErrUnavailable where the monitor may have ended, and
@@ -170,24 +181,24 @@ func (c *Client) explain(ctx context.Context, err error) error {
 }
 
 // begin sends a request.
-func (c *Client) begin(ctx context.Context, request Request, args any, files ...*os.File) (Conn, func(), error) {
+func (c *Client) begin(ctx context.Context, request Request, args any, files ...*os.File) (*link, error) {
 	request.Version = Version
 	if args != nil {
 		data, err := json.Marshal(args)
 		if err != nil {
-			return Conn{}, nil, fmt.Errorf("encode %s: %w", request.Op, err)
+			return nil, fmt.Errorf("encode %s: %w", request.Op, err)
 		}
 		request.Args = data
 	}
-	conn, stop, err := c.dial(ctx)
+	l, err := c.dial(ctx)
 	if err != nil {
-		return Conn{}, nil, err
+		return nil, err
 	}
-	if err := conn.Send(request, files...); err != nil {
-		stop()
-		return Conn{}, nil, c.explain(ctx, err)
+	if err := l.Send(request, files...); err != nil {
+		l.stop()
+		return nil, c.explain(ctx, err)
 	}
-	return conn, stop, nil
+	return l, nil
 }
 
 // next receives one response.
@@ -212,12 +223,12 @@ func (c *Client) next(ctx context.Context, conn Conn, result any) ([]*os.File, e
 
 // call is a request with one response.
 func (c *Client) call(ctx context.Context, request Request, args, result any) error {
-	conn, stop, err := c.begin(ctx, request, args)
+	l, err := c.begin(ctx, request, args)
 	if err != nil {
 		return err
 	}
-	defer stop()
-	files, err := c.next(ctx, conn, result)
+	defer l.stop()
+	files, err := c.next(ctx, l.Conn, result)
 	CloseFiles(files)
 	return err
 }

@@ -38,8 +38,7 @@ type Exec struct {
 	// TTY is the terminal's master, nil without one. The caller closes it: that hangs up.
 	TTY    *os.File
 	client *Client
-	conn   Conn
-	stop   func()
+	link   *link
 }
 
 // Exec starts process (JSON of OCI specs.Process) in a running container. The process has the descriptors of stdio
@@ -48,20 +47,19 @@ type Exec struct {
 // process cannot start, ErrFailedPrecondition where the container is not running or is paused.
 func (c *Client) Exec(ctx context.Context, id string, process []byte, stdio Stdio) (*Exec, error) {
 	flags, files := stdio.args()
-	// The connection outlives ctx, by which only the start is bounded.
-	conn, stop, err := c.begin(context.WithoutCancel(ctx), Request{Op: OpExec, ID: id}, ExecArgs{process, flags}, files...)
+	l, err := c.begin(ctx, Request{Op: OpExec, ID: id}, ExecArgs{process, flags}, files...)
 	if err != nil {
 		return nil, err
 	}
-	cancel := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	e := &Exec{client: c, conn: conn, stop: stop}
-	files, err = c.next(ctx, conn, &e.ExecStarted)
-	if !cancel() && err == nil {
+	e := &Exec{client: c, link: l}
+	files, err = c.next(ctx, l.Conn, &e.ExecStarted)
+	// The connection outlives ctx, by which only the start is bounded.
+	if !l.unbind() && err == nil {
 		CloseFiles(files)
 		err = ctx.Err()
 	}
 	if err != nil {
-		stop()
+		l.stop()
 		return nil, err
 	}
 	if len(files) > 0 {
@@ -74,14 +72,14 @@ func (c *Client) Exec(ctx context.Context, id string, process []byte, stdio Stdi
 // Wait returns how the process ended, whoever still has its output open. When ctx ends first, the process and all its
 // descendants are killed, and ctx's error is returned once they are gone.
 func (e *Exec) Wait(ctx context.Context) (ExecExited, error) {
-	defer e.stop()
+	defer e.link.stop()
 	cancel := context.AfterFunc(ctx, func() {
-		_ = e.conn.SetReadDeadline(time.Now().Add(killConfirm))
-		_ = e.conn.Send(ExecKill{Kill: true})
+		_ = e.link.SetReadDeadline(time.Now().Add(killConfirm))
+		_ = e.link.Send(ExecKill{Kill: true})
 	})
 	defer cancel()
 	var exited ExecExited
-	_, err := e.client.next(context.WithoutCancel(ctx), e.conn, &exited)
+	_, err := e.client.next(context.WithoutCancel(ctx), e.link.Conn, &exited)
 	if ctx.Err() != nil {
 		return ExecExited{}, ctx.Err()
 	}
@@ -116,8 +114,7 @@ func SetSize(tty *os.File, width, height uint16) error {
 // Attachment is a client of a container's main process.
 type Attachment struct {
 	client *Client
-	conn   Conn
-	stop   func()
+	link   *link
 }
 
 // Attach joins the container's main process: its output from now on is written to stdio's Stdout and Stderr (a terminal's
@@ -126,24 +123,24 @@ type Attachment struct {
 // monitor's ends are closed then.
 func (c *Client) Attach(ctx context.Context, id string, stdio Stdio) (*Attachment, error) {
 	args, files := stdio.args()
-	conn, stop, err := c.begin(ctx, Request{Op: OpAttach, ID: id}, args, files...)
+	l, err := c.begin(ctx, Request{Op: OpAttach, ID: id}, args, files...)
 	if err != nil {
 		return nil, err
 	}
 	// The first answer says that it is attached.
-	if _, err := c.next(ctx, conn, nil); err != nil {
-		stop()
+	if _, err := c.next(ctx, l.Conn, nil); err != nil {
+		l.stop()
 		return nil, err
 	}
-	return &Attachment{client: c, conn: conn, stop: stop}, nil
+	return &Attachment{client: c, link: l}, nil
 }
 
 // Wait returns when the container's output or the client's input has ended, or detaches when the context of Attach ends.
 func (a *Attachment) Wait(ctx context.Context) (AttachDone, error) {
-	defer a.stop()
-	cancel := context.AfterFunc(ctx, func() { _ = a.conn.SetDeadline(time.Unix(1, 0)) })
+	defer a.link.stop()
+	cancel := context.AfterFunc(ctx, func() { _ = a.link.SetDeadline(time.Unix(1, 0)) })
 	defer cancel()
 	var done AttachDone
-	_, err := a.client.next(ctx, a.conn, &done)
+	_, err := a.client.next(ctx, a.link.Conn, &done)
 	return done, err
 }

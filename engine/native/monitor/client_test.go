@@ -1,0 +1,84 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"crishim/internal/process"
+)
+
+// listening is the socket of a monitor, which is this process, and the record of that.
+func listening(t *testing.T) (dir string, listener *net.UnixListener, record Record) {
+	t.Helper()
+	dir = t.TempDir()
+	socket, err := listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = socket.Close() }()
+	l, err := net.FileListener(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	ticks, err := process.StartTicks(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, l.(*net.UnixListener), Record{Version: Version, PID: os.Getpid(), StartTicks: ticks}
+}
+
+// answerHello takes connections until one says hello, which it answers.
+func answerHello(listener *net.UnixListener, record Record) error {
+	for {
+		accepted, err := listener.AcceptUnix()
+		if err != nil {
+			return err
+		}
+		conn := Conn{accepted}
+		var request Request
+		_ = conn.SetDeadline(time.Now().Add(time.Second)) // of those that only wait
+		if _, err = conn.Receive(&request); err == nil {
+			data, err := json.Marshal(Hello{Record: record})
+			return errors.Join(err, conn.Send(Response{Result: data}), conn.Close())
+		}
+		_ = conn.Close()
+	}
+}
+
+// A process with an environment that is larger than a socket's buffer is not sent where a monitor that is stopped reads nothing: who
+// wants it to run, as a probe, waits no longer than it has time.
+func TestAnExecIsGivenUpWhileItsRequestIsSent(t *testing.T) {
+	dir, listener, record := listening(t)
+	go func() { _ = answerHello(listener, record) }()
+	client, err := ConnectTo(t.Context(), dir, record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	large, err := json.Marshal(strings.Repeat("x", 8<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := client.Exec(ctx, "c", large, Stdio{})
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it waits still")
+	}
+}
