@@ -144,27 +144,52 @@ func (l *link) stop() {
 	_ = l.Close()
 }
 
+// busyPause is between tries to connect to a monitor that has more callers waiting than its socket takes: it is busy, or stopped.
+const busyPause = 20 * time.Millisecond
+
 // dial connects. The caller calls stop.
 func (c *Client) dial(ctx context.Context) (*link, error) {
-	// By way of the directory's descriptor the path is short enough for a socket's, whatever the directory is.
-	raw, err := c.dir.SyscallConn()
-	if err != nil {
-		return nil, c.explain(ctx, err)
+	var conn Conn
+	for {
+		err := c.connect(ctx, &conn)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EAGAIN) {
+			return nil, c.explain(ctx, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-c.done:
+			return nil, c.explain(ctx, err)
+		case <-time.After(busyPause):
+			continue
+		}
+		return nil, ctx.Err()
 	}
-	var unixConn net.Conn
-	cerr := raw.Control(func(fd uintptr) {
-		unixConn, err = new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", fd, SocketName))
-	})
-	if err = errors.Join(cerr, err); err != nil {
-		return nil, c.explain(ctx, err)
-	}
-	conn := Conn{unixConn.(*net.UnixConn)}
 	// A connection from before the monitor took the socket over has this process at its other end, which made it.
 	if cred, err := conn.PeerCred(); err != nil || int(cred.Pid) != c.PID() && int(cred.Pid) != os.Getpid() {
 		_ = conn.Close()
 		return nil, fmt.Errorf("another process than monitor %d listens on its socket: %w", c.PID(), errdefs.ErrUnavailable)
 	}
 	return &link{conn, context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })}, nil
+}
+
+func (c *Client) connect(ctx context.Context, conn *Conn) error {
+	// By way of the directory's descriptor the path is short enough for a socket's, whatever the directory is.
+	raw, err := c.dir.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var unixConn net.Conn
+	cerr := raw.Control(func(fd uintptr) {
+		unixConn, err = new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", fd, SocketName))
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return err
+	}
+	conn.UnixConn = unixConn.(*net.UnixConn)
+	return nil
 }
 
 // explain finds the cause of a failed operation of the connection. It is ErrUnavailable where the monitor may have ended, and

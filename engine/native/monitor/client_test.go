@@ -6,9 +6,12 @@ import (
 	"errors"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"crishim/internal/process"
 )
@@ -50,6 +53,34 @@ func answerHello(listener *net.UnixListener, record Record) error {
 		}
 		_ = conn.Close()
 	}
+}
+
+// As many as a socket takes may wait for a monitor that is stopped or has no processor: one more waits, too, and is not told that the
+// monitor has ended.
+func TestWhoFindsAMonitorsSocketFullWaits(t *testing.T) {
+	dir, listener, record := listening(t)
+	name := filepath.Join(dir, SocketName)
+	for {
+		conn, err := net.Dial("unix", name)
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close() // it keeps its place
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := ConnectTo(ctx, dir, record); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while nobody is let in: %v", err)
+	}
+	go func() { _ = answerHello(listener, record) }()
+	client, err := ConnectTo(t.Context(), dir, record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
 }
 
 // A process with an environment that is larger than a socket's buffer is not sent where a monitor that is stopped reads nothing: who
