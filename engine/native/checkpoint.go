@@ -128,10 +128,8 @@ func (e *Engine) checkpointable(c *container) error {
 // dumpPaused pauses all, dumps each, and lets all run on, also when ctx ends.
 func (e *Engine) dumpPaused(ctx context.Context, dumps []*dump) (err error) {
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyLimit)
-		defer cancel()
 		for _, d := range dumps {
-			if rerr := d.client.Resume(ctx, string(d.c.ID)); rerr != nil && err == nil {
+			if rerr := e.resume(ctx, d); rerr != nil && err == nil {
 				err = endedMeanwhile(d.c.ID, rerr)
 			}
 		}
@@ -160,6 +158,23 @@ func (e *Engine) dumpPaused(ctx context.Context, dumps []*dump) (err error) {
 		}
 	}
 	return nil
+}
+
+// resume lets a container run on. Where CRIU is at it still, which goes on when its caller has left, it does so as soon as that has ended.
+func (e *Engine) resume(ctx context.Context, d *dump) error {
+	limit := tidyLimit
+	if ctx.Err() != nil {
+		limit = hangLimit
+	}
+	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	err := d.client.Resume(patient, string(d.c.ID))
+	if err != nil && patient.Err() != nil {
+		e.inBackground(func(ctx context.Context) {
+			quiet(d.client.Resume(ctx, string(d.c.ID)), "let a container run on after its checkpoint", d.c.ID)
+		})
+	}
+	return err
 }
 
 // pack writes the archive.

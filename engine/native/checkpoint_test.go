@@ -2,8 +2,10 @@ package native
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 
 	"crishim/engine"
 	"crishim/engine/native/checkpoint"
+	"crishim/engine/native/monitor"
 )
 
 // Without CRIU, or on a kernel that is none for it, the reason is said.
@@ -88,6 +91,65 @@ func TestWhatACrashLeavesOfACheckpointIsRemoved(t *testing.T) {
 	}
 	if st := b.status(t, id); st.State != engine.ContainerRunning {
 		t.Errorf("%+v", st)
+	}
+	b.removePod(t, pod)
+}
+
+// A container runs on when CRIU has ended, however long after its caller has left: it was paused for the checkpoint. So does one that
+// was paused with it.
+func TestACheckpointThatTakesLongLeavesNothingPaused(t *testing.T) {
+	defer func(was time.Duration) { hangLimit = was }(hangLimit)
+	hangLimit = 300 * time.Millisecond
+	b := serving(t)
+	dir := t.TempDir()
+	began, hold := filepath.Join(dir, "began"), filepath.Join(dir, "hold")
+	for name, script := range map[string]string{
+		"criu": "touch " + began + "\nwhile [ -e " + hold + " ]; do sleep 0.1; done\nexit 1\n",
+		"run":  "PATH=" + dir + ":$PATH exec " + filepath.Join(dir, "helper") + " \"$@\"\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program, err := os.ReadFile("/proc/self/fd/" + strconv.Itoa(int(b.helper.Fd())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, content := range map[string][]byte{filepath.Join(dir, "helper"): program, hold: nil} {
+		if err := os.WriteFile(path, content, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.program = func(t testing.TB) *os.File {
+		f, err := os.Open(filepath.Join(dir, "run"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	b.die(t)
+	b.back(t)
+	b.criu = nil
+	pod, spec := b.runPod(t)
+	ids := []engine.ContainerID{b.run(t, pod, spec, "c", "sleep 1000"), b.run(t, pod, spec, "d", "sleep 1000")}
+	ctx, leave := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- b.CheckpointContainers(ctx, map[engine.ContainerID]string{ids[0]: filepath.Join(dir, "c.tar"), ids[1]: filepath.Join(dir, "d.tar")})
+	}()
+	eventually(t, 20*time.Second, "CRIU is at it", func() bool { _, err := os.Stat(began); return err == nil })
+	leave()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := os.Remove(hold); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		eventually(t, 20*time.Second, "it runs on", func() bool {
+			st, err := b.monitorOf(pod).State(t.Context(), string(id))
+			return err == nil && st.Status == monitor.StatusRunning
+		})
 	}
 	b.removePod(t, pod)
 }
