@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -117,7 +118,12 @@ func (c *call) make(args *monitor.CreateArgs, status monitor.Status, fork func(P
 	}
 	release(made)
 	s.events.publish(monitor.EventState, made.state)
-	return made.state(), nil
+	state := made.state()
+	if c.conn.Left() {
+		// Its successor may have asked already which containers there are, and would never hear of this one, which may run.
+		return nil, errors.Join(fmt.Errorf("container %s: the caller has given up: %w", id, errdefs.ErrAborted), made.delete())
+	}
+	return state, nil
 }
 
 func (s *Server) build(id string, args *monitor.CreateArgs, status monitor.Status, fork func(Plan, Stdio) (Container, error)) (*container, error) {
@@ -369,33 +375,40 @@ func (c *call) delete() (any, error) {
 		defer release(nil)
 		return nil, s.removeLeftover(c.request.ID)
 	}
-	found.op.Lock()
-	defer found.op.Unlock()
-	found.noteOutlived()
-	if err := found.runtime.KillAll(); err != nil {
-		return nil, err
+	return nil, found.delete()
+}
+
+// delete kills the container and removes it; OK when that has been done.
+func (c *container) delete() error {
+	c.op.Lock()
+	defer c.op.Unlock()
+	s := c.server
+	s.mu.Lock()
+	known := s.containers[c.id] == c
+	s.mu.Unlock()
+	if !known {
+		return nil // by who came first; there may be another of the id by now, of the same cgroup and state
+	}
+	c.noteOutlived()
+	if err := c.runtime.KillAll(); err != nil {
+		return err
 	}
 	timeout := time.NewTimer(deleteTimeout)
 	defer timeout.Stop()
 	select {
-	case <-found.exited:
+	case <-c.exited:
 	case <-timeout.C:
-		return nil, fmt.Errorf("container %s does not end although killed: %w", found.id, errdefs.ErrUnavailable)
+		return fmt.Errorf("container %s does not end although killed: %w", c.id, errdefs.ErrUnavailable)
 	}
-	if err := found.step("destroy", found.runtime.Destroy); err != nil {
-		return nil, fmt.Errorf("remove container %s: %w", found.id, err)
+	if err := c.step("destroy", c.runtime.Destroy); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	found.output.closeLog()
+	c.output.closeLog()
 	s.mu.Lock()
-	known := s.containers[found.id] == found
-	if known {
-		delete(s.containers, found.id)
-	}
+	delete(s.containers, c.id)
 	s.mu.Unlock()
-	if known {
-		s.events.publish(monitor.EventDeleted, func() monitor.State { return monitor.State{ID: found.id} })
-	}
-	return nil, nil
+	s.events.publish(monitor.EventDeleted, func() monitor.State { return monitor.State{ID: c.id} })
+	return nil
 }
 
 // joined keeps the first process's number its own until leave: runtimes join its namespaces by that, and would join those of

@@ -322,6 +322,73 @@ func TestACreationThatWasGivenUpMakesNothing(t *testing.T) {
 	}
 }
 
+// A container whose maker leaves while it is made, as a daemon does that is killed, is taken back: the next daemon's list did not have it,
+// and nobody would end it.
+func TestAContainerWhoseMakerLeavesIsTakenBack(t *testing.T) {
+	for name, ask := range map[string]func(*fixture, context.Context) error{
+		"made": func(f *fixture, ctx context.Context) error {
+			_, err := f.Create(ctx, "a", f.args("a", "/bin/sleep", "1000"))
+			return err
+		},
+		"restored": func(f *fixture, ctx context.Context) error {
+			_, err := f.Restore(ctx, "a", &monitor.RestoreArgs{CreateArgs: *f.args("a", "/bin/sleep", "1000")})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, nil)
+			making, goOn := make(chan struct{}), make(chan struct{})
+			f.runtime.plan = func() error { close(making); <-goOn; return nil }
+			ctx, leave := context.WithCancel(f.ctx())
+			asked := make(chan error, 1)
+			go func() { asked <- ask(f, ctx) }()
+			<-making
+			leave()
+			if err := <-asked; !errors.Is(err, context.Canceled) {
+				t.Errorf("%v", err)
+			}
+			if states := must(f.List(f.ctx())); len(states) != 0 {
+				t.Errorf("while it is made there is %+v", states)
+			}
+			close(goOn)
+			pid := 0
+			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				f.runtime.mu.Lock()
+				if f.runtime.made != nil {
+					pid = f.runtime.made.PID()
+				}
+				f.runtime.mu.Unlock()
+				if pid != 0 && errors.Is(unix.Kill(pid, 0), unix.ESRCH) && len(must(f.List(f.ctx()))) == 0 {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("process %d is there still: %+v", pid, must(f.List(f.ctx())))
+				}
+			}
+		})
+	}
+}
+
+// A container that is deleted once more has a successor of the same id, cgroup and state by then.
+func TestALateDeletionSparesTheSuccessor(t *testing.T) {
+	f := newFixture(t, nil)
+	f.run("a", f.args("a", "/bin/sleep", "1000"))
+	f.server.mu.Lock()
+	first := f.server.containers["a"]
+	f.server.mu.Unlock()
+	if err := f.Delete(f.ctx(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	f.run("a", f.args("a", "/bin/sleep", "1000"))
+	before := must(f.State(f.ctx(), "a"))
+	if err := first.delete(); err != nil {
+		t.Error(err)
+	}
+	if st := must(f.State(f.ctx(), "a")); st.Status != monitor.StatusRunning || st.PID != before.PID {
+		t.Errorf("%+v, before %+v", st, before)
+	}
+}
+
 func TestErrorsKeepTheirClass(t *testing.T) {
 	f := newFixture(t, nil)
 	check := func(what string, err error, is func(error) bool) {
