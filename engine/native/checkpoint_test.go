@@ -2,7 +2,6 @@ package native
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -95,12 +94,11 @@ func TestWhatACrashLeavesOfACheckpointIsRemoved(t *testing.T) {
 	b.removePod(t, pod)
 }
 
-// A container runs on when CRIU has ended, however long after its caller has left: it was paused for the checkpoint. So does one that
-// was paused with it.
-func TestACheckpointThatTakesLongLeavesNothingPaused(t *testing.T) {
-	defer func(was time.Duration) { hangLimit = was }(hangLimit)
-	hangLimit = 300 * time.Millisecond
-	b := serving(t)
+// slowCRIU is a bench whose monitors have a CRIU that is at its checkpoint, which it has begun when began is there, until
+// goOn is called, and fails then.
+func slowCRIU(t *testing.T) (b *bench, began string, goOn func()) {
+	t.Helper()
+	b = serving(t)
 	dir := t.TempDir()
 	began, hold := filepath.Join(dir, "began"), filepath.Join(dir, "hold")
 	for name, script := range map[string]string{
@@ -130,26 +128,52 @@ func TestACheckpointThatTakesLongLeavesNothingPaused(t *testing.T) {
 	b.die(t)
 	b.back(t)
 	b.criu = nil
-	pod, spec := b.runPod(t)
-	ids := []engine.ContainerID{b.run(t, pod, spec, "c", "sleep 1000"), b.run(t, pod, spec, "d", "sleep 1000")}
-	ctx, leave := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		done <- b.CheckpointContainers(ctx, map[engine.ContainerID]string{ids[0]: filepath.Join(dir, "c.tar"), ids[1]: filepath.Join(dir, "d.tar")})
-	}()
-	eventually(t, 20*time.Second, "CRIU is at it", func() bool { _, err := os.Stat(began); return err == nil })
-	leave()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Error(err)
+	return b, began, func() {
+		if err := os.Remove(hold); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.Remove(hold); err != nil {
-		t.Fatal(err)
-	}
-	for _, id := range ids {
-		eventually(t, 20*time.Second, "it runs on", func() bool {
-			st, err := b.monitorOf(pod).State(t.Context(), string(id))
-			return err == nil && st.Status == monitor.StatusRunning
+}
+
+// Containers run on when CRIU has ended, however long after its caller has left, or the daemon was killed: they were paused for the
+// checkpoint.
+func TestACheckpointThatTakesLongLeavesNothingPaused(t *testing.T) {
+	defer func(was time.Duration) { hangLimit = was }(hangLimit)
+	hangLimit = 300 * time.Millisecond
+	for name, killed := range map[string]bool{"its caller leaves": false, "the daemon is killed": true} {
+		t.Run(name, func(t *testing.T) {
+			b, began, goOn := slowCRIU(t)
+			pod, spec := b.runPod(t)
+			locations := map[engine.ContainerID]string{}
+			for _, name := range []string{"c", "d"} {
+				locations[b.run(t, pod, spec, name, "sleep 1000")] = filepath.Join(t.TempDir(), name)
+			}
+			status := func(id engine.ContainerID) monitor.Status {
+				st, err := b.monitorOf(pod).State(t.Context(), string(id))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return st.Status
+			}
+			ctx, leave := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- b.CheckpointContainers(ctx, locations) }()
+			eventually(t, 20*time.Second, "CRIU is at it", func() bool { _, err := os.Stat(began); return err == nil })
+			if killed {
+				b.die(t)
+			}
+			leave()
+			if err := <-done; err == nil {
+				t.Error("the checkpoint was made")
+			}
+			if killed {
+				b.back(t)
+			}
+			goOn()
+			for id := range locations {
+				eventually(t, 20*time.Second, "it runs on", func() bool { return status(id) == monitor.StatusRunning })
+			}
+			b.removePod(t, pod)
 		})
 	}
-	b.removePod(t, pod)
 }

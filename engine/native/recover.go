@@ -286,8 +286,10 @@ func (e *Engine) noteState(ctx context.Context, c *container, client *monitor.Cl
 		e.exited(c, st)
 	default:
 		if st.Status == monitor.StatusPaused {
-			// For a checkpoint, which ended with the daemon that asked for it.
-			quiet(client.Resume(ctx, st.ID), "let a container run on that was paused for a checkpoint", st.ID)
+			// For a checkpoint of the daemon before, at which CRIU may still be.
+			e.inBackground(func(ctx context.Context) {
+				quiet(client.Resume(ctx, st.ID), "let a container run on that was paused for a checkpoint", st.ID)
+			})
 		}
 		e.noteRunning(c, st)
 	}
