@@ -79,14 +79,10 @@ func DecodeRecord(data []byte) (Record, error) {
 	return record, nil
 }
 
-// newClient owns watch. Reap is called once the process has ended.
+// newClient owns watch. Reap is called once the process has ended; with it the process is a child, which is ended where it does not
+// answer.
 func newClient(ctx context.Context, dir string, watch *process.Watch, reap func()) (*Client, error) {
-	handle, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		watch.Close()
-		return nil, fmt.Errorf("open a monitor's run directory: %w", err)
-	}
-	c := &Client{dir: handle, watch: watch, done: make(chan struct{})}
+	c := &Client{watch: watch, done: make(chan struct{})}
 	go func() {
 		if watch.Wait() != nil {
 			return // closed
@@ -96,15 +92,26 @@ func newClient(ctx context.Context, dir string, watch *process.Watch, reap func(
 		}
 		close(c.done)
 	}()
-	err = c.call(ctx, Request{Op: OpHello}, nil, &c.hello)
-	if err == nil && c.hello.MinVersion > Version {
-		err = fmt.Errorf("the monitor in %s speaks protocol %d and later, this program %d: %w", dir, c.hello.MinVersion, Version, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
+	if err := c.greet(ctx, dir); err != nil {
+		if reap != nil {
+			_ = c.KillMonitor() // not by its number, which may be another's once it is reaped
+			<-c.done
+		}
 		c.Close()
 		return nil, err
 	}
 	return c, nil
+}
+
+func (c *Client) greet(ctx context.Context, dir string) (err error) {
+	if c.dir, err = os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open a monitor's run directory: %w", err)
+	}
+	err = c.call(ctx, Request{Op: OpHello}, nil, &c.hello)
+	if err == nil && c.hello.MinVersion > Version {
+		err = fmt.Errorf("the monitor in %s speaks protocol %d and later, this program %d: %w", dir, c.hello.MinVersion, Version, errdefs.ErrFailedPrecondition)
+	}
+	return err
 }
 
 // Close lets go of the monitor, which goes on.

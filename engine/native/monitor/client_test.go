@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -111,5 +112,39 @@ func TestAnExecIsGivenUpWhileItsRequestIsSent(t *testing.T) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Error("it waits still")
+	}
+}
+
+func TestAMonitorThatDoesNotAnswerIsEndedAndReaped(t *testing.T) {
+	for name, script := range map[string]string{"it ends": "exit 1", "it hangs": "exec sleep 1000"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			number := filepath.Join(dir, "number")
+			program := filepath.Join(dir, "program")
+			if err := os.WriteFile(program, []byte("#!/bin/sh\necho $$ >"+number+"\n"+script+"\n"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			helper, err := os.Open(program)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = helper.Close() }()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := Spawn(ctx, helper, &Config{Pod: "pod", Dir: filepath.Join(dir, "run"), StateRoot: dir}); err == nil {
+				t.Fatal("it was started")
+			}
+			data, err := os.ReadFile(number)
+			if err != nil {
+				t.Skip("it was killed before it said its number") // on a machine that is busy
+			}
+			pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+			if err != nil {
+				t.Skip(err)
+			}
+			if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+				t.Errorf("process %d is there still: %v", pid, err)
+			}
+		})
 	}
 }

@@ -56,8 +56,6 @@ func Spawn(ctx context.Context, helper *os.File, config *Config) (*Client, error
 	}
 	c, err := newClient(ctx, config.Dir, watch, func() { reap(pid) })
 	if err != nil {
-		_ = unix.Kill(pid, unix.SIGKILL)
-		reap(pid)
 		return nil, fmt.Errorf("the monitor of pod %s does not answer (see %s/%s): %w", config.Pod, config.Dir, LogName, err)
 	}
 	return c, nil
