@@ -1,6 +1,7 @@
 package native
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -100,6 +101,43 @@ exec /usr/sbin/runc "$@"
 		t.Errorf("it is %s, exit code %d", st.State, st.ExitCode)
 	}
 	b.removePod(t, pod)
+}
+
+// A program that is gone, as when its package was removed or has moved it, keeps no container and no pod from ending.
+func TestAPodWhoseOCIRuntimeIsGoneEnds(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "runtime")
+	b := runcBench(t, func(o *Options) { o.Runtimes["runc"] = program })
+	b.serve(t)
+	for name, end := range map[string]func(engine.PodID, engine.ContainerID) error{
+		"the container first": func(_ engine.PodID, id engine.ContainerID) error {
+			return errors.Join(b.StopContainer(t.Context(), id, 100*time.Millisecond), b.RemoveContainer(t.Context(), id))
+		},
+		"at once": func(pod engine.PodID, _ engine.ContainerID) error { return b.StopPod(t.Context(), pod) },
+		"after its monitor": func(pod engine.PodID, id engine.ContainerID) error {
+			kill(t, b.monitorPID(t, pod))
+			b.exited(t, id)
+			return b.StopPod(t.Context(), pod)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(program, []byte("#!/bin/sh\nexec /usr/sbin/runc \"$@\"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			pod, s := b.runPod(t, withRunc)
+			id := b.run(t, pod, s, "a", "sleep 1000")
+			group := b.containers[id].Cgroup.Path
+			if err := os.Remove(program); err != nil {
+				t.Fatal(err)
+			}
+			if err := end(pod, id); err != nil {
+				t.Error(err)
+			}
+			if pids, err := b.cgroups.Processes(group); err != nil || len(pids) != 0 {
+				t.Errorf("there run %v, %v", pids, err)
+			}
+			b.removePod(t, pod)
+		})
+	}
 }
 
 // What one call of the program logs is told of that call, whatever others run beside it.

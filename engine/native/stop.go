@@ -110,12 +110,13 @@ func (e *Engine) signal(ctx context.Context, client *monitor.Client, c *containe
 const signalAgain = time.Second
 
 // kill has the monitor kill the container, or does it itself: the monitor waits where a process is being made in the container, and
-// one that opens a pipe in the place of /etc/passwd, or a file whose server hangs, is made for ever. It is in the cgroup, too.
+// one that opens a pipe in the place of /etc/passwd, or a file whose server hangs, is made for ever. It is in the cgroup, too. And an OCI
+// runtime may fail, or be gone.
 func (e *Engine) kill(ctx context.Context, client *monitor.Client, c *container) error {
 	patient, cancel := context.WithTimeout(ctx, hangLimit/2)
 	defer cancel()
 	err := client.Kill(patient, string(c.ID))
-	if err == nil || patient.Err() == nil || ctx.Err() != nil {
+	if err == nil || over(err) || ctx.Err() != nil {
 		return err
 	}
 	klog.ErrorS(err, "A container is killed by its cgroup, as its monitor does not", "id", c.ID)

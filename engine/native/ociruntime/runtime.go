@@ -162,7 +162,8 @@ func lastLogged(path string) string {
 func (c *cli) remove() error {
 	// Without a state there is nothing that it could delete; some then fail, whatever the force.
 	if _, err := os.Stat(filepath.Join(c.dir, stateDir, c.id)); err == nil {
-		if err := c.run(c.command("delete", "--force")); err != nil {
+		// What a program that is gone knew of has its cgroup and its mounts removed by the daemon.
+		if err := c.run(c.command("delete", "--force")); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove container %s: %w", c.id, err)
 		}
 	}
