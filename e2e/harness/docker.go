@@ -47,6 +47,7 @@ type Docker struct {
 	bridge     string
 	configFile string
 	client     *http.Client
+	killed     bool // once, by Kill
 }
 
 // StartDocker starts a Docker Engine and waits until it answers. The cleanup stops it and checks that nothing stays.
@@ -136,6 +137,7 @@ func (d *Docker) Kill() {
 	if err != nil {
 		d.t.Fatalf("reading %s: %v", file, err)
 	}
+	d.killed = true
 	d.Process.Kill()
 	Eventually(d.t, time.Minute, "the end of the containerd of dockerd", func() error {
 		if syscall.Kill(pid, 0) == nil {
