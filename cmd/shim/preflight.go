@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -48,7 +50,7 @@ func runPreflight(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	}
 	node := preflight.Gather(ctx, c, places)
 	if form == outputNode {
-		return writeJSON(out, node)
+		return writeNode(out, node)
 	}
 	report := preflight.Examine(node)
 	if err := writeReport(form, out, report, report.WriteText); err != nil {
@@ -58,6 +60,19 @@ func runPreflight(ctx context.Context, fs *pflag.FlagSet, out io.Writer) error {
 		return verdict(report.Verdict)
 	}
 	return nil
+}
+
+// password is that of a URL, as a proxy's in the environment of the kubelet.
+var password = regexp.MustCompile(`(://[^/\s"\\:@]*:)[^/\s"\\]*@`)
+
+// writeNode leaves out what a bug report is not to have.
+func writeNode(out io.Writer, node *preflight.Node) error {
+	var all bytes.Buffer
+	if err := writeJSON(&all, node); err != nil {
+		return err
+	}
+	_, err := out.Write(password.ReplaceAll(all.Bytes(), []byte("${1}***@")))
+	return err
 }
 
 func nodePlaces(fs *pflag.FlagSet) (preflight.Places, error) {
