@@ -156,6 +156,7 @@ func TestRulesThatCannotBeRemovedStayOwed(t *testing.T) {
 // Rows: R38 (part)
 func TestRulesAreFoundInATableOfAnySize(t *testing.T) {
 	n := newNode(t)
+	n.opts.DelTimeout = DefaultDelTimeout // as on a node: there is much to read
 	n.plugins("p1")
 	n.write("10.conflist", n.list("net", "1.0.0", nil, "p1"))
 	n.reload()
