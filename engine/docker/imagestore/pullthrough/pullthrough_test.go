@@ -566,7 +566,7 @@ func TestBrokenBlobGoesOnElsewhere(t *testing.T) {
 			reg := newSite(t, func(w http.ResponseWriter, r *http.Request) {
 				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 			})
-			session := open(t, &Server{StallTimeout: 200 * time.Millisecond}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}})
+			session := open(t, &Server{StallTimeout: 2 * time.Second}, registry.Pull{Config: &hosts.Config{Endpoints: []hosts.Endpoint{endpoint(t, mirror.URL, false), endpoint(t, reg.URL, true)}}})
 			addr, path, _ := strings.Cut(session.Name(), "/")
 			blob := "http://" + addr + "/v2/" + path + "/blobs/" + digest
 			resp, err := http.Get(blob)
