@@ -16,11 +16,12 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// bareVariable makes the program of the benchmarks a streaming server: SOCKET CONTAINER MIB, by blanks. SOCKET is Docker's, or onHost.
+// bareVariable makes the program of the benchmarks a streaming server: SOCKET CONTAINER MIB, by blanks. SOCKET is Docker's, or onHost and a busybox.
 const bareVariable = "CRISHIM_BENCH_BARE"
 
-// onHost is in the place of an engine's socket: the raw source below the native engine is a process that writes into a pipe.
-const onHost = "-"
+// onHost is before the path of the images' busybox, in the place of an engine's socket: the raw source below the native engine is
+// a process that writes into a pipe. It has to be the same program, as some write twice as fast as others.
+const onHost = "process:"
 
 // bareStreaming serves one exec over and over by cri-streaming alone, in a process of its own as crishim is.
 func (n *bench) bareStreaming(socket, container string, mib int) (url string) {
@@ -57,7 +58,8 @@ func serveBare(what string) error {
 		return err
 	}
 	raw := rawExecutor{mib: mib}
-	if words[0] != onHost {
+	var process bool
+	if raw.busybox, process = strings.CutPrefix(words[0], onHost); !process {
 		raw.docker = dockerAt(context.Background(), words[0])
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -72,22 +74,23 @@ func serveBare(what string) error {
 	return server.Serve(l)
 }
 
-// rawExecutor has no docker where the command runs on the host.
+// rawExecutor has no docker where the command is busybox's on the host.
 type rawExecutor struct {
-	docker *dockerSide
-	mib    int
+	docker  *dockerSide
+	busybox string
+	mib     int
 }
 
 func (e rawExecutor) ExecInContainer(_ context.Context, _, _, container string, _ []string, _ io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	if e.docker == nil {
-		return hostOut(e.mib, out)
+		return hostOut(e.busybox, e.mib, out)
 	}
 	return e.docker.execOut(container, e.mib, out)
 }
 
 // hostOut is the command of execOut without a container.
-func hostOut(mib int, to io.Writer) error {
-	cmd := exec.Command("busybox", execCommand(mib)...) // the image's
+func hostOut(busybox string, mib int, to io.Writer) error {
+	cmd := exec.Command(busybox, execCommand(mib)...)
 	cmd.Stdout = to
 	return cmd.Run()
 }

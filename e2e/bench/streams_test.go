@@ -28,8 +28,9 @@ func (n *bench) streams(mib, rounds int) {
 	socket := &row{name: "exec out, WebSocket v5", unit: "MiB/s", goals: []goal{atLeastRatio(0.95)}}
 	bare := &row{name: "exec out, cri-streaming alone, SPDY", unit: "MiB/s"}
 	forward := &row{name: "port-forward, SPDY", unit: "MiB/s", goals: []goal{atLeast(479)}}
-	source, sourceName := onHost, "raw process"
-	raw := func(to io.Writer) error { return hostOut(mib, to) }
+	busybox := harness.BusyboxFile(n.b)
+	source, sourceName := onHost+busybox, "raw process"
+	raw := func(to io.Writer) error { return hostOut(busybox, mib, to) }
 	if !harness.Native() {
 		docker := dockerAt(n.b.Context(), n.node.Docker.Socket)
 		source, sourceName = n.node.Docker.Socket, "raw exec"

@@ -173,8 +173,8 @@ func cniPlugins(t T) string {
 	return dir
 }
 
-// busyboxFile is a busybox whose shell looks applets up on PATH: this machine's, or else the one out of Debian's package.
-func busyboxFile(t T) string {
+// BusyboxFile is the busybox of the test images, one whose shell looks applets up on PATH: this machine's, or else the one out of Debian's package.
+func BusyboxFile(t T) string {
 	t.Helper()
 	dir := filepath.Join(cacheDir(), "busybox")
 	for _, file := range []string{os.Getenv("E2E_BUSYBOX"), "/bin/busybox", filepath.Join(dir, "bin", "busybox"), filepath.Join(dir, "usr", "bin", "busybox")} {

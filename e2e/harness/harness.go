@@ -154,7 +154,7 @@ func (s *Session) prepare() (err error) {
 		}
 	}()
 	testServer(s)
-	busyboxFile(s)
+	BusyboxFile(s)
 	cniPlugins(s)
 	nativeHelper(s)
 	if !Native() {

@@ -132,7 +132,7 @@ func busyboxLayer(t T) v1.Layer {
 	if baseLayer != nil {
 		return baseLayer
 	}
-	tree, err := testimage.Busybox(busyboxFile(t))
+	tree, err := testimage.Busybox(BusyboxFile(t))
 	if err != nil {
 		t.Fatalf("building the busybox image: %v", err)
 	}
