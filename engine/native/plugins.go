@@ -152,7 +152,10 @@ func (e *Engine) tellPodStopped(ctx context.Context, p *pod, containers []*conta
 	announced := p.told.announced
 	e.mu.Unlock()
 	if announced {
-		p.told.stop.Do(func() { e.opts.Plugins.StopPod(context.WithoutCancel(ctx), e.describePod(p)) })
+		p.told.stop.Do(func() {
+			defer e.block()()
+			e.opts.Plugins.StopPod(context.WithoutCancel(ctx), e.describePod(p))
+		})
 	}
 }
 
@@ -252,6 +255,7 @@ func (e *Engine) tellStopped(c *container) {
 		return
 	}
 	c.told.stop.Do(func() {
+		defer e.block()()
 		if p, described := e.describeWithPod(c); described != nil {
 			e.opts.Plugins.StopContainer(context.Background(), p, described)
 		}

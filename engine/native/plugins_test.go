@@ -269,6 +269,36 @@ func TestAPluginLearnsOfAnEndThatNobodyAskedFor(t *testing.T) {
 	}
 }
 
+// Else it would take the pod, which it was told of as there, for one that runs on.
+func TestAPluginIsToldOfAnEndWhileItConnects(t *testing.T) {
+	b := pluggable(t)
+	pod, s := b.runPod(t)
+	b.network(t, pod)
+	id := b.run(t, pod, s, "ends", "sleep 1000")
+	ended := make(chan struct{})
+	p := b.connect(t, "late", "10", &plugin{onSync: func() []*api.ContainerUpdate {
+		go func() {
+			defer close(ended)
+			quiet(b.StopContainer(context.Background(), id, 0), "stop a container", id)
+			quiet(b.StopPod(context.Background(), pod), "stop a pod", pod)
+		}()
+		select { // the stop comes to its end here, unless it waits for the plugin
+		case <-ended:
+		case <-time.After(time.Second):
+		}
+		return nil
+	}})
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the stop does not end")
+	}
+	if want := []string{"StopContainer ends", "StopPodSandbox"}; !slices.Equal(p.told(), want) {
+		t.Errorf("told %q, want %q", p.told(), want)
+	}
+	b.removePod(t, pod)
+}
+
 func TestPluginsAdjustAContainer(t *testing.T) {
 	b := pluggable(t)
 	source := t.TempDir()
