@@ -22,8 +22,11 @@ import (
 //
 // With a TTY the stream has no frames, so the time stamps that Docker puts before the later parts of lines over 16 KiB
 // stay in the content there.
+//
+// That Docker cannot read a log is no error of read, which would keep the log from being reopened: failed is told it.
 type apiSource struct {
 	render  renderer
+	failed  func(error)
 	entries chan entry
 	place   apiOffset // after what read gave
 	ending  atomic.Bool
@@ -35,8 +38,8 @@ type apiSource struct {
 // reopenDelay is the pause before the stream is opened again.
 const reopenDelay = time.Second
 
-func newAPISource(ctx context.Context, open Source, render renderer, resume *apiOffset, wake chan<- struct{}) *apiSource {
-	s := &apiSource{render: render, entries: make(chan entry, 64), kick: make(chan struct{}, 1), done: make(chan struct{})}
+func newAPISource(ctx context.Context, open Source, render renderer, resume *apiOffset, wake chan<- struct{}, failed func(error)) *apiSource {
+	s := &apiSource{render: render, failed: failed, entries: make(chan entry, 64), kick: make(chan struct{}, 1), done: make(chan struct{})}
 	if resume != nil {
 		s.place = *resume
 	} else {
@@ -107,6 +110,9 @@ type follower struct {
 	place apiOffset // after what was sent
 	// within is the time of a terminal's line of which a part was read.
 	within time.Time
+	// refused is how often in a row the stream could not be opened, told says that failed was told since the last entry.
+	refused int
+	told    bool
 }
 
 func (f *follower) run(ctx context.Context) {
@@ -116,7 +122,7 @@ func (f *follower) run(ctx context.Context) {
 		// Only a stream that was opened after the exit is known to be whole when it ends.
 		last := f.ending.Load()
 		err := f.stream(ctx)
-		if ctx.Err() != nil || err == nil && last {
+		if ctx.Err() != nil || err == nil && last || errdefs.IsNotImplemented(err) { // the last: of this log driver nothing is read, ever
 			return
 		}
 		select {
@@ -135,12 +141,33 @@ func (f *follower) signal() {
 	}
 }
 
+// tell tells failed, once until there is an entry again.
+func (f *follower) tell(err error) {
+	if !f.told {
+		f.told = true
+		f.failed(err)
+	}
+}
+
+// refuse tells of a log that cannot be opened. What is over at the second attempt is not told, nor that the engine is away, which its
+// watcher tells.
+func (f *follower) refuse(err error) {
+	f.refused++
+	if errdefs.IsNotImplemented(err) || f.refused > 1 && !errdefs.IsUnavailable(err) {
+		f.tell(err)
+	}
+}
+
 // stream opens the log once and sends its entries.
 func (f *follower) stream(ctx context.Context) error {
 	body, err := f.open(ctx, f.place.Time)
 	if err != nil {
+		if ctx.Err() == nil {
+			f.refuse(err)
+		}
 		return err
 	}
+	f.refused = 0
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() })
 	defer func() {
 		if stop() {
@@ -155,6 +182,12 @@ func (f *follower) stream(ctx context.Context) error {
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
+		if errdefs.IsDataLoss(err) {
+			f.tell(err)
+		}
+		if errors.Is(err, errUnreadable) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -166,6 +199,7 @@ func (f *follower) stream(ctx context.Context) error {
 			continue
 		}
 		resume = apiOffset{}
+		f.told = false
 		f.place.pass(e.time)
 		select {
 		case f.entries <- e:
@@ -176,6 +210,12 @@ func (f *follower) stream(ctx context.Context) error {
 	}
 }
 
+// errUnreadable is what Docker says in the place of entries that it cannot read. What comes behind it is read.
+var errUnreadable = fmt.Errorf("read log stream of Docker: it has not all of the log: %w", errdefs.ErrDataLoss)
+
+// unreadable is how Docker begins that: in a frame of its own, but for a TTY.
+const unreadable = "Error grabbing logs: "
+
 // readEntry reads one frame (Engine API, "Stream format": stream, three zeros, length in big endian), or one line with a TTY.
 func (f *follower) readEntry(r *bufio.Reader) (entry, error) {
 	if f.render.tty {
@@ -185,6 +225,9 @@ func (f *follower) readEntry(r *bufio.Reader) (entry, error) {
 		}
 		e := entry{time: f.within, stream: crilog.Stdout, text: bytes.Clone(line)}
 		if f.within.IsZero() {
+			if bytes.HasPrefix(line, []byte(unreadable)) {
+				return entry{}, fmt.Errorf("%w: %s", errUnreadable, bytes.TrimSpace(line))
+			}
 			if e, err = parseStamped(crilog.Stdout, e.text); err != nil {
 				return entry{}, err
 			}
@@ -199,7 +242,7 @@ func (f *follower) readEntry(r *bufio.Reader) (entry, error) {
 		return entry{}, err
 	}
 	length := binary.BigEndian.Uint32(header[4:])
-	if length > maxLine || header[0] == 0 || header[0] > 2 {
+	if length > maxLine || header[0] == 0 || header[0] > 3 {
 		return entry{}, fmt.Errorf("read log stream of Docker: unknown frame: %w", errdefs.ErrDataLoss)
 	}
 	text := make([]byte, length)
@@ -207,8 +250,11 @@ func (f *follower) readEntry(r *bufio.Reader) (entry, error) {
 		return entry{}, io.ErrUnexpectedEOF
 	}
 	stream := crilog.Stdout
-	if header[0] == 2 {
+	switch header[0] {
+	case 2:
 		stream = crilog.Stderr
+	case 3: // Docker's own words
+		return entry{}, fmt.Errorf("%w: %s", errUnreadable, bytes.TrimSpace(text))
 	}
 	return parseStamped(stream, text)
 }

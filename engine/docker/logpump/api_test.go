@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"crishim/crilog"
+
+	"github.com/containerd/errdefs"
 )
 
 // apiLog is a container behind the Engine API: Source answers as GET /containers/ID/logs does with follow, timestamps, since.
@@ -211,4 +214,53 @@ func TestAReopenBeforeTheAPIAnswers(t *testing.T) {
 	a.change(func() { a.exited = true })
 	finish(t, ps, "c0ffee")
 	checkLog(t, k, a.expected())
+}
+
+// What Docker says of a log that it cannot read, in the place of an entry, keeps nothing that comes behind it from the log, and is
+// counted.
+func TestWhatDockerCannotReadHoldsUpNothing(t *testing.T) {
+	for _, tty := range []bool{false, true} {
+		t.Run(fmt.Sprintf("tty %v", tty), func(t *testing.T) {
+			a, k := newAPILog(), newKubelet(t)
+			a.tty = tty
+			a.log(0, "before\n")
+			words := []byte("Error grabbing logs: invalid character 'x' looking for beginning of value\n")
+			if !tty {
+				words = append(binary.BigEndian.AppendUint32([]byte{3, 0, 0, 0}, uint32(len(words))), words...)
+			}
+			c := Container{ID: "c0ffee", LogPath: k.path, LogRoot: k.root, TTY: tty}
+			c.Source = func(ctx context.Context, since time.Time) (io.ReadCloser, error) {
+				body, err := a.Source(ctx, since)
+				first := make([]byte, len(a.frame(entry{time.Now().UTC(), crilog.Stdout, []byte("before\n")})))
+				_, ferr := io.ReadFull(body, first)
+				return struct {
+					io.Reader
+					io.Closer
+				}{io.MultiReader(bytes.NewReader(first), bytes.NewReader(words), body), body}, errors.Join(err, ferr)
+			}
+			ps := newTestPumps(t, t.TempDir())
+			must(t, ps.Start(c))
+			a.log(1, "behind\n")
+			waitLog(t, k, a.expected())
+			a.change(func() { a.exited = true })
+			finish(t, ps, "c0ffee")
+			checkLog(t, k, a.expected())
+			if s := ps.Stats(); s.ReadErrors == 0 {
+				t.Errorf("counted %+v", s)
+			}
+		})
+	}
+}
+
+// Of a log driver that cannot be read nothing comes, and an exit is not held up for it.
+func TestALogThatDockerCannotReadEndsWithItsContainer(t *testing.T) {
+	k := newKubelet(t)
+	ps := newTestPumps(t, t.TempDir())
+	must(t, ps.Start(Container{ID: "c0ffee", LogPath: k.path, LogRoot: k.root, Source: func(context.Context, time.Time) (io.ReadCloser, error) {
+		return nil, fmt.Errorf("configured logging driver does not support reading: %w", errdefs.ErrNotImplemented)
+	}}))
+	finish(t, ps, "c0ffee")
+	if s := ps.Stats(); s.ReadErrors != 1 {
+		t.Errorf("counted %+v", s)
+	}
 }

@@ -376,7 +376,10 @@ func (ps *Pumps) newPump(c Container, path string) (*pump, error) {
 		pos = &position{}
 	}
 	if !file {
-		p.source = newAPISource(ps.sources, c.Source, render, pos.API, p.wake)
+		p.source = newAPISource(ps.sources, c.Source, render, pos.API, p.wake, func(err error) {
+			ps.readErrors.Add(1)
+			klog.ErrorS(err, "Cannot read a container's log", "container", c.ID)
+		})
 		return p, nil
 	}
 	p.unwatch = ps.notify.watch(filepath.Dir(c.JSONPath), p.wake)
