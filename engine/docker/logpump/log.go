@@ -69,7 +69,10 @@ func openLog(root, path string, write func(*os.File, []byte) (int, error), pos *
 
 // find looks for the position's file at the path and under the names that the kubelet's rotation gives (NAME.TIME).
 func (l *criLog) find(at logOffset) (found bool, err error) {
-	dir, name, err := crilog.MakeParent(l.root, l.path)
+	dir, name, err := crilog.OpenParent(l.root, l.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}

@@ -100,12 +100,14 @@ func TestRestartGoesOnWhereItWas(t *testing.T) {
 	finish(t, ps, "c0ffee")
 	checkLog(t, k, d.expected())
 
-	// A finished log that was removed does not come back, and going over it again adds nothing.
-	must(t, os.Remove(k.path))
-	must(t, ps.Start(k.container(d)))
-	finish(t, ps, "c0ffee")
-	if _, err := os.Stat(k.path); !os.IsNotExist(err) {
-		t.Fatalf("the removed log: %v", err)
+	// A finished log that was removed does not come back, nor does its folder, and going over it again adds nothing.
+	for _, removed := range []string{k.path, filepath.Dir(k.path), k.root} {
+		must(t, os.RemoveAll(removed))
+		must(t, ps.Start(k.container(d)))
+		finish(t, ps, "c0ffee")
+		if _, err := os.Stat(removed); !os.IsNotExist(err) {
+			t.Fatalf("the removed %s: %v", removed, err)
+		}
 	}
 	if ids, err := ps.Known(); err != nil || len(ids) != 1 || ids[0] != "c0ffee" {
 		t.Fatalf("known: %v, %v", ids, err)
