@@ -150,7 +150,7 @@ func (w *Writer) append(entries []byte) {
 		w.lost.Add(uint64(len(entries)))
 		return
 	}
-	if w.bound > 0 && w.size > 0 && w.size+int64(len(entries)) > w.bound {
+	if w.full(len(entries)) {
 		err := SetAside(w.root, w.path, w.file)
 		if err == nil {
 			err = w.reopen()
@@ -174,6 +174,19 @@ func (w *Writer) append(entries []byte) {
 		left = left[end:]
 	}
 	w.lost.Add(uint64(len(left)))
+}
+
+// full says that n bytes more would be too many.
+func (w *Writer) full(n int) bool {
+	over := func() bool { return w.bound > 0 && w.size > 0 && w.size+int64(n) > w.bound }
+	if !over() {
+		return false
+	}
+	// Somebody may have made room by emptying the log.
+	if info, err := w.file.Stat(); err == nil {
+		w.size = info.Size()
+	}
+	return over()
 }
 
 // goBack goes on in the log that the kubelet has put in the place of the file, after what came into that meanwhile.

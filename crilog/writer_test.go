@@ -304,6 +304,27 @@ func TestClosedWriterCountsWhatItDrops(t *testing.T) {
 	}
 }
 
+// What somebody has emptied (a full disk, logrotate with copytruncate) has room again: it is not set aside in place of what was full.
+func TestALogThatWasEmptiedIsNotSetAside(t *testing.T) {
+	path := t.TempDir() + "/0.log"
+	w, err := Open(filepath.Dir(path), path, 1000)
+	must(t, err)
+	defer func() { _ = w.Close() }()
+	must(t, os.WriteFile(path+OverflowSuffix, []byte("older"), 0o600))
+	var want []byte
+	for range 2 {
+		must(t, os.Truncate(path, 0))
+		line := bytes.Repeat([]byte{'x'}, 700)
+		w.WriteText(noon, Stdout, append(line, '\n'))
+		want = AppendText(nil, noon, Stdout, append(line, '\n'))
+	}
+	for name, want := range map[string]string{path: string(want), path + OverflowSuffix: "older"} {
+		if data, err := os.ReadFile(name); err != nil || string(data) != want {
+			t.Errorf("%s has %q, %v", name, data, err)
+		}
+	}
+}
+
 // Rows: S54 (part)
 func TestALogThatOutgrowsItsBoundIsSetAside(t *testing.T) {
 	path := t.TempDir() + "/0.log"

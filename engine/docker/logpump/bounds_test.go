@@ -328,3 +328,24 @@ func TestACrashAfterRotationsWithoutASavedPosition(t *testing.T) {
 	ps.Close()
 	checkLog(t, k, d.expected())
 }
+
+// What somebody has emptied has room again: it is not set aside in place of what was full.
+func TestABoundedLogThatWasEmptiedIsNotSetAside(t *testing.T) {
+	d, k := newDockerLog(t, 0, 1), newKubelet(t)
+	ps, err := New(t.Context(), Options{Dir: t.TempDir(), MaxSize: 4000})
+	must(t, err)
+	t.Cleanup(ps.Close)
+	must(t, ps.Start(k.container(d)))
+	must(t, os.WriteFile(k.path+crilog.OverflowSuffix, []byte("older"), 0o600))
+	written := 0
+	for i := range 3 {
+		must(t, os.Truncate(k.path, 0))
+		d.log(crilog.Stdout, fmt.Sprintf("%d %s\n", i, strings.Repeat("x", 3000)))
+		want := d.expected()[written:]
+		written += len(want)
+		waitLog(t, k, want)
+	}
+	if data, err := os.ReadFile(k.path + crilog.OverflowSuffix); err != nil || string(data) != "older" {
+		t.Errorf("the overflow has %q, %v", data, err)
+	}
+}

@@ -229,7 +229,14 @@ func (l *criLog) carry() error {
 
 // outgrown says that the log has bytes enough, and can be changed for another.
 func (l *criLog) outgrown(bound int64) bool {
-	return bound > 0 && l.file != nil && l.size >= bound && l.whole && !l.renamed && l.held == 0
+	if bound <= 0 || l.file == nil || l.size < bound || !l.whole || l.renamed || l.held > 0 {
+		return false
+	}
+	// Somebody may have made room by emptying it.
+	if _, size, err := identify(l.file); err == nil {
+		l.size = min(l.size, size)
+	}
+	return l.size >= bound
 }
 
 // forget gives up comparing what the file holds beyond the place.
