@@ -202,6 +202,7 @@ func (c *call) attach() (any, error) {
 	select {
 	case <-client.done:
 	case <-inputEnded:
+	case <-found.exited: // processes outside of the container may hold its output open for ever
 	case <-c.gone(nil).Done():
 		return nil, errAnswered
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -213,6 +214,36 @@ func TestClientsOfAnOutputThatIsNoMoreAreTold(t *testing.T) {
 	h.close()
 	if late := h.join(nil); !ended(other) || !ended(late) || h.len() != 0 {
 		t.Errorf("at the end: %t, after it: %t, left are %d", ended(other), ended(late), h.len())
+	}
+}
+
+// An attach ends with its container, although a process outside of it (of a pod that shares its processes, or of the node) holds the
+// container's output open.
+func TestAnAttachEndsWithItsContainer(t *testing.T) {
+	f := newFixture(t, nil)
+	made, err := f.Create(f.ctx(), "a", f.args("a", "/bin/sh", "-c", "sleep 1000 & echo last words"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(-made.PID, unix.SIGKILL) }() // which is in the same group
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = read.Close() }()
+	attached, err := f.Attach(f.ctx(), "a", monitor.Stdio{Stdout: write})
+	_ = write.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Start(f.ctx(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := attached.Wait(f.ctx()); err != nil {
+		t.Fatalf("the container has ended, and its attach not: %v", err)
+	}
+	if said, err := io.ReadAll(read); err != nil || string(said) != "last words\n" {
+		t.Errorf("it said %q, %v", said, err)
 	}
 }
 
