@@ -20,7 +20,8 @@ const (
 	// attachPipe is what an attached client's pipe is made to hold, so that one that is behind for a moment loses nothing.
 	attachPipe = 1 << 20
 	// A client may hold the container up for patience at once, and for 1/patienceShare of the time in the long run; what
-	// it then has no room for it loses. So a reader that keeps up gets every byte, and none stops the log.
+	// it then has no room for it loses, and nobody waits for it again before it has caught up. So a reader that keeps up gets every
+	// byte, and none stops the log, however many there are that read nothing.
 	patience      = time.Second
 	patienceShare = 20
 )
@@ -44,11 +45,13 @@ type attached struct {
 	patience time.Duration
 	since    time.Time
 	dropped  uint64
+	// behind are the outputs of which it has lost some, and had no room for all that came since.
+	behind map[*os.File]bool
 }
 
 // join adds a client. An output that has ended gives it nothing.
 func (h *hub) join(outputs map[crilog.Stream]*os.File) *attached {
-	a := &attached{outputs: outputs, done: make(chan struct{}), patience: patience, since: time.Now()}
+	a := &attached{outputs: outputs, done: make(chan struct{}), patience: patience, since: time.Now(), behind: map[*os.File]bool{}}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.ended {
@@ -109,7 +112,13 @@ func (w hubWriter) Write(p []byte) (int, error) {
 // write says whether the client is still there.
 func (a *attached) write(out *os.File, p []byte) bool {
 	n, err := tryWrite(out, p)
-	if err == nil && n < len(p) {
+	switch {
+	case err != nil:
+	case n == len(p):
+		delete(a.behind, out)
+	case a.behind[out]:
+		a.dropped += uint64(len(p) - n)
+	default:
 		now := time.Now()
 		a.patience = min(patience, a.patience+now.Sub(a.since)/patienceShare)
 		a.since = now
@@ -120,6 +129,7 @@ func (a *attached) write(out *os.File, p []byte) bool {
 		a.patience -= time.Since(now)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			a.dropped += uint64(len(p) - n)
+			a.behind[out] = true
 			err = nil
 		}
 	}

@@ -217,6 +217,41 @@ func TestClientsOfAnOutputThatIsNoMoreAreTold(t *testing.T) {
 	}
 }
 
+// Of clients that read nothing each is waited for once, and again when it has caught up: many of them would have the container wait all
+// the time.
+func TestWhoHasLostOutputIsNotWaitedFor(t *testing.T) {
+	var h hub
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = read.Close() }()
+	defer func() { _ = write.Close() }()
+	client := h.join(map[crilog.Stream]*os.File{crilog.Stdout: write})
+	put := func(n int) (dropped uint64) {
+		before := client.dropped
+		_, _ = h.writer(crilog.Stdout).Write(make([]byte, n))
+		return client.dropped - before
+	}
+	client.patience = 0
+	if put(1<<20) == 0 {
+		t.Fatal("a pipe took all")
+	}
+	client.patience = time.Hour
+	if n := put(1000); n != 1000 || client.patience != time.Hour {
+		t.Errorf("%d bytes were dropped, and the patience is %v", n, client.patience)
+	}
+	if _, err := io.CopyN(io.Discard, read, 8<<10); err != nil {
+		t.Fatal(err)
+	}
+	if n := put(1000); n != 0 {
+		t.Errorf("of one that has caught up %d bytes were dropped", n)
+	}
+	if put(1<<20) == 0 || client.patience == time.Hour {
+		t.Error("one that has caught up is not waited for")
+	}
+}
+
 // An attach ends with its container, although a process outside of it (of a pod that shares its processes, or of the node) holds the
 // container's output open.
 func TestAnAttachEndsWithItsContainer(t *testing.T) {
