@@ -121,6 +121,9 @@ func (x *examination) docker() {
 	}
 	if d.LogDriver != "json-file" {
 		x.find(Note, "log-driver", x.node.Daemon.Path, "new containers of others are logged by "+d.LogDriver+"; those of pods get json-file from crishim, whatever is set here", "")
+	} else if x.node.Daemon.LogMode == "non-blocking" {
+		x.find(Note, "log-drops", x.node.Daemon.Path, `"mode" in log-opts is "non-blocking", for pods too: what they write faster than dockerd logs it, dockerd drops, and nobody is told`,
+			`take "mode" and "max-buffer-size" out of log-opts, and restart dockerd, before new pods are made`)
 	}
 	if x.node.Daemon.Error != "" {
 		x.find(Do, "daemon-json", x.node.Daemon.Path, x.node.Daemon.Error, "mend the file: dockerd does not start with it")

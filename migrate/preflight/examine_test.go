@@ -277,6 +277,7 @@ func TestOneThingIsFound(t *testing.T) {
 		{"note registry-certificates", Ready, func(_ *testing.T, n *Node) { n.Certificates = []string{"/etc/docker/certs.d/reg.example/ca.crt"} }},
 		{"note live-restore-off", Ready, func(_ *testing.T, n *Node) { n.Docker.LiveRestore = false }},
 		{"note log-driver", Ready, func(_ *testing.T, n *Node) { n.Docker.LogDriver = "local" }},
+		{"note log-drops", Ready, func(_ *testing.T, n *Node) { n.Daemon.LogMode = "non-blocking" }},
 		{"note runtimes", Ready, func(_ *testing.T, n *Node) { n.Docker.Runtimes = []string{"kata", "runc"} }},
 		{"note gpu", Ready, func(_ *testing.T, n *Node) { n.GPUs = []string{"/dev/nvidia0"} }},
 	} {

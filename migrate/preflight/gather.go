@@ -79,12 +79,13 @@ func readDaemon(root string) Daemon {
 		return d
 	}
 	if err == nil {
-		// Tokens of log services are among the options: only that they have the form which dockerd wants is told.
+		// Tokens of log services are among the options: but for the mode only that they have the form which dockerd wants is told.
 		file := struct {
 			*Daemon
 			LogOpts map[string]string `json:"log-opts"`
 		}{Daemon: &d}
 		err = json.Unmarshal(data, &file)
+		d.LogMode = file.LogOpts["mode"]
 	}
 	if err != nil {
 		d.Error = err.Error()

@@ -56,7 +56,7 @@ func cached(network, id, ifname, result string) string {
 func TestGatherReadsANodeAndChangesNothing(t *testing.T) {
 	root := t.TempDir()
 	pod := id(7)
-	write(t, root, "etc/docker/daemon.json", `{"registry-mirrors":["https://m.example"],"log-driver":"splunk","log-opts":{"splunk-token":"secret"},"live-restore":true}`)
+	write(t, root, "etc/docker/daemon.json", `{"registry-mirrors":["https://m.example"],"log-driver":"splunk","log-opts":{"splunk-token":"secret","mode":"non-blocking"},"live-restore":true}`)
 	write(t, root, "lib/systemd/system/kubelet.service", "[Service]\nExecStart=/usr/bin/kubelet --hostname-override=Node-A --cni-cache-dir="+filepath.Join(root, "cache")+"\n")
 	write(t, root, "usr/bin/kubelet", "#!/bin/sh\necho Kubernetes v1.22.17\n")
 	write(t, root, "lib/systemd/system/cri-docker.service", "[Service]\nExecStart=/usr/bin/cri-dockerd --cri-dockerd-root-directory "+filepath.Join(root, "old")+"\n")
@@ -79,7 +79,7 @@ func TestGatherReadsANodeAndChangesNothing(t *testing.T) {
 	if n.Name != "node-a" || n.Kubelet.Version != "v1.22.17" || n.Kubelet.Pid != 0 {
 		t.Errorf("node %q, kubelet %q with pid %d", n.Name, n.Kubelet.Version, n.Kubelet.Pid)
 	}
-	if want := (Daemon{Path: "/etc/docker/daemon.json", RegistryMirrors: []string{"https://m.example"}, LogDriver: "splunk"}); !reflect.DeepEqual(n.Daemon, want) {
+	if want := (Daemon{Path: "/etc/docker/daemon.json", RegistryMirrors: []string{"https://m.example"}, LogDriver: "splunk", LogMode: "non-blocking"}); !reflect.DeepEqual(n.Daemon, want) {
 		t.Errorf("daemon.json: %+v", n.Daemon)
 	}
 	if !reflect.DeepEqual(n.GPUs, []string{"/dev/nvidia0"}) || !reflect.DeepEqual(n.CDI, []string{"/etc/cdi/nvidia.yaml"}) {

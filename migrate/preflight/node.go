@@ -40,6 +40,8 @@ type Daemon struct {
 	RegistryMirrors    []string `json:"registry-mirrors,omitempty"`
 	InsecureRegistries []string `json:"insecure-registries,omitempty"`
 	LogDriver          string   `json:"log-driver,omitempty"`
+	// LogMode is the mode in its log-opts, which containers of the daemon's log driver get that are made without one.
+	LogMode string `json:"log-mode,omitempty"`
 }
 
 // Kubelet is the kubelet as it runs and as it would start.
