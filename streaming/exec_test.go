@@ -169,6 +169,28 @@ func TestTerminalSizesArrive(t *testing.T) {
 	})
 }
 
+// Input that the request did not ask for is dropped, and what comes behind it is not.
+func TestInputThatWasNotAskedForIsNotInTheWay(t *testing.T) {
+	s := start(t, Options{}, &testRuntime{exec: func(ctx context.Context, _ string, _ []string, s Streams) (int, error) {
+		if s.Stdin != nil {
+			return 0, errors.New("there is input")
+		}
+		select {
+		case <-s.Resize:
+			return 0, nil
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}})
+	want := wanted{stdout: true, tty: true}
+	c := dialCommand(t, execURL(t, s, want, "sh"), want, "ws v4.channel.k8s.io")
+	fmt.Fprintln(c.stdin, "nobody reads this")
+	fmt.Fprintln(c.resize, `{"Width":80,"Height":24}`)
+	if got := statusJSON(t, c.collect(t).status); got.Status != "Success" {
+		t.Errorf("got %+v", got)
+	}
+}
+
 // Rows: S50
 func TestTheContextEndsWhenTheClientVanishes(t *testing.T) {
 	for name, readsStdin := range map[string]bool{"a process that reads": true, "a process that takes no input": false} {

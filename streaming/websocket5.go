@@ -67,6 +67,9 @@ func serveChannels(h *hijacker, r *http.Request, want wanted, run runStreams) {
 	c.alive.Stop()
 	ws.SetPingHandler(c.answer)
 	stdin, input := io.Pipe()
+	if !want.stdin {
+		_ = stdin.Close() // what comes all the same is dropped
+	}
 	resize := make(chan TerminalSize, 1)
 	var reading sync.WaitGroup
 	reading.Go(func() {
