@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"crishim/engine"
 )
 
 // The names, units and labels are those of the kubelet's cAdvisor endpoint, so that dashboards and alerts go on working.
@@ -154,7 +156,7 @@ var containerMetrics = []metric{
 	{"container_spec_cpu_shares", "CPU share of the container.", true, nil, "", one(func(m *measurement) uint64 { return orDefault(m.target.Limits.CPUShares, 1024) })},
 	{"container_spec_memory_limit_bytes", "Memory limit of the container, 0 without one.", true, nil, "", one(func(m *measurement) uint64 { return orDefault(m.target.Limits.MemoryLimit, 0) })},
 	{"container_spec_memory_reservation_limit_bytes", "Memory reservation of the container, 0 without one.", true, nil, "", one(func(*measurement) uint64 { return 0 })},
-	{"container_spec_memory_swap_limit_bytes", "Limit of memory plus swap of the container, 0 without one.", true, nil, "", one(func(m *measurement) uint64 { return orDefault(m.target.Limits.MemorySwap, 0) })},
+	{"container_spec_memory_swap_limit_bytes", "Limit of memory plus swap of the container, 0 without one.", true, nil, "", one(func(m *measurement) uint64 { return swapLimit(&m.target.Limits) })},
 	{"container_start_time_seconds", "Start time of the container, in seconds since 1970.", true, nil, "", one(func(m *measurement) uint64 { return unixSeconds(m.target.StartedAt.Unix()) })},
 	{"container_threads", "Number of threads in the container.", true, nil, "", one(func(m *measurement) uint64 { return m.processes.Threads })},
 	{"container_threads_max", "Most threads that the container may have, 0 without a limit.", true, nil, "", one(func(m *measurement) uint64 { return m.sample.Pids.Limit })},
@@ -189,6 +191,14 @@ func orDefault(n int64, unset uint64) uint64 {
 		return unset
 	}
 	return uint64(n)
+}
+
+// swapLimit is that of memory plus swap: where none is named, a limit of memory is one of both.
+func swapLimit(r *engine.Resources) uint64 {
+	if r.MemorySwap == 0 {
+		return orDefault(r.MemoryLimit, 0)
+	}
+	return orDefault(r.MemorySwap, 0)
 }
 
 func unixSeconds(s int64) uint64 { return uint64(max(s, 0)) }

@@ -336,6 +336,27 @@ func TestMetricsAndDescriptorsAgreeAndAreAllThatCritestWants(t *testing.T) {
 	}
 }
 
+// ContainerStatus tells the same limits: one of memory alone is one of swap too, and -1 is none.
+func TestTheSpecMetricOfSwapIsTheLimitInEffect(t *testing.T) {
+	c := NewCollector(testReader(t, "v1hybrid"), NewDisk())
+	for _, limits := range []struct {
+		memory, swap int64
+		want         uint64
+	}{{64 << 20, 128 << 20, 128 << 20}, {64 << 20, 0, 64 << 20}, {64 << 20, -1, 0}, {0, -1, 0}, {0, 0, 0}} {
+		target := testTarget()
+		target.Limits.MemoryLimit, target.Limits.MemorySwap = limits.memory, limits.swap
+		got, err := c.PodMetrics(PodTarget{PodID: "p1", Containers: []Target{target}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range got.ContainerMetrics[0].Metrics {
+			if m.Name == "container_spec_memory_swap_limit_bytes" && m.Value.Value != limits.want {
+				t.Errorf("memory %d, swap %d: the metric says %d, want %d", limits.memory, limits.swap, m.Value.Value, limits.want)
+			}
+		}
+	}
+}
+
 func TestProcessesCountSubgroupsToo(t *testing.T) {
 	p, err := testReader(t, "v1hybrid").Processes(v1Path)
 	if err != nil || p.Processes != 3 || p.Threads != 9 || p.Ulimits["max_open_files"] != 1024 {
