@@ -98,7 +98,8 @@ func (s *Server) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandbox
 	if err != nil {
 		return nil, err
 	}
-	st, err := s.collector.PodSandboxStats(s.podTarget(&pod, pointers(s.store.ContainersOf(pod.ID))))
+	shared := sharedParents(s.store.Pods())
+	st, err := s.collector.PodSandboxStats(s.podTarget(&pod, pointers(s.store.ContainersOf(pod.ID)), shared))
 	if err != nil {
 		return nil, fmt.Errorf("statistics of pod sandbox %s: %w", pod.ID, err)
 	}
@@ -199,12 +200,13 @@ func eachReadyPod[T any](s *Server, build func(p *state.PodView, target stats.Po
 	for _, c := range pointers(s.store.Containers()) {
 		byPod[c.PodID] = append(byPod[c.PodID], c)
 	}
+	shared := sharedParents(pods)
 	return gather(pods, func(p *state.PodView) (T, error) {
 		var none T
 		if p.State != engine.PodReady {
 			return none, errdefs.ErrNotFound
 		}
-		one, err := build(p, s.podTarget(p, byPod[p.ID]))
+		one, err := build(p, s.podTarget(p, byPod[p.ID], shared))
 		if err != nil {
 			return none, fmt.Errorf("statistics of pod sandbox %s: %w", p.ID, err)
 		}
@@ -281,14 +283,31 @@ func pointers[V any](views []V) []*V {
 	return all
 }
 
-func (s *Server) podTarget(p *state.PodView, containers []*state.ContainerView) stats.PodTarget {
+// sharedParents are the cgroup parents of more than one pod that runs, as with a kubelet without cgroupsPerQOS: what such a cgroup
+// uses is no pod's. Sandboxes of the same pod have one parent too, of which at most one is ready for long.
+func sharedParents(pods []state.PodView) map[string]bool {
+	owner, shared := make(map[string]string, len(pods)), map[string]bool{}
+	for i := range pods {
+		parent, uid := pods[i].Spec.CgroupParent, pods[i].Spec.Key.UID
+		if pods[i].State != engine.PodReady || parent == "" {
+			continue
+		}
+		if other, ok := owner[parent]; ok && other != uid {
+			shared[parent] = true
+		}
+		owner[parent] = uid
+	}
+	return shared
+}
+
+func (s *Server) podTarget(p *state.PodView, containers []*state.ContainerView, shared map[string]bool) stats.PodTarget {
 	target := stats.PodTarget{
 		PodID: string(p.ID), PodName: p.Spec.Key.Name, Namespace: p.Spec.Key.Namespace, UID: p.Spec.Key.UID, Attempt: p.Spec.Key.Attempt,
 		Labels: p.Spec.Labels, Annotations: p.Spec.Annotations,
 		PauseCgroup: p.Status.CgroupPath, PID: p.Status.PID,
 		HostNetwork: p.Spec.Namespaces.Network == engine.NamespaceNode, StartedAt: p.CreatedAt,
 	}
-	if p.Spec.CgroupParent != "" {
+	if p.Spec.CgroupParent != "" && !shared[p.Spec.CgroupParent] {
 		target.CgroupPath = stats.ParentCgroup(p.Status.CgroupPath)
 	}
 	for _, c := range containers {

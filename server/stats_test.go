@@ -9,6 +9,7 @@ import (
 
 	"context"
 	"crishim/engine"
+	"crishim/state"
 	"github.com/containerd/errdefs"
 	"os"
 	"path/filepath"
@@ -59,6 +60,30 @@ func TestGatherReportsFailuresAndPanicsToItsCaller(t *testing.T) {
 	}()
 	_, _ = gather([]int{1, 2, 3}, func(i *int) (int, error) { panic("bad file") })
 	t.Error("the panic was swallowed")
+}
+
+// A kubelet without cgroupsPerQOS has all pods in one cgroup, whose usage each of them would be told to have.
+func TestACgroupOfSeveralPodsIsNoPodsOwn(t *testing.T) {
+	pod := func(id, uid, parent string, now engine.PodState) state.PodView {
+		return state.PodView{
+			Pod:    state.Pod{ID: engine.PodID(id), Spec: engine.PodSpec{Key: engine.PodKey{UID: uid}, CgroupParent: parent}},
+			Status: engine.PodStatus{CgroupPath: parent + "/pause-" + id}, State: now,
+		}
+	}
+	pods := []state.PodView{
+		pod("a", "1", "/own", engine.PodReady), pod("b", "1", "/own", engine.PodReady), // attempts of one pod
+		pod("c", "2", "/all", engine.PodReady), pod("d", "3", "/all", engine.PodReady),
+		pod("e", "4", "/was", engine.PodReady), pod("f", "5", "/was", engine.PodNotReady),
+		pod("g", "6", "", engine.PodReady), pod("h", "7", "", engine.PodReady),
+	}
+	want := map[string]string{"a": "/own", "b": "/own", "e": "/was", "f": "/was"}
+	s := &Server{}
+	for i := range pods {
+		target := s.podTarget(&pods[i], nil, sharedParents(pods))
+		if target.CgroupPath != want[target.PodID] {
+			t.Errorf("pod %s has the figures of the cgroup %q, want %q", target.PodID, target.CgroupPath, want[target.PodID])
+		}
+	}
 }
 
 // What is removed while the reader of events that feeds the disk sampler is cut off must not be measured, and counted, for ever.

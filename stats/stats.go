@@ -47,7 +47,7 @@ type PodTarget struct {
 	Labels      map[string]string
 	Annotations map[string]string
 	// CgroupPath is the pod's own cgroup, above those of its containers (see ParentCgroup); "" where several pods share the
-	// parent (no cgroup_parent was asked for): the pod's figures are then the sum of its containers and of PauseCgroup.
+	// parent (none was asked for, or the same for several): the pod's figures are then the sum of its containers and of PauseCgroup.
 	CgroupPath  string
 	PauseCgroup string // cgroup of the process that holds the namespaces, "" when there is none
 	// PID is a process in the pod's network namespace, 0 when there is none. HostNetwork pods have no network figures.
