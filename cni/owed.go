@@ -81,6 +81,10 @@ func loadOwed(dir string) (*owedQueue, error) {
 		if process.Starved(err) {
 			return nil, fmt.Errorf("read an owed DEL: %w", err)
 		}
+		if o.Version > owedVersion {
+			klog.InfoS("An owed DEL is left alone, a newer version of crishim wrote it", "path", path, "version", o.Version)
+			continue
+		}
 		if err != nil {
 			// Kept aside for a person: one bad file must not keep the others from being paid.
 			klog.ErrorS(err, "An owed DEL cannot be read", "path", path)

@@ -96,6 +96,22 @@ func TestAnOwedDelThatCannotBeOpenedNowStaysOwed(t *testing.T) {
 	}
 }
 
+// An older version that was put back leaves what it cannot read to the newer one.
+func TestAnOwedDelOfANewerVersionIsLeftAlone(t *testing.T) {
+	n := newNode(t)
+	path, content := filepath.Join(n.opts.OwedDir, "pod1.json"), `{"version":2,"id":"pod1","attachments":{"in":"another form"}}`
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	network, err := New(n.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadFile(path); err != nil || string(left) != content || len(network.Owed()) != 0 {
+		t.Errorf("the file is now %q, %v; owed are %+v", left, err, network.Owed())
+	}
+}
+
 // Whoever was told that a DEL is owed forgets it: what is not on disk would be lost with the daemon.
 func TestADelThatCannotBeKeptIsNotOwed(t *testing.T) {
 	n := newNode(t)
