@@ -143,6 +143,7 @@ func (p program) runTo(ctx context.Context, stdout io.Writer) (stderr []byte, er
 	cmd := exec.Command(p.path, p.args...)
 	cmd.Env = p.environ
 	cmd.Stdin = bytes.NewReader(p.stdin)
+	cmd.WaitDelay = drainDelay // a child that has left the group may hold its input without reading it
 	if p.inherits != nil {
 		cmd.ExtraFiles = []*os.File{p.inherits}
 	}

@@ -102,6 +102,35 @@ func TestWhatAProgramLeavesRunning(t *testing.T) {
 	}
 }
 
+// Its input is more than a pipe takes, and what has left its process group holds that without reading it.
+func TestAProgramThatFailsEndsThoughItsInputIsHeld(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pid")
+	script := `exec 3<&0; setsid sh -c 'echo $$ >"$0"; exec sleep 300' "$0" >/dev/null 2>&1 & while [ ! -s "$0" ]; do sleep 0.01; done; exit 1`
+	ended := make(chan error, 1)
+	go func() {
+		_, _, err := runPlugin(t.Context(), "/bin/sh", make([]byte, 1<<20), os.Environ(), "-c", script, file)
+		ended <- err
+	}()
+	eventually(t, "the child runs", 30*time.Second, func() bool { data, err := os.ReadFile(file); return err == nil && len(data) > 1 })
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(pid, unix.SIGKILL) }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("it did not fail")
+		}
+	case <-time.After(2 * time.Minute):
+		t.Error("it is waited for as long as its child runs")
+	}
+}
+
 func TestNoProgramStaysAZombie(t *testing.T) {
 	for _, script := range []string{"exit 0", "exit 1"} {
 		_, _, _ = shell(t.Context(), script)
