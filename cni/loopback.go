@@ -7,11 +7,12 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
+
+	"crishim/internal/keymutex"
 )
 
-// guarding is held while the guard is looked for and made.
-var guarding sync.Mutex
+// guarding is held, by the one key that there is, while the guard is looked for and made.
+var guarding keymutex.Mutex[struct{}]
 
 // loopbackGuard is the rule, as iptables arguments behind the command. It drops what comes to 127.0.0.0/8 from outside
 // before any address is translated; the host's own traffic and the replies to it are not met. The kernel does the same by
@@ -30,8 +31,11 @@ add rule ip crishim loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
 // has host ports. A kubelet has one like it, where it is not told to leave the node's rules alone; a host without iptables
 // and nft has no portmap either.
 func (kernelNamespaces) guardLoopback(ctx context.Context) error {
-	guarding.Lock()
-	defer guarding.Unlock()
+	unlock, err := guarding.Lock(ctx, struct{}{})
+	if err != nil {
+		return fmt.Errorf("another pod still has the rule looked for: %w", err)
+	}
+	defer unlock()
 	iptables, err := exec.LookPath("iptables")
 	if err != nil {
 		nft, err := exec.LookPath("nft")

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -52,6 +53,20 @@ func TestTheGuardIsNotRepeatedWhereItCannotBeLookedFor(t *testing.T) {
 		if told := strings.Join(strings.Fields(string(got)), " "); told != want || (err != nil) != (status == "4") || readErr != nil {
 			t.Errorf("-C ends with %s: %q was done, %v", status, told, errors.Join(err, readErr))
 		}
+	}
+}
+
+// An iptables that hangs in the kernel, where nothing ends it, must hold nobody but its pod.
+func TestTheGuardIsNotWaitedForLongerThanThePodHasTime(t *testing.T) {
+	unlock, err := guarding.Lock(t.Context(), struct{}{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := (kernelNamespaces{}).guardLoopback(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("while another pod's is looked for: %v", err)
 	}
 }
 
