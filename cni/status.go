@@ -52,6 +52,12 @@ func (n *Network) Status(ctx context.Context) error {
 	return v.err
 }
 
+// Usable is Status without what plugins say.
+func (n *Network) Usable() error {
+	_, err := n.usable()
+	return err
+}
+
 func hasStatus(list *libcni.NetworkConfigList) bool {
 	ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "1.1.0")
 	return ok && err == nil

@@ -159,12 +159,8 @@ type idleNetwork struct{ *cni.Network }
 
 var errObserves = fmt.Errorf("this crishim only observes: %w", errdefs.ErrFailedPrecondition)
 
-func (n idleNetwork) Status(context.Context) error {
-	if n.Name() == "" {
-		return errors.Join(n.Problem(), fmt.Errorf("no usable network configuration: %w", errdefs.ErrUnavailable))
-	}
-	return nil
-}
+// Status is the daemon's, but that no plugin is asked for its own.
+func (n idleNetwork) Status(context.Context) error { return n.Usable() }
 
 func (idleNetwork) Add(context.Context, []cni.Attachment) ([]cni.Attachment, []string, error) {
 	return nil, nil, errObserves

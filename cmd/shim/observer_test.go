@@ -198,6 +198,26 @@ func TestIdleNetworkRunsNothing(t *testing.T) {
 	if err := idle.Status(t.Context()); !errdefs.IsUnavailable(err) {
 		t.Errorf("status without a configuration: %v", err)
 	}
+	config := filepath.Join(dir, "10.conf")
+	if err := os.WriteFile(config, []byte(`{"cniVersion":"1.1.0","name":"net","type":"plugin"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// A daemon with it is not ready, and so the node that is compared must not be.
+	if network, err = cni.New(cni.Options{ConfDir: dir, BinDirs: []string{dir}, CacheDir: filepath.Join(dir, "c"), OwedDir: filepath.Join(dir, "o")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := (idleNetwork{network}).Status(t.Context()); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "plugin plugin of") {
+		t.Errorf("status without the plugin: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "plugin"), []byte("#!/bin/false\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if network, err = cni.New(cni.Options{ConfDir: dir, BinDirs: []string{dir}, CacheDir: filepath.Join(dir, "c"), OwedDir: filepath.Join(dir, "o")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := (idleNetwork{network}).Status(t.Context()); err != nil {
+		t.Errorf("status with a plugin that must not be run: %v", err)
+	}
 	_, _, addErr := idle.Add(t.Context(), nil)
 	for name, err := range map[string]error{"Add": addErr, "Del": idle.Del(t.Context(), nil), "GC": idle.GC(t.Context(), nil), "Owe": idle.Owe(nil, ""), "SetPodCIDRs": idle.SetPodCIDRs(nil)} {
 		if !errdefs.IsFailedPrecondition(err) {
