@@ -149,16 +149,17 @@ func (a *authorizer) answer(ctx context.Context, challenges []string) (string, e
 	}
 	basic := false
 	for _, line := range challenges {
-		scheme, params := parseChallenge(line)
-		switch strings.ToLower(scheme) {
-		case "bearer":
-			token, err := a.token(ctx, params, credentials)
-			if err != nil {
-				return "", fmt.Errorf("get a token: %w", err)
+		for _, c := range parseChallenges(line) {
+			switch strings.ToLower(c.scheme) {
+			case "bearer":
+				token, err := a.token(ctx, c.params, credentials)
+				if err != nil {
+					return "", fmt.Errorf("get a token: %w", err)
+				}
+				return "Bearer " + token, nil
+			case "basic":
+				basic = true
 			}
-			return "Bearer " + token, nil
-		case "basic":
-			basic = true
 		}
 	}
 	if !basic || credentials.Username == "" {
@@ -199,8 +200,11 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 		client = a.own
 	}
 	resp, err := client.Do(req)
+	if inner := (*url.Error)(nil); errors.As(err, &inner) {
+		err = inner.Err // or it would be told as the registry's own
+	}
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("token server %s: %w", realm.Host, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
@@ -208,7 +212,7 @@ func (a *authorizer) token(ctx context.Context, params map[string]string, creden
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxToken+1))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("token server %s: %w", realm.Host, err)
 	}
 	var reply struct {
 		Token       string `json:"token"`
@@ -285,19 +289,36 @@ func sameSite(endpoint, realm *url.URL) bool {
 	return errA == nil && errB == nil && siteA == siteB
 }
 
-// parseChallenge reads one WWW-Authenticate value: a scheme and its parameters (RFC 9110, 11.6.1).
-func parseChallenge(line string) (scheme string, params map[string]string) {
-	scheme, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-	params = map[string]string{}
+// challenge is one way in which a server lets itself be asked: a scheme with its parameters.
+type challenge struct {
+	scheme string
+	params map[string]string
+}
+
+// parseChallenges reads a WWW-Authenticate value, which may have several challenges (RFC 9110, 11.6.1): a word that no "=" follows
+// begins the next one.
+func parseChallenges(line string) (all []challenge) {
 	for {
-		rest = strings.TrimLeft(rest, " \t,")
-		key, after, ok := strings.Cut(rest, "=")
-		if !ok {
-			return scheme, params
+		line = strings.TrimLeft(line, " \t,")
+		if line == "" {
+			return all
 		}
-		value := ""
-		value, rest = challengeValue(after)
-		params[strings.ToLower(strings.TrimSpace(key))] = value
+		end := strings.IndexAny(line, " \t,=\"")
+		if end < 0 {
+			end = len(line)
+		}
+		word, rest := line[:end], strings.TrimLeft(line[end:], " \t")
+		switch value, isParam := strings.CutPrefix(rest, "="); {
+		case isParam:
+			value, line = challengeValue(strings.TrimLeft(value, " \t"))
+			if len(all) > 0 {
+				all[len(all)-1].params[strings.ToLower(word)] = value
+			}
+		case word == "": // a text that is nobody's
+			_, line = challengeValue(rest)
+		default:
+			all, line = append(all, challenge{word, map[string]string{}}), rest
+		}
 	}
 }
 

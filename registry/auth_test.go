@@ -2,14 +2,19 @@ package registry
 
 import (
 	"crypto/tls"
+	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/containerd/errdefs"
 
 	"crishim/registry/hosts"
 )
@@ -69,13 +74,73 @@ func TestATokenServerIsNamedWithOrWithoutItsDefaultPort(t *testing.T) {
 	}
 }
 
-func TestParseChallenge(t *testing.T) {
-	scheme, params := parseChallenge(`Bearer realm="https://a/t?x=1,2",service="a \"b\"", scope=repository:x:pull`)
-	if scheme != "Bearer" || params["realm"] != "https://a/t?x=1,2" || params["service"] != `a "b"` || params["scope"] != "repository:x:pull" {
-		t.Fatalf("%s %v", scheme, params)
+func TestChallengesAreReadAsTheyAreWritten(t *testing.T) {
+	for line, want := range map[string][]challenge{
+		`Bearer realm="https://a/t?x=1,2",service="a \"b\"", scope=repository:x:pull`: {
+			{"Bearer", map[string]string{"realm": "https://a/t?x=1,2", "service": `a "b"`, "scope": "repository:x:pull"}},
+		},
+		// Several may be in one line.
+		`Basic realm="Registry", Bearer realm="https://a/t",service="s"`: {
+			{"Basic", map[string]string{"realm": "Registry"}}, {"Bearer", map[string]string{"realm": "https://a/t", "service": "s"}},
+		},
+		`Bearer Realm = "https://a/t" , service=s,Basic realm="Basic, in words"`: {
+			{"Bearer", map[string]string{"realm": "https://a/t", "service": "s"}}, {"Basic", map[string]string{"realm": "Basic, in words"}},
+		},
+		`Negotiate, Basic`:                  {{"Negotiate", nil}, {"Basic", nil}},
+		`Negotiate YWJj==, Basic realm="x"`: {{"Negotiate", map[string]string{"ywjj": "="}}, {"Basic", map[string]string{"realm": "x"}}},
+		"":                                  nil,
+		`=,=,"x" ,`:                         nil,
+		"Bearer":                            {{"Bearer", nil}},
+		`Bearer realm="`:                    {{"Bearer", map[string]string{"realm": ""}}},
+		`Bearer realm="a\`:                  {{"Bearer", map[string]string{"realm": `a\`}}},
+	} {
+		got := parseChallenges(line)
+		if !slices.EqualFunc(got, want, func(a, b challenge) bool { return a.scheme == b.scheme && maps.Equal(a.params, b.params) }) {
+			t.Errorf("%s: %v", line, got)
+		}
 	}
-	for _, line := range []string{"", "Bearer", `Bearer realm="`, "Basic =,=,", `Bearer realm="a\`} {
-		parseChallenge(line) // must end
+}
+
+// A registry may offer what it takes in one line, in any order: with a token it answers.
+func TestATokenIsGotWhicheverChallengeComesFirst(t *testing.T) {
+	for _, order := range []string{`Basic realm="x", Bearer realm="%s",service="s"`, `Bearer realm="%s",service="s", Basic realm="x"`} {
+		var reg *httptest.Server
+		reg = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.URL.Path == "/token":
+				_, _ = io.WriteString(w, `{"token":"t"}`)
+			case r.Header.Get("Authorization") != "Bearer t":
+				w.Header().Set("WWW-Authenticate", fmt.Sprintf(order, reg.URL+"/token"))
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+		}))
+		pull := pullFrom(t, reg, reg.URL)
+		u := pull.Open(DefaultStall)[0]
+		if resp, err := u.Get(t.Context(), http.MethodGet, Target{"manifests", "latest", ""}, nil); err != nil {
+			t.Errorf("%s: %v", order, err)
+		} else {
+			Discard(resp)
+		}
+		u.Close()
+		reg.Close()
+	}
+}
+
+// Where the token server does not answer, the registry is not what is to be looked at.
+func TestATokenServerThatIsAwayIsNamed(t *testing.T) {
+	away := httptest.NewServer(nil)
+	away.Close()
+	reg := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="`+strings.Replace(away.URL, "http:", "https:", 1)+`/token"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer reg.Close()
+	pull := pullFrom(t, reg, reg.URL)
+	u := pull.Open(DefaultStall)[0]
+	defer u.Close()
+	_, err := u.Get(t.Context(), http.MethodGet, Target{"manifests", "latest", ""}, nil)
+	if want := "get a token: token server " + strings.TrimPrefix(away.URL, "http://"); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v", err)
 	}
 }
 

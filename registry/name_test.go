@@ -46,13 +46,14 @@ func FuzzChallenge(f *testing.F) {
 	f.Add(`Basic realm="\\"`)
 	f.Add(`x =,,="`)
 	f.Fuzz(func(t *testing.T, line string) {
-		scheme, params := parseChallenge(line)
-		if strings.Contains(scheme, " ") {
-			t.Fatalf("scheme %q", scheme)
-		}
-		for key := range params {
-			if key != strings.ToLower(key) {
-				t.Fatalf("parameter %q", key)
+		for _, c := range parseChallenges(line) {
+			if c.scheme == "" || strings.ContainsAny(c.scheme, " ,=") {
+				t.Fatalf("scheme %q", c.scheme)
+			}
+			for key := range c.params {
+				if key != strings.ToLower(key) {
+					t.Fatalf("parameter %q", key)
+				}
 			}
 		}
 	})
