@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -51,6 +53,11 @@ type Endpoint struct {
 	auth       *authorizer
 	// Broken is set by an answer that broke off or did not come, so that the rest comes from another endpoint.
 	Broken atomic.Bool
+
+	// last says that there is no other that could be asked in place of waiting.
+	last bool
+	mu   sync.Mutex
+	busy time.Time // since when it wants to be asked later, and has answered nothing else
 }
 
 func newEndpoint(pull *Pull, endpoint *hosts.Endpoint, stall time.Duration) *Endpoint {
@@ -147,18 +154,73 @@ func (u *Endpoint) Get(ctx context.Context, method string, what Target, header h
 	client := &http.Client{Transport: u.transport, CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		return u.redirect(what, req, via)
 	}}
-	resp, err := u.auth.do(client, req)
-	if err != nil {
-		if !classed(err) && ctx.Err() == nil {
-			u.Break() // or each further request waited as long for a connection, or for an answer
+	for {
+		resp, err := u.auth.do(client, req)
+		if err != nil {
+			if !classed(err) && ctx.Err() == nil {
+				u.Break() // or each further request waited as long for a connection, or for an answer
+			}
+			return nil, u.Failed(err)
 		}
-		return nil, u.Failed(err)
+		later, busy := retryAfter(resp)
+		if !busy {
+			u.mu.Lock()
+			u.busy = time.Time{}
+			u.mu.Unlock()
+		}
+		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
+			return resp, nil
+		}
+		Discard(resp)
+		if busy && u.await(ctx, later) {
+			continue
+		}
+		err = statusError(resp.StatusCode)
+		if busy {
+			err = fmt.Errorf("%w (it wants to be asked again after %v)", err, later)
+		}
+		return nil, u.Failed(u.auth.refusal(err))
 	}
-	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
-		return resp, nil
+}
+
+// retryAfter is how long an answer wants to be left alone before it is asked for again, where it says so.
+func retryAfter(resp *http.Response) (later time.Duration, said bool) {
+	value := resp.Header.Get("Retry-After")
+	if value == "" || resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
+		return 0, false
 	}
-	Discard(resp)
-	return nil, u.Failed(u.auth.refusal(statusError(resp.StatusCode)))
+	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second, true
+	}
+	at, err := http.ParseTime(value)
+	return max(0, time.Until(at)).Round(time.Second), err == nil
+}
+
+// await waits before the endpoint is asked again, and says whether that is worth it: nobody else could be asked, the caller has as
+// long, and it wants no more than half of what an endpoint may be silent, all that it wanted since its last answer together.
+func (u *Endpoint) await(ctx context.Context, later time.Duration) bool {
+	if !u.last {
+		return false
+	}
+	later = max(later, time.Second) // or it would be asked all the time
+	u.mu.Lock()
+	if u.busy.IsZero() {
+		u.busy = time.Now()
+	}
+	until := u.busy.Add(u.stall / 2)
+	u.mu.Unlock()
+	if deadline, ok := ctx.Deadline(); ok && deadline.Before(until) {
+		until = deadline
+	}
+	if time.Until(until) < later {
+		return false
+	}
+	select {
+	case <-time.After(later):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // Failed names the endpoint, but no URL: those of redirects hold signatures.

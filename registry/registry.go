@@ -57,7 +57,9 @@ func (p *Pull) Open(stall time.Duration) []*Endpoint {
 	for i := range p.Config.Endpoints {
 		endpoints[i] = newEndpoint(p, &p.Config.Endpoints[i], stall)
 	}
-	if last := endpoints[len(endpoints)-1]; p.Patience > stall {
+	last := endpoints[len(endpoints)-1]
+	last.last = true
+	if p.Patience > stall {
 		last.transport.ResponseHeaderTimeout = p.Patience
 	}
 	return endpoints
