@@ -35,6 +35,16 @@ func TestAnEmptyFileIsTheDefaults(t *testing.T) {
 	}
 }
 
+// Some editors begin a file with a mark that nobody sees.
+func TestAByteOrderMarkIsPassedOver(t *testing.T) {
+	if c, err := load(t, "\ufeffroot_dir = \"/file\"\n"); err != nil || c.RootDir != "/file" {
+		t.Errorf("%v", err)
+	}
+	if errs := Default().decode("f", []byte("\ufeffroot_dir = 1\n")); len(errs) != 1 || !strings.HasPrefix(errs[0].Error(), "f:1: root_dir: ") {
+		t.Errorf("%v", errs)
+	}
+}
+
 func TestFlagsWinOverTheFileAndTheFileOverDefaults(t *testing.T) {
 	c, err := load(t, `
 root_dir = "/file"

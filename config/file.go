@@ -15,6 +15,7 @@ import (
 // decode reads the file into c and returns everything that is wrong with it: unknown keys and values of the wrong form.
 // Where it is no TOML at all only the first fault can be told.
 func (c *Config) decode(path string, data []byte) []error {
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) // some editors begin a file of UTF-8 with it
 	var wrong *toml.DecodeError
 	written := map[string]any{}
 	if err := toml.Unmarshal(data, &written); errors.As(err, &wrong) {

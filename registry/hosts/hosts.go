@@ -9,6 +9,7 @@
 package hosts
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/tls"
 	"crypto/x509"
@@ -188,6 +189,7 @@ type fileTable struct {
 // Parse reads a hosts.toml for registry. Relative file names are taken from dir. isDefault says that the file is that of
 // _default: a server in it then serves many registries, so none of their credentials belong to it.
 func Parse(data []byte, registry, dir string, isDefault bool) (*Config, error) {
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) // some editors begin a file of UTF-8 with it
 	var file fileTable
 	if err := toml.Unmarshal(data, &file); err != nil {
 		return nil, fmt.Errorf("parse: %w: %w", err, errdefs.ErrInvalidArgument)

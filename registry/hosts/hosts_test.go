@@ -69,6 +69,7 @@ func TestEndpoints(t *testing.T) {
 		{"the server of one registry is that as a mirror, too", "r.example", "server = \"https://its.example\"\n[host.\"https://its.example\"]\n", false, []string{"https://its.example/v2 pull resolve server", "https://its.example/v2 pull resolve server"}},
 		{"the registry with its port named, or in other letters, is the registry", "r.example", "[host.\"https://r.example:443\"]\n[host.\"https://R.Example\"]\n[host.\"https://r.example:444\"]\n", false, []string{"https://r.example:443/v2 pull resolve server", "https://R.Example/v2 pull resolve server", "https://r.example:444/v2 pull resolve", "https://r.example/v2 pull resolve server"}},
 		{"and without the port that references name", "r.example:443", "[host.\"https://r.example\"]\n", false, []string{"https://r.example/v2 pull resolve server", "https://r.example:443/v2 pull resolve server"}},
+		{"a byte order mark is passed over", "r.example", "\ufeff[host.\"https://m\"]\n", false, []string{"https://m/v2 pull resolve", "https://r.example/v2 pull resolve server"}},
 		{"a default file without a server leaves each its own", "r.example", "", true, []string{"https://r.example/v2 pull resolve server"}},
 	}
 	for _, tt := range tests {
