@@ -3,6 +3,7 @@ package native
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,6 +75,44 @@ func TestAHangingStartEndsWithItsPod(t *testing.T) {
 		t.Errorf("another pod's is %s", state)
 	}
 	b.removePod(t, other)
+}
+
+// A daemon that was killed in the midst of a start comes back while the monitor is at it still: the next start waits until that is taken
+// away, and is not told that the container is there.
+func TestAContainerStartsAfterACrashInTheMidstOfItsStart(t *testing.T) {
+	defer func(was time.Duration) { hangLimit = was }(hangLimit)
+	hangLimit = 300 * time.Millisecond
+	b := serving(t)
+	pod, s := b.runPod(t)
+	id, hook, giveUp := b.hangingStart(t, pod, s)
+	_ = giveUp()
+	b.die(t)
+	b.back(t)
+	oci, err := b.readBundle(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oci.Hooks = nil
+	if err := b.writeBundle(id, oci); err != nil {
+		t.Fatal(err)
+	}
+	asleep := 0
+	eventually(t, 20*time.Second, "the hook sleeps", func() bool {
+		child, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", hook, hook))
+		asleep, _ = strconv.Atoi(strings.TrimSpace(string(child)))
+		return err == nil && asleep > 0
+	})
+	started := make(chan error, 1)
+	go func() { _, err := b.StartContainer(t.Context(), id, nil); started <- err }()
+	time.Sleep(100 * time.Millisecond) // it has come to the monitor, mostly
+	kill(t, asleep)
+	if err := <-started; err != nil {
+		t.Errorf("the next start: %v", err)
+	}
+	if state := b.status(t, id).State; state != engine.ContainerRunning {
+		t.Errorf("it is %s", state)
+	}
+	b.removePod(t, pod)
 }
 
 // Rows: R03 (part)

@@ -91,19 +91,33 @@ func (e *Engine) startProcess(ctx context.Context, p *pod, c *container, client 
 }
 
 // run makes the container's process and lets it run, or restores it.
-func (e *Engine) run(ctx context.Context, p *pod, c *container, client *monitor.Client, oci json.RawMessage, args monitor.CreateArgs) (monitor.State, error) {
+func (e *Engine) run(ctx context.Context, p *pod, c *container, client *monitor.Client, oci json.RawMessage, args monitor.CreateArgs) (st monitor.State, err error) {
 	if c.Spec.Checkpoint != nil {
-		return e.restoreProcess(ctx, client, c, oci, args)
+		err = e.anew(ctx, client, c, func() (err error) { st, err = e.restoreProcess(ctx, client, c, oci, args); return err })
+		return st, err
 	}
-	created, err := e.createProcess(ctx, p, string(c.ID), oci, args)
+	var created monitor.State
+	err = e.anew(ctx, client, c, func() (err error) { created, err = e.createProcess(ctx, p, string(c.ID), oci, args); return err })
 	if err != nil {
 		return created, err
 	}
 	e.setBorn(c, created.CreatedAt)
 	e.allowSysfsWrites(p, c)
-	var started monitor.State
-	err = failpoint.Around("native.container.start", func() (err error) { started, err = client.Start(ctx, string(c.ID)); return err })
-	return started, err
+	err = failpoint.Around("native.container.start", func() (err error) { st, err = client.Start(ctx, string(c.ID)); return err })
+	return st, err
+}
+
+// anew has the monitor make the container's process. It may still be at one, of a start in whose midst the daemon before was killed, or
+// that could not be taken back: that goes first.
+func (e *Engine) anew(ctx context.Context, client *monitor.Client, c *container, makeProcess func() error) error {
+	err := makeProcess()
+	if !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	if err := e.deleteProcess(ctx, client, c); err != nil {
+		return fmt.Errorf("take away what an earlier start left: %w", err)
+	}
+	return makeProcess()
 }
 
 // allowSysfsWrites lets a privileged container, whose root file system is mounted by now, write to /sys: the pod's sysfs is
