@@ -223,7 +223,7 @@ func (c *container) Resume() error {
 	return nil
 }
 
-func (c *container) Checkpoint(*monitor.CheckpointArgs) error {
+func (c *container) Checkpoint(context.Context, *monitor.CheckpointArgs) error {
 	return fmt.Errorf("container %s: checkpoints are for the engine's own runtime: %w", c.id, errdefs.ErrNotImplemented)
 }
 

@@ -236,7 +236,8 @@ func (c *container) Resume() error {
 	return nil
 }
 
-func (c *container) Checkpoint(args *monitor.CheckpointArgs) error {
+func (c *container) Checkpoint(ctx context.Context, args *monitor.CheckpointArgs) error {
+	defer killCRIU(ctx)()
 	return criuError("dump", c.container.Checkpoint(&libcontainer.CriuOpts{
 		ImagesDirectory: args.ImagePath, WorkDirectory: args.WorkPath, LeaveRunning: args.LeaveRunning,
 		TcpEstablished: args.TCPEstablished, FileLocks: args.FileLocks, ManageCgroupsMode: "ignore",

@@ -4,15 +4,73 @@ package run
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
+
+// criuPatience is how long CRIU may go on with a checkpoint that nobody waits for any more: it ends well what it has begun with the
+// container's processes. One that hangs, on a disk or by a fault of its own, would keep them frozen, and the container from being
+// removed. Tests lower it.
+var criuPatience = time.Minute
+
+// killCRIU kills CRIU from criuPatience after the end of ctx on, until over is called.
+func killCRIU(ctx context.Context) (over func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		for pause := criuPatience; ; pause = killAgain {
+			select {
+			case <-done:
+				return
+			case <-time.After(pause):
+			}
+			for _, pid := range criuProcesses() {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+	})
+	return func() {
+		close(done)
+		if !stop() {
+			<-ended
+		}
+	}
+}
+
+// criuProcesses are our children that are CRIU. One of a container's that is called so, too, is in a cgroup of its own.
+func criuProcesses() (pids []int) {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil
+	}
+	tasks, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, task := range tasks {
+		data, _ := os.ReadFile(task)
+		for field := range strings.FieldsSeq(string(data)) {
+			name, err := os.ReadFile("/proc/" + field + "/comm")
+			if err != nil || string(name) != "criu\n" {
+				continue
+			}
+			cgroup, err := os.ReadFile("/proc/" + field + "/cgroup")
+			pid, perr := strconv.Atoi(field)
+			if err == nil && perr == nil && bytes.Equal(cgroup, own) {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
 
 // criuError adds what CRIU's log says of its reason, and whether CRIU is there at all. The operation is as in the log's name.
 func criuError(operation string, err error, work string) error {

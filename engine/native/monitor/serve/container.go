@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -343,9 +344,19 @@ func (c *container) move(name string, from, to monitor.Status, do func() error) 
 	return nil, nil
 }
 
-func (c *container) checkpoint(args *monitor.CheckpointArgs) (any, error) {
+func (c *call) checkpoint() (any, error) {
+	return withArgs(func(found *container, args *monitor.CheckpointArgs) (any, error) {
+		return found.checkpoint(c.gone(nil), args)
+	})(c)
+}
+
+// checkpoint has ctx end when its caller has left.
+func (c *container) checkpoint(ctx context.Context, args *monitor.CheckpointArgs) (any, error) {
 	c.op.Lock()
 	defer c.op.Unlock()
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("container %s: the caller has given up: %w", c.id, err)
+	}
 	if status := c.currentStatus(); status != monitor.StatusRunning && status != monitor.StatusPaused {
 		return nil, fmt.Errorf("container %s is %s, neither running nor paused: %w", c.id, status, errdefs.ErrFailedPrecondition)
 	}
@@ -354,7 +365,7 @@ func (c *container) checkpoint(args *monitor.CheckpointArgs) (any, error) {
 		return nil, err
 	}
 	defer leave()
-	return nil, c.step("checkpoint", func() error { return c.runtime.Checkpoint(args) })
+	return nil, c.step("checkpoint", func() error { return c.runtime.Checkpoint(ctx, args) })
 }
 
 // removeLeftover takes away what an earlier monitor left of a container.

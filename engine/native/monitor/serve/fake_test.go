@@ -38,6 +38,8 @@ type fakeRuntime struct {
 	// cloneFlags are of a container's processes. exec, unless it is nil, runs in the place of an exec, which fails with its error.
 	cloneFlags uintptr
 	exec       func(*fakeContainer) error
+	// checkpoint, unless it is nil, makes one.
+	checkpoint func(context.Context) error
 }
 
 type fakeSpec struct {
@@ -183,11 +185,17 @@ func (c *fakeContainer) PIDs() ([]int, error) {
 	return append([]int(nil), c.pids...), nil
 }
 
-func (c *fakeContainer) Update(json.RawMessage) error             { return nil }
-func (c *fakeContainer) Pause() error                             { return nil }
-func (c *fakeContainer) Resume() error                            { return nil }
-func (c *fakeContainer) Checkpoint(*monitor.CheckpointArgs) error { return errdefs.ErrNotImplemented }
-func (c *fakeContainer) CgroupPaths() map[string]string           { return map[string]string{"": "/fake"} }
+func (c *fakeContainer) Update(json.RawMessage) error   { return nil }
+func (c *fakeContainer) Pause() error                   { return nil }
+func (c *fakeContainer) Resume() error                  { return nil }
+func (c *fakeContainer) CgroupPaths() map[string]string { return map[string]string{"": "/fake"} }
+
+func (c *fakeContainer) Checkpoint(ctx context.Context, _ *monitor.CheckpointArgs) error {
+	if c.runtime.checkpoint != nil {
+		return c.runtime.checkpoint(ctx)
+	}
+	return errdefs.ErrNotImplemented
+}
 
 func (c *fakeContainer) OOMKills() (uint64, error) {
 	c.runtime.mu.Lock()

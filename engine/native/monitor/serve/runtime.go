@@ -66,7 +66,8 @@ type Container interface {
 	Update(resources json.RawMessage) error
 	Pause() error
 	Resume() error
-	Checkpoint(args *monitor.CheckpointArgs) error
+	// Checkpoint may end what it does once ctx has ended, some time after that: what it has begun is best ended well.
+	Checkpoint(ctx context.Context, args *monitor.CheckpointArgs) error
 	// OOMKills counts the processes killed for want of memory. NotifyOOM calls notify after each such event, with
 	// the count, until stop.
 	OOMKills() (uint64, error)

@@ -491,6 +491,32 @@ func TestErrorsKeepTheirClass(t *testing.T) {
 	}
 }
 
+// What makes a checkpoint may hang: it hears that nobody waits for it any more.
+func TestACheckpointHearsThatItsCallerHasLeft(t *testing.T) {
+	f := newFixture(t, nil)
+	began, left := make(chan struct{}), make(chan struct{})
+	f.runtime.checkpoint = func(ctx context.Context) error {
+		close(began)
+		<-ctx.Done()
+		close(left)
+		return ctx.Err()
+	}
+	f.run("a", f.args("a", "/bin/sleep", "1000"))
+	ctx, leave := context.WithCancel(f.ctx())
+	done := make(chan error, 1)
+	go func() { done <- f.Checkpoint(ctx, "a", &monitor.CheckpointArgs{}) }()
+	<-began
+	leave()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller: %v", err)
+	}
+	select {
+	case <-left:
+	case <-f.ctx().Done():
+		t.Error("it goes on for nobody")
+	}
+}
+
 func TestShutdownAndTheEndOfAnUncommittedMonitor(t *testing.T) {
 	f := newFixture(t, nil)
 	if err := f.Commit(f.ctx()); err != nil {

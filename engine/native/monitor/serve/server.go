@@ -152,7 +152,7 @@ func init() {
 		monitor.OpUpdate:     withArgs((*container).update),
 		monitor.OpPause:      onContainer((*container).pause),
 		monitor.OpResume:     onContainer((*container).resume),
-		monitor.OpCheckpoint: withArgs((*container).checkpoint),
+		monitor.OpCheckpoint: (*call).checkpoint,
 		monitor.OpDelete:     (*call).delete,
 		monitor.OpState:      onContainer(func(c *container) (any, error) { return c.state(), nil }),
 		monitor.OpList:       func(c *call) (any, error) { return c.server.states(), nil },
