@@ -103,6 +103,24 @@ exec /usr/sbin/runc "$@"
 	b.removePod(t, pod)
 }
 
+// A program that fails to remove a container, each time, keeps its pod from ending for some tries, and not for ever.
+func TestAPodWhoseOCIRuntimeRemovesNothingEnds(t *testing.T) {
+	const script = `#!/bin/sh
+case " $* " in *" delete "*) echo "it cannot be removed" >&2; exit 1;; esac
+exec /usr/sbin/runc "$@"
+`
+	program := filepath.Join(t.TempDir(), "runtime")
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := runcBench(t, func(o *Options) { o.Runtimes["runc"] = program })
+	b.serve(t)
+	pod, s := b.runPod(t, withRunc)
+	b.run(t, pod, s, "a", "sleep 1000")
+	eventually(t, 20*time.Second, "the pod ends", func() bool { return b.StopPod(t.Context(), pod) == nil })
+	b.removePod(t, pod)
+}
+
 // A program that is gone, as when its package was removed or has moved it, keeps no container and no pod from ending.
 func TestAPodWhoseOCIRuntimeIsGoneEnds(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "runtime")

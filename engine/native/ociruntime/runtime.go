@@ -16,7 +16,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -35,6 +37,9 @@ type Runtime struct {
 	Guard func(func() error) error
 
 	number atomic.Uint64 // of files
+
+	mu     sync.Mutex
+	failed map[string]int // how often a program could not remove a container
 }
 
 // The files of a container's folder.
@@ -100,6 +105,10 @@ func (c *cli) command(operation string, options ...string) *exec.Cmd {
 	return exec.Command(c.program, append(args, c.id)...)
 }
 
+// outputDelay is how long the output of a program that has ended is waited for: what it has left running, as a hook of the container's, may
+// hold it open for ever. Tests lower it.
+var outputDelay = 5 * time.Second
+
 // numbered is a file that no other call has.
 func (c *cli) numbered(name string) string {
 	return filepath.Join(c.dir, name+"-"+strconv.FormatUint(c.runtime.number.Add(1), 10))
@@ -116,12 +125,13 @@ func (c *cli) runUnguarded(cmd *exec.Cmd, do func() error) error {
 	_ = os.Remove(log) // of a monitor that died
 	defer func() { _ = os.Remove(log) }()
 	cmd.Args = slices.Insert(cmd.Args, 1, "--log", log, "--log-format", "json")
+	cmd.WaitDelay = outputDelay
 	var said bytes.Buffer
 	if cmd.Stderr == nil {
 		cmd.Stderr = &said
 	}
 	err := do()
-	if err == nil {
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // that is of one that has ended well
 		return nil
 	}
 	if exited := new(exec.ExitError); !errors.As(err, &exited) {
@@ -158,15 +168,39 @@ func lastLogged(path string) string {
 	return why
 }
 
+// removeTries is how often a program is asked to remove a container. One that fails each time would keep the pod from ending for ever:
+// the rest is then removed without it, the cgroup and the mounts by the daemon. What it keeps elsewhere may stay.
+const removeTries = 5
+
 // remove deletes what the program has of the container, and the folder.
 func (c *cli) remove() error {
 	// Without a state there is nothing that it could delete; some then fail, whatever the force.
 	if _, err := os.Stat(filepath.Join(c.dir, stateDir, c.id)); err == nil {
 		// What a program that is gone knew of has its cgroup and its mounts removed by the daemon.
 		if err := c.run(c.command("delete", "--force")); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove container %s: %w", c.id, err)
+			if c.runtime.failedToRemove(c.id) < removeTries {
+				return fmt.Errorf("remove container %s: %w", c.id, err)
+			}
+			fmt.Fprintf(os.Stderr, "container %s is removed without its OCI runtime, which cannot do it: %v\n", c.id, err)
 		}
 	}
 	// A runc of before 1.2 that was killed, with an exec that was given up or with its monitor, leaves its own program mounted here.
-	return mounttree.RemoveAll(c.dir)
+	if err := mounttree.RemoveAll(c.dir); err != nil {
+		return err
+	}
+	c.runtime.mu.Lock()
+	defer c.runtime.mu.Unlock()
+	delete(c.runtime.failed, c.id)
+	return nil
+}
+
+// failedToRemove counts another failure.
+func (r *Runtime) failedToRemove(id string) (times int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failed == nil {
+		r.failed = map[string]int{}
+	}
+	r.failed[id]++
+	return r.failed[id]
 }
