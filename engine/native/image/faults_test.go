@@ -1117,3 +1117,23 @@ func TestAPanicInALayerIsAnErrorOfItsPull(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A pull that panics has ended: it was told of, and counted, for ever.
+func TestAPullThatPanicsHasEnded(t *testing.T) {
+	reg := newSite(t, nil)
+	ref := reg.push(t, "app:v1", imageWith(t, layerOf(t, file("a", "content"))))
+	var told []Progress
+	s := newStore(t, func(o *Options) {
+		o.Changed = func() { panic("boom") }
+		o.Progress = func(p Progress) { told = append(told, p) }
+	})
+	if _, err := s.PullImage(t.Context(), &engine.PullSpec{Ref: ref}); !errdefs.IsInternal(err) || !strings.Contains(err.Error(), "boom") {
+		t.Fatalf("%v", err)
+	}
+	if c := s.Counts(); c.Running != 0 || c.Failed != 1 || c.Done != 0 {
+		t.Errorf("counted %+v", c)
+	}
+	if last := told[len(told)-1]; last.Phase != phaseFailed || last.Err == nil {
+		t.Errorf("told at last: %+v", last)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"crishim/engine"
+	"crishim/internal/flight"
 	"crishim/registry"
 )
 
@@ -36,11 +37,11 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 		return nil, err
 	}
 	for tries := 1; ; tries++ {
-		id, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, at *progress) (engine.ImageID, error) {
+		id, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, at *progress) (id engine.ImageID, err error) {
 			done := s.report(reference.FamiliarString(named), at, s.options.LogInterval)
-			id, err := s.pull(ctx, named, spec, at)
-			done(err)
-			return id, err
+			defer func() { done(err) }()
+			defer flight.Caught(&err) // or it would be told of for ever
+			return s.pull(ctx, named, spec, at)
 		})
 		if err != nil {
 			return nil, pullError(named, err)
