@@ -22,11 +22,12 @@ import (
 
 const (
 	maxConfigFile = 1 << 20
-	// helperTimeout bounds one call of a credential helper, which may ask a cloud.
-	helperTimeout = 30 * time.Second
 	// identityUser is the user name by which a credential helper says that its secret is an identity token.
 	identityUser = "<token>"
 )
+
+// helperTimeout bounds one call of a credential helper, which may ask a cloud. Tests shorten it.
+var helperTimeout = 30 * time.Second
 
 // NodeAuth are config.json files of Docker's form, with credential helpers; the first that knows a registry counts. In one
 // file an entry may be for a part of a registry ("quay.io/team"): as in the kubelet the longest counts that the repository lies
@@ -206,31 +207,34 @@ func (a *dockerAuth) credentials() (Credentials, error) {
 
 // askHelper runs docker-credential-NAME get (github.com/docker/docker-credential-helpers). One that has nothing for the
 // host ends with an error too; it is told apart from a broken one only by text, so that both mean no credentials, of which the one that
-// may be broken says why.
+// may be broken says why, as for one that is absent or does not answer.
 func askHelper(ctx context.Context, helper, host string) (Credentials, error) {
 	if strings.ContainsAny(helper, "/\x00") {
 		return Credentials{}, fmt.Errorf("%q is not the name of a credential helper: %w", helper, errdefs.ErrFailedPrecondition)
 	}
 	program, err := exec.LookPath("docker-credential-" + helper)
 	if err != nil {
-		return Credentials{}, fmt.Errorf("install the credential helper: %w: %w", err, errdefs.ErrFailedPrecondition)
+		return Credentials{Missing: fmt.Sprintf("install credential helper %s: %v", helper, err)}, nil
 	}
 	if host == "docker.io" {
 		host = DockerHubKey
 	}
-	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	patient, cancel := context.WithTimeout(ctx, helperTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "get")
+	cmd := exec.CommandContext(patient, program, "get")
 	cmd.Stdin = strings.NewReader(host + "\n")
 	cmd.WaitDelay = time.Second // its children may hold the output
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	err = cmd.Run()
-	if ctx.Err() != nil {
-		return Credentials{}, fmt.Errorf("credential helper %s did not answer: %w", helper, ctx.Err())
-	}
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil // it has answered, and left something running
+	}
+	switch {
+	case ctx.Err() != nil:
+		return Credentials{}, fmt.Errorf("credential helper %s did not answer: %w", helper, ctx.Err())
+	case patient.Err() != nil && err != nil:
+		return Credentials{Missing: fmt.Sprintf("credential helper %s did not answer within %v", helper, helperTimeout)}, nil
 	}
 	var reply struct{ Username, Secret string }
 	if err != nil {

@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -124,6 +127,29 @@ echo '{"Username":"u","Secret":"s"}'
 	}
 }
 
+// One that does not answer is no reason not to ask a registry either, unless the pull was given up meanwhile.
+func TestAHelperThatDoesNotAnswerIsGivenUp(t *testing.T) {
+	defer func(was time.Duration) { helperTimeout = was }(helperTimeout)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-slow"), []byte("#!/bin/sh\nexec sleep 1000\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	config := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(config, []byte(`{"credsStore":"slow"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	given, giveUp := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer giveUp()
+	if _, err := (NodeAuth{config}).Find(given, "reg.example", "app"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("given up: %v", err)
+	}
+	helperTimeout = 10 * time.Millisecond
+	if found, err := (NodeAuth{config}).Find(t.Context(), "reg.example", "app"); err != nil || !strings.Contains(found.Missing, "slow did not answer within 10ms") {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
+
 // A helper that fails is no reason not to ask a registry that may want no credentials; where it does, its words say why there are none.
 func TestAHelperThatFailsIsHeard(t *testing.T) {
 	dir := t.TempDir()
@@ -146,6 +172,7 @@ func TestAHelperThatFailsIsHeard(t *testing.T) {
 	defer reg.Close()
 	for helper, want := range map[string]string{
 		"broken": "the token of the role has expired", "silent": "no keyring", "none": "", "odd": "helper odd", "leaky": "helper leaky",
+		"not-installed": "docker-credential-not-installed",
 	} {
 		config := filepath.Join(dir, "config.json")
 		if err := os.WriteFile(config, []byte(fmt.Sprintf(`{"credsStore":%q}`, helper)), 0o600); err != nil {
