@@ -259,6 +259,9 @@ func (a *adoption) rollback(ctx context.Context) error {
 		for _, e := range backup.Edits {
 			_, _ = fmt.Fprintf(a.out, "put back %s\n", e.Path)
 		}
+		if err := kubeletfiles.Restorable(a.places.Root, backup.Edits); err != nil {
+			_, _ = fmt.Fprintf(a.out, "this cannot be done without --force, which puts the old files in the place of the others all the same: %s\n", plain(err))
+		}
 		_, _ = fmt.Fprintln(a.out, "put the old shim's links to Docker's logs in the place of crishim's logs, which wait beside them")
 		if node, err := survey.Read(ctx, a.c.Docker.Endpoint); err != nil {
 			_, _ = fmt.Fprintf(a.out, "whether the old shim can serve all pods is not known: %v\n", err)

@@ -23,7 +23,7 @@ func giveLogsBack(ctx context.Context, c *config.Config, out io.Writer) error {
 		conn, err := net.DialTimeout("unix", strings.TrimPrefix(endpoint, "unix://"), time.Second)
 		if err == nil {
 			_ = conn.Close()
-			return fmt.Errorf("crishim still answers on %s and writes the logs: stop it first: %w", endpoint, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("crishim still answers on %s and writes the logs: stop it first, and crishim.socket, which would start it again: %w", endpoint, errdefs.ErrFailedPrecondition)
 		}
 	}
 	node, err := survey.Read(ctx, c.Docker.Endpoint)

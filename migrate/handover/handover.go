@@ -123,9 +123,7 @@ func Switch(ctx context.Context, p *Plan, units Units, ready func(context.Contex
 	}
 	say(out, "failed: %v", err)
 	say(out, "going back")
-	undoing, cancel := context.WithTimeout(context.WithoutCancel(ctx), backLimit)
-	defer cancel()
-	if undoErr := Back(undoing, &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: units, GiveLogsBack: p.GiveLogsBack}, out); undoErr != nil {
+	if undoErr := Back(ctx, &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: units, GiveLogsBack: p.GiveLogsBack}, out); undoErr != nil {
 		return errors.Join(err, fmt.Errorf("going back failed too, try crishim adopt --rollback --yes: %w", undoErr))
 	}
 	return fmt.Errorf("%w; all was put back", err)
@@ -168,15 +166,23 @@ func carryOut(ctx context.Context, p *Plan, backup *kubeletfiles.Backup, units U
 	return step(out, "start "+Kubelet, units.Start(ctx, Kubelet))
 }
 
-// Back undoes the switch that a backup tells of, and removes the backup when all is as it was. It goes on past errors, so
-// that as much as can be is put back; it may be called again.
+// Back undoes the switch that a backup tells of, and removes the backup when all is as it was. Where a file is not as the switch left
+// it, it changes nothing while the kubelet runs. Else it goes on past errors and the end of ctx, so that as much as can be is put
+// back: ended halfway it would leave the node without a kubelet. It may be called again.
 func Back(ctx context.Context, u *Undo, out io.Writer) error {
 	defer undisturbed()()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), backLimit)
+	defer cancel()
 	backup, err := kubeletfiles.LoadBackup(u.BackupPath)
 	if err != nil {
 		return err
 	}
 	units := u.Units
+	if kubelet, _, err := units.State(ctx, Kubelet); err == nil && kubelet.Active && !u.Force {
+		if err := kubeletfiles.Restorable(u.Root, backup.Edits); err != nil {
+			return fmt.Errorf("some of the kubelet's files are not as the switch left them, nothing was changed: mend them, or use --force: %w", err)
+		}
+	}
 	was := map[string]kubeletfiles.UnitState{}
 	for _, u := range backup.Units {
 		was[u.Name] = u
@@ -191,7 +197,14 @@ func Back(ctx context.Context, u *Undo, out io.Writer) error {
 	if _, known := was[CrishimSocket]; !known { // to a backup of an earlier version
 		was[CrishimSocket] = kubeletfiles.UnitState{Active: socket.Enabled, Enabled: socket.Enabled}
 	}
+	again := map[string]bool{} // old units that run already, as after a way back that was not through
 	if !was[Crishim].Active {
+		for _, name := range oldUnits { // they may answer where crishim did, and must link no log meanwhile
+			if unit, _, err := units.State(ctx, name); err == nil && unit.Active {
+				again[name] = true
+				try("stop "+name, units.Stop(ctx, name))
+			}
+		}
 		if socket.Active { // it would start the service again
 			try("stop "+CrishimSocket, units.Stop(ctx, CrishimSocket))
 		}
@@ -219,7 +232,7 @@ func Back(ctx context.Context, u *Undo, out io.Writer) error {
 		}
 	}
 	for _, name := range oldUnits { // the socket before its service
-		if was[name].Active {
+		if was[name].Active || again[name] {
 			try("start "+name, units.Start(ctx, name))
 		}
 	}

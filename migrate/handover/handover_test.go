@@ -264,6 +264,7 @@ func TestAFailedSwitchIsUndone(t *testing.T) {
 	}
 }
 
+// A file that was edited since, as by an upgrade of kubeadm's, is seen before the kubelet is stopped that runs on it.
 func TestForeignEditsStopTheWayBack(t *testing.T) {
 	p, s := node(t)
 	if err := Switch(t.Context(), p, s, ready, &bytes.Buffer{}); err != nil {
@@ -272,11 +273,83 @@ func TestForeignEditsStopTheWayBack(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(p.Root, "kubeadm-flags.env"), []byte("somebody's\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s}, &bytes.Buffer{}); !errdefs.IsConflict(err) || s.units[Kubelet].Active {
-		t.Errorf("err = %v, kubelet active %t", err, s.units[Kubelet].Active)
+	switched, did := s.states(), len(s.did)
+	if err := Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s}, &bytes.Buffer{}); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), "kubeadm-flags.env") {
+		t.Errorf("err = %v", err)
+	}
+	if s.states() != switched || len(s.did) != did {
+		t.Errorf("it did %q, and the units are\n%s", s.did[did:], s.states())
+	}
+	if _, err := os.Stat(filepath.Join(p.Root, "added.conf")); err != nil {
+		t.Errorf("another file was taken away: %v", err)
+	}
+	// One that does not run gains nothing by that: what can be put back is.
+	s.units[Kubelet].Active = false
+	if err := Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s}, &bytes.Buffer{}); !errdefs.IsConflict(err) || s.units[Kubelet].Active || !s.units["cri-docker.service"].Active {
+		t.Errorf("err = %v, the units are\n%s", err, s.states())
 	}
 	if err := Back(t.Context(), &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s, Force: true}, &bytes.Buffer{}); err != nil || text(t, p) != "old\n" || !s.units[Kubelet].Active {
 		t.Errorf("by force: %v, %q", err, text(t, p))
+	}
+}
+
+// impatient is a systemd whose first step is interrupted by who typed the command.
+type impatient struct {
+	*systemd
+	interrupt func()
+}
+
+func (i impatient) Stop(ctx context.Context, name string) error {
+	i.interrupt()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return i.systemd.Stop(ctx, name)
+}
+
+// Interrupted halfway the way back would leave the kubelet stopped, and no shim running: it goes on to its end.
+func TestAnInterruptStopsNoWayBackHalfway(t *testing.T) {
+	p, s := node(t)
+	before := s.states()
+	if err := Switch(t.Context(), p, s, ready, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	undo := &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: impatient{s, interrupt}, GiveLogsBack: func(ctx context.Context) error { return ctx.Err() }}
+	if err := Back(ctx, undo, io.Discard); err != nil {
+		t.Error(err)
+	}
+	if s.states() != before || text(t, p) != "old\n" {
+		t.Errorf("the node is now\n%s\n%q", s.states(), text(t, p))
+	}
+}
+
+// A way back that was not through has started the old shim, which may answer on a socket that crishim had, too: the next one gives the
+// logs back while nobody serves.
+func TestTheOldShimDoesNotServeWhileLogsAreGivenBack(t *testing.T) {
+	p, s := node(t)
+	before := s.states()
+	if err := Switch(t.Context(), p, s, ready, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	given := 0
+	undo := &Undo{Root: p.Root, BackupPath: p.BackupPath, Units: s, GiveLogsBack: func(context.Context) error {
+		if given++; s.units["cri-docker.socket"].Active || s.units["cri-docker.service"].Active {
+			t.Errorf("the old shim serves at try %d", given)
+		}
+		if given == 1 {
+			return errors.New("no Docker Engine answers")
+		}
+		return nil
+	}}
+	if err := Back(t.Context(), undo, io.Discard); err == nil {
+		t.Error("a failure is not told")
+	}
+	if err := Back(t.Context(), undo, io.Discard); err != nil || given != 2 {
+		t.Errorf("%v, given back %d times", err, given)
+	}
+	if now := s.states(); now != before {
+		t.Errorf("the units are\n%s\nthey were\n%s", now, before)
 	}
 }
 

@@ -84,6 +84,31 @@ func Apply(root string, edits []Edit) error {
 	return nil
 }
 
+// Restorable says which files Restore would leave alone without force (ErrConflict). It changes nothing.
+func Restorable(root string, edits []Edit) error {
+	var errs []error
+	for _, e := range edits {
+		now, err := os.ReadFile(filepath.Join(root, e.Path))
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && e.New:
+		case errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, gone(e.Path))
+		case err != nil:
+			errs = append(errs, err)
+		case string(now) == e.After, string(now) == e.Before && !e.New:
+		default:
+			errs = append(errs, changed(e.Path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func gone(path string) error { return fmt.Errorf("%s is gone: %w", path, errdefs.ErrConflict) }
+
+func changed(path string) error {
+	return fmt.Errorf("%s was changed by somebody else meanwhile: %w", path, errdefs.ErrConflict)
+}
+
 // Restore puts the old files back below root. A file that somebody has changed since is left alone (ErrConflict), the
 // others are restored; force restores it too. What is restored already is fine.
 func Restore(root string, edits []Edit, force bool) error {
@@ -108,7 +133,7 @@ func replace(root, path, from, to string, mode fs.FileMode, absent, force bool) 
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if !absent && !force {
-			return fmt.Errorf("%s is gone: %w", path, errdefs.ErrConflict)
+			return gone(path)
 		}
 		if err := makeFolder(filepath.Dir(on)); err != nil {
 			return err
@@ -118,7 +143,7 @@ func replace(root, path, from, to string, mode fs.FileMode, absent, force bool) 
 	case string(now) == to:
 		return nil
 	case (absent || string(now) != from) && !force:
-		return fmt.Errorf("%s was changed by somebody else meanwhile: %w", path, errdefs.ErrConflict)
+		return changed(path)
 	}
 	owner, _ := os.Stat(on)
 	if err := atomicfile.Write(on, []byte(to), mode); err != nil {
@@ -154,7 +179,7 @@ func remove(root string, e Edit, force bool) error {
 		return err
 	}
 	if string(now) != e.After && !force {
-		return fmt.Errorf("%s was changed by somebody else meanwhile: %w", e.Path, errdefs.ErrConflict)
+		return changed(e.Path)
 	}
 	if err := os.Remove(on); err != nil {
 		return err
