@@ -200,8 +200,26 @@ func (x *examination) adoption() {
 	if o.NetworkMode == "cni" && !slices.Contains(o.AdoptCaches, s.CacheDir) {
 		x.find(Do, "adopt-caches", s.CacheDir, "the results of CNI are not looked for there: pods would be taken down by today's configuration", fmt.Sprintf("adopt.cni_cache_dirs: add %q", s.CacheDir))
 	}
-	if shim := x.report.Kubelet.Shim; shim != o.Compatibility && (shim == "dockershim" || shim == "cri-dockerd") {
+	shim := x.report.Kubelet.Shim
+	switch {
+	case shim != "dockershim" && shim != "cri-dockerd":
+	case shim == o.Compatibility:
+		x.wayBack(shim)
+	default:
 		x.find(Note, "no-way-back", "compatibility", "pods that crishim makes could not be taken back by "+shim+" after a rollback; those that it takes over could", fmt.Sprintf("compatibility = %q, until you need no way back", shim))
+	}
+}
+
+// wayBack: what is kept for the old shim must be where it looks.
+func (x *examination) wayBack(shim string) {
+	o, s := x.node.Own, x.node.Shim
+	if o.CompatibilityRoot != "" && o.CompatibilityRoot != s.Root {
+		x.find(Note, "no-way-back", "compatibility_root", fmt.Sprintf("the checkpoints of pods that crishim makes would be in %s, and %s looks for them in %s: after a rollback it would not know their host ports", o.CompatibilityRoot, shim, s.Root),
+			fmt.Sprintf("compatibility_root = %q", s.Root))
+	}
+	if o.NetworkMode == "cni" && o.CNICacheDir != "" && o.CNICacheDir != s.CacheDir {
+		x.find(Note, "no-way-back", "network.cache_dir", fmt.Sprintf("the results of CNI of pods that crishim makes would be in %s, and %s looks for them in %s: after a rollback it would take them down without", o.CNICacheDir, shim, s.CacheDir),
+			fmt.Sprintf("network.cache_dir: cache_dir = %q", s.CacheDir))
 	}
 }
 

@@ -259,6 +259,8 @@ func TestOneThingIsFound(t *testing.T) {
 		{"do adopt-roots", ToDo, func(_ *testing.T, n *Node) { n.Shim.Root = "/elsewhere" }},
 		{"do adopt-caches", ToDo, func(_ *testing.T, n *Node) { n.Shim.CacheDir = "/elsewhere" }},
 		{"note no-way-back", Ready, func(_ *testing.T, n *Node) { n.Own.Compatibility = "" }},
+		{"note no-way-back", Ready, func(_ *testing.T, n *Node) { n.Own.CompatibilityRoot = "/elsewhere" }},
+		{"note no-way-back", Ready, func(_ *testing.T, n *Node) { n.Own.CNICacheDir = "/elsewhere" }},
 		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Docker.Containers[0].NetworkMode = "default" }},
 		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Own.NetworkMode = "docker-bridge" }},
 		{"do pod-not-adopted", ToDo, func(_ *testing.T, n *Node) { n.Docker.Containers[0].NetworkMode = "overlay" }},

@@ -65,7 +65,11 @@ func Gather(ctx context.Context, c *config.Config, places Places) *Node {
 func ownSettings(c *config.Config) Own {
 	o := Own{SeccompDir: c.SeccompDir, Engine: c.Engine, RuntimeName: c.RuntimeName, Listen: c.Listen, NetworkMode: c.Network.Mode, ConfDir: c.Network.ConfDir, BinDirs: c.Network.BinDirs,
 		Pause: c.Images.Pause, ContainerLog: c.DockerLog(),
-		AdoptRoots: c.Adopt.Roots, AdoptCaches: c.Adopt.CNICacheDirs, Compatibility: c.Compatibility, RegistryDirs: c.Images.RegistryDirs}
+		AdoptRoots: slices.Clone(c.Adopt.Roots), AdoptCaches: append(slices.Clone(c.Adopt.CNICacheDirs), c.CNICacheDir()), // its own are read, too
+		Compatibility: c.Compatibility, CompatibilityRoot: c.ShimRoot(), CNICacheDir: c.CNICacheDir(), RegistryDirs: c.Images.RegistryDirs}
+	if root := c.ShimRoot(); root != "" {
+		o.AdoptRoots = append(o.AdoptRoots, root)
+	}
 	if o.RuntimeName == "" {
 		o.RuntimeName = "docker" // what the docker engine's first start takes
 	}

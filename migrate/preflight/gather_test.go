@@ -142,6 +142,35 @@ func TestKeptOldShimsLogsAreDockers(t *testing.T) {
 	}
 }
 
+// An old shim with folders of its own gets them by the settings of the way back alone, by which its files are found, too.
+func TestFoldersOfTheWayBackAreReadToo(t *testing.T) {
+	node := func(change func(c *config.Config)) []Finding {
+		c := config.Default()
+		c.Engine, c.Compatibility = "docker", "dockershim"
+		change(c)
+		n := readyNode(t)
+		n.Shim = Shim{Root: "/data/dockershim", CacheDir: "/data/cni"}
+		n.Own = ownSettings(c)
+		n.Own.Listen = []string{socket}
+		return Examine(n).Findings
+	}
+	of := func(findings []Finding) (ids []string) {
+		for _, f := range findings {
+			if strings.HasPrefix(f.ID, "adopt-") || f.ID == "no-way-back" {
+				ids = append(ids, f.ID)
+			}
+		}
+		return ids
+	}
+	if got := of(node(func(*config.Config) {})); !slices.Equal(got, []string{"adopt-roots", "adopt-caches", "no-way-back", "no-way-back"}) {
+		t.Errorf("with the default folders: %q", got)
+	}
+	got := of(node(func(c *config.Config) { c.CompatibilityRoot, c.Network.CacheDir = "/data/dockershim", "/data/cni" }))
+	if len(got) > 0 {
+		t.Errorf("with the shim's own: %q", got)
+	}
+}
+
 // dockerd does not start with such a file.
 func TestLogOptionsThatAreNoTextsAreTold(t *testing.T) {
 	root := t.TempDir()

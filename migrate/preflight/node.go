@@ -97,10 +97,13 @@ type Own struct {
 	Pause        string   `json:"pause"`
 	ContainerLog string   `json:"containerLog"`
 	SeccompDir   string   `json:"seccompDir"`
-	// AdoptRoots and AdoptCaches are where old shims' files are read, Compatibility the shim that can take pods back.
-	AdoptRoots    []string `json:"adoptRoots"`
-	AdoptCaches   []string `json:"adoptCaches"`
-	Compatibility string   `json:"compatibility,omitempty"`
+	// AdoptRoots and AdoptCaches are where old shims' files are read, Compatibility the shim that can take pods back, which is to find
+	// what it needs of them in the two folders after it.
+	AdoptRoots        []string `json:"adoptRoots"`
+	AdoptCaches       []string `json:"adoptCaches"`
+	Compatibility     string   `json:"compatibility,omitempty"`
+	CompatibilityRoot string   `json:"compatibilityRoot,omitempty"`
+	CNICacheDir       string   `json:"cniCacheDir,omitempty"`
 	// RegistryDirs are where mirrors and certificates of registries are read.
 	RegistryDirs []string `json:"registryDirs,omitempty"`
 }
