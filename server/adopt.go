@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
@@ -66,7 +67,19 @@ func (s *Server) adoptAll(ctx context.Context, engineName string) {
 func (s *Server) adoptOrphans(ctx context.Context, engineName string) {
 	known := func(id engine.PodID) bool { _, ok := s.store.Pod(id); return ok }
 	for _, pod := range s.opts.Adopter.Orphans(ctx, engineName, known) {
-		if err := s.store.PutPod(pod); err != nil {
+		// The engine was listed a while ago: what an old shim, or a call to an engine that came late, makes meanwhile is no orphan.
+		_, err := s.engines[engineName].PodStatus(ctx, pod.ID)
+		if err == nil {
+			continue
+		}
+		if errdefs.IsNotFound(err) {
+			err = s.store.PutPod(pod)
+		}
+		for errdefs.IsAlreadyExists(err) && !known(pod.ID) { // one of its name that an earlier start found, and that is not removed yet
+			pod.Spec.Key.Attempt++
+			err = s.store.PutPod(pod)
+		}
+		if err != nil {
 			klog.ErrorS(err, "A pod that is gone from the engine, and whose network is not, is not recorded; the next start tries again", "id", pod.ID)
 			continue
 		}

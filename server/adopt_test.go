@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -617,4 +618,63 @@ func TestAPrivilegedPodWhoseRecordWasLostGetsPrivilegedContainers(t *testing.T) 
 	}
 	f.network.attached = map[string]bool{} // the fixture's own
 	f.nothingLeft()
+}
+
+// orphans is an adopter that finds pods of which the engine has nothing any more.
+type orphans struct {
+	*fakeAdopter
+	find func() []state.Pod
+}
+
+func (a *orphans) Orphans(context.Context, string, func(engine.PodID) bool) []state.Pod {
+	return a.find()
+}
+
+func (f *fixture) orphan(id engine.PodID, name string) state.Pod {
+	return state.Pod{
+		ID: id, Engine: f.engine.Name(), CreatedAt: time.Now(), Phase: state.PhaseStopping, Returned: true, Adopted: true,
+		Spec: engine.PodSpec{Key: engine.PodKey{Name: name, Namespace: "default"}}, Network: state.Network{Done: true},
+	}
+}
+
+// An old shim, and a call to an engine that came late, makes pods while the start looks for what is left of others: the checkpoint of
+// such a one is younger than the engine's list. Taken for an orphan's it would have the kubelet stop a pod that runs.
+func TestAPodThatIsMadeWhileOrphansAreLookedForIsNone(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	var pod engine.PodID
+	var container engine.ContainerID
+	f.options = func(o *Options) {
+		o.Adopter = &orphans{&fakeAdopter{t: t}, func() []state.Pod {
+			pod, container = f.byAnother("late")
+			return []state.Pod{f.orphan(pod, "late")}
+		}}
+	}
+	f.start()
+	f.waitAdopted(pod, container)
+}
+
+// A checkpoint knows no UID, so that those of one name are told apart by attempts: also from one that an earlier start has found and
+// that waits for its removal still.
+func TestOrphansOfOneNameAreListedAlsoOfTwoStarts(t *testing.T) {
+	f := newFixture(t)
+	ids := []string{strings.Repeat("1", 64), strings.Repeat("2", 64)}
+	for i, id := range ids {
+		f.stop()
+		f.options = func(o *Options) {
+			o.Adopter = &orphans{&fakeAdopter{t: t}, func() []state.Pod { return []state.Pod{f.orphan(engine.PodID(id), "web")} }}
+		}
+		f.start()
+		list, err := f.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var listed []string
+		for _, item := range list.Items {
+			listed = append(listed, item.Id)
+		}
+		if !slices.Equal(listed, ids[:i+1]) {
+			t.Errorf("after start %d: %q", i+1, listed)
+		}
+	}
 }
