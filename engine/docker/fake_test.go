@@ -391,6 +391,22 @@ func TestTheLogSaysWhatAnswers(t *testing.T) {
 	}
 }
 
+// An engine that comes back and is of no use yet is away for another cause than before, under the same reason: an operator who started it
+// is not told any more that nothing listens on its socket.
+func TestWhyAnEngineIsAwayIsToldAnew(t *testing.T) {
+	f := newAbsentFake(t)
+	f.setFail("/info", http.StatusInternalServerError, `{"message":"no space left on device"}`)
+	_, sink := watched(t, f.socket, nil)
+	eventually(t, 30*time.Second, "it is told", func() bool { return sink.last().Reason == reasonUnavailable })
+	f.listen(t)
+	eventually(t, 30*time.Second, "the new cause is told", func() bool {
+		h := sink.last()
+		return h.Reason == reasonUnavailable && strings.Contains(h.Message, "no space left on device")
+	})
+	f.setFail("/info", 0, "")
+	sink.waitReady(t)
+}
+
 // Rows: R09
 func TestChangedEngineIsNotReady(t *testing.T) {
 	f := newFake(t)

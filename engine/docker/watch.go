@@ -99,8 +99,10 @@ func (e *Engine) Watch(ctx context.Context, sink engine.Sink) error {
 			next.Reason = why.reason
 		}
 		if !told || health.Ready || health.Reason != next.Reason {
-			health, told = next, true
 			klog.InfoS("Docker Engine is away", "reason", next.Reason, "err", err)
+		}
+		if !told || health != next { // it may be there again, and of no use for another cause
+			health, told = next, true
 			sink.Health(health)
 		}
 		if time.Since(started) > 10*time.Second {
