@@ -117,6 +117,9 @@ func snapshots(before, after snapshot) *Result {
 		case !inNew:
 			r.Differences = append(r.Differences, Difference{Object: a.name, Old: "there", New: "missing", Decides: true})
 			continue
+		case !inOld && ended(b):
+			r.Differences = append(r.Differences, Difference{Object: b.name, Old: "missing", New: "there, and has ended"})
+			continue
 		case !inOld:
 			r.Differences = append(r.Differences, Difference{Object: b.name, Old: "missing", New: "there", Decides: true})
 			continue
@@ -133,6 +136,13 @@ func snapshots(before, after snapshot) *Result {
 	}
 	slices.SortStableFunc(r.Differences, func(a, b Difference) int { return cmp.Compare(rank(a), rank(b)) })
 	return r
+}
+
+// ended says that a pod or container does not run any more. One that only the new shim knows is of its records of an earlier switch, and was
+// removed under the old shim since: the kubelet collects it, and runs nothing in its place.
+func ended(o object) bool {
+	state := flat(o.message)["state"]
+	return state == "SANDBOX_NOTREADY" || state == "CONTAINER_EXITED"
 }
 
 func rank(d Difference) int {

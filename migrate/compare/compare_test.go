@@ -153,6 +153,31 @@ func TestWhatNoKubeletReadsInAStateDoesNotDecide(t *testing.T) {
 	}
 }
 
+// A node that was switched before, and back, is switched again: pods that the old shim has ended and removed since are on record still.
+// The kubelet removes them once more, and the switch must not be refused for each.
+func TestWhatEndedBetweenTwoSwitchesDoesNotDecide(t *testing.T) {
+	was, is := newShim(), newShim()
+	is.pods = append(is.pods, &runtimeapi.PodSandboxStatus{Id: "p0", Metadata: &runtimeapi.PodSandboxMetadata{Name: "gone"}, State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY})
+	is.containers = append(is.containers, &runtimeapi.ContainerStatus{Id: "c0", Metadata: &runtimeapi.ContainerMetadata{Name: "gone"}, State: runtimeapi.ContainerState_CONTAINER_EXITED})
+	a, b := asSnapshot(t, was), asSnapshot(t, is)
+	if r := snapshots(a, b); !r.Same() || len(r.Differences) != 2 {
+		t.Errorf("result %+v", r)
+	}
+	if r := snapshots(b, a); r.Same() || len(r.Differences) != 2 {
+		t.Errorf("what only the old shim tells of: %+v", r)
+	}
+	for _, state := range []runtimeapi.ContainerState{runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_CREATED, runtimeapi.ContainerState_CONTAINER_UNKNOWN} {
+		is.containers[1].State = state
+		if r := snapshots(a, asSnapshot(t, is)); r.Same() {
+			t.Errorf("a container that is %s: %+v", state, r)
+		}
+	}
+	is.containers, is.pods[1].State = was.containers, runtimeapi.PodSandboxState_SANDBOX_READY
+	if r := snapshots(a, asSnapshot(t, is)); r.Same() {
+		t.Errorf("a pod that is ready: %+v", r)
+	}
+}
+
 func TestWhatTheKubeletDecidesByMustBeEqual(t *testing.T) {
 	for field, change := range map[string]func(*shim){
 		"network.ip":       func(s *shim) { s.pods[0].Network.Ip = "" },
