@@ -39,9 +39,10 @@ func (s *Store) PullImage(ctx context.Context, spec *engine.PullSpec) (*engine.I
 	}
 	img, err := s.pulls.Do(ctx, key, spec.NoProgress, func(ctx context.Context, p *progress) (*engine.Image, error) {
 		ref := reference.FamiliarString(named)
-		stop := p.logEvery(s.options.LogInterval, ref)
-		img, err := s.pull(ctx, named, spec, p)
-		stop()
+		img, err := func() (*engine.Image, error) {
+			defer p.logEvery(s.options.LogInterval, ref)() // a pull that panics is not said to go on
+			return s.pull(ctx, named, spec, p)
+		}()
 		if err == nil {
 			p.logEnd(ref, img.ID, pulledDigest(s.finished(img), named))
 		}
