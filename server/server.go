@@ -143,6 +143,7 @@ func New(opts Options, engines []engine.Engine, store *state.Store, network Netw
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageSize),
 		grpc.MaxSendMsgSize(maxMessageSize),
+		grpc.WriteBufferSize(writeBuffer),
 		grpc.MaxConcurrentStreams(maxConcurrentRPCs),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.ForceServerCodecV2(newCodec()),

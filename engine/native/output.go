@@ -111,12 +111,12 @@ func capacity(pipe *os.File) int {
 
 var napping = make(chan struct{}, runtime.NumCPU())
 
-// nap is some 70 µs, in which a program writes what a pipe holds. By the kernel, as time.Sleep takes up to a millisecond
+// nap is some 150 µs, in which a program writes what a pipe holds. By the kernel, as time.Sleep takes up to a millisecond
 // where nothing else is to do; it costs a thread meanwhile, so that of many streams only a few take one.
 func nap() {
 	select {
 	case napping <- struct{}{}:
-		short := unix.NsecToTimespec(int64(20 * time.Microsecond))
+		short := unix.NsecToTimespec(int64(100 * time.Microsecond))
 		_ = unix.Nanosleep(&short, nil)
 		<-napping
 	default:
