@@ -288,7 +288,7 @@ func pointers[V any](views []V) []*V {
 func sharedParents(pods []state.PodView) map[string]bool {
 	owner, shared := make(map[string]string, len(pods)), map[string]bool{}
 	for i := range pods {
-		parent, uid := pods[i].Spec.CgroupParent, pods[i].Spec.Key.UID
+		parent, uid := podCgroup(&pods[i]), pods[i].Spec.Key.UID
 		if pods[i].State != engine.PodReady || parent == "" {
 			continue
 		}
@@ -300,6 +300,14 @@ func sharedParents(pods []state.PodView) map[string]bool {
 	return shared
 }
 
+// podCgroup is the cgroup that was asked for as the parent of the pod's, "" where none was. The spec has its name in several spellings.
+func podCgroup(p *state.PodView) string {
+	if p.Spec.CgroupParent == "" {
+		return ""
+	}
+	return stats.ParentCgroup(p.Status.CgroupPath)
+}
+
 func (s *Server) podTarget(p *state.PodView, containers []*state.ContainerView, shared map[string]bool) stats.PodTarget {
 	target := stats.PodTarget{
 		PodID: string(p.ID), PodName: p.Spec.Key.Name, Namespace: p.Spec.Key.Namespace, UID: p.Spec.Key.UID, Attempt: p.Spec.Key.Attempt,
@@ -307,8 +315,8 @@ func (s *Server) podTarget(p *state.PodView, containers []*state.ContainerView, 
 		PauseCgroup: p.Status.CgroupPath, PID: p.Status.PID,
 		HostNetwork: p.Spec.Namespaces.Network == engine.NamespaceNode, StartedAt: p.CreatedAt,
 	}
-	if p.Spec.CgroupParent != "" && !shared[p.Spec.CgroupParent] {
-		target.CgroupPath = stats.ParentCgroup(p.Status.CgroupPath)
+	if parent := podCgroup(p); !shared[parent] {
+		target.CgroupPath = parent
 	}
 	for _, c := range containers {
 		if c.State == engine.ContainerRunning {

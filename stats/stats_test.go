@@ -349,10 +349,12 @@ func TestTheSpecMetricOfSwapIsTheLimitInEffect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range got.ContainerMetrics[0].Metrics {
-			if m.Name == "container_spec_memory_swap_limit_bytes" && m.Value.Value != limits.want {
-				t.Errorf("memory %d, swap %d: the metric says %d, want %d", limits.memory, limits.swap, m.Value.Value, limits.want)
-			}
+		i := slices.IndexFunc(got.ContainerMetrics[0].Metrics, func(m *runtimeapi.Metric) bool { return m.Name == "container_spec_memory_swap_limit_bytes" })
+		if i < 0 {
+			t.Fatal("there is no such metric")
+		}
+		if got := got.ContainerMetrics[0].Metrics[i].Value.Value; got != limits.want {
+			t.Errorf("memory %d, swap %d: the metric says %d, want %d", limits.memory, limits.swap, got, limits.want)
 		}
 	}
 }

@@ -255,11 +255,15 @@ func (a *adoption) rollback(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	force, err := a.fs.GetBool("force")
+	if err != nil {
+		return err
+	}
 	if !a.yes {
 		for _, e := range backup.Edits {
 			_, _ = fmt.Fprintf(a.out, "put back %s\n", e.Path)
 		}
-		if err := kubeletfiles.Restorable(a.places.Root, backup.Edits); err != nil {
+		if err := kubeletfiles.CheckEdits(a.places.Root, backup.Edits); err != nil && !force {
 			_, _ = fmt.Fprintf(a.out, "this cannot be done without --force, which puts the old files in the place of the others all the same: %s\n", plain(err))
 		}
 		_, _ = fmt.Fprintln(a.out, "put the old shim's links to Docker's logs in the place of crishim's logs, which wait beside them")
@@ -269,10 +273,6 @@ func (a *adoption) rollback(ctx context.Context) error {
 			_, _ = fmt.Fprint(a.out, ofNoReturn(node))
 		}
 		_, err := fmt.Fprintf(a.out, "and start again what ran on %s: %s; nothing was changed, --yes does it\n", backup.Taken.Format(time.RFC3339), backup.OldEndpoint)
-		return err
-	}
-	force, err := a.fs.GetBool("force")
-	if err != nil {
 		return err
 	}
 	units, err := handover.NewSystemd(ctx)

@@ -32,11 +32,12 @@ const (
 // in the kubelet.
 var oldUnits = []string{"cri-docker.socket", "cri-docker.service"}
 
-// readyLimit bounds the wait for crishim to answer; backLimit bounds an undo.
-const (
-	readyLimit = 2 * time.Minute
-	backLimit  = 5 * time.Minute
-)
+// readyLimit bounds the wait for crishim to answer.
+const readyLimit = 2 * time.Minute
+
+// stepLimit bounds each step of an undo, as the old shim may never be ready, with a Docker that hangs, and the kubelet is started last.
+// systemd gives a unit 90 s to stop. Tests shorten it.
+var stepLimit = 2 * time.Minute
 
 // Units is what is needed of systemd. A unit that does not exist has no state (found is false).
 type Units interface {
@@ -48,6 +49,38 @@ type Units interface {
 	// Reload makes systemd read its units anew.
 	Reload(ctx context.Context) error
 }
+
+// bounded are units of which each is given stepLimit.
+type bounded struct{ units Units }
+
+func within(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
+	return do(ctx)
+}
+
+func (b bounded) State(ctx context.Context, name string) (state kubeletfiles.UnitState, found bool, err error) {
+	err = within(ctx, func(ctx context.Context) (err error) { state, found, err = b.units.State(ctx, name); return err })
+	return state, found, err
+}
+
+func (b bounded) Start(ctx context.Context, name string) error {
+	return within(ctx, func(ctx context.Context) error { return b.units.Start(ctx, name) })
+}
+
+func (b bounded) Stop(ctx context.Context, name string) error {
+	return within(ctx, func(ctx context.Context) error { return b.units.Stop(ctx, name) })
+}
+
+func (b bounded) Enable(ctx context.Context, name string) error {
+	return within(ctx, func(ctx context.Context) error { return b.units.Enable(ctx, name) })
+}
+
+func (b bounded) Disable(ctx context.Context, name string) error {
+	return within(ctx, func(ctx context.Context) error { return b.units.Disable(ctx, name) })
+}
+
+func (b bounded) Reload(ctx context.Context) error { return within(ctx, b.units.Reload) }
 
 // Plan is one switch.
 type Plan struct {
@@ -113,6 +146,9 @@ func Switch(ctx context.Context, p *Plan, units Units, ready func(context.Contex
 			return fmt.Errorf("systemd knows no %s: install it first, nothing was changed", name)
 		}
 	}
+	if err := kubeletfiles.CheckEdits(p.Root, p.Edits); err != nil {
+		return fmt.Errorf("the kubelet's files are not as they were read, nothing was changed, try again: %w", err)
+	}
 	if err := backup.Save(p.BackupPath); err != nil {
 		return err
 	}
@@ -167,19 +203,18 @@ func carryOut(ctx context.Context, p *Plan, backup *kubeletfiles.Backup, units U
 }
 
 // Back undoes the switch that a backup tells of, and removes the backup when all is as it was. Where a file is not as the switch left
-// it, it changes nothing while the kubelet runs. Else it goes on past errors and the end of ctx, so that as much as can be is put
-// back: ended halfway it would leave the node without a kubelet. It may be called again.
+// it, it changes nothing while the kubelet runs. Else it goes on past errors, the end of ctx and steps that have no end, so that as much as
+// can be is put back: ended halfway it would leave the node without a kubelet. It may be called again.
 func Back(ctx context.Context, u *Undo, out io.Writer) error {
 	defer undisturbed()()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), backLimit)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	backup, err := kubeletfiles.LoadBackup(u.BackupPath)
 	if err != nil {
 		return err
 	}
-	units := u.Units
+	units := bounded{u.Units}
 	if kubelet, _, err := units.State(ctx, Kubelet); err == nil && kubelet.Active && !u.Force {
-		if err := kubeletfiles.Restorable(u.Root, backup.Edits); err != nil {
+		if err := kubeletfiles.CheckEdits(u.Root, backup.Edits); err != nil {
 			return fmt.Errorf("some of the kubelet's files are not as the switch left them, nothing was changed: mend them, or use --force: %w", err)
 		}
 	}
@@ -210,7 +245,7 @@ func Back(ctx context.Context, u *Undo, out io.Writer) error {
 		}
 		stopped := units.Stop(ctx, Crishim)
 		if try("stop "+Crishim, stopped); stopped == nil && u.GiveLogsBack != nil {
-			try("link the containers' logs to Docker's", u.GiveLogsBack(ctx))
+			try("link the containers' logs to Docker's", within(ctx, u.GiveLogsBack))
 		}
 	}
 	if !was[Crishim].Enabled {

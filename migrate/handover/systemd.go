@@ -16,7 +16,8 @@ type Systemd struct{ conn *dbus.Conn }
 
 // NewSystemd connects; Close it.
 func NewSystemd(ctx context.Context) (*Systemd, error) {
-	conn, err := dbus.NewWithContext(ctx)
+	// The connection has no end but Close: it would end with its context, and what an interrupt begins, the way back, needs it.
+	conn, err := dbus.NewWithContext(context.WithoutCancel(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("systemd cannot be asked: %w", err)
 	}

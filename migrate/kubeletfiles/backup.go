@@ -84,8 +84,9 @@ func Apply(root string, edits []Edit) error {
 	return nil
 }
 
-// Restorable says which files Restore would leave alone without force (ErrConflict). It changes nothing.
-func Restorable(root string, edits []Edit) error {
+// CheckEdits says which files are neither as they were before their edits nor as they were after: Apply and Restore leave those alone
+// (ErrConflict).
+func CheckEdits(root string, edits []Edit) error {
 	var errs []error
 	for _, e := range edits {
 		now, err := os.ReadFile(filepath.Join(root, e.Path))
