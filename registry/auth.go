@@ -65,8 +65,19 @@ func newAuthorizer(pull *Pull, endpoint *hosts.Endpoint, transport *http.Transpo
 			a.header = "Bearer " + token
 		}
 	case pull.MirrorCredentials != nil:
+		var mu sync.Mutex
+		var missing *Credentials // a helper that does not answer is waited for once in a pull, and not for each layer
 		a.credentials = func(ctx context.Context) (Credentials, error) {
-			return pull.MirrorCredentials(ctx, endpoint.URL.Host, mirrored(endpoint, pull.Repository))
+			mu.Lock()
+			defer mu.Unlock()
+			if missing != nil {
+				return *missing, nil
+			}
+			found, err := pull.MirrorCredentials(ctx, endpoint.URL.Host, mirrored(endpoint, pull.Repository))
+			if err == nil && found.Missing != "" {
+				missing = &found
+			}
+			return found, err
 		}
 	default:
 		a.credentials = func(context.Context) (Credentials, error) { return Credentials{}, nil }

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -123,6 +124,33 @@ func TestATokenIsGotWhicheverChallengeComesFirst(t *testing.T) {
 		}
 		u.Close()
 		reg.Close()
+	}
+}
+
+// A helper that does not answer costs half a minute, and a mirror may ask with each blob.
+func TestAMirrorsHelperThatFailsIsAskedOnceInAPull(t *testing.T) {
+	mirror := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="mirror"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer mirror.Close()
+	pull := pullFrom(t, mirror, mirror.URL)
+	pull.Config.Endpoints[0].Server = false
+	asked := 0
+	pull.MirrorCredentials = func(context.Context, string, string) (Credentials, error) {
+		asked++
+		return Credentials{Missing: "credential helper slow did not answer"}, nil
+	}
+	u := pull.Open(DefaultStall)[0]
+	defer u.Close()
+	for range 3 {
+		_, err := u.Get(t.Context(), http.MethodGet, Target{"manifests", "latest", ""}, nil)
+		if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "slow did not answer") {
+			t.Errorf("%v", err)
+		}
+	}
+	if asked != 1 {
+		t.Errorf("the helper was asked %d times", asked)
 	}
 }
 

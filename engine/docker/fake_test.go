@@ -283,7 +283,7 @@ func TestEveryGapEndsInAResync(t *testing.T) {
 			})
 			sink.mu.Lock()
 			defer sink.mu.Unlock()
-			if len(sink.health) != 3 || sink.health[1].Ready || sink.health[1].Reason != reasonUnavailable || sink.health[1].Message == "" {
+			if len(sink.health) < 3 || sink.health[1].Ready || sink.health[1].Reason != reasonUnavailable || sink.health[1].Message == "" {
 				t.Errorf("health %+v", sink.health)
 			}
 		})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -58,6 +59,23 @@ func (e *Engine) block() (unblock func()) {
 		return func() {}
 	}
 	return e.opts.Plugins.Block()
+}
+
+// endBlock bounds how long an end waits to be told while a plugin connects: that waits for starts and creations, which may hang. Tests
+// shorten it.
+var endBlock = 10 * time.Second
+
+// blockForEnd is block for an end. A plugin that connects for longer may be told of the container or pod as there, and not of its end.
+func (e *Engine) blockForEnd() (unblock func()) {
+	blocked := make(chan func(), 1)
+	go func() { blocked <- e.block() }()
+	select {
+	case unblock := <-blocked:
+		return unblock
+	case <-time.After(endBlock):
+		go func() { (<-blocked)() }()
+		return func() {}
+	}
 }
 
 // describePod is the pod as plugins see it.
@@ -153,7 +171,7 @@ func (e *Engine) tellPodStopped(ctx context.Context, p *pod, containers []*conta
 	e.mu.Unlock()
 	if announced {
 		p.told.stop.Do(func() {
-			defer e.block()()
+			defer e.blockForEnd()()
 			e.opts.Plugins.StopPod(context.WithoutCancel(ctx), e.describePod(p))
 		})
 	}
@@ -255,7 +273,7 @@ func (e *Engine) tellStopped(c *container) {
 		return
 	}
 	c.told.stop.Do(func() {
-		defer e.block()()
+		defer e.blockForEnd()()
 		if p, described := e.describeWithPod(c); described != nil {
 			e.opts.Plugins.StopContainer(context.Background(), p, described)
 		}

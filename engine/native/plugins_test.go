@@ -299,6 +299,31 @@ func TestAPluginIsToldOfAnEndWhileItConnects(t *testing.T) {
 	b.removePod(t, pod)
 }
 
+// A plugin that connects while something hangs, or hangs itself, holds up no end.
+func TestNoEndWaitsForAPluginThatDoesNotConnect(t *testing.T) {
+	defer func(was time.Duration) { endBlock = was }(endBlock)
+	endBlock = 100 * time.Millisecond
+	b := pluggable(t)
+	pod, s := b.runPod(t)
+	b.network(t, pod)
+	id := b.run(t, pod, s, "ends", "sleep 1000")
+	b.connect(t, "hangs", "10", &plugin{onSync: func() []*api.ContainerUpdate {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			quiet(b.StopContainer(context.Background(), id, 0), "stop a container", id)
+			quiet(b.StopPod(context.Background(), pod), "stop a pod", pod)
+		}()
+		select {
+		case <-ended:
+		case <-time.After(15 * time.Second):
+			t.Error("the stop waits for the plugin")
+		}
+		return nil
+	}})
+	b.removePod(t, pod)
+}
+
 func TestPluginsAdjustAContainer(t *testing.T) {
 	b := pluggable(t)
 	source := t.TempDir()

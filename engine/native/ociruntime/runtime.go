@@ -22,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"crishim/engine/native/monitor"
 	"crishim/engine/native/monitor/serve"
@@ -169,7 +170,8 @@ func lastLogged(path string) string {
 }
 
 // removeTries is how often a program is asked to remove a container. One that fails each time would keep the pod from ending for ever:
-// the rest is then removed without it, the cgroup and the mounts by the daemon. What it keeps elsewhere may stay.
+// the rest is then removed without it, the cgroup and the mounts by the daemon. What it keeps elsewhere may stay. That the node has no process left
+// for it does not count.
 const removeTries = 5
 
 // remove deletes what the program has of the container, and the folder.
@@ -178,7 +180,8 @@ func (c *cli) remove() error {
 	if _, err := os.Stat(filepath.Join(c.dir, stateDir, c.id)); err == nil {
 		// What a program that is gone knew of has its cgroup and its mounts removed by the daemon.
 		if err := c.run(c.command("delete", "--force")); err != nil && !errors.Is(err, os.ErrNotExist) {
-			if c.runtime.failedToRemove(c.id) < removeTries {
+			unasked := slices.ContainsFunc([]error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}, func(want error) bool { return errors.Is(err, want) })
+			if unasked || c.runtime.failedToRemove(c.id) < removeTries {
 				return fmt.Errorf("remove container %s: %w", c.id, err)
 			}
 			fmt.Fprintf(os.Stderr, "container %s is removed without its OCI runtime, which cannot do it: %v\n", c.id, err)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,19 +25,23 @@ import (
 // removed. Tests lower it.
 var criuPatience = time.Minute
 
-// killCRIU kills CRIU from criuPatience after the end of ctx on, until over is called.
+// killCRIU kills the CRIU that is started from now on, each criuPatience after the end of ctx, until over is called. One that another
+// container of the pod is being checkpointed by since goes with it.
 func killCRIU(ctx context.Context) (over func()) {
+	others := criuProcesses()
 	done, ended := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)
-		for pause := criuPatience; ; pause = killAgain {
+		for {
 			select {
 			case <-done:
 				return
-			case <-time.After(pause):
+			case <-time.After(criuPatience):
 			}
 			for _, pid := range criuProcesses() {
-				_ = unix.Kill(pid, unix.SIGKILL)
+				if !slices.Contains(others, pid) {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
 			}
 		}
 	})

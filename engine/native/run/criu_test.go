@@ -42,21 +42,29 @@ func TestACRIUThatHangsIsKilledOnceNobodyWaitsForIt(t *testing.T) {
 		return ok && status.Signal() == unix.SIGKILL
 	}
 	for name, tt := range map[string]struct {
-		program      string
-		leaves, dies bool
+		program              string
+		before, leaves, dies bool
 	}{
-		"its caller has left":      {"criu", true, true},
-		"its caller waits":         {"criu", false, false},
-		"it is some other program": {"other", true, false},
+		"its caller has left":               {program: "criu", leaves: true, dies: true},
+		"its caller waits":                  {program: "criu"},
+		"it is some other program":          {program: "other", leaves: true},
+		"it was there before, of another's": {program: "criu", before: true, leaves: true},
 	} {
-		cmd, goOn := start(tt.program)
+		var cmd *exec.Cmd
+		var goOn io.Closer
+		if tt.before {
+			cmd, goOn = start(tt.program)
+		}
 		ctx, leave := context.WithCancel(t.Context())
 		over := killCRIU(ctx)
+		if !tt.before {
+			cmd, goOn = start(tt.program)
+		}
 		if tt.leaves {
 			leave()
 		}
 		if !tt.dies {
-			time.Sleep(2 * killAgain)
+			time.Sleep(10 * criuPatience)
 			_ = goOn.Close()
 		}
 		if got := killed(cmd); got != tt.dies {

@@ -26,6 +26,9 @@ const (
 	patienceShare = 20
 )
 
+// attachDrain is how long an attach waits for the rest of an exited container's output. Tests shorten it.
+var attachDrain = 10 * time.Second
+
 // hub gives a container's output to its attached clients.
 type hub struct {
 	mu      sync.Mutex
@@ -209,11 +212,18 @@ func (c *call) attach() (any, error) {
 			_ = in.Close()
 		}()
 	}
+	gone := c.gone(nil).Done()
 	select {
 	case <-client.done:
 	case <-inputEnded:
-	case <-found.exited: // processes outside of the container may hold its output open for ever
-	case <-c.gone(nil).Done():
+	case <-found.exited: // processes outside of the container may hold its output open for ever, and a slow disk its end up
+		select {
+		case <-client.done:
+		case <-time.After(attachDrain):
+		case <-gone:
+			return nil, errAnswered
+		}
+	case <-gone:
 		return nil, errAnswered
 	}
 	left()

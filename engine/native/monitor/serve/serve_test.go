@@ -255,6 +255,8 @@ func TestWhoHasLostOutputIsNotWaitedFor(t *testing.T) {
 // An attach ends with its container, although a process outside of it (of a pod that shares its processes, or of the node) holds the
 // container's output open.
 func TestAnAttachEndsWithItsContainer(t *testing.T) {
+	defer func(was time.Duration) { attachDrain = was }(attachDrain)
+	attachDrain = time.Second
 	f := newFixture(t, nil)
 	made, err := f.Create(f.ctx(), "a", f.args("a", "/bin/sh", "-c", "sleep 1000 & echo last words"))
 	if err != nil {
