@@ -270,6 +270,7 @@ func tokenRequest(ctx context.Context, realm *url.URL, params map[string]string,
 	for key, values := range query {
 		own[key] = values
 	}
+	own["scope"] = strings.Fields(query.Get("scope")) // here each is a parameter, and one list of words in the form above
 	location.RawQuery = own.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, location.String(), nil)
 	if err != nil {

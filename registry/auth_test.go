@@ -127,6 +127,26 @@ func TestATokenIsGotWhicheverChallengeComesFirst(t *testing.T) {
 	}
 }
 
+// Specification of token authentication: of several scopes each is a parameter of its own (GET), or all are one (OAuth 2).
+func TestSeveralScopesAreAskedFor(t *testing.T) {
+	realm := &url.URL{Scheme: "https", Host: "auth.example", Path: "/token", RawQuery: "account=a"}
+	params := map[string]string{"service": "s", "scope": "repository:a:pull repository:b:pull"}
+	req, err := tokenRequest(t.Context(), realm, params, Credentials{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := req.URL.Query(); got.Get("account") != "a" || got.Get("service") != "s" || !slices.Equal(got["scope"], strings.Fields(params["scope"])) {
+		t.Errorf("asked for with %v", got)
+	}
+	req, err = tokenRequest(t.Context(), realm, params, Credentials{IdentityToken: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := req.PostFormValue("scope"); got != params["scope"] {
+		t.Errorf("asked by a form for %q", got)
+	}
+}
+
 // A helper that does not answer costs half a minute, and a mirror may ask with each blob.
 func TestAMirrorsHelperThatFailsIsAskedOnceInAPull(t *testing.T) {
 	mirror := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
