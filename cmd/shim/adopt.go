@@ -226,15 +226,15 @@ func (a *adoption) carryOut(ctx context.Context, plan *handover.Plan) error {
 // watch looks whether what ran goes on running under the switched kubelet.
 func (a *adoption) watch(ctx context.Context, endpoint string, before map[string]string) error {
 	ended := map[string]string{}
+	var unanswered error // the last look, which counts: one that fails before is made up for
 	for deadline := time.Now().Add(keptWatch); time.Now().Before(deadline); {
-		now, err := compare.Running(ctx, endpoint)
-		if err != nil {
-			return err
-		}
-		for id, name := range before {
-			if now[id] == "" && ended[id] == "" {
-				ended[id] = name
-				_, _ = fmt.Fprintf(a.out, "ended since: %s (%.12s)\n", name, id)
+		var now map[string]string
+		if now, unanswered = compare.Running(ctx, endpoint); unanswered == nil {
+			for id, name := range before {
+				if now[id] == "" && ended[id] == "" {
+					ended[id] = name
+					_, _ = fmt.Fprintf(a.out, "ended since: %s (%.12s)\n", name, id)
+				}
 			}
 		}
 		select {
@@ -242,6 +242,9 @@ func (a *adoption) watch(ctx context.Context, endpoint string, before map[string
 			return ctx.Err()
 		case <-time.After(2 * time.Second):
 		}
+	}
+	if unanswered != nil {
+		return fmt.Errorf("the node is switched, but whether its containers run on is not known, look at journalctl -u crishim: %w", unanswered)
 	}
 	_, _ = fmt.Fprintf(a.out, "%d of the %d containers that ran before run still\n", len(before)-len(ended), len(before))
 	if len(ended) > 0 {
