@@ -2,6 +2,7 @@ package native
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,19 +80,23 @@ func TestTheHandlersRuntimeMakesTheContainers(t *testing.T) {
 	b.removePod(t, pod)
 }
 
-// What cannot be told to end, as an AppArmor profile lets no signal in or its runtime sends none, is killed all the same
-// once its time is up.
-func TestAContainerThatTakesNoStopSignalIsKilled(t *testing.T) {
-	const script = `#!/bin/sh
-case " $* " in *" kill "*" 15 ") echo "permission denied" >&2; exit 1;; esac
-exec /usr/sbin/runc "$@"
-`
+// refusingRunc is a bench whose runc fails with words where its arguments match a pattern of sh's.
+func refusingRunc(t *testing.T, pattern, words string) *bench {
+	t.Helper()
+	script := fmt.Sprintf("#!/bin/sh\ncase \" $* \" in %s) echo %q >&2; exit 1;; esac\nexec /usr/sbin/runc \"$@\"\n", pattern, words)
 	program := filepath.Join(t.TempDir(), "runtime")
 	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	b := runcBench(t, func(o *Options) { o.Runtimes["runc"] = program })
 	b.serve(t)
+	return b
+}
+
+// What cannot be told to end, as an AppArmor profile lets no signal in or its runtime sends none, is killed all the same
+// once its time is up.
+func TestAContainerThatTakesNoStopSignalIsKilled(t *testing.T) {
+	b := refusingRunc(t, `*" kill "*" 15 "`, "permission denied")
 	pod, s := b.runPod(t, withRunc)
 	id := b.run(t, pod, s, "a", "sleep 1000")
 	if err := b.StopContainer(t.Context(), id, 100*time.Millisecond); err != nil {
@@ -105,16 +110,7 @@ exec /usr/sbin/runc "$@"
 
 // A program that fails to remove a container, each time, keeps its pod from ending for some tries, and not for ever.
 func TestAPodWhoseOCIRuntimeRemovesNothingEnds(t *testing.T) {
-	const script = `#!/bin/sh
-case " $* " in *" delete "*) echo "it cannot be removed" >&2; exit 1;; esac
-exec /usr/sbin/runc "$@"
-`
-	program := filepath.Join(t.TempDir(), "runtime")
-	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	b := runcBench(t, func(o *Options) { o.Runtimes["runc"] = program })
-	b.serve(t)
+	b := refusingRunc(t, `*" delete "*`, "it cannot be removed")
 	pod, s := b.runPod(t, withRunc)
 	b.run(t, pod, s, "a", "sleep 1000")
 	eventually(t, 20*time.Second, "the pod ends", func() bool { return b.StopPod(t.Context(), pod) == nil })
