@@ -47,7 +47,8 @@ type Docker struct {
 	bridge     string
 	configFile string
 	client     *http.Client
-	killed     bool // once, by Kill
+	// leftRunning says that a dockerd has ended above running containers: their logs lack what it had read and not written.
+	leftRunning bool
 }
 
 // StartDocker starts a Docker Engine and waits until it answers. The cleanup stops it and checks that nothing stays.
@@ -119,6 +120,7 @@ func (d *Docker) launch() {
 // Stop ends dockerd with SIGTERM, as an operator does: without live-restore its containers end too.
 func (d *Docker) Stop() {
 	d.t.Helper()
+	d.leftRunning = d.leftRunning || d.Options.LiveRestore
 	if err := d.Terminate(time.Minute); err != nil {
 		d.t.Errorf("stopping: %v", err)
 	}
@@ -137,7 +139,7 @@ func (d *Docker) Kill() {
 	if err != nil {
 		d.t.Fatalf("reading %s: %v", file, err)
 	}
-	d.killed = true
+	d.leftRunning = true
 	d.Process.Kill()
 	Eventually(d.t, time.Minute, "the end of the containerd of dockerd", func() error {
 		if syscall.Kill(pid, 0) == nil {

@@ -75,7 +75,7 @@ func (c *Chatty) CheckLog() {
 			}
 		}
 		for last := next - 1; c.lostByDocker(last, next, line.Text); next++ {
-			c.t.Logf("Docker's own log has no line %d either: a dockerd was killed that had read it and not written it yet", next)
+			c.t.Logf("Docker's own log has no line %d either: a dockerd ended that had read it and not written it yet", next)
 		}
 		if want := fmt.Sprintf("line %d ", next); line.Text != want {
 			c.t.Errorf("record %d of the log is %q, want %q: a line was lost, doubled or torn", i, line.Text, want)
@@ -88,12 +88,12 @@ func (c *Chatty) CheckLog() {
 	}
 }
 
-// lostByDocker says that Docker's own log, which has the lines last and found, does not have next either: it loses what a dockerd that is
-// killed had read and not written yet.
+// lostByDocker says that Docker's own log, which has the lines last and found, does not have next either: it loses what a dockerd had read
+// and not written yet that ends above running containers, killed or, with live-restore, asked to.
 func (c *Chatty) lostByDocker(last, next int, found string) bool {
 	number, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(found, "line ")))
 	d := c.pod.node.Docker
-	if err != nil || number <= next || d == nil || !d.killed {
+	if err != nil || number <= next || d == nil || !d.leftRunning {
 		return false
 	}
 	var inspect struct{ LogPath string }
