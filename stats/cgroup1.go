@@ -99,32 +99,35 @@ func (t v1) rest(f *files, s *Sample) {
 }
 
 func (t v1) memory(f *files, m *Memory) {
-	var inactive uint64
-	f.pairs(t.dirs["memory"], "/memory.stat", func(key []byte, value uint64) {
+	var inactive, limit, withSwap uint64
+	f.pairs(t.dirs["memory"], "/memory.stat", func(key []byte) *uint64 {
 		switch string(key) { // total_ is with the cgroups below, which count in usage_in_bytes too
 		case "total_rss":
-			m.RSS = value
+			return &m.RSS
 		case "total_cache":
-			m.Cache = value
+			return &m.Cache
 		case "total_mapped_file":
-			m.MappedFile = value
+			return &m.MappedFile
 		case "total_swap":
-			m.Swap = value
+			return &m.Swap
 		case "total_pgfault":
-			m.PageFaults = value
+			return &m.PageFaults
 		case "total_pgmajfault":
-			m.MajorPageFaults = value
+			return &m.MajorPageFaults
 		case "total_inactive_file":
-			inactive = value
+			return &inactive
 		case "hierarchical_memory_limit":
-			m.Limit = unlimited(value)
+			return &limit
 		case "hierarchical_memsw_limit": // there only where swap is accounted
 			m.HasSwap = true
-			if with := unlimited(value); with > 0 && m.Limit > 0 {
-				m.SwapLimit, m.HasSwapLimit = with-min(with, m.Limit), true
-			}
+			return &withSwap
 		}
+		return nil
 	})
+	m.Limit = unlimited(limit)
+	if with := unlimited(withSwap); with > 0 && m.Limit > 0 {
+		m.SwapLimit, m.HasSwapLimit = with-min(with, m.Limit), true
+	}
 	m.finish(inactive)
 }
 
@@ -133,11 +136,13 @@ func (t v1) memoryEvents(f *files, m *Memory) {
 	m.MaxUsage, _ = f.number(dir, "/memory.max_usage_in_bytes")
 	m.FailCount, _ = f.number(dir, "/memory.failcnt")
 	m.Kernel, _ = f.number(dir, "/memory.kmem.usage_in_bytes")
-	f.pairs(dir, "/memory.oom_control", func(key []byte, value uint64) {
+	f.pairs(dir, "/memory.oom_control", func(key []byte) *uint64 {
 		if string(key) == "oom_kill" {
-			m.OOMKills, m.OOMEvents = value, value
+			return &m.OOMKills
 		}
+		return nil
 	})
+	m.OOMEvents = m.OOMKills
 }
 
 func (t v1) cpu(f *files, c *CPU) {
@@ -146,25 +151,29 @@ func (t v1) cpu(f *files, c *CPU) {
 	if c.User, ok = f.number(dir, "/cpuacct.usage_user"); ok {
 		c.System, _ = f.number(dir, "/cpuacct.usage_sys")
 	} else {
-		f.pairs(dir, "/cpuacct.stat", func(key []byte, value uint64) {
+		f.pairs(dir, "/cpuacct.stat", func(key []byte) *uint64 {
 			switch string(key) {
 			case "user":
-				c.User = value * (1e9 / userHz)
+				return &c.User
 			case "system":
-				c.System = value * (1e9 / userHz)
+				return &c.System
 			}
+			return nil
 		})
+		c.User *= 1e9 / userHz
+		c.System *= 1e9 / userHz
 	}
 	if dir := t.dirs["cpu"]; dir != "" {
-		f.pairs(dir, "/cpu.stat", func(key []byte, value uint64) {
+		f.pairs(dir, "/cpu.stat", func(key []byte) *uint64 {
 			switch string(key) {
 			case "nr_periods":
-				c.Periods = value
+				return &c.Periods
 			case "nr_throttled":
-				c.ThrottledPeriods = value
+				return &c.ThrottledPeriods
 			case "throttled_time":
-				c.ThrottledTime = value
+				return &c.ThrottledTime
 			}
+			return nil
 		})
 	}
 }

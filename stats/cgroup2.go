@@ -46,22 +46,7 @@ func (t v2) read(path string, extent extent, kept *keptFiles) (Sample, error) {
 	}
 	s.Memory.Usage = usage
 	t.memory(f, &s.Memory)
-	f.pairs(t.base, "/cpu.stat", func(key []byte, value uint64) {
-		switch string(key) {
-		case "usage_usec":
-			s.CPU.Usage = value * 1000
-		case "user_usec":
-			s.CPU.User = value * 1000
-		case "system_usec":
-			s.CPU.System = value * 1000
-		case "nr_periods":
-			s.CPU.Periods = value
-		case "nr_throttled":
-			s.CPU.ThrottledPeriods = value
-		case "throttled_usec":
-			s.CPU.ThrottledTime = value * 1000
-		}
-	})
+	t.cpu(f, &s.CPU)
 	if extent >= ofPod {
 		s.Pids.Current, _ = f.number(t.base, "/pids.current")
 	}
@@ -77,25 +62,49 @@ func (t v2) read(path string, extent extent, kept *keptFiles) (Sample, error) {
 	return s, f.err
 }
 
+func (t v2) cpu(f *files, c *CPU) {
+	f.pairs(t.base, "/cpu.stat", func(key []byte) *uint64 {
+		switch string(key) {
+		case "usage_usec":
+			return &c.Usage
+		case "user_usec":
+			return &c.User
+		case "system_usec":
+			return &c.System
+		case "nr_periods":
+			return &c.Periods
+		case "nr_throttled":
+			return &c.ThrottledPeriods
+		case "throttled_usec":
+			return &c.ThrottledTime
+		}
+		return nil
+	})
+	for _, usec := range []*uint64{&c.Usage, &c.User, &c.System, &c.ThrottledTime} {
+		*usec *= 1000
+	}
+}
+
 func (t v2) memory(f *files, m *Memory) {
 	var inactive uint64
-	f.pairs(t.base, "/memory.stat", func(key []byte, value uint64) {
+	f.pairs(t.base, "/memory.stat", func(key []byte) *uint64 {
 		switch string(key) {
 		case "anon":
-			m.RSS = value
+			return &m.RSS
 		case "file":
-			m.Cache = value
+			return &m.Cache
 		case "file_mapped":
-			m.MappedFile = value
+			return &m.MappedFile
 		case "kernel":
-			m.Kernel = value
+			return &m.Kernel
 		case "pgfault":
-			m.PageFaults = value
+			return &m.PageFaults
 		case "pgmajfault":
-			m.MajorPageFaults = value
+			return &m.MajorPageFaults
 		case "inactive_file":
-			inactive = value
+			return &inactive
 		}
+		return nil
 	})
 	limit, _ := f.number(t.base, "/memory.max")
 	m.Limit = unlimited(limit)
@@ -110,15 +119,16 @@ func (t v2) memory(f *files, m *Memory) {
 func (t v2) memoryEvents(f *files, m *Memory) {
 	m.MaxUsage, _ = f.number(t.base, "/memory.peak") // since Linux 5.19
 	m.MaxUsage = max(m.MaxUsage, m.Usage)
-	f.pairs(t.base, "/memory.events", func(key []byte, value uint64) {
+	f.pairs(t.base, "/memory.events", func(key []byte) *uint64 {
 		switch string(key) {
 		case "max":
-			m.FailCount = value
+			return &m.FailCount
 		case "oom":
-			m.OOMEvents = value
+			return &m.OOMEvents
 		case "oom_kill":
-			m.OOMKills = value
+			return &m.OOMKills
 		}
+		return nil
 	})
 }
 

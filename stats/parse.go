@@ -51,16 +51,29 @@ func (f *files) number(mount, name string) (uint64, bool) {
 	return number(bytes.TrimSpace(data))
 }
 
-// pairs calls use for each line "key value".
-func (f *files) pairs(mount, name string, use func(key []byte, value uint64)) bool {
+// pairs reads lines "key value" into where each key's value belongs, nil where it is of no use.
+func (f *files) pairs(mount, name string, into func(key []byte) *uint64) bool {
 	data, ok := f.bytes(mount, name)
 	if !ok {
 		return false
 	}
-	for line := range bytes.Lines(data) {
-		key, value, _ := bytes.Cut(bytes.TrimSpace(line), []byte(" "))
-		if n, ok := number(value); ok {
-			use(key, n)
+	for len(data) > 0 {
+		line := data
+		if end := bytes.IndexByte(data, '\n'); end >= 0 {
+			line, data = data[:end], data[end+1:]
+		} else {
+			data = nil
+		}
+		space := bytes.IndexByte(line, ' ')
+		if space < 0 {
+			continue
+		}
+		to := into(line[:space])
+		if to == nil {
+			continue
+		}
+		if n, ok := number(line[space+1:]); ok {
+			*to = n
 		}
 	}
 	return true

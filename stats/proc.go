@@ -53,15 +53,7 @@ func parseNetDev(data []byte) []NetInterface {
 			continue
 		}
 		var n [16]uint64
-		found := 0
-		for field := range bytes.FieldsSeq(counters) {
-			if found == len(n) {
-				break
-			}
-			n[found], _ = number(field)
-			found++
-		}
-		if found < len(n) {
+		if !counts(counters, n[:]) {
 			continue
 		}
 		interfaces = append(interfaces, NetInterface{
@@ -70,6 +62,22 @@ func parseNetDev(data []byte) []NetInterface {
 		})
 	}
 	return interfaces
+}
+
+// counts reads as many numbers as into has places, and says whether they are there.
+func counts(text []byte, into []uint64) bool {
+	for i := range into {
+		text = bytes.TrimLeft(text, " ")
+		digits := 0
+		for ; digits < len(text) && '0' <= text[digits] && text[digits] <= '9'; digits++ {
+			into[i] = into[i]*10 + uint64(text[digits]-'0')
+		}
+		if digits == 0 {
+			return false
+		}
+		text = text[digits:]
+	}
+	return true
 }
 
 // Processes counts what the processes of a cgroup, and of those below it, hold. It opens a few files per process: for
