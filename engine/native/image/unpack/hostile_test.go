@@ -575,3 +575,31 @@ func TestWhatIsTakenAwayIsBounded(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Links let an archive go on where its names end: each of these leads to the end of the one before.
+func TestNoFolderLiesWhereNoPathLeads(t *testing.T) {
+	needRoot(t)
+	const folder, levels = "dddddddd", 200 // 1800 bytes a part
+	way := strings.TrimSuffix(strings.Repeat(folder+"/", levels), "/")
+	deep := func(last func(name string) entry) []byte {
+		entries := []entry{dir(way), symlink("l0", way)}
+		for i := range 3 {
+			name := fmt.Sprintf("l%d/%s", i, way)
+			entries = append(entries, last(name), symlink(fmt.Sprintf("l%d", i+1), name))
+		}
+		return archive(t, entries...)
+	}
+	for name, last := range map[string]func(string) entry{
+		"folders":         dir,
+		"implied folders": func(name string) entry { return file(name+"/f", "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), deep(last), DefaultLimits); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "deeper") {
+				t.Error(err)
+			}
+		})
+	}
+	if _, err := unpackTo(t, filepath.Join(t.TempDir(), "l"), archive(t, dir(way), symlink("l", way), dir("l/"+way)), DefaultLimits); err != nil {
+		t.Errorf("as deep as a path leads: %v", err)
+	}
+}

@@ -116,7 +116,8 @@ func (t *tree) imply(name string) error {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	if opaque {
-		return errors.Join(setOpaque(fd), unix.Fchmod(fd, impliedMode)) // the umask does not count
+		_, err := t.nameOf(fd)
+		return errors.Join(err, setOpaque(fd), unix.Fchmod(fd, impliedMode)) // the umask does not count
 	}
 	if err := unix.Fchmod(fd, impliedMode); err != nil {
 		return err
@@ -124,23 +125,30 @@ func (t *tree) imply(name string) error {
 	return t.noteImplied(fd)
 }
 
+// nameOf is the name of an open folder that was just made, by way of no link. Links let an archive build on where no path leads any more:
+// as deep a tree takes whoever removes it a descriptor for each folder, and nobody can name what is in it.
+func (t *tree) nameOf(fd int) (string, error) {
+	full, err := os.Readlink(procPath(fd)) // the archive's name may lead through links
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		return "", refused("the folder lies deeper than a path of %d bytes leads", maxPath)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find the folder's name: %w", err)
+	}
+	name, _ := strings.CutPrefix(full, t.path+"/")
+	return name, nil
+}
+
 // noteImplied takes a folder that was just made to those that the archive has had no entry for.
 func (t *tree) noteImplied(fd int) error {
-	if len(t.implied) >= maxImplied {
-		return nil
+	name, err := t.nameOf(fd)
+	if err != nil || len(t.implied) >= maxImplied {
+		return err
 	}
 	inode, err := inodeOf(fd)
 	if err != nil {
 		return err
 	}
-	full, err := os.Readlink(procPath(fd)) // the archive's name may lead through links
-	if errors.Is(err, unix.ENAMETOOLONG) {
-		return nil // too deep to be looked for in other layers
-	}
-	if err != nil {
-		return fmt.Errorf("find the folder's name: %w", err)
-	}
-	name, _ := strings.CutPrefix(full, t.path+"/")
 	if t.impliedBytes+len(name) <= maxImpliedBytes {
 		t.impliedBytes += len(name)
 		t.implied[inode] = name

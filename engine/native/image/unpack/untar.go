@@ -208,6 +208,9 @@ func (t *tree) folder(base string, header *tar.Header) error {
 		return fmt.Errorf("open the folder: %w", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
+	if _, err := t.nameOf(fd); err != nil {
+		return err
+	}
 	if opaque {
 		if err := setOpaque(fd); err != nil {
 			return err
