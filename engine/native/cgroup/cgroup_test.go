@@ -364,6 +364,53 @@ func TestWhatIsFrozenIsKilledToo(t *testing.T) {
 	<-frozen.ended
 }
 
+// What forks is never all listed: it is frozen, and listed then. Version 1, and 2 before Linux 5.14, have nothing better.
+func TestWhatIsNotAllKilledIsFrozenForIt(t *testing.T) {
+	const procs = "cgroup.procs"
+	for name, of := range map[string]struct {
+		v2                    bool
+		folder, state         string
+		running, frozen, told string
+	}{
+		"version 1": {false, "freezer/crishim/poda", "freezer.state", "THAWED", "FROZEN", ""},
+		"version 2": {true, "crishim/poda", "cgroup.freeze", "0", "1", "populated 1\nfrozen 1\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			other := sleeper(t) // in another cgroup, so that it is let live
+			d := recorded(t, map[string]string{
+				of.folder + "/" + procs: strconv.Itoa(other.Pid) + "\n", of.folder + "/" + of.state: of.running, of.folder + "/cgroup.events": of.told,
+				"freezer/" + procs: "", // by which a hierarchy of version 1 is known
+			})
+			d.host.CgroupV2 = of.v2
+			state := func() string {
+				data, err := os.ReadFile(filepath.Join(d.root, of.folder, of.state))
+				if err != nil {
+					t.Error(err)
+				}
+				return string(data)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			killed := make(chan error, 1)
+			go func() { killed <- d.Kill(ctx, "/crishim/poda") }()
+			for state() != of.frozen {
+				if ctx.Err() != nil {
+					t.Fatalf("it was never frozen: %v", <-killed)
+				}
+			}
+			if err := os.Truncate(filepath.Join(d.root, of.folder, procs), 0); err != nil {
+				t.Error(err)
+			}
+			if err := <-killed; err != nil {
+				t.Error(err)
+			}
+			if got := state(); got != of.running {
+				t.Errorf("it is left %s", got)
+			}
+		})
+	}
+}
+
 func TestTheKubeletsCgroupIsNeitherLimitedNorRemoved(t *testing.T) {
 	d, own := live(t)
 	if err := d.CreatePod(t.Context(), own, nil); err != nil {

@@ -68,21 +68,34 @@ func eachCgroup(dir string, f func(dir string) error) error {
 // gone is how the absence of a cgroup shows: also as ENODEV, in a file that was open.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
+// breeding is the try to kill from which the cgroup is frozen for it: what forks faster than it is listed and killed, in a pod that has
+// no PID namespace of its own, would live on where the kernel has no cgroup.kill (before Linux 5.14). Mostly none gets so far.
+const breeding = 5
+
 // Kill ends every process in the cgroup at p and below, and waits until none is left or ctx ends. Frozen ones are thawed. OK
 // when absent.
 func (d *Driver) Kill(ctx context.Context, p string) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+	wait := time.Millisecond
+	for try := 1; ; try++ {
 		pids, err := d.Processes(p)
 		if err != nil || len(pids) == 0 {
 			return err
 		}
-		if err := d.killOnce(p, pids); err != nil {
+		if try >= breeding {
+			d.freeze(ctx, p)
+			pids, err = d.Processes(p)
+		}
+		if err == nil {
+			err = d.killOnce(p, pids)
+		}
+		if err = errors.Join(err, d.thaw(p)); err != nil {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("kill the %d processes left in cgroup %s: %w", len(pids), p, ctx.Err())
 		case <-time.After(wait):
+			wait = min(2*wait, 50*time.Millisecond)
 		}
 	}
 }
@@ -109,7 +122,7 @@ func (d *Driver) killOnce(p string, pids []int) error {
 		}
 		handle.Close()
 	}
-	return d.thaw(p)
+	return nil
 }
 
 // inCgroup says whether the process is in the cgroup at p or below, in any hierarchy.
@@ -128,18 +141,48 @@ func inCgroup(pid int, p string) bool {
 	return false
 }
 
-// thaw lets frozen processes of cgroup v1 die; those of v2 do so frozen.
-func (d *Driver) thaw(p string) error {
+// freezeTries bounds the wait for the kernel, a millisecond each: a process that waits for a disk is not frozen before that.
+const freezeTries = 100
+
+// freeze keeps what is in the cgroup at p and below from forking until thaw, as far as the kernel can.
+func (d *Driver) freeze(ctx context.Context, p string) {
+	dir := d.controller("freezer", p)
+	file, value, state, frozen := "freezer.state", "FROZEN", "freezer.state", "FROZEN"
 	if d.host.CgroupV2 {
-		return nil
+		file, value, state, frozen = "cgroup.freeze", "1", "cgroup.events", "frozen 1"
 	}
-	err := eachCgroup(d.controller("freezer", p), func(dir string) error {
-		err := write(filepath.Join(dir, "freezer.state"), "THAWED")
-		if gone(err) {
-			return nil
+	if write(filepath.Join(dir, file), value) != nil {
+		return
+	}
+	for range freezeTries {
+		if data, err := os.ReadFile(filepath.Join(dir, state)); err != nil || strings.Contains(string(data), frozen) {
+			return
 		}
-		return err
-	})
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// thaw lets frozen processes die. Those of cgroup v2 do so frozen: there only what freeze did is undone.
+func (d *Driver) thaw(p string) error {
+	var err error
+	if d.host.CgroupV2 {
+		err = write(filepath.Join(d.controller("freezer", p), "cgroup.freeze"), "0")
+		if gone(err) {
+			err = nil
+		}
+	} else {
+		err = eachCgroup(d.controller("freezer", p), func(dir string) error {
+			err := write(filepath.Join(dir, "freezer.state"), "THAWED")
+			if gone(err) {
+				return nil
+			}
+			return err
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("thaw cgroup %s: %w", p, err)
 	}
