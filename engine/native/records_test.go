@@ -288,6 +288,42 @@ func TestADamagedExitIsNotTold(t *testing.T) {
 	b.removePod(t, pod)
 }
 
+// An end that nobody wrote down, the disks being full or the monitor out of descriptors, or whose record is lost: the container has
+// ended, and is none that was never started.
+//
+// Rows: R21 (part)
+func TestAnEndThatIsNotOnRecordWasOne(t *testing.T) {
+	b := serving(t)
+	pod, spec := b.runPod(t)
+	id := b.run(t, pod, spec, "c", "exit 6")
+	started := b.exited(t, id).StartedAt
+	if err := b.StopContainer(t.Context(), id, 0); err != nil { // the monitor forgets it
+		t.Fatal(err)
+	}
+	created, err := b.CreateContainer(t.Context(), b.containerSpec(t, pod, spec, "created", "exit 0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exit := b.exitFile(id)
+	b.die(t)
+	if err := os.Remove(exit); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"first", "second"} {
+		b.back(t)
+		st := b.status(t, id)
+		if st.State != engine.ContainerExited || st.ExitCode != codeUnknown || st.Reason != engine.ReasonError || !st.StartedAt.Equal(started) || st.FinishedAt.Before(started) {
+			t.Errorf("to the %s daemon after it: %+v", when, st)
+		}
+		if st := b.status(t, created.ID); st.State != engine.ContainerCreated {
+			t.Errorf("one that was not started, to the %s daemon after it: %+v", when, st)
+		}
+		b.die(t)
+	}
+	b.back(t)
+	b.removePod(t, pod)
+}
+
 // A container whose OCI spec is damaged is not started, nor is anything in it, by what is left of the spec; it can be stopped and removed.
 //
 // Rows: R21 (part), S69 (part)

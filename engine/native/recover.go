@@ -269,15 +269,19 @@ func (e *Engine) rejoin(ctx context.Context, p *pod, client *monitor.Client, con
 func (e *Engine) noteState(ctx context.Context, c *container, client *monitor.Client, st *monitor.State) {
 	unstarted := st != nil && (st.Status == monitor.StatusCreated || st.Exit != nil && st.Exit.Unstarted)
 	e.mu.Lock()
-	if st == nil || unstarted {
+	ran := !c.StartedAt.IsZero()
+	if st == nil && !ran || unstarted {
 		// The start was recorded, the monitor not asked, or its process waits, or waited until it died, for a start that
 		// nobody will send: it can be started still.
 		c.Started = false
-	} else {
+	} else if st != nil {
 		c.born = st.CreatedAt
 	}
 	e.mu.Unlock()
 	switch {
+	case st == nil && ran:
+		e.noteExit(c, ending{Code: codeUnknown, Reason: engine.ReasonError, Message: "there is no record of how it ended", At: time.Now()}, true)
+		e.tidyRest(c)
 	case st == nil:
 	case unstarted:
 		quiet(deleteIn(ctx, client, st.ID), "take back a container that was not started", st.ID)
