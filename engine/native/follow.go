@@ -25,7 +25,9 @@ func (e *Engine) followPod(p *pod) {
 			case <-ctx.Done():
 				return
 			case <-client.Done():
-				e.monitorLost(p, client)
+				if ctx.Err() == nil { // else it was to end
+					e.monitorLost(p, client)
+				}
 				return
 			case <-time.After(20 * time.Millisecond):
 				klog.V(4).InfoS("The events of a monitor broke off; subscribing again", "id", p.ID, "err", err)

@@ -248,3 +248,64 @@ func aReboot(t *testing.T) {
 		t.Errorf("the image: %v", err)
 	}
 }
+
+// The end of a monitor that the pod's end has ended is no loss, however late who follows it gets to see it.
+func TestAMonitorThatWasToEndIsNotLost(t *testing.T) {
+	b := serving(t)
+	var pods []engine.PodID
+	for range 8 {
+		id, spec := b.runPod(t)
+		c := b.run(t, id, spec, "c", "sleep 1000")
+		pods = append(pods, id)
+		pid, exit := b.status(t, c).PID, b.exitFile(c)
+		p, err := b.pod(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.mu.Lock() // who follows is held up by what it is told, of the container's end
+		client := p.client
+		kill(t, pid)
+		eventually(t, 10*time.Second, "the container's end is on record", func() bool { return exists(exit) })
+		time.Sleep(20 * time.Millisecond)
+		p.follow()
+		err = client.KillMonitor()
+		<-client.Done()
+		b.mu.Unlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(200 * time.Millisecond) // for what must not happen
+	if s := b.Stats(); s.MonitorsLost != 0 {
+		t.Errorf("%d monitors are told as lost", s.MonitorsLost)
+	}
+	for _, id := range pods {
+		if p, err := b.pod(id); err == nil && p.client != nil {
+			b.monitorLost(p, p.client) // that end may have come to nobody
+		}
+		b.removePod(t, id)
+	}
+}
+
+// A container's end is found, after the death of its monitor, beside a start that this death ends.
+func TestALossBesideAStart(t *testing.T) {
+	b := serving(t)
+	c := newContainer(containerRecord{header: header{Version: recordVersion, Boot: "another"}, ID: "c"})
+	b.beginStart(c)
+	given := make(chan struct{})
+	go func() {
+		defer close(given)
+		b.endStart(c, false)
+		b.noteExit(c, ending{Code: 128, Reason: engine.ReasonStartError, At: time.Now()}, true)
+	}()
+	if err := b.loseContainer(t.Context(), time.Minute, c, ending{Code: codeKilled, Reason: reasonMonitorLost}); err != nil {
+		t.Error(err)
+	}
+	<-given
+	if c.exit == nil {
+		t.Error("it has not ended")
+	}
+	if err := b.forgetContainer(c); err != nil {
+		t.Error(err)
+	}
+}

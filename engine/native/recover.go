@@ -1,6 +1,7 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -315,13 +316,10 @@ func (e *Engine) knownEnds(containers []*container) (map[engine.ContainerID]*end
 // knownEnd is nil where none is on record. Where its record is damaged it ended, and how is not known.
 func (e *Engine) knownEnd(c *container) (*ending, error) {
 	e.mu.Lock()
-	told, started := c.exit, c.Started
+	end, started := cmp.Or(c.exit, c.Ended), c.Started
 	e.mu.Unlock()
-	if told != nil {
-		return told, nil
-	}
-	if c.Ended != nil {
-		return c.Ended, nil
+	if end != nil {
+		return end, nil
 	}
 	var damaged *ending
 	for _, file := range []string{e.exitFile(c.ID), e.fallbackExitFile(c.Spec.Pod, c.ID)} {
@@ -476,7 +474,13 @@ func (e *Engine) loseContainer(ctx context.Context, limit time.Duration, c *cont
 	if err != nil {
 		return err
 	}
-	if e.noteKnownEnd(c, known) || !c.Started {
+	if e.noteKnownEnd(c, known) {
+		return nil
+	}
+	e.mu.Lock()
+	started := c.Started // a start that the monitor's death ended may be giving up at this moment
+	e.mu.Unlock()
+	if !started {
 		return nil
 	}
 	end.At = time.Now()
