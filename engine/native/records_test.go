@@ -290,8 +290,6 @@ func TestADamagedExitIsNotTold(t *testing.T) {
 
 // An end that nobody wrote down, the disks being full or the monitor out of descriptors, or whose record is lost: the container has
 // ended, and is none that was never started.
-//
-// Rows: R21 (part)
 func TestAnEndThatIsNotOnRecordWasOne(t *testing.T) {
 	b := serving(t)
 	pod, spec := b.runPod(t)
