@@ -25,9 +25,12 @@ type node struct {
 func nodeFile(c *config.Config) string { return filepath.Join(c.RootDir, "node.json") }
 
 // decideNode returns what was decided, with the reason in a sentence, and records it for the day when the configuration does
-// not name it any more.
+// not name it any more. Where the engines cannot keep the settings nothing is decided: who takes those back has what was.
 func decideNode(c *config.Config, host string) (node, string, error) {
 	was, now, why, err := choose(c, host)
+	if err == nil {
+		err = checkEngines(c.EnginesOn(now.Engine), c)
+	}
 	if err != nil || now == was {
 		return now, why, err
 	}

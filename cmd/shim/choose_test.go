@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"crishim/config"
+	"crishim/state"
 )
 
 func TestTheEngineIsChosenOnce(t *testing.T) {
@@ -73,4 +74,36 @@ func TestADamagedChoiceIsNotGuessed(t *testing.T) {
 	if _, _, err := decideNode(c, t.TempDir()); err == nil || !strings.Contains(err.Error(), "node.json") {
 		t.Error(err)
 	}
+}
+
+// What was written down would hold for the starts after it, when the setting is taken back or the daemon that has the folder restarts.
+func TestAStartThatIsRefusedDecidesNothing(t *testing.T) {
+	dir := t.TempDir()
+	root, runDir := filepath.Join(dir, "root"), filepath.Join(dir, "run")
+	c := config.Default()
+	c.RootDir, c.RunDir = root, runDir
+	was := node{Engine: config.EngineDocker, RuntimeName: "docker"}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := was.write(nodeFile(c)); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(why, want string, args ...string) {
+		t.Helper()
+		args = append([]string{"serve", "--config=/dev/null", "--root-dir=" + root, "--run-dir=" + runDir, "--engine=native", "--network-conf-dir=" + filepath.Join(dir, "net.d")}, args...)
+		if err := runArgs(t.Context(), args...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", why, err)
+		}
+		if _, now, _, err := choose(c, dir); err != nil || now != was {
+			t.Errorf("after a start %s: %+v, %v", why, now, err)
+		}
+	}
+	refused("with settings that the engine cannot keep", "docker-bridge", "--network=docker-bridge")
+	store, err := state.Open(stateDir(c), filepath.Join(runDir, "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	refused("beside the daemon that has the folder", "another")
 }

@@ -24,9 +24,6 @@ type nodeEngines []nodeEngine
 // out of the configuration serves what it has until that has ended, and gets nothing new.
 func newEngines(ctx context.Context, choice node, c *config.Config, store *state.Store, tracer trace.TracerProvider) (nodeEngines, error) {
 	on := c.EnginesOn(choice.Engine)
-	if err := checkEngines(on, c); err != nil {
-		return nil, err
-	}
 	for _, name := range recordedEngines(store) {
 		if !slices.Contains(on, name) {
 			klog.InfoS("An engine that is not in the configuration has pods: it serves them until they end, and gets no new ones", "engine", name)

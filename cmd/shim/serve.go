@@ -70,11 +70,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	if err := makeFolders(c.RunDir, c.RootDir); err != nil {
 		return err
 	}
-	choice, why, err := decideNode(c, "/")
-	if err != nil {
-		return err
-	}
-	klog.InfoS("crishim starts", "version", version, "engine", choice.Engine, "because", why, "listen", c.Listen)
+	klog.InfoS("crishim starts", "version", version, "listen", c.Listen)
 	store, err := state.Open(stateDir(c), filepath.Join(c.RunDir, "state"))
 	if err != nil {
 		return err
@@ -84,6 +80,12 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 			klog.ErrorS(err, "Not all records could be written")
 		}
 	}()
+	// Not before the folder is this daemon's: another one may have it, which would find the decision at its next start.
+	choice, why, err := decideNode(c, "/")
+	if err != nil {
+		return err
+	}
+	klog.InfoS("The default engine of this node", "engine", choice.Engine, "because", why)
 	tracer, stopTracing, err := tracing(ctx, c.Tracing.Endpoint)
 	if err != nil {
 		return err
