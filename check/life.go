@@ -199,17 +199,29 @@ func (p *pod) running(ctx context.Context) (string, error) {
 
 func (p *pod) log(ctx context.Context) (string, error) { return p.logHas(ctx, greeting) }
 
-// logHas looks for a whole CRI log line with the text.
+func (p *pod) logPath() string { return filepath.Join(p.logDir, logName) }
+
+// dockersLog says that the log is a link to Docker's own file, as dockershim, cri-dockerd and, where it is told to, crishim make it.
+func (p *pod) dockersLog() bool {
+	info, err := os.Lstat(p.logPath())
+	return err == nil && info.Mode()&os.ModeSymlink != 0
+}
+
+// logHas looks for a whole line with the text: of CRI's format, or of Docker's where the log is its file.
 func (p *pod) logHas(ctx context.Context, text string) (string, error) {
 	return poll(ctx, 10*time.Second, func() (string, error) {
-		data, err := os.ReadFile(filepath.Join(p.logDir, logName))
+		data, err := os.ReadFile(p.logPath())
 		if err != nil {
 			return "", err
 		}
-		if !strings.Contains(string(data), " stdout F "+text+"\n") {
-			return "", fmt.Errorf("no CRI log line %q in %q", text, data)
+		kind, line, in := "CRI", " stdout F "+text+"\n", ""
+		if p.dockersLog() {
+			kind, line, in = "Docker", `{"log":"`+text+`\n","stream":"stdout",`, ", a link to Docker's file"
 		}
-		return fmt.Sprintf("%q", text), nil
+		if !strings.Contains(string(data), line) {
+			return "", fmt.Errorf("no %s log line %q in %q", kind, text, data)
+		}
+		return fmt.Sprintf("%q%s", text, in), nil
 	})
 }
 
@@ -218,9 +230,12 @@ func (p *pod) reach(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("the pod has no address")
 	}
 	return poll(ctx, 10*time.Second, func() (string, error) {
-		return get(ctx, http.DefaultTransport, net.JoinHostPort(p.ip, fmt.Sprint(workloadPort)))
+		return get(ctx, directTransport, net.JoinHostPort(p.ip, fmt.Sprint(workloadPort)))
 	})
 }
+
+// directTransport goes by no proxy of the environment: those know no pods.
+var directTransport = &http.Transport{DisableKeepAlives: true}
 
 func get(ctx context.Context, transport http.RoundTripper, address string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/", nil)
@@ -311,7 +326,10 @@ func (p *pod) podStats(ctx context.Context) (string, error) {
 }
 
 func (p *pod) rotate(ctx context.Context) (string, error) {
-	path := filepath.Join(p.logDir, logName)
+	if p.dockersLog() {
+		return "Docker rotates its file itself", nil
+	}
+	path := p.logPath()
 	if err := os.Rename(path, path+".1"); err != nil {
 		return "", err
 	}
