@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"crishim/cni"
@@ -42,6 +43,15 @@ func observe(ctx context.Context, c *config.Config, listen ...string) error {
 		return err
 	}
 	dir := filepath.Join(c.RunDir, observeFolder)
+	// Where another one observes, what is in the folder is its own.
+	held, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = held.Close() }()
+	if err := unix.Flock(int(held.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("another crishim observes this node already, in %s: %w", dir, err)
+	}
 	root, run := filepath.Join(dir, "root"), filepath.Join(dir, "run")
 	store, err := observedStore(c, root, run)
 	if err != nil {

@@ -135,6 +135,26 @@ func TestTheObserverOutlivesItsTerminalUnderNohup(t *testing.T) {
 	}
 }
 
+// A rehearsal beside another one ends, and takes nothing from that, wherever each of them answers.
+func TestASecondObserverLeavesTheFirstOneItsFiles(t *testing.T) {
+	end, done, folder := startObserver(t)
+	runDir := filepath.Dir(folder)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := runArgs(ctx, "serve", "--observe", "--config=/dev/null", "--root-dir="+filepath.Join(filepath.Dir(runDir), "root"), "--run-dir="+runDir,
+		"--listen=unix://"+filepath.Join(runDir, "other.sock"), "--docker-endpoint=unix://"+filepath.Join(runDir, "none.sock"))
+	if err == nil || !strings.Contains(err.Error(), "another crishim observes") {
+		t.Errorf("the second one: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(folder, "root", "state", "lock")); err != nil {
+		t.Errorf("the second one has taken the first one's records: %v", err)
+	}
+	end()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // What a power cut left of a record is observed as the daemon would find it.
 func TestTheObserverReadsTheOlderSelfOfATornRecord(t *testing.T) {
 	c := config.Default()
