@@ -43,6 +43,9 @@ func TestAByteOrderMarkIsPassedOver(t *testing.T) {
 	if errs := Default().decode("f", []byte("\ufeffroot_dir = 1\n")); len(errs) != 1 || !strings.HasPrefix(errs[0].Error(), "f:1: root_dir: ") {
 		t.Errorf("%v", errs)
 	}
+	if _, err := load(t, "\ufeff[log]\nlevel = 99\n"); err == nil || !strings.Contains(err.Error(), ":2: log.level: ") {
+		t.Errorf("the line is not told: %v", err)
+	}
 }
 
 func TestFlagsWinOverTheFileAndTheFileOverDefaults(t *testing.T) {

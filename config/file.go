@@ -15,7 +15,7 @@ import (
 // decode reads the file into c and returns everything that is wrong with it: unknown keys and values of the wrong form.
 // Where it is no TOML at all only the first fault can be told.
 func (c *Config) decode(path string, data []byte) []error {
-	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) // some editors begin a file of UTF-8 with it
+	data = withoutMark(data)
 	var wrong *toml.DecodeError
 	written := map[string]any{}
 	if err := toml.Unmarshal(data, &written); errors.As(err, &wrong) {
@@ -56,6 +56,9 @@ func (c *Config) decode(path string, data []byte) []error {
 		}
 	}
 }
+
+// withoutMark takes away what some editors begin a file of UTF-8 with.
+func withoutMark(data []byte) []byte { return bytes.TrimPrefix(data, []byte("\xef\xbb\xbf")) }
 
 func atLine(path string, e *toml.DecodeError) error {
 	row, _ := e.Position()
@@ -184,7 +187,7 @@ func advice(key string) string {
 func keyLines(data []byte) map[string]int {
 	lines := map[string]int{}
 	var p unstable.Parser
-	p.Reset(data)
+	p.Reset(withoutMark(data))
 	var section []string
 	for p.NextExpression() {
 		e := p.Expression()
