@@ -30,6 +30,9 @@ func TestLookingForImagesMakesNoStore(t *testing.T) {
 	if out, err := images("ls"); err != nil || strings.Count(out, "\n") != 1 {
 		t.Errorf("ls: %q, %v", out, err)
 	}
+	if out, err := images("ls", "--json"); err != nil || out != "[]\n" {
+		t.Errorf("ls --json: %q, %v", out, err)
+	}
 	if out, err := images("verify"); err != nil || out != "there are no images\n" {
 		t.Errorf("verify: %q, %v", out, err)
 	}

@@ -294,7 +294,7 @@ func printImages(list []engine.Image, asJSON bool, out io.Writer) error {
 	if asJSON {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		return e.Encode(list)
+		return e.Encode(append([]engine.Image{}, list...)) // none is a list, too
 	}
 	return imageTable(list, out)
 }
