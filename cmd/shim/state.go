@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"crishim/config"
+	"crishim/engine"
 	"crishim/state"
 )
 
@@ -39,7 +40,7 @@ func showState(_ context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	if asJSON, err := fs.GetBool("json"); err != nil || asJSON {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		records := map[string]any{"quarantined": store.Quarantined()}
+		records := map[string]any{"quarantined": append([]state.Quarantined{}, store.Quarantined()...)}
 		podRecords, containerRecords := []state.Pod{}, []state.Container{}
 		for i := range pods {
 			podRecords = append(podRecords, pods[i].Pod)
@@ -52,6 +53,11 @@ func showState(_ context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "KIND\tID\tNAMESPACE\tPOD\tCONTAINER\tATTEMPT\tPHASE\tENGINE\tAGE\tADDRESS\tNOTE")
+	line := func(c *state.ContainerView) {
+		key := c.Spec.PodKey
+		_, _ = fmt.Fprintf(w, "container\t%.12s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t\t%s\n", c.ID, key.Namespace, key.Name, c.Spec.Key.Name, c.Spec.Key.Attempt, c.Phase, c.Engine, age(c.CreatedAt), c.Leftover)
+	}
+	shown := map[engine.PodID]bool{}
 	for _, p := range pods {
 		address := ""
 		if len(p.Network.IPs) > 0 {
@@ -59,8 +65,14 @@ func showState(_ context.Context, fs *pflag.FlagSet, out io.Writer) error {
 		}
 		key := p.Spec.Key
 		_, _ = fmt.Fprintf(w, "pod\t%.12s\t%s\t%s\t\t%d\t%s\t%s\t%s\t%s\t%s\n", p.ID, key.Namespace, key.Name, key.Attempt, p.Phase, p.Engine, age(p.CreatedAt), address, p.Leftover)
+		shown[p.ID] = true
 		for _, c := range store.ContainersOf(p.ID) {
-			_, _ = fmt.Fprintf(w, "container\t%.12s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t\t%s\n", c.ID, key.Namespace, key.Name, c.Spec.Key.Name, c.Spec.Key.Attempt, c.Phase, c.Engine, age(c.CreatedAt), c.Leftover)
+			line(&c)
+		}
+	}
+	for i := range containers {
+		if !shown[containers[i].PodID] { // the record of its pod cannot be read
+			line(&containers[i])
 		}
 	}
 	for _, q := range store.Quarantined() {
