@@ -4,11 +4,13 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 )
 
 func load(t *testing.T, file string, args ...string) (*Config, error) {
@@ -261,5 +263,28 @@ func TestAValueInPlaceOfASectionIsOneMistake(t *testing.T) {
 		if errs := Default().decode("f", []byte(text)); len(errs) != 1 || errs[0].Error() != want {
 			t.Errorf("%q: %v", text, errs)
 		}
+	}
+}
+
+// The group of the socket may run crishim check, and need not see where the key of streams is.
+func TestWhoMayNotSeeTheKeyIsToldNoFault(t *testing.T) {
+	dir := t.TempDir()
+	s := Streaming{Cert: filepath.Join(dir, "closed", "cert.pem"), Key: filepath.Join(dir, "closed", "key.pem")}
+	if err := os.Mkdir(filepath.Join(dir, "closed"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := certificate(s); os.Geteuid() == 0 && err == nil {
+		t.Error("files that are not there are taken")
+	}
+	if os.Geteuid() == 0 {
+		runtime.LockOSThread() // whose alone it is
+		defer runtime.UnlockOSThread()
+		if err := unix.Setfsuid(65534); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = unix.Setfsuid(0) }()
+	}
+	if err := certificate(s); err != nil {
+		t.Error(err)
 	}
 }
