@@ -110,11 +110,16 @@ func listenUnix(path string, gid int) (net.Listener, error) {
 	case info.Mode()&os.ModeSocket == 0:
 		return nil, fmt.Errorf("there is a %s that is not a socket; remove it", info.Mode().Type())
 	default:
-		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
 			_ = conn.Close()
 			return nil, errors.New("another process answers there; ss -lxp shows which, stop it first")
 		}
-		if err := os.Remove(path); err != nil {
+		// Only this says that nobody listens: one that hangs takes no more connections when its queue is full.
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("another process may have it and takes no connection; ss -lxp shows which, stop it first: %w", err)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
 	}

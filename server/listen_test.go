@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Rows: S65 (part)
@@ -105,4 +107,32 @@ func TestTheSameSocketByAnotherNameIsOne(t *testing.T) {
 		t.Fatalf("%d sockets, %v", len(listeners), err)
 	}
 	_ = listeners[0].Close()
+}
+
+// Whoever hangs has the socket all the same, also when the queue of those that wait for him is full.
+func TestTheSocketOfAProcessThatHangsIsNotTaken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hangs.sock")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		if conn, err := net.Dial("unix", path); err == nil {
+			defer func() { _ = conn.Close() }()
+		}
+	}
+	before, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if listeners, err := Listen([]string{path}, ""); err == nil || !strings.Contains(err.Error(), "another process may have it") {
+		t.Errorf("%d sockets, %v", len(listeners), err)
+	}
+	if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("it was taken: %v", err)
+	}
 }
