@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -246,6 +248,23 @@ func TestOneEngineDownLeavesTheOthersPods(t *testing.T) {
 	})
 	if st := b.containerStatus(lost); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("its container afterwards: %v", st)
+	}
+}
+
+// An engine that is away does not make the node unready while another one is ready: what does is told.
+func TestWhyTheNodeIsNotReadyIsToldBesideAnEngineThatIsAway(t *testing.T) {
+	b := newBoth(t)
+	b.second.SetHealth(false)
+	b.waitHealth("second", false)
+	if err := os.Rename(filepath.Join(b.root, "root", "pods"), filepath.Join(b.root, "aside")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: b.podConfig("p")}); err == nil {
+		t.Fatal("a pod is made without a record")
+	}
+	r := b.conditions()[runtimeapi.RuntimeReady]
+	if r.Status || r.Reason != "StateNotWritable" || !strings.Contains(r.Message, "no such file") || !strings.Contains(r.Message, "engine second is not ready") {
+		t.Errorf("RuntimeReady %v", r)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"regexp"
 	"runtime"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -70,9 +71,6 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 // told that the runtime is ready must not be refused by his next call.
 func (s *Server) runtimeReady() *runtimeapi.RuntimeCondition {
 	condition := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
-	if err := s.store.WriteError(); err != nil {
-		condition.Status, condition.Reason, condition.Message = false, "StateNotWritable", err.Error()
-	}
 	ready := false
 	for i := len(s.order) - 1; i >= 0; i-- { // the default engine's reason is the one that stays
 		name := s.order[i].Name()
@@ -87,11 +85,14 @@ func (s *Server) runtimeReady() *runtimeapi.RuntimeCondition {
 			condition.Reason, condition.Message = h.Reason, h.Message
 		}
 	}
-	if condition.Status && ready && !s.open() {
-		condition.Reason, condition.Message = "Recovering", errRecovering.Error()
-		ready = false
+	condition.Status = ready
+	if err := s.store.WriteError(); err != nil {
+		condition.Status, condition.Reason = false, "StateNotWritable"
+		condition.Message = strings.TrimSuffix(err.Error()+"; "+condition.Message, "; ") // an engine may be away for the same reason
 	}
-	condition.Status = condition.Status && ready
+	if condition.Status && !s.open() {
+		condition.Status, condition.Reason, condition.Message = false, "Recovering", errRecovering.Error()
+	}
 	return condition
 }
 
