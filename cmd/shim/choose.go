@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"k8s.io/klog/v2"
+
 	"crishim/config"
 	"crishim/engine"
 	"crishim/internal/atomicfile"
@@ -24,17 +26,26 @@ type node struct {
 
 func nodeFile(c *config.Config) string { return filepath.Join(c.RootDir, "node.json") }
 
-// decideNode returns what was decided, with the reason in a sentence, and records it for the day when the configuration does
-// not name it any more. Where the engines cannot keep the settings nothing is decided: who takes those back has what was.
-func decideNode(c *config.Config, host string) (node, string, error) {
-	was, now, why, err := choose(c, host)
-	if err == nil {
+// decideNode returns what is recorded, and what holds from this start on, with the reason in a sentence. It records nothing: keep
+// does, once nothing refuses the start.
+func decideNode(c *config.Config, host string) (was, now node, why string, err error) {
+	if was, now, why, err = choose(c, host); err == nil {
 		err = checkEngines(c.EnginesOn(now.Engine), c)
 	}
-	if err != nil || now == was {
-		return now, why, err
+	return was, now, why, err
+}
+
+// keep records what was decided for the day when the configuration does not name it any more.
+func (n node) keep(was node, c *config.Config) error {
+	if n == was {
+		return nil
 	}
-	return now, why, now.write(nodeFile(c))
+	err := n.write(nodeFile(c))
+	if was.CgroupDriver = n.CgroupDriver; err != nil && n == was {
+		klog.ErrorS(err, "The Docker Engine's cgroup driver is not recorded; the native engine finds out itself while Docker is down")
+		return nil
+	}
+	return err
 }
 
 // choose returns what is recorded and what holds from the next start on: what the configuration names counts over it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +17,10 @@ func TestTheEngineIsChosenOnce(t *testing.T) {
 	c.RootDir = t.TempDir()
 	decide := func(want node) string {
 		t.Helper()
-		got, why, err := decideNode(c, host)
+		was, got, why, err := decideNode(c, host)
+		if err == nil {
+			err = got.keep(was, c)
+		}
 		if err != nil || got != want {
 			t.Fatalf("got %+v, %v; want %+v", got, err, want)
 		}
@@ -71,7 +75,7 @@ func TestADamagedChoiceIsNotGuessed(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.RootDir, "node.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := decideNode(c, t.TempDir()); err == nil || !strings.Contains(err.Error(), "node.json") {
+	if _, _, _, err := decideNode(c, t.TempDir()); err == nil || !strings.Contains(err.Error(), "node.json") {
 		t.Error(err)
 	}
 }
@@ -79,19 +83,18 @@ func TestADamagedChoiceIsNotGuessed(t *testing.T) {
 // What was written down would hold for the starts after it, when the setting is taken back or the daemon that has the folder restarts.
 func TestAStartThatIsRefusedDecidesNothing(t *testing.T) {
 	dir := t.TempDir()
-	root, runDir := filepath.Join(dir, "root"), filepath.Join(dir, "run")
+	root, runDir, file := filepath.Join(dir, "root"), filepath.Join(dir, "run"), filepath.Join(dir, "file")
 	c := config.Default()
 	c.RootDir, c.RunDir = root, runDir
-	was := node{Engine: config.EngineDocker, RuntimeName: "docker"}
-	if err := os.MkdirAll(root, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(root, 0o700), os.WriteFile(file, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if err := was.write(nodeFile(c)); err != nil {
-		t.Fatal(err)
-	}
-	refused := func(why, want string, args ...string) {
+	refused := func(was node, why, want string, args ...string) {
 		t.Helper()
-		args = append([]string{"serve", "--config=/dev/null", "--root-dir=" + root, "--run-dir=" + runDir, "--engine=native", "--network-conf-dir=" + filepath.Join(dir, "net.d")}, args...)
+		if err := was.write(nodeFile(c)); err != nil {
+			t.Fatal(err)
+		}
+		args = append([]string{"serve", "--config=/dev/null", "--root-dir=" + root, "--run-dir=" + runDir, "--network-conf-dir=" + filepath.Join(dir, "net.d")}, args...)
 		if err := runArgs(t.Context(), args...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", why, err)
 		}
@@ -99,11 +102,13 @@ func TestAStartThatIsRefusedDecidesNothing(t *testing.T) {
 			t.Errorf("after a start %s: %+v, %v", why, now, err)
 		}
 	}
-	refused("with settings that the engine cannot keep", "docker-bridge", "--network=docker-bridge")
+	docker, native := node{Engine: config.EngineDocker, RuntimeName: "docker"}, node{Engine: config.EngineNative, RuntimeName: "crishim"}
+	refused(docker, "with settings that the engine cannot keep", "docker-bridge", "--engine=native", "--network=docker-bridge")
+	refused(native, "without its socket", "that is not a socket", "--engine=docker", "--docker-endpoint=unix://"+filepath.Join(dir, "none.sock"), "--listen=unix://"+file)
 	store, err := state.Open(stateDir(c), filepath.Join(runDir, "state"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = store.Close() }()
-	refused("beside the daemon that has the folder", "another")
+	refused(docker, "beside the daemon that has the folder", "another", "--engine=native")
 }

@@ -21,8 +21,8 @@ import (
 type nodeEngines []nodeEngine
 
 // newEngines makes the engines that the configuration turns on, and those that still have pods: an engine that is taken
-// out of the configuration serves what it has until that has ended, and gets nothing new.
-func newEngines(ctx context.Context, choice node, c *config.Config, store *state.Store, tracer trace.TracerProvider) (nodeEngines, error) {
+// out of the configuration serves what it has until that has ended, and gets nothing new. What is learnt of the node is put into choice.
+func newEngines(ctx context.Context, choice *node, c *config.Config, store *state.Store, tracer trace.TracerProvider) (nodeEngines, error) {
 	on := c.EnginesOn(choice.Engine)
 	for _, name := range recordedEngines(store) {
 		if !slices.Contains(on, name) {
@@ -31,7 +31,7 @@ func newEngines(ctx context.Context, choice node, c *config.Config, store *state
 		}
 	}
 	made := map[string]nodeEngine{}
-	driver := nativeDriver(choice, c)
+	driver := nativeDriver(*choice, c)
 	for _, name := range slices.Sorted(slices.Values(on)) { // docker comes before native, which takes its cgroup driver
 		if name == config.EngineNative && made[config.EngineDocker] != nil {
 			driver = dockersDriver(ctx, choice, c, made[config.EngineDocker])
@@ -84,10 +84,10 @@ func nativeDriver(choice node, c *config.Config) engine.CgroupDriver {
 	return choice.CgroupDriver
 }
 
-// dockersDriver asks the Docker Engine for its cgroup driver and records it for when it is down or gone: one kubelet can
+// dockersDriver asks the Docker Engine for its cgroup driver and puts it into choice for when it is down or gone: one kubelet can
 // have pods on both engines only where they agree, and on the native engine alone afterwards only where that still does.
-func dockersDriver(ctx context.Context, choice node, c *config.Config, eng nodeEngine) engine.CgroupDriver {
-	known := nativeDriver(choice, c)
+func dockersDriver(ctx context.Context, choice *node, c *config.Config, eng nodeEngine) engine.CgroupDriver {
+	known := nativeDriver(*choice, c)
 	connector, ok := eng.(interface {
 		Connect(ctx context.Context) (disconnect func(), err error)
 	})
@@ -102,15 +102,8 @@ func dockersDriver(ctx context.Context, choice node, c *config.Config, eng nodeE
 		return known
 	}
 	defer disconnect()
-	driver := eng.Info().CgroupDriver
-	if driver == choice.CgroupDriver {
-		return driver
-	}
-	choice.CgroupDriver = driver
-	if err := choice.write(nodeFile(c)); err != nil {
-		klog.ErrorS(err, "The Docker Engine's cgroup driver is not recorded; the native engine finds out itself while Docker is down")
-	}
-	return driver
+	choice.CgroupDriver = eng.Info().CgroupDriver
+	return choice.CgroupDriver
 }
 
 // handlers are the runtime handlers: the default one, the engines by name, and those of the configuration.

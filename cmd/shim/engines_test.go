@@ -72,7 +72,7 @@ func TestTheNodesCgroupDriverIsKept(t *testing.T) {
 	if err := (node{Engine: "native", RuntimeName: "docker", CgroupDriver: engine.CgroupfsDriver}).write(nodeFile(c)); err != nil {
 		t.Fatal(err)
 	}
-	choice, _, err := decideNode(c, t.TempDir())
+	_, choice, _, err := decideNode(c, t.TempDir())
 	if err != nil || nativeDriver(choice, c) != engine.CgroupfsDriver {
 		t.Errorf("%+v, %v", choice, err)
 	}

@@ -80,8 +80,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 			klog.ErrorS(err, "Not all records could be written")
 		}
 	}()
-	// Not before the folder is this daemon's: another one may have it, which would find the decision at its next start.
-	choice, why, err := decideNode(c, "/")
+	was, choice, why, err := decideNode(c, "/")
 	if err != nil {
 		return err
 	}
@@ -101,7 +100,7 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 		return err
 	}
 	disk := stats.NewDisk()
-	engines, err := newEngines(ctx, choice, c, store, tracer)
+	engines, err := newEngines(ctx, &choice, c, store, tracer)
 	if err != nil {
 		return err
 	}
@@ -126,6 +125,11 @@ func serve(ctx context.Context, fs *pflag.FlagSet, _ io.Writer) error {
 	srv.SetStreams(streams)
 	listeners, err := server.Listen(c.Listen, c.SocketGroup)
 	if err != nil {
+		return err
+	}
+	// Not before: a start that is refused, as beside a daemon that has the folder, would decide for those that come after it.
+	if err := choice.keep(was, c); err != nil {
+		closeAll(listeners)
 		return err
 	}
 	registerMetrics(registry, store, network, engines)
