@@ -84,7 +84,7 @@ func TestAFullDiskAndACrashOfABoundedLog(t *testing.T) {
 	}
 	write(30) // one batch, most likely; fails at an entry's end with B over its bound
 	until(func() bool { return ps.Stats().WriteErrors > 0 })
-	dieAt.Store(2)
+	dieAt.Store(setAsides.Load() + 1)
 	left.Store(1 << 30)
 	until(func() bool { write(1); return ps.running("c0ffee") == nil })
 	var c crasher

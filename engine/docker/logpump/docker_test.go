@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -94,6 +95,30 @@ func (d *dockerLog) rotate() {
 		must(d.t, os.Remove(d.path))
 	}
 	d.open()
+}
+
+// isRead says that a pump has the newest file open, and of those that Docker has removed no more than a few: it loses nothing then,
+// however late it is.
+func (d *dockerLog) isRead() bool {
+	open, removed := d.seen()
+	return open && removed <= maxHeld/2
+}
+
+// seen says whether a pump has the newest file open, and how many that Docker has removed.
+func (d *dockerLog) seen() (open bool, removed int) {
+	fds, err := os.ReadDir("/proc/self/fd")
+	must(d.t, err)
+	newest := 0
+	for _, fd := range fds {
+		target, _ := os.Readlink("/proc/self/fd/" + fd.Name())
+		switch {
+		case target == d.path:
+			newest++
+		case strings.HasPrefix(target, d.path) && strings.HasSuffix(target, " (deleted)"):
+			removed++
+		}
+	}
+	return newest > 1, removed // one is ours
 }
 
 func (d *dockerLog) expected() []byte {

@@ -207,6 +207,7 @@ func (p *pump) step() (progress bool, err error) {
 		_ = p.source.look()
 		return false, p.trouble
 	}
+	p.retryAt = time.Time{} // note says when after this try; a look that was slow puts none off
 	switch back, err := p.log.goBack(); {
 	case err != nil:
 		p.owner.writeErrors.Add(1)
@@ -291,7 +292,7 @@ func (p *pump) note(err error) {
 	case err == nil && p.trouble != nil:
 		klog.InfoS("Container log goes on", "container", p.id)
 	}
-	if err != nil && !time.Now().Before(p.retryAt) {
+	if err != nil && p.retryAt.IsZero() {
 		p.retryAt = time.Now().Add(retryDelay)
 	}
 	p.trouble = err
