@@ -69,7 +69,7 @@ func podNamespace(t *testing.T) (path string, end func()) {
 		once = true
 		close(stop)
 		<-ended
-		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			if _, err := os.Stat(path); err != nil {
 				return
 			}

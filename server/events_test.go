@@ -2,22 +2,62 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// events subscribes, and returns what waits for the next event. The subscription, which begins when its call arrives, has no answer of
+// its own: there is one once a pod is told of. Events of such pods may come first.
+func (f *fixture) events() (next func() *runtimeapi.ContainerEventResponse) {
+	f.t.Helper()
+	stream, err := f.runtime.GetContainerEvents(f.t.Context(), &runtimeapi.GetEventsRequest{})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	told, ended := make(chan *runtimeapi.ContainerEventResponse, 1000), make(chan error, 1)
+	go func() {
+		for {
+			ev, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			told <- ev
+		}
+	}()
+	for n := 0; len(told) == 0; n++ {
+		if err := f.removePod(f.runPod(fmt.Sprintf("subscribed-%d", n))); err != nil {
+			f.t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			f.t.Fatal(err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return func() *runtimeapi.ContainerEventResponse {
+		f.t.Helper()
+		select {
+		case ev := <-told:
+			return ev
+		case err := <-ended:
+			f.t.Fatal(err)
+		case <-time.After(time.Minute):
+			f.t.Fatal("no event comes")
+		}
+		return nil
+	}
+}
+
 // An event about one container must not carry the status of another that has no id yet.
 func TestEventsLeaveOutWhatIsBeingMade(t *testing.T) {
 	f := newFixture(t)
 	pod := f.runPod("p")
 	a := f.startContainer(pod, "p", "a", "sleep", "100")
-	stream, err := f.runtime.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(200 * time.Millisecond)
+	next := f.events()
 	release := f.engine.Block("CreateContainer")
 	defer release()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -35,10 +75,7 @@ func TestEventsLeaveOutWhatIsBeingMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	for {
-		ev, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
+		ev := next()
 		for _, c := range ev.ContainersStatuses {
 			if c.Id == "" {
 				t.Errorf("event %s of %s carries a status without id: %v", ev.ContainerEventType, ev.ContainerId, c)

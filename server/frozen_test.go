@@ -54,7 +54,9 @@ func (c *frozenConn) Close() error {
 // Rows: R43 (part), R47 (part), R50 (part)
 func TestClientsThatFreezeAreCutOffAndHoldUpNobody(t *testing.T) {
 	f := newFixture(t)
-	f.options = func(o *Options) { o.keepalive = keepalive.ServerParameters{Time: time.Second, Timeout: time.Second} }
+	f.options = func(o *Options) {
+		o.keepalive = keepalive.ServerParameters{Time: time.Second, Timeout: 5 * time.Second} // in which who is not frozen answers
+	}
 	f.restart()
 	const count, each = 3000, 20
 	sink := f.store.Sink(f.engine.Name())

@@ -780,20 +780,12 @@ func TestNetworkNotReadyRefusesOnlyPodsThatNeedIt(t *testing.T) {
 
 func TestEventsTellTheLifeOfAContainer(t *testing.T) {
 	f := newFixture(t)
-	stream, err := f.runtime.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The subscription begins when the call arrives; a second subscriber must see the same.
-	time.Sleep(50 * time.Millisecond)
+	next := f.events()
 	pod := f.runPod("web")
 	c := f.startContainer(pod, "web", "main", "true")
 	var got []runtimeapi.ContainerEventType
 	for len(got) < 3 {
-		ev, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
+		ev := next()
 		if ev.ContainerId == c {
 			got = append(got, ev.ContainerEventType)
 			if ev.PodSandboxStatus.GetId() != pod || len(ev.ContainersStatuses) != 1 {

@@ -500,8 +500,9 @@ func stopping(t *testing.T, b *bench) {
 	if err != nil || status.State != engine.ContainerExited || status.ExitCode != exitKilled {
 		t.Errorf("%+v, %v", status, err)
 	}
-	polite := b.container(t, b.containerSpec(pod, "/bin/sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done"))
-	time.Sleep(200 * time.Millisecond)
+	traps := b.containerSpec(pod, "/bin/sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done")
+	polite := b.container(t, traps)
+	eventually(t, 30*time.Second, "the trap is set", func() bool { log, _ := os.ReadFile(traps.LogPath); return strings.Contains(string(log), "up") })
 	if err := b.e.StopContainer(t.Context(), polite.ID, time.Minute); err != nil {
 		t.Fatal(err)
 	}

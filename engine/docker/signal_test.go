@@ -155,13 +155,15 @@ func TestStopSignalsWithoutDocker(t *testing.T) {
 				_ = json.NewEncoder(w).Encode(container.WaitResponse{StatusCode: 128 + int64(c.by)})
 			}
 			f.mu.Unlock()
+			began := time.Now()
 			if err := e.StopContainer(t.Context(), testContainer, c.grace); err != nil {
 				t.Fatal(err)
 			}
 			if by := endedBy(cmd); by != c.by {
 				t.Errorf("it ended by %v", by)
 			}
-			if n := f.requests("POST /containers/" + testContainer + "/kill"); n != 0 {
+			// What has not ended in its time is left to Docker, also where it is the machine that took so long.
+			if n := f.requests("POST /containers/" + testContainer + "/kill"); n != 0 && time.Since(began) < signalledLimit {
 				t.Errorf("Docker was asked %d times to signal it", n)
 			}
 		})
