@@ -102,6 +102,7 @@ func (b *bothEngines) moveOneByOne() {
 		serving[i].Store(&old[i].address)
 	}
 	var asked, failed atomic.Int64
+	var underWay [replicas]sync.RWMutex // held for reading by a request
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	for i := range serving {
@@ -113,7 +114,10 @@ func (b *bothEngines) moveOneByOne() {
 				case <-time.After(20 * time.Millisecond):
 				}
 				asked.Add(1)
-				if _, err := tryGet(*serving[i].Load()); err != nil {
+				underWay[i].RLock()
+				_, err := tryGet(*serving[i].Load())
+				underWay[i].RUnlock()
+				if err != nil {
 					failed.Add(1)
 					b.Logf("a request failed: %v", err)
 				}
@@ -123,8 +127,9 @@ func (b *bothEngines) moveOneByOne() {
 	pulls := len(b.n.Registry.Requests())
 	for i := range old {
 		moved := b.run(fmt.Sprintf("web-%d", i), "native", "native")
+		underWay[i].Lock() // requests under way to the old one end
 		serving[i].Store(&moved.address)
-		time.Sleep(100 * time.Millisecond) // requests under way to the old one end
+		underWay[i].Unlock()
 		b.spans(old[i], moved)
 		old[i].Remove()
 		b.moved = append(b.moved, moved)

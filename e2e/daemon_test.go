@@ -38,7 +38,7 @@ func TestSystemdIsToldOfReadinessWatchdogAndEnd(t *testing.T) {
 	}()
 	wait := func(want string) {
 		t.Helper()
-		deadline := time.After(20 * time.Second)
+		deadline := time.After(time.Minute)
 		for {
 			select {
 			case got := <-messages:

@@ -84,11 +84,7 @@ func TestRotationLosesNothing(t *testing.T) {
 	chatty := pod.RunChatty(n.Registry.Ref(harness.Busybox), 500)
 	var rotated []string
 	for i := range 3 {
-		lines, err := harness.ReadLog(chatty.Log)
-		if err != nil {
-			t.Fatal(err)
-		}
-		chatty.WaitLines(len(lines) + 50)
+		chatty.WaitLines(len(chatty.WaitLines(0)) + 50)
 		old := fmt.Sprintf("%s.%d", chatty.Log, i)
 		if err := os.Rename(chatty.Log, old); err != nil { // as the kubelet does
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"crishim/e2e/harness"
+	"crishim/internal/rowsize"
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
@@ -92,7 +93,7 @@ func httpGet(t *testing.T, address string) string {
 }
 
 func tryGet(address string) (string, error) {
-	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: rowsize.Of(10*time.Second, 2*time.Second), Transport: &http.Transport{DisableKeepAlives: true}}
 	reply, err := client.Get("http://" + address)
 	if err != nil {
 		return "", err

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"slices"
 	"strconv"
@@ -124,7 +125,16 @@ func TestContainerEventsTellALife(t *testing.T) {
 			events <- event
 		}
 	}()
-	time.Sleep(300 * time.Millisecond) // the subscription has no answer of its own
+	before := map[string]bool{}
+	harness.Eventually(t, time.Minute, "an event", func() error { // the subscription has no answer of its own
+		if len(events) > 0 {
+			return nil
+		}
+		first := n.RunPod(t, "subscribed")
+		first.Remove()
+		before[first.ID] = true
+		return errors.New("there is none")
+	})
 	pod := n.RunPod(t, "events")
 	c := pod.Run("c", n.Registry.Ref(harness.Busybox), forever)
 	c.Stop(5)
@@ -146,9 +156,15 @@ func TestContainerEventsTellALife(t *testing.T) {
 	limit := time.After(time.Minute)
 	for i := 0; i < len(want); {
 		select {
-		case event := <-events:
+		case event, open := <-events:
+			if !open {
+				t.Fatalf("the stream ended before event %d, %v of %.12s", i, want[i].kind, want[i].id)
+			}
 			if event.CreatedAt == 0 {
 				t.Errorf("event without a time: %v", event)
+			}
+			if before[event.ContainerId] {
+				continue
 			}
 			if event.ContainerId != want[i].id || event.ContainerEventType != want[i].kind {
 				t.Fatalf("event %d is %v of %.12s, want %v of %.12s", i, event.ContainerEventType, event.ContainerId, want[i].kind, want[i].id)

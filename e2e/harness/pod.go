@@ -244,10 +244,10 @@ func (c *Container) WaitExit() *runtimeapi.ContainerStatus {
 	return status
 }
 
-// Exec is ExecSync with ten seconds; any failure of the call ends the test.
+// Exec is ExecSync with fifty seconds; any failure of the call ends the test.
 func (c *Container) Exec(command ...string) *runtimeapi.ExecSyncResponse {
 	c.t.Helper()
-	reply, err := c.pod.node.Shim.Runtime.ExecSync(within(c.t, Call), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: command, Timeout: 10})
+	reply, err := c.pod.node.Shim.Runtime.ExecSync(within(c.t, Call), &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: command, Timeout: 50})
 	if err != nil {
 		c.t.Fatalf("running %q in container %s: %v", command, c.Config.Metadata.Name, err)
 	}

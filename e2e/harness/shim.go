@@ -234,7 +234,7 @@ func (s *Shim) RunAs(name string, args ...string) {
 // WaitReady polls Status until the runtime and the network are ready.
 func (s *Shim) WaitReady() {
 	s.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(30 * time.Second * patience())
 	for {
 		err := s.ready()
 		if !s.Running() {
