@@ -11,10 +11,11 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"k8s.io/klog/v2"
+
+	"crishim/internal/accept"
 )
 
 // Listen opens the CRI sockets: those that systemd hands over, else addresses ("unix:///run/…" or a path), mode 0660,
@@ -110,14 +111,8 @@ func listenUnix(path string, gid int) (net.Listener, error) {
 	case info.Mode()&os.ModeSocket == 0:
 		return nil, fmt.Errorf("there is a %s that is not a socket; remove it", info.Mode().Type())
 	default:
-		conn, err := net.DialTimeout("unix", path, time.Second)
-		if err == nil {
-			_ = conn.Close()
-			return nil, errors.New("another process answers there; ss -lxp shows which, stop it first")
-		}
-		// Only this says that nobody listens: one that hangs takes no more connections when its queue is full.
-		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("another process may have it and takes no connection; ss -lxp shows which, stop it first: %w", err)
+		if err := accept.Taken(path); err != nil {
+			return nil, err
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err

@@ -5,25 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 
 	"crishim/config"
 	"crishim/engine/docker"
 	"crishim/engine/docker/survey"
+	"crishim/internal/accept"
 )
 
 // giveLogsBack puts the old shims' links to Docker's files in the place of the logs that crishim has written, so that the old
 // shim shows what its containers write. crishim goes on in its own ones when it comes back. It goes on past errors.
 func giveLogsBack(ctx context.Context, c *config.Config, out io.Writer) error {
 	for _, endpoint := range c.Listen {
-		conn, err := net.DialTimeout("unix", strings.TrimPrefix(endpoint, "unix://"), time.Second)
-		if err == nil {
-			_ = conn.Close()
-			return fmt.Errorf("crishim still answers on %s and writes the logs: stop it first, and crishim.socket, which would start it again: %w", endpoint, errdefs.ErrFailedPrecondition)
+		if err := accept.Taken(strings.TrimPrefix(endpoint, "unix://")); err != nil {
+			return fmt.Errorf("crishim may still write the logs: stop it first, and crishim.socket, which would start it again: %s: %w: %w", endpoint, err, errdefs.ErrFailedPrecondition)
 		}
 	}
 	node, err := survey.Read(ctx, c.Docker.Endpoint)

@@ -134,9 +134,8 @@ func listenHTTP(address string) (net.Listener, error) {
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
 		// One that somebody answers on is another program's, or our own by a slip in the settings: the kubelet's, most of all.
-		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-			_ = conn.Close()
-			return nil, fmt.Errorf("listen on %s: %w", path, syscall.EADDRINUSE)
+		if err := accept.Taken(path); err != nil {
+			return nil, fmt.Errorf("listen on %s: %w: %w", path, syscall.EADDRINUSE, err)
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, err

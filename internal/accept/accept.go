@@ -1,5 +1,6 @@
 // Package accept keeps servers at work through what passes: those of gRPC and net/http end when Accept fails, but for errors that
-// call themselves temporary, and Go's do so for a lack of descriptors only, not of the kernel's memory.
+// call themselves temporary, and Go's do so for a lack of descriptors only, not of the kernel's memory. It also tells which Unix
+// sockets are somebody's, before a server makes its own.
 package accept
 
 import (
