@@ -145,4 +145,4 @@ image: need ## a container image, by docker
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin dist .cache
+	rm -rf bin dist .cache engine/native/helper/embedded/*/crishim-monitor

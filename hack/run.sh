@@ -21,5 +21,10 @@ start_node "${1:-}"
 if [ -t 0 ] && [ -t 1 ]; then
 	echo
 	echo "crishim serves on $socket; its log is $state/crishim.log. Try: crictl -r $socket info. Ctrl-C ends it."
-	wait $shim_pid
+	wait $shim_pid || {
+		status=$?
+		echo "crishim ended by itself, with status $status; the end of its log, $state/crishim.log:" >&2
+		tail -n 20 "$state/crishim.log" >&2
+		exit $status
+	}
 fi
