@@ -31,6 +31,10 @@ func showConfig(_ context.Context, fs *pflag.FlagSet, out io.Writer) error {
 	if err := checkStart(c, "/"); err != nil {
 		return err
 	}
+	// What is left to the node is told beside the settings: which engine that is, and what it calls itself.
+	if _, now, why, err := choose(c, "/"); err == nil {
+		_, _ = fmt.Fprintf(out, "# The default engine of this node is %s (%s); it calls itself %q.\n", now.Engine, why, now.RuntimeName)
+	}
 	return c.Write(out, false)
 }
 

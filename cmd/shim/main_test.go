@@ -144,8 +144,12 @@ func TestConfigRefusesWhatTheDaemonWould(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "root", "node.json"), []byte(`{"engine": "`+engine+`", "runtimeName": "docker"}`), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := run(t.Context(), []string{"config", "--config", file}, io.Discard); (err != nil) != refused {
+		var out bytes.Buffer
+		if err := run(t.Context(), []string{"config", "--config", file}, &out); (err != nil) != refused {
 			t.Errorf("bridge on %s: %v", engine, err)
+		}
+		if told := strings.Contains(out.String(), "# The default engine of this node is docker (it was chosen"); told == refused {
+			t.Errorf("of the engine %s is said:\n%s", engine, &out)
 		}
 	}
 }
