@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -224,7 +225,7 @@ func gather[I, T any](items []I, build func(*I) (T, error)) ([]T, error) {
 	var next atomic.Int64
 	var panicked atomic.Pointer[string]
 	var workers sync.WaitGroup
-	for range min(gatherers, len(items)) {
+	for range min(gatherers, runtime.GOMAXPROCS(0), len(items)) {
 		workers.Go(func() {
 			defer func() {
 				if p := recover(); p != nil {

@@ -217,21 +217,19 @@ func (r *Reader) forgetAll(which func(h *history) bool) {
 	}
 }
 
-// absolute is cgroupPath itself where it is a clean path already, as those of /proc/PID/cgroup are.
+// absolute is cgroupPath itself where it is a clean path already, as those of /proc/PID/cgroup are: filepath.Clean would look at each
+// byte of it, several times for each pod of a list.
 func absolute(cgroupPath string) string {
-	if !strings.HasPrefix(cgroupPath, "/") {
-		cgroupPath = "/" + cgroupPath
+	if strings.HasPrefix(cgroupPath, "/") && !strings.HasSuffix(cgroupPath, "/") && !strings.Contains(cgroupPath, "//") && !strings.Contains(cgroupPath, "/.") {
+		return cgroupPath
 	}
-	return filepath.Clean(cgroupPath)
+	return filepath.Clean("/" + cgroupPath)
 }
 
 // ParentCgroup is the cgroup above, "" where that would be the root.
 func ParentCgroup(cgroupPath string) string {
-	parent := filepath.Dir(absolute(cgroupPath))
-	if parent == "/" {
-		return ""
-	}
-	return parent
+	path := absolute(cgroupPath)
+	return path[:max(0, strings.LastIndexByte(path, '/'))]
 }
 
 func gone(path string, err error) error {
